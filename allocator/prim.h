@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Atomic operations and waits that Cython has no words for. All are C11 memory-model builtins,
+ * which the thread sanitizer understands. */
+#ifndef ZRAMFS_PRIM_H
+#define ZRAMFS_PRIM_H
+
+#include <stdint.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sched.h>
+#include <time.h>
+
+static inline uint64_t load64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void store64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline uint64_t add64(uint64_t *p, uint64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_RELAXED); }
+static inline uint64_t sub64(uint64_t *p, uint64_t v) { return __atomic_sub_fetch(p, v, __ATOMIC_RELAXED); }
+static inline uint64_t peek64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline bool cas64(uint64_t *p, uint64_t old, uint64_t v)
+{
+	return __atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+static inline uint64_t swap64(uint64_t *p, uint64_t v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }
+
+static inline uint32_t load32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void store32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline uint32_t add32(uint32_t *p, uint32_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
+static inline uint32_t sub32(uint32_t *p, uint32_t v) { return __atomic_sub_fetch(p, v, __ATOMIC_ACQ_REL); }
+static inline bool cas_i32(int32_t *p, int32_t old, int32_t v)
+{
+	return __atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+static inline int32_t load_i32(const int32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void store_i32(int32_t *p, int32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline int32_t sub_i32(int32_t *p, int32_t v) { return __atomic_sub_fetch(p, v, __ATOMIC_RELEASE); }
+
+/* Raises *p to at least v. */
+static inline void max64(uint64_t *p, uint64_t v)
+{
+	uint64_t old = __atomic_load_n(p, __ATOMIC_RELAXED);
+	while (old < v && !__atomic_compare_exchange_n(p, &old, v, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+		;
+}
+
+static inline uint64_t now_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
+/* One round of waiting for a lock that is held for a few microseconds. The holder may have been
+ * preempted, so after 64 pauses (about 2 us) the CPU is given away, and after 256 rounds the
+ * waiter sleeps 50 us a time, which costs nothing while a stopped holder is stopped. */
+static inline void relax(unsigned round)
+{
+	if (round < 64) {
+#if defined(__x86_64__) || defined(__i386__)
+		__builtin_ia32_pause();
+#elif defined(__aarch64__)
+		__asm__ __volatile__("yield");
+#endif
+	} else if (round < 256) {
+		sched_yield();
+	} else {
+		struct timespec t = {0, 50000};
+		nanosleep(&t, NULL);
+	}
+}
+
+/* True if the page is one repeated 8-byte word, which goes to *word. Compares from the end as
+ * well as the start, because real pages that are not same-filled mostly differ in one of the
+ * first words (0.05 us with the early exit, 0.7 us for a whole page). */
+static inline bool same_filled(const unsigned char *page, uint64_t *word)
+{
+	uint64_t first, last;
+	memcpy(&first, page, 8);
+	memcpy(&last, page + 4096 - 8, 8);
+	if (first != last || memcmp(page, page + 8, 4096 - 8) != 0)
+		return false;
+	*word = first;
+	return true;
+}
+
+static inline void fill_words(unsigned char *page, uint64_t word)
+{
+	for (unsigned i = 0; i < 512; i++)
+		memcpy(page + 8 * i, &word, 8);
+}
+
+#endif

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled parts only: everything static stands in pyproject.toml.
+
+ZRAMFS_ONLY=zramfs.codecs,...   builds only these extensions
+ZRAMFS_SANITIZE=address|thread  builds with that sanitizer (address brings undefined with it)
+ZRAMFS_WERROR=1                 turns compiler warnings into errors (scripts/test sets it)
+"""
+import os
+import shlex
+import subprocess
+import sys
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+SANITIZE = os.environ.get("ZRAMFS_SANITIZE", "")
+ONLY = {name for name in os.environ.get("ZRAMFS_ONLY", "").split(",") if name}
+
+
+def pkg_config(package: str, minimum: str) -> dict[str, list[str]]:
+    """Compiler and linker words for a C library, or an end with what to install."""
+    try:
+        subprocess.run(["pkg-config", f"--atleast-version={minimum}", package], check=True)
+        words = shlex.split(
+            subprocess.run(
+                ["pkg-config", "--cflags", "--libs", package],
+                check=True, capture_output=True, text=True,
+            ).stdout
+        )
+    except (OSError, subprocess.CalledProcessError):
+        sys.exit(
+            f"zramfs needs {package} >= {minimum} and its pkg-config file; none was found. "
+            f"On Debian: apt-get install pkg-config {package}-dev"
+        )
+    libs = [w for w in words if w.startswith(("-l", "-L"))]
+    return {"extra_link_args": libs, "extra_compile_args": [w for w in words if w not in libs]}
+
+
+def extension(name: str, *packages: tuple[str, str]) -> Extension:
+    flags = {
+        # -Wno-unused-*: Cython's own generated helpers, which our code does not call.
+        "extra_compile_args": [
+            "-std=gnu11", "-O2", "-g", "-pthread", "-D_GNU_SOURCE", "-fno-strict-aliasing",
+            "-Wall", "-Wextra", "-Wundef", "-Wno-unused-function", "-Wno-unused-parameter",
+            "-Wno-missing-field-initializers",
+        ],
+        "extra_link_args": ["-pthread"],
+    }
+    if os.environ.get("ZRAMFS_WERROR"):
+        flags["extra_compile_args"].append("-Werror")
+    if SANITIZE:
+        kinds = "address,undefined" if SANITIZE == "address" else SANITIZE
+        extra = [f"-fsanitize={kinds}", "-fno-omit-frame-pointer", "-O1"]
+        if SANITIZE == "address":
+            extra.append("-fno-sanitize-recover=undefined")
+        flags["extra_compile_args"] += extra
+        flags["extra_link_args"] += extra
+    for package, minimum in packages:
+        for key, words in pkg_config(package, minimum).items():
+            flags[key] += words
+    path = name.replace(".", "/") + ".pyx"
+    return Extension(
+        name, [path], include_dirs=["allocator", "zramfs"],
+        depends=["allocator/layout.h", "allocator/prim.h"], **flags,
+    )
+
+
+EXTENSIONS = [
+    extension("allocator.arena"),
+    extension("allocator.zsmalloc"),
+    extension("allocator.check"),
+    extension("zramfs.codecs", ("liblz4", "1.9.0"), ("libzstd", "1.5.0")),
+    extension("zramfs.store"),
+    extension("zramfs.lane"),
+]
+
+setup(
+    ext_modules=cythonize(
+        [e for e in EXTENSIONS if not ONLY or e.name in ONLY],
+        language_level=3,
+        build_dir=os.environ.get("ZRAMFS_BUILD_DIR", "build/cython"),
+        compiler_directives={
+            "boundscheck": False, "wraparound": False, "cdivision": True,
+            "embedsignature": True, "warn.unreachable": True,
+        },
+    ),
+)
