@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Atomic operations, waits, POSIX mutexes and the few system calls the core makes."""
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+cdef extern from "prim.h" nogil:
+    uint64_t load64(const uint64_t* p) noexcept
+    void store64(uint64_t* p, uint64_t v) noexcept
+    uint64_t peek64(const uint64_t* p) noexcept
+    uint64_t add64(uint64_t* p, uint64_t v) noexcept
+    uint64_t sub64(uint64_t* p, uint64_t v) noexcept
+    uint64_t swap64(uint64_t* p, uint64_t v) noexcept
+    bint cas64(uint64_t* p, uint64_t old, uint64_t v) noexcept
+    uint32_t load32(const uint32_t* p) noexcept
+    void store32(uint32_t* p, uint32_t v) noexcept
+    uint32_t add32(uint32_t* p, uint32_t v) noexcept
+    uint32_t sub32(uint32_t* p, uint32_t v) noexcept
+    bint cas_i32(int32_t* p, int32_t old, int32_t v) noexcept
+    int32_t load_i32(const int32_t* p) noexcept
+    void store_i32(int32_t* p, int32_t v) noexcept
+    int32_t sub_i32(int32_t* p, int32_t v) noexcept
+    void max64(uint64_t* p, uint64_t v) noexcept
+    uint64_t now_ns() noexcept
+    void relax(unsigned int round) noexcept
+    bint same_filled(const uint8_t* page, uint64_t* word) noexcept
+    void fill_words(uint8_t* page, uint64_t word) noexcept
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t* m, const void* attr) noexcept
+    int pthread_mutex_destroy(pthread_mutex_t* m) noexcept
+    int pthread_mutex_lock(pthread_mutex_t* m) noexcept
+    int pthread_mutex_trylock(pthread_mutex_t* m) noexcept
+    int pthread_mutex_unlock(pthread_mutex_t* m) noexcept
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
+        MADV_DONTDUMP, MFD_CLOEXEC
+    void* MAP_FAILED
+    void* mmap(void* addr, size_t length, int prot, int flags, int fd, int64_t offset) noexcept
+    int munmap(void* addr, size_t length) noexcept
+    int madvise(void* addr, size_t length, int advice) noexcept
+    int memfd_create(const char* name, unsigned int flags) noexcept
+
+cdef extern from "<fcntl.h>" nogil:
+    enum:
+        FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
+    int fallocate(int fd, int mode, int64_t offset, int64_t length) noexcept
+
+cdef extern from "<unistd.h>" nogil:
+    int ftruncate(int fd, int64_t length) noexcept
+    int close(int fd) noexcept
