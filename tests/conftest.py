@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test shares: a place of its own, the machine's capabilities, nothing left behind."""
+from __future__ import annotations
+
+import faulthandler
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import capabilities
+import leftovers
+import pytest
+
+TRACEBACK = "Traceback (most recent call last)"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--soak", type=float, default=0.0, metavar="MINUTES",
+        help="run the stress tests (t6) for about this many minutes together instead of one",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "requires(*words): skip unless the machine has these; see capabilities.py")
+    config.addinivalue_line("markers", "soak: runs longer with --soak, and has its time limit stretched with it")
+    if not config.option.collectonly:
+        leftovers.sweep(leftovers.of_dead_runs)
+        leftovers.sweep_directories()
+    owner = leftovers.owner_name()
+    # Everything temporary gets the run's name into its path: mount points, sockets, run directories.
+    home = Path(tempfile.gettempdir()) / owner
+    if config.option.basetemp is None:
+        config.option.basetemp = str(home / "pytest")
+    home.mkdir(mode=0o755, exist_ok=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(home)
+    os.environ[leftovers.ENVIRONMENT] = owner
+    # kill -USR1 PID shows where a hanging run stands; a copy of stderr, since capturing replaces it.
+    faulthandler.register(signal.SIGUSR1, file=os.fdopen(os.dup(2), "w"), all_threads=True)
+
+
+def pytest_report_header() -> list[str]:
+    words = [*capabilities.PROBES, "fio", "qemu-img"]
+    lacking = {word: reason for word in words if (reason := capabilities.missing(word))}
+    lines = ["machine has: " + " ".join(word for word in words if word not in lacking)]
+    lines += [f"machine lacks: {word}: {reason}" for word, reason in lacking.items()]
+    return lines
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    factor = max(1.0, config.getoption("soak"))
+    limit = float(config.getini("timeout"))
+    for item in items:
+        if item.get_closest_marker("soak") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(limit * factor))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("requires"):
+        capabilities.require(*mark.args)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """After the last test of a file nothing of this run may stand on the machine any more."""
+    result = yield
+    if nextitem is None or nextitem.path != item.path:
+        mine = leftovers.owner_name()
+        found = leftovers.sweep(lambda owner: owner == mine)
+        if found:
+            pytest.fail(f"{item.path.name} left behind: " + "; ".join(map(str, found)), pytrace=False)
+    return result
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """A failed run keeps its files for a look; the next run removes them."""
+    home = Path(tempfile.gettempdir())
+    mine = leftovers.owner_name()
+    # Never reach into something that is still mounted below.
+    if exitstatus == 0 and home.name == mine and not leftovers.find(lambda owner: owner == mine):
+        shutil.rmtree(home, ignore_errors=True)
