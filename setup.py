@@ -9,6 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
+from glob import glob
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -61,7 +62,7 @@ def extension(name: str, *packages: tuple[str, str]) -> Extension:
     path = name.replace(".", "/") + ".pyx"
     return Extension(
         name, [path], include_dirs=["allocator", "zramfs"],
-        depends=["allocator/layout.h", "allocator/prim.h"], **flags,
+        depends=[*glob("allocator/*.h"), *glob("zramfs/*.h")], **flags,
     )
 
 
@@ -70,6 +71,7 @@ EXTENSIONS = [
     extension("allocator.zsmalloc"),
     extension("allocator.check"),
     extension("zramfs.codecs", ("liblz4", "1.9.0"), ("libzstd", "1.5.0")),
+    extension("zramfs.slots"),
     extension("zramfs.store"),
     extension("zramfs.lane"),
 ]

@@ -25,6 +25,10 @@ static inline uint32_t load32(const uint32_t *p) { return __atomic_load_n(p, __A
 static inline void store32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline uint32_t add32(uint32_t *p, uint32_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
 static inline uint32_t sub32(uint32_t *p, uint32_t v) { return __atomic_sub_fetch(p, v, __ATOMIC_ACQ_REL); }
+static inline bool cas32(uint32_t *p, uint32_t old, uint32_t v)
+{
+	return __atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
 static inline bool cas_i32(int32_t *p, int32_t old, int32_t v)
 {
 	return __atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);

@@ -14,6 +14,7 @@ cdef extern from "prim.h" nogil:
     void store32(uint32_t* p, uint32_t v) noexcept
     uint32_t add32(uint32_t* p, uint32_t v) noexcept
     uint32_t sub32(uint32_t* p, uint32_t v) noexcept
+    bint cas32(uint32_t* p, uint32_t old, uint32_t v) noexcept
     bint cas_i32(int32_t* p, int32_t old, int32_t v) noexcept
     int32_t load_i32(const int32_t* p) noexcept
     void store_i32(int32_t* p, int32_t v) noexcept
@@ -23,6 +24,9 @@ cdef extern from "prim.h" nogil:
     void relax(unsigned int round) noexcept
     bint same_filled(const uint8_t* page, uint64_t* word) noexcept
     void fill_words(uint8_t* page, uint64_t word) noexcept
+
+cdef extern from "<stdlib.h>" nogil:
+    void* aligned_alloc(size_t alignment, size_t size) noexcept
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:

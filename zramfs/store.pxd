@@ -3,9 +3,7 @@
 no Python object. Results: 0 or a count, or a negative errno."""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-
-cdef struct store_t         # opaque: see store.pyx
-cdef struct store_ctx_t     # one per thread: codec workspaces and page buffers
+from zramfs.slots cimport store_ctx_t, store_t
 
 # NULL when memory is short. A context belongs to one store and one thread.
 cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil
@@ -28,4 +26,12 @@ cdef uint64_t store_data_bytes(store_t* st) noexcept nogil
 
 cdef class Store:
     cdef store_t* st
+    cdef store_ctx_t* idle_ctx[8]   # contexts for calls from Python; guarded by the GIL
+    cdef int nr_idle_ctx
     cdef object __weakref__
+    cdef readonly str algo
+    cdef readonly object level
+
+    cdef store_ctx_t* take_ctx(self) except NULL
+    cdef int put_ctx(self, store_ctx_t* ctx) except -1
+    cdef int check_range(self, off, n) except -1

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Executable invariants of layout.h, for allocator users that have their own to add."""
+from allocator.arena cimport arena_t
+from allocator.zsmalloc cimport pool_t
+
+# Raise CheckError, naming the sum that does not hold. Level 1: counters and lists, O(zspages);
+# level 2: every frame and every object as well.
+cdef int check_arena(arena_t* a, int level) except -1
+cdef int check_pool(pool_t* pool, int level) except -1

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+# Lock order: zsmalloc.pxd. Takes one class lock or the arena lock at a time, so a pool may be in use
+# while it is checked; the sums over several classes are exact only when it is at rest.
+"""The sums that layout.h states, as code."""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from allocator.arena cimport Arena, arena_t
+from allocator.layout cimport *
+from allocator.prim cimport *
+from allocator.zsmalloc cimport Pool, fullness_group, header_ptr, pool_t, size_class_t
+
+
+class CheckError(AssertionError):
+    """An invariant is broken: the message begins with its label in layout.h."""
+
+
+cdef int fail(str label, str text) except -1:
+    raise CheckError(f"[{label}] {text}")
+
+
+# ---- arena ------------------------------------------------------------------------------------
+
+cdef int check_pageblock_locked(arena_t* a, uint32_t pb, uint64_t* listed) except -1:
+    """[A1] [A2] [A4] by a walk over the 512 frames; counts free blocks per order in listed."""
+    cdef uint32_t frame = pb * PAGEBLOCK_FRAMES, end = frame + PAGEBLOCK_FRAMES, buddy
+    cdef uint32_t nr_free = 0
+    cdef page_desc_t* page
+    while frame < end:
+        page = &a.pages[frame]
+        if page.flags & PG_USED:
+            if page.flags & PG_FREE:
+                fail("A1", f"frame {frame} is both used and free")
+            frame += 1
+            continue
+        if not page.flags & PG_FREE or page.order >= PAGEBLOCK_ORDER:
+            fail("A1", f"frame {frame} is neither used nor in a free block (flags {page.flags:#x})")
+        if frame & ((1u << page.order) - 1):
+            fail("A4", f"free block of order {page.order} at frame {frame} is not aligned")
+        buddy = frame ^ (1u << page.order)
+        if a.pages[buddy].flags & PG_FREE and a.pages[buddy].order == page.order:
+            fail("A4", f"free buddies {frame} and {buddy} of order {page.order} did not merge")
+        listed[page.order] += 1
+        nr_free += 1u << page.order
+        frame += 1u << page.order
+    if nr_free != a.pageblocks[pb].nr_free:
+        fail("A2", f"pageblock {pb} has {nr_free} free frames and says {a.pageblocks[pb].nr_free}")
+    if nr_free == PAGEBLOCK_FRAMES:
+        fail("A3", f"pageblock {pb} is free and still counts as in use")
+    return 0
+
+
+cdef int check_arena_locked(arena_t* a, int level) except -1:
+    cdef uint64_t listed[NR_ORDERS]
+    cdef uint64_t in_lists, used = 0, in_use = 0
+    cdef uint32_t frame, prev, pb
+    cdef int order
+    for order in range(NR_ORDERS):
+        listed[order] = 0
+    for pb in range(a.fresh):
+        if a.pageblocks[pb].flags & PB_IN_USE:
+            in_use += 1
+            used += PAGEBLOCK_FRAMES - a.pageblocks[pb].nr_free
+            if level >= 2:
+                check_pageblock_locked(a, pb, listed)
+    if in_use != a.pageblocks_in_use:
+        fail("A1", f"{in_use} pageblocks are in use, {a.pageblocks_in_use} are counted")
+    if used != a.frames_used:
+        fail("A1", f"{used} frames are used, {a.frames_used} are counted")
+    # A pageblock between the lists, on its way back to the OS, is in neither count.
+    if in_use + a.nr_returned > a.fresh:
+        fail("A3", f"{in_use} pageblocks in use and {a.nr_returned} returned, of {a.fresh} ever used")
+    for order in range(PAGEBLOCK_ORDER):
+        in_lists = 0
+        prev = NONE32
+        frame = a.free_head[order]
+        while frame != NONE32:
+            if not a.pages[frame].flags & PG_FREE or a.pages[frame].order != order:
+                fail("A2", f"frame {frame} in the list of order {order} is no free block of it")
+            if a.pages[frame].prev != prev:
+                fail("A2", f"frame {frame} in the list of order {order} has a wrong back link")
+            prev = frame
+            frame = a.pages[frame].next
+            in_lists += 1
+            if in_lists > a.nr_frames:
+                fail("A2", f"the list of order {order} has no end")
+        if in_lists != a.free_count[order]:
+            fail("A2", f"{in_lists} blocks of order {order} are listed, {a.free_count[order]} are counted")
+        if level >= 2 and listed[order] != in_lists:
+            fail("A2", f"{listed[order]} free blocks of order {order} exist, {in_lists} are listed")
+    return 0
+
+
+cdef int check_arena(arena_t* a, int level) except -1:
+    pthread_mutex_lock(&a.lock)
+    try:
+        return check_arena_locked(a, level)
+    finally:
+        pthread_mutex_unlock(&a.lock)
+
+
+# ---- pool -------------------------------------------------------------------------------------
+
+cdef int check_zspage_locked(pool_t* pool, size_class_t* c, uint32_t number, uint8_t* is_free) except -1:
+    """[Z1] and the objects' headers; is_free is scratch for the class's objects."""
+    cdef zspage_desc_t* z = &pool.arena.zspages[number]
+    cdef uint32_t i, idx = z.freeobj, nr_free = 0
+    cdef uint64_t header
+    for i in range(c.pages):
+        if z.frames[i] >= pool.arena.nr_frames:
+            fail("Z4", f"zspage {number} lists frame {z.frames[i]}, which does not exist")
+        if (pool.arena.pages[z.frames[i]].owner != OWNER_ZSMALLOC
+                or pool.arena.pages[z.frames[i]].ref != number):
+            fail("Z4", f"frame {z.frames[i]} of zspage {number} names another owner")
+    for i in range(c.objs):
+        is_free[i] = 0
+    while idx < c.objs:
+        if is_free[idx]:
+            fail("Z1", f"the free chain of zspage {number} has a loop at object {idx}")
+        is_free[idx] = 1
+        nr_free += 1
+        header = header_ptr(pool, z, c, idx)[0]
+        if header & HDR_ALLOCATED:
+            fail("Z1", f"object {idx} of zspage {number} is in the free chain and allocated")
+        idx = <uint32_t>(header >> 1)
+    if z.inuse + nr_free != c.objs:
+        fail("Z1", f"zspage {number}: {z.inuse} in use + {nr_free} free, {c.objs} expected")
+    for i in range(c.objs):
+        header = header_ptr(pool, z, c, i)[0]
+        if not is_free[i] and not header & HDR_ALLOCATED:
+            fail("Z1", f"object {i} of zspage {number} is neither allocated nor in the free chain")
+        if header & HDR_ALLOCATED and c.objs != 1 and ((header >> 1) & HDR_SIZE_MASK) + OBJ_HEADER > c.size:
+            fail("Z1", f"object {i} of zspage {number} is larger than its class of {c.size}")
+    return 0
+
+
+cdef int check_class_locked(pool_t* pool, size_class_t* c, int level, uint8_t* is_free,
+                            uint64_t* pages) except -1:
+    cdef uint64_t inuse = 0, zspages = 0, in_list
+    cdef uint32_t number, prev
+    cdef zspage_desc_t* z
+    cdef int group
+    for group in range(NR_FULLNESS):
+        in_list = 0
+        prev = NONE32
+        number = c.head[group]
+        while number != NONE32:
+            z = &pool.arena.zspages[number]
+            if z.magic != ZSPAGE_MAGIC or z.class_idx != c.index:
+                fail("Z2", f"zspage {number} in a list of class {c.size} is not of that class")
+            if z.prev != prev or z.fullness != group:
+                fail("Z2", f"zspage {number} has a wrong link or group in list {group} of class {c.size}")
+            if fullness_group(z.inuse, c.objs) != group:
+                fail("Z5", f"zspage {number}, {z.inuse} of {c.objs} in use, stands in group {group}")
+            if level >= 2:
+                check_zspage_locked(pool, c, number, is_free)
+            inuse += z.inuse
+            prev = number
+            number = z.next
+            in_list += 1
+            if in_list > c.zspages:
+                fail("Z2", f"list {group} of class {c.size} has no end")
+        if in_list != c.nr[group]:
+            fail("Z2", f"{in_list} zspages in group {group} of class {c.size}, {c.nr[group]} counted")
+        zspages += in_list
+    if c.nr[FULLNESS_EMPTY]:
+        fail("Z5", f"class {c.size} keeps {c.nr[FULLNESS_EMPTY]} empty zspages")
+    if zspages != c.zspages or inuse != c.inuse:
+        fail("Z3", f"class {c.size}: {zspages} zspages and {inuse} objects in the lists, "
+                   f"{c.zspages} and {c.inuse} counted")
+    pages[0] += zspages * c.pages
+    return 0
+
+
+cdef int check_pool(pool_t* pool, int level) except -1:
+    cdef uint8_t* is_free = <uint8_t*>calloc(1, 1 << LOC_IDX_BITS)
+    cdef uint64_t pages = 0, corrupt = peek64(&pool.corrupt)
+    cdef size_class_t* c
+    cdef uint32_t i
+    if is_free == NULL:
+        raise MemoryError
+    try:
+        for i in range(pool.nr_classes):
+            c = &pool.classes[i]
+            pthread_mutex_lock(&c.lock)
+            try:
+                check_class_locked(pool, c, level, is_free, &pages)
+            finally:
+                pthread_mutex_unlock(&c.lock)
+        if pages != peek64(&pool.pages):
+            fail("Z4", f"the classes have {pages} pages, the pool counts {peek64(&pool.pages)}")
+        if corrupt:
+            fail("Z4", f"{corrupt} locations named no object")
+    finally:
+        free(is_free)
+    return 0
+
+
+def check(what, level=1):
+    """Check an Arena or a Pool (with its arena), at rest. Level 1: counters and lists; level 2: every
+    frame and object too. Raises CheckError, whose message begins with the label of the broken sum."""
+    if isinstance(what, Arena):
+        check_arena((<Arena>what).a, level)
+    elif isinstance(what, Pool):
+        check_arena((<Pool>what).pool.arena, level)
+        check_pool((<Pool>what).pool, level)
+    else:
+        raise TypeError(f"Arena or Pool expected, got {type(what).__name__}")

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+# Lock order, outermost first: chunk pin (store_t.chunks), slot lock (bit 0 of a slot), then the
+# locks of the pool (allocator/zsmalloc.pxd). A thread holds one slot at a time.
+"""The slot table: one 64-bit word for each 4 KiB page of the device.
+
+    63                                   24 23        10 9  8  7   6   5  4 3    1  0
+    +---------------------------------------+-----------+--+--+---+---+----+------+----+
+    | location (zspage, object index), or   | 0         |S |P |inc|idl|prio| type |lock|
+    | the word of a same-filled page        |           |  |  |   |   |    |      |    |
+    +---------------------------------------+-----------+--+--+---+---+----+------+----+
+    type  EMPTY, SAME (word in the slot), SAME_OBJ (word in an 8-byte object), OBJ (compressed),
+          HUGE (raw, one page), WRITTEN_BACK; two more stay free for shared objects and for units
+          of several pages
+    prio  priority of the algorithm that compressed it, 0 = primary
+    idl   idle: not used since it was marked       inc  incompressible by every algorithm
+    P     under post-processing                    S    SAME: the word is two equal 32-bit halves
+
+A write commits with one store into its slot, which also drops the lock: at every instant a slot
+names a whole object. The old object is freed after that.
+
+Chunks: 512 slots, one page of the table, 2 MiB of the device. A chunk's word counts the slots in
+use (low half) and the threads inside (high half). A chunk that counts no slot is never looked at,
+so an unwritten device costs nothing, and its page of the table goes back to the OS.
+"""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from allocator.arena cimport arena_t
+from allocator.zsmalloc cimport pool_t
+from zramfs.codecs cimport codec_ctx_t, codec_t
+
+cdef enum:
+    PAGE = 4096
+    PAGE_SHIFT = 12
+    CHUNK_SHIFT = 9             # slots a chunk, as a power of two
+    CHUNK_SLOTS = 512
+
+    SLOT_LOCK = 1
+    TYPE_SHIFT = 1
+    TYPE_MASK = 7
+    EMPTY = 0
+    SAME = 1
+    SAME_OBJ = 2
+    OBJ = 3
+    HUGE = 4
+    WRITTEN_BACK = 5
+
+    PRIO_SHIFT = 4
+    PRIO_MASK = 3
+    SLOT_IDLE = 1 << 6
+    SLOT_INCOMPRESSIBLE = 1 << 7
+    SLOT_POST = 1 << 8
+    SLOT_HALVES = 1 << 9
+    LOC_SHIFT = 24
+
+    NR_PRIO = 4
+
+    CHUNK_USED = 0xffff         # mask of the slots in use, 0 to 512
+    CHUNK_PIN = 1 << 16         # one thread inside; up to 2^15 - 1
+cdef extern from *:
+    """
+    #define CHUNK_CLOSING 0x80000000u /* its page of the table is being given back */
+    """
+    const uint32_t CHUNK_CLOSING
+
+
+cdef struct store_t:
+    # constant
+    arena_t* arena
+    pool_t* pool
+    uint64_t* slots             # slot words: atomic, each guarded by its lock bit
+    uint32_t* chunks            # chunk words: atomic
+    uint64_t nr_slots
+    uint64_t nr_chunks
+    codec_t codec[NR_PRIO]
+    uint32_t max_object         # largest compressed size that is kept; larger pages are huge
+    # statistics: atomic, relaxed
+    uint64_t pages_stored
+    uint64_t compr_bytes
+    uint64_t same_pages
+    uint64_t huge_pages
+    uint64_t huge_pages_since
+    uint64_t failed_reads
+    uint64_t failed_writes
+    uint64_t notify_free
+
+
+cdef struct store_ctx_t:        # one thread's workspace
+    store_t* st
+    codec_ctx_t* codec[NR_PRIO]
+    uint8_t* page               # a whole page in read-modify-write
+    uint8_t* comp               # a compressed page
+    uint8_t* scratch            # an object that straddles two frames
+    # the page that prepare() has looked at
+    uint32_t type
+    uint32_t size               # bytes of the object, 0 = none
+    const uint8_t* data         # the object's bytes
+    uint64_t word               # of a same-filled page
+
+
+cdef store_ctx_t* ctx_new(store_t* st) noexcept nogil
+cdef void ctx_free(store_ctx_t* ctx) noexcept nogil
+
+# Threads between these two may touch the chunk's slots. try: False while it is being given back.
+cdef void chunk_pin(store_t* st, uint64_t chunk) noexcept nogil
+cdef bint chunk_try_pin(store_t* st, uint64_t chunk) noexcept nogil
+cdef void chunk_unpin(store_t* st, uint64_t chunk) noexcept nogil
+cdef void chunk_give_back(store_t* st, uint64_t chunk) noexcept nogil
+
+# Whole pages; the caller has pinned the chunk. 0 or a negative errno; on an error the slot keeps
+# what it held.
+cdef int page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil
+cdef int page_write(store_t* st, store_ctx_t* ctx, uint64_t slot, const uint8_t* src) noexcept nogil
+# Bytes [start, start + n) of a page: src, or zeros where src is NULL.
+cdef int page_update(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t start, const uint8_t* src,
+                     uint32_t n) noexcept nogil
+cdef void page_free(store_t* st, uint64_t slot) noexcept nogil
+
+# Object compaction's hooks, see pool_ops_t. ctx is the store.
+cdef bint slot_pin(void* st, uint64_t slot, uint64_t loc) noexcept nogil
+cdef void slot_moved(void* st, uint64_t slot, uint64_t loc) noexcept nogil
+
+cdef inline uint32_t slot_type(uint64_t v) noexcept nogil:
+    return <uint32_t>(v >> TYPE_SHIFT) & TYPE_MASK
+
+cdef inline bint has_object(uint64_t v) noexcept nogil:
+    return slot_type(v) == OBJ or slot_type(v) == HUGE or slot_type(v) == SAME_OBJ

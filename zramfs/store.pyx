@@ -1,0 +1,528 @@
+# SPDX-License-Identifier: Apache-2.0
+# Lock order: slots.pxd. A range takes the chunks it covers one after the other, pinned one at a time.
+"""The store of a device: any byte range, read, written, zeroed and sought, over the slot table."""
+from libc.errno cimport EINVAL, EIO, ENOMEM, ENOSPC, ENXIO
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
+
+from allocator.arena cimport arena_buddyinfo, arena_delete, arena_new, arena_stats, arena_t
+from allocator.check cimport check_arena, check_pool
+from allocator.layout cimport CHAIN_MAX, PAGEBLOCK_FRAMES, TAG_BITS, zspage_desc_t
+from allocator.prim cimport *
+from allocator.zsmalloc cimport (
+    header_ptr, loc_idx, loc_zspage, location, pool_classes, pool_delete, pool_new,
+    pool_ops_t, pool_stats, pool_t, zs_compact, zs_map, zs_unmap,
+)
+from zramfs.codecs cimport Codec
+from zramfs.slots cimport *
+
+import os
+
+from allocator.check import CheckError
+from zramfs.stats import StoreStats
+
+# A pool can need eight times the device's size (every zspage holding one object), but never more
+# than the machine's memory; 8 TiB of address space is the most that is asked for.
+MAX_PAGEBLOCKS = 4 << 20
+SPARE_PAGEBLOCKS = 64
+MAX_DISKSIZE = 1 << 48
+
+
+# ---- ranges -----------------------------------------------------------------------------------
+
+cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil:
+    return ctx_new(st)
+
+
+cdef void store_ctx_free(store_ctx_t* ctx) noexcept nogil:
+    ctx_free(ctx)
+
+
+cdef uint64_t store_disksize(store_t* st) noexcept nogil:
+    return st.nr_slots << PAGE_SHIFT
+
+
+cdef uint64_t store_data_bytes(store_t* st) noexcept nogil:
+    return peek64(&st.pages_stored) << PAGE_SHIFT
+
+
+cdef inline bint in_range(store_t* st, uint64_t off, uint64_t n) noexcept nogil:
+    return off <= store_disksize(st) and n <= store_disksize(st) - off
+
+
+cdef inline uint64_t cut(uint64_t off, uint64_t end, uint32_t shift) noexcept nogil:
+    """The end of the piece of [off, end) that lies in the unit of 2^shift bytes around off."""
+    cdef uint64_t border = ((off >> shift) + 1) << shift
+    return border if border < end else end
+
+
+cdef int read_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end, uint8_t* buf) noexcept nogil:
+    cdef uint64_t piece
+    cdef uint32_t start
+    cdef int r = 0
+    while off < end:
+        piece = cut(off, end, PAGE_SHIFT)
+        start = <uint32_t>(off & (PAGE - 1))
+        if piece - off == PAGE:
+            r = page_read(st, ctx, off >> PAGE_SHIFT, buf)
+        else:
+            r = page_read(st, ctx, off >> PAGE_SHIFT, ctx.page)
+            if r == 0:
+                memcpy(buf, ctx.page + start, piece - off)
+        if r != 0:
+            add64(&st.failed_reads, 1)
+            return r
+        buf += piece - off
+        off = piece
+    return 0
+
+
+cdef int store_read(store_t* st, store_ctx_t* ctx, uint64_t off, uint8_t* buf, uint64_t n) noexcept nogil:
+    cdef uint64_t end = off + n, piece, chunk
+    cdef int r
+    if not in_range(st, off, n):
+        return -EINVAL
+    while off < end:
+        piece = cut(off, end, PAGE_SHIFT + CHUNK_SHIFT)
+        chunk = off >> (PAGE_SHIFT + CHUNK_SHIFT)
+        if load32(&st.chunks[chunk]) & CHUNK_USED == 0:
+            memset(buf, 0, piece - off)
+        else:
+            chunk_pin(st, chunk)
+            r = read_chunk(st, ctx, off, piece, buf)
+            chunk_unpin(st, chunk)
+            if r != 0:
+                return r
+        buf += piece - off
+        off = piece
+    return 0
+
+
+cdef int write_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end, const uint8_t* buf,
+                     uint64_t* done) noexcept nogil:
+    cdef uint64_t piece
+    cdef int r
+    while off < end:
+        piece = cut(off, end, PAGE_SHIFT)
+        if piece - off == PAGE:
+            r = page_write(st, ctx, off >> PAGE_SHIFT, buf)
+        else:
+            r = page_update(st, ctx, off >> PAGE_SHIFT, <uint32_t>(off & (PAGE - 1)), buf,
+                            <uint32_t>(piece - off))
+        if r != 0:
+            add64(&st.failed_writes, 1)
+            return r
+        done[0] += piece - off
+        buf += piece - off
+        off = piece
+    return 0
+
+
+cdef int store_write(store_t* st, store_ctx_t* ctx, uint64_t off, const uint8_t* buf, uint64_t n,
+                     uint64_t* done) noexcept nogil:
+    cdef uint64_t end = off + n, piece, chunk
+    cdef int r
+    done[0] = 0
+    if not in_range(st, off, n):
+        return -EINVAL
+    while off < end:
+        piece = cut(off, end, PAGE_SHIFT + CHUNK_SHIFT)
+        chunk = off >> (PAGE_SHIFT + CHUNK_SHIFT)
+        chunk_pin(st, chunk)
+        r = write_chunk(st, ctx, off, piece, buf, done)
+        chunk_unpin(st, chunk)
+        if r != 0:
+            return r
+        buf += piece - off
+        off = piece
+    return 0
+
+
+cdef int zero_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end) noexcept nogil:
+    cdef uint64_t piece
+    cdef int r
+    while off < end:
+        piece = cut(off, end, PAGE_SHIFT)
+        if piece - off == PAGE:
+            page_free(st, off >> PAGE_SHIFT)
+        else:
+            r = page_update(st, ctx, off >> PAGE_SHIFT, <uint32_t>(off & (PAGE - 1)), NULL,
+                            <uint32_t>(piece - off))
+            if r != 0:
+                add64(&st.failed_writes, 1)
+                return r
+        off = piece
+    return 0
+
+
+cdef int store_zero(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t n) noexcept nogil:
+    cdef uint64_t end = off + n, piece, chunk, first, last
+    cdef int r
+    if not in_range(st, off, n):
+        return -EINVAL
+    first = (off + PAGE - 1) >> PAGE_SHIFT
+    last = end >> PAGE_SHIFT
+    if last > first:
+        add64(&st.notify_free, last - first)
+    while off < end:
+        piece = cut(off, end, PAGE_SHIFT + CHUNK_SHIFT)
+        chunk = off >> (PAGE_SHIFT + CHUNK_SHIFT)
+        # Without a slot in use there is nothing to free, however large the range.
+        if load32(&st.chunks[chunk]) & CHUNK_USED != 0:
+            chunk_pin(st, chunk)
+            r = zero_chunk(st, ctx, off, piece)
+            chunk_unpin(st, chunk)
+            chunk_give_back(st, chunk)
+            if r != 0:
+                return r
+        off = piece
+    return 0
+
+
+cdef int64_t store_seek(store_t* st, uint64_t off, bint hole) noexcept nogil:
+    cdef uint64_t slot = off >> PAGE_SHIFT, start
+    cdef uint32_t used
+    if off >= store_disksize(st):
+        return -ENXIO
+    while slot < st.nr_slots:
+        used = load32(&st.chunks[slot >> CHUNK_SHIFT]) & CHUNK_USED
+        if used == (CHUNK_SLOTS if hole else 0):
+            slot = ((slot >> CHUNK_SHIFT) + 1) << CHUNK_SHIFT
+        elif used == 0 or (slot_type(load64(&st.slots[slot])) == EMPTY) == hole:
+            break
+        else:
+            slot += 1
+    if slot >= st.nr_slots:
+        return <int64_t>store_disksize(st) if hole else -ENXIO
+    start = slot << PAGE_SHIFT
+    return <int64_t>(off if start < off else start)
+
+
+# ---- life of a store ----------------------------------------------------------------------------
+
+cdef void store_delete(store_t* st) noexcept nogil:
+    if st == NULL:
+        return
+    pool_delete(st.pool)
+    arena_delete(st.arena)
+    if st.chunks != NULL:
+        munmap(st.chunks, st.nr_chunks * sizeof(uint32_t))
+    free(st)
+
+
+cdef store_t* store_new(uint64_t nr_slots, uint64_t nr_pageblocks) noexcept nogil:
+    """Without a codec yet. NULL when address space or memory is short."""
+    cdef store_t* st = <store_t*>calloc(1, sizeof(store_t))
+    cdef pool_ops_t ops
+    cdef void* chunks
+    if st == NULL:
+        return NULL
+    st.nr_slots = nr_slots
+    st.nr_chunks = (nr_slots + CHUNK_SLOTS - 1) >> CHUNK_SHIFT
+    chunks = mmap(NULL, st.nr_chunks * sizeof(uint32_t), PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if chunks != MAP_FAILED:
+        st.chunks = <uint32_t*>chunks
+        st.arena = arena_new(st.nr_chunks << PAGE_SHIFT, nr_pageblocks)
+    if st.arena != NULL:
+        st.slots = <uint64_t*>st.arena.user
+        ops.ctx = st
+        ops.pin = slot_pin
+        ops.moved = slot_moved
+        st.pool = pool_new(st.arena, CHAIN_MAX, &ops)
+    if st.pool == NULL:
+        store_delete(st)
+        return NULL
+    st.max_object = st.pool.huge_size - 1
+    return st
+
+
+# ---- invariants -----------------------------------------------------------------------------------
+
+cdef int fail(str text) except -1:
+    raise CheckError(f"[S1] {text}")
+
+
+cdef int check_object(store_t* st, uint64_t slot, uint64_t v, uint64_t* bytes) except -1:
+    """The object of a slot exists, is allocated and names the slot."""
+    cdef uint32_t number = loc_zspage(v >> LOC_SHIFT), idx = loc_idx(v >> LOC_SHIFT)
+    cdef uint8_t scratch[PAGE]
+    cdef uint32_t size = 0
+    cdef uint64_t header
+    if zs_map(st.pool, v >> LOC_SHIFT, scratch, &size) == NULL:
+        fail(f"slot {slot} names object {idx} of zspage {number}, which does not exist")
+    header = header_ptr(st.pool, &st.arena.zspages[number], st.pool.by_index[st.arena.zspages[number].class_idx], idx)[0]
+    zs_unmap(st.pool, v >> LOC_SHIFT)
+    if header >> 16 != slot:
+        fail(f"slot {slot} names an object that names slot {header >> 16}")
+    if slot_type(v) == HUGE and size != PAGE:
+        fail(f"the huge object of slot {slot} has {size} bytes")
+    if slot_type(v) != SAME_OBJ:
+        bytes[0] += size
+    return 0
+
+
+cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
+    cdef uint64_t chunk, slot, v, stored = 0, same = 0, huge = 0, nbytes = 0, objects = 0
+    cdef uint32_t used
+    for chunk in range(st.nr_chunks):
+        if load32(&st.chunks[chunk]) == 0:
+            continue
+        used = 0
+        for slot in range(chunk << CHUNK_SHIFT, min((chunk + 1) << CHUNK_SHIFT, st.nr_slots)):
+            v = load64(&st.slots[slot])
+            if v & SLOT_LOCK:
+                fail(f"slot {slot} is locked in a store at rest")
+            if slot_type(v) == EMPTY:
+                if v != 0:
+                    fail(f"slot {slot} is empty and holds {v:#x}")
+                continue
+            used += 1
+            same += slot_type(v) == SAME or slot_type(v) == SAME_OBJ
+            huge += slot_type(v) == HUGE
+            if has_object(v):
+                objects += 1
+                check_object(st, slot, v, &nbytes)
+            if level >= 3 and page_read(st, ctx, slot, ctx.page) != 0:
+                fail(f"the page of slot {slot} can't be decompressed")
+        if used != load32(&st.chunks[chunk]):
+            fail(f"chunk {chunk} has {used} slots in use and says {load32(&st.chunks[chunk]):#x}")
+        stored += used
+    for name, found, counted in (
+        ("pages stored", stored, st.pages_stored), ("same-filled pages", same, st.same_pages),
+        ("huge pages", huge, st.huge_pages), ("compressed bytes", nbytes, st.compr_bytes),
+        ("objects", objects, pool_stats(st.pool).objects),
+    ):
+        if found != counted:
+            fail(f"{found} {name} in the slot table, {counted} counted")
+    return 0
+
+
+# ---- Python -----------------------------------------------------------------------------------------
+
+cdef class Store:
+    """The pages of one device.
+
+    disksize: bytes, 1 to 2^48, rounded up to 4096. algo, level: see zramfs.codecs. mem_limit: bytes
+    of pool memory, rounded up to 4096, 0 = none.
+    Raises ValueError for a bad argument and MemoryError when address space is short. Every method
+    may be called from any thread; the GIL is released while data moves.
+    """
+
+    def __cinit__(self, disksize, *, str algo="lz4", level=None, mem_limit=0):
+        cdef Codec codec = Codec(algo, level)
+        cdef uint64_t nr_slots, nr_pageblocks
+        if not 1 <= disksize <= MAX_DISKSIZE:
+            raise ValueError(f"a disk size of 1 to {MAX_DISKSIZE} bytes expected, got {disksize}")
+        nr_slots = (disksize + PAGE - 1) >> PAGE_SHIFT
+        nr_pageblocks = min(
+            (8 * nr_slots + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES + SPARE_PAGEBLOCKS, MAX_PAGEBLOCKS)
+        with nogil:
+            self.st = store_new(nr_slots, nr_pageblocks)
+        if self.st == NULL:
+            raise MemoryError(
+                f"no address space for a device of {disksize} bytes; see `ulimit -v` and "
+                "`sysctl vm.overcommit_memory`")
+        self.st.codec[0] = codec.codec
+        self.algo = algo
+        self.level = codec.level
+        self.set_mem_limit(mem_limit)
+
+    def __dealloc__(self):
+        self.close()
+
+    def close(self):
+        """Gives all memory back. No other call, and no lane, may be at work on the store."""
+        cdef int i
+        for i in range(self.nr_idle_ctx):
+            ctx_free(self.idle_ctx[i])
+        self.nr_idle_ctx = 0
+        with nogil:
+            store_delete(self.st)
+        self.st = NULL
+
+    cdef store_ctx_t* take_ctx(self) except NULL:
+        cdef store_ctx_t* ctx
+        if self.st == NULL:
+            raise ValueError("the store is closed")
+        if self.nr_idle_ctx:
+            self.nr_idle_ctx -= 1
+            return self.idle_ctx[self.nr_idle_ctx]
+        ctx = ctx_new(self.st)
+        if ctx == NULL:
+            raise MemoryError("no memory for a codec's workspace")
+        return ctx
+
+    cdef int put_ctx(self, store_ctx_t* ctx) except -1:
+        if self.nr_idle_ctx < 8:
+            self.idle_ctx[self.nr_idle_ctx] = ctx
+            self.nr_idle_ctx += 1
+        else:
+            ctx_free(ctx)
+        return 0
+
+    cdef int check_range(self, off, n) except -1:
+        if self.st == NULL:
+            raise ValueError("the store is closed")
+        if off < 0 or n < 0 or off + n > store_disksize(self.st):
+            raise OSError(EINVAL, f"a range inside {store_disksize(self.st)} bytes expected, "
+                                  f"got {n} bytes at {off}")
+        return 0
+
+    @property
+    def disksize(self):
+        """Bytes."""
+        return store_disksize(self.st) if self.st != NULL else 0
+
+    def read(self, off, n):
+        """n bytes at off. Raises OSError: EINVAL outside the device, EIO for a damaged page."""
+        cdef uint64_t start, count
+        cdef uint8_t* p
+        cdef store_ctx_t* ctx
+        cdef int r
+        self.check_range(off, n)
+        start, count = off, n
+        out = PyBytes_FromStringAndSize(NULL, n)
+        p = <uint8_t*><char*>out
+        ctx = self.take_ctx()
+        with nogil:
+            r = store_read(self.st, ctx, start, p, count)
+        self.put_ctx(ctx)
+        if r != 0:
+            raise OSError(-r, f"{n} bytes at {off} can't be read: {os.strerror(-r)}")
+        return out
+
+    def write(self, off, data):
+        """Writes a buffer at off and returns its length in bytes.
+
+        Raises OSError: EINVAL outside the device, ENOSPC when the pool is full. Then a first part
+        may be on the device (the exception's `written`, bytes); the rest holds its old data.
+        """
+        cdef Py_buffer view
+        cdef uint64_t start, done = 0
+        cdef store_ctx_t* ctx
+        cdef int r
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            self.check_range(off, view.len)
+            start = off
+            ctx = self.take_ctx()
+            with nogil:
+                r = store_write(self.st, ctx, start, <const uint8_t*>view.buf, <uint64_t>view.len, &done)
+            self.put_ctx(ctx)
+            if r != 0:
+                error = OSError(-r, f"{view.len} bytes at {off} can't be written: {os.strerror(-r)}")
+                error.written = done
+                raise error
+            return view.len
+        finally:
+            PyBuffer_Release(&view)
+
+    def zero(self, off, n):
+        """Discards n bytes at off: whole pages are freed, a partial head and tail are zeroed.
+        Raises OSError as write() does."""
+        cdef uint64_t start, count
+        cdef store_ctx_t* ctx
+        cdef int r
+        self.check_range(off, n)
+        start, count = off, n
+        ctx = self.take_ctx()
+        with nogil:
+            r = store_zero(self.st, ctx, start, count)
+        self.put_ctx(ctx)
+        if r != 0:
+            raise OSError(-r, f"{n} bytes at {off} can't be zeroed: {os.strerror(-r)}")
+
+    def seek(self, off, bint hole):
+        """Offset of the next data or hole at or after off; the device's end is a hole.
+        Raises OSError(ENXIO) where there is none, as lseek(2) does."""
+        cdef uint64_t start
+        cdef int64_t r
+        self.check_range(0, 0)
+        start = min(off, MAX_DISKSIZE)
+        with nogil:
+            r = store_seek(self.st, start, hole)
+        if r < 0:
+            raise OSError(<int>-r, f"no {'hole' if hole else 'data'} at or after {off}")
+        return r
+
+    def set_mem_limit(self, nbytes):
+        """Bytes of pool memory, rounded up to 4096; 0 = no limit. What is stored stays."""
+        self.check_range(0, 0)
+        if not 0 <= nbytes < 1 << 64:
+            raise ValueError(f"a limit of 0 to 2^64 - 1 bytes expected, got {nbytes}")
+        store64(&self.st.pool.limit_pages, (nbytes + PAGE - 1) >> PAGE_SHIFT)
+
+    def reset_mem_used_max(self):
+        """The peak starts anew from what is in use."""
+        self.check_range(0, 0)
+        store64(&self.st.pool.max_pages, peek64(&self.st.pool.pages))
+
+    def compact(self):
+        """Object compaction, to the end: pool pages freed."""
+        cdef uint64_t freed
+        self.check_range(0, 0)
+        with nogil:
+            freed = zs_compact(self.st.pool)
+        return freed
+
+    def stats(self):
+        self.check_range(0, 0)
+        pool = pool_stats(self.st.pool)
+        arena = arena_stats(self.st.arena)
+        return StoreStats(
+            orig_data_size=peek64(&self.st.pages_stored) * PAGE,
+            compr_data_size=peek64(&self.st.compr_bytes),
+            mem_used_total=pool.pages * PAGE,
+            mem_limit=pool.limit_pages * PAGE,
+            mem_used_max=pool.max_pages * PAGE,
+            same_pages=peek64(&self.st.same_pages),
+            pages_compacted=pool.pages_compacted,
+            huge_pages=peek64(&self.st.huge_pages),
+            huge_pages_since=peek64(&self.st.huge_pages_since),
+            failed_reads=peek64(&self.st.failed_reads),
+            failed_writes=peek64(&self.st.failed_writes),
+            notify_free=peek64(&self.st.notify_free),
+            resident=arena.resident,
+            pageblocks_in_use=arena.pageblocks_in_use,
+            pageblocks_total=arena.pageblocks_total,
+            bytes_returned=arena.bytes_returned,
+            frames_used=arena.frames_used,
+            frames_free=arena.frames_free,
+            corrupt=pool.corrupt,
+        )
+
+    def classes(self):
+        """ClassStats of every class that was not merged into a larger one, smallest first."""
+        self.check_range(0, 0)
+        return pool_classes(self.st.pool)
+
+    def buddyinfo(self):
+        """Free blocks of 2^k frames, k = 0 to 9; the last counts pageblocks given back to the OS."""
+        self.check_range(0, 0)
+        return arena_buddyinfo(self.st.arena)
+
+    def check(self, int level=1):
+        """Raises CheckError if a sum of allocator/layout.h does not hold. At rest only.
+
+        Level 1: counters and lists; 2: every frame, object and slot; 3: every page decompresses.
+        """
+        cdef store_ctx_t* ctx = self.take_ctx()
+        try:
+            check_arena(self.st.arena, level)
+            check_pool(self.st.pool, level)
+            if level >= 2:
+                check_slots(self.st, ctx, level)
+        finally:
+            self.put_ctx(ctx)
+
+    def inject_failure(self, after):
+        """The after-th frame allocation from now fails as if memory were short (0 = none does)."""
+        self.check_range(0, 0)
+        pthread_mutex_lock(&self.st.arena.lock)
+        self.st.arena.fail_after = after
+        pthread_mutex_unlock(&self.st.arena.lock)
