@@ -2,6 +2,7 @@
 """What every test shares: a place of its own, the machine's capabilities, nothing left behind."""
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import shutil
@@ -62,6 +63,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("requires"):
         capabilities.require(*mark.args)
+
+
+def _logs() -> dict[Path, str]:
+    """What the daemons of this run have logged so far."""
+    mine = leftovers.owner_name()
+    found = {}
+    for log in leftovers.RUN_DIRECTORIES.glob(f"*{mine}*/log"):
+        with contextlib.suppress(FileNotFoundError):
+            found[log] = log.read_text(errors="replace")
+    return found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A daemon never meets an exception that it does not expect, whatever the test looks at."""
+    before = _logs()
+    result = yield
+    for log, text in _logs().items():
+        new = text.removeprefix(before.get(log, ""))
+        if TRACEBACK in new:
+            pytest.fail(f"the daemon logged an unexpected exception in {log}:\n{new[-4000:]}", pytrace=False)
+    return result
 
 
 @pytest.hookimpl(wrapper=True)

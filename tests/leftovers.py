@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds and takes down what a test run left on the machine: swaps, mounts, loops, processes.
 
-A run owns what bears its name, zramfs-test-PID-STARTTIME, in a path, a mount's source or (for
+A run owns what bears its name, zramfs_test_PID_STARTTIME, in a path, a mount's source or (for
 processes) in the environment variable ZRAMFS_TEST_OWNER. Runs go on side by side on one machine, so
-only the caller's own things and those of runs that no longer live are ever touched.
+only the caller's own things and those of runs that no longer live are ever touched. No hyphen is in
+the name, because rundir.escape() would change it in the names of run directories.
 
     python tests/leftovers.py     takes down what dead runs left, and says so
 """
@@ -22,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ENVIRONMENT = "ZRAMFS_TEST_OWNER"
-_OWNER = re.compile(r"zramfs-test-(\d+)-(\d+)")
+_OWNER = re.compile(r"zramfs_test_(\d+)_(\d+)")
+RUN_DIRECTORIES = Path("/run/zramfs")
 _STEP_SECONDS = 20
 
 
@@ -34,7 +36,7 @@ def _start_time(pid: int) -> str:
 
 def owner_name(pid: int | None = None) -> str:
     pid = pid or os.getpid()
-    return f"zramfs-test-{pid}-{_start_time(pid)}"
+    return f"zramfs_test_{pid}_{_start_time(pid)}"
 
 
 def owner_of(text: str) -> str | None:
@@ -52,7 +54,7 @@ def _lives(owner: str) -> bool:
 
 @dataclass(frozen=True)
 class Leftover:
-    """kind: swap | mount | fuse mount | loop | process | directory; what: device, path or pid."""
+    """kind: swap | mount | loop | fuse mount | process | run directory; what: device, path or pid."""
 
     kind: str
     what: str
@@ -86,6 +88,10 @@ def _loops() -> dict[str, str]:
         except OSError:
             continue
     return found
+
+
+def _run_directories() -> list[tuple[Path, str]]:
+    return [(path, owner) for path in RUN_DIRECTORIES.glob("*") if (owner := owner_of(path.name))]
 
 
 def _processes() -> list[Leftover]:
@@ -123,6 +129,7 @@ def find(wanted: Callable[[str], bool]) -> list[Leftover]:
     found += [Leftover("loop", name, owner, _loops().get(name, "")) for name, owner in loops.items()]
     found += [m for m in mounts if m.kind == "fuse mount"]
     found += _processes()
+    found += [Leftover("run directory", str(path), owner) for path, owner in _run_directories()]
     return [leftover for leftover in found if wanted(leftover.owner)]
 
 
@@ -158,7 +165,7 @@ def _take_down_once(found: list[Leftover]) -> None:
             _run("swapoff", leftover.what)
         elif leftover.kind == "loop":
             _run("losetup", "--detach", leftover.what)
-        elif leftover.kind != "process" and not _run("umount", leftover.what):
+        elif leftover.kind in ("mount", "fuse mount") and not _run("umount", leftover.what):
             _run("umount", "--lazy", leftover.what)
 
 
@@ -171,6 +178,10 @@ def sweep(wanted: Callable[[str], bool]) -> list[Leftover]:
     # With its servers gone whatever still hung on them fails at once instead of waiting.
     _end_processes([leftover for leftover in find(wanted) if leftover.kind == "process"])
     _take_down_once(find(wanted))
+    second = find(wanted)
+    if all(leftover.kind == "run directory" for leftover in second):
+        for leftover in second:
+            shutil.rmtree(leftover.what, ignore_errors=True)
     return first
 
 
@@ -181,7 +192,7 @@ def of_dead_runs(owner: str) -> bool:
 def sweep_directories() -> None:
     """Removes the directories of dead runs, unless something is still mounted below one."""
     points = [point for point, _, _ in _mounts()]
-    for directory in Path(tempfile.gettempdir()).glob("zramfs-test-*"):
+    for directory in Path(tempfile.gettempdir()).glob("zramfs_test_*"):
         owner = owner_of(directory.name)
         if owner and of_dead_runs(owner) and not any(p.startswith(f"{directory}/") for p in points):
             shutil.rmtree(directory, ignore_errors=True)
