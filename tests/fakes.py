@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stand-ins for what needs a mount, for tests of what stands above it."""
+from __future__ import annotations
+
+from zramfs.lane import LaneStats
+
+
+class FakeLane:
+    """A lane without a mount: counts who has `disk` open, as the tests say, and keeps to the
+    contract of the real one (a store changes only while claimed or before the start)."""
+
+    def __init__(self) -> None:
+        self.open_count = 0
+        self.alive = True
+        self.counters = LaneStats(**dict.fromkeys(LaneStats.__dataclass_fields__, 0))
+        self.store = None
+        self.started = False
+        self.claimed = False
+        self.size_notified = 0
+
+    def claim(self) -> bool:
+        if self.open_count == 0:
+            self.claimed = True
+        return self.claimed
+
+    def release_claim(self) -> None:
+        assert self.claimed
+        self.claimed = False
+
+    def set_store(self, store) -> None:
+        assert self.claimed or not self.started
+        self.store = store
+
+    def notify_size(self) -> None:
+        assert self.claimed, "an opener would see the old size"
+        self.size_notified += 1
+
+    def stats(self) -> LaneStats:
+        return self.counters

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attributes against the kernel's: the same writes must have the same results on both."""
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+import pytest
+import trio
+from fakes import FakeLane
+
+from allocator.stats import ClassStats
+from zramfs.attributes import ATTRIBUTES, format_buddyinfo, format_classes
+from zramfs.config import DeviceConfig
+from zramfs.device import Device
+from zramfs.errors import ZramfsError
+from zramfs.memparse import kstrtoull, memparse, page_align
+from zramfs.tree import build
+
+CONTROL = Path("/sys/class/zram-control")
+
+# What memparse and PAGE_ALIGN make of mem_limit on kernel 6.18; None = EINVAL.
+MEM_LIMITS = {
+    b"0": 0, b"4096": 4096, b"4097": 8192, b"1k": 4096, b"3K": 4096, b"2M": 2 << 20, b"1G": 1 << 30,
+    b"1T": 1 << 40, b"1P": 1 << 50, b"1E": 1 << 60, b"16E": 0, b"010": 4096, b"0x10K": 16384,
+    b"0X10k": 16384, b"0xg": 0, b"09": 0, b"1junk": 4096, b"5000 ": 8192, b"5000\n": 8192,
+    b"8192\0junk": 8192, b"K": 0, b"99999999999999999999999": 200376420520689664,
+    b"18446744073709551615": 0, b"junk": None, b" 5000": None, b"+5000": None, b"-1": None, b"\0": None,
+    b"\n": None,
+}
+# (attribute, bytes): one device, from hot_add to its second life. A string is a step of the test's own.
+STEPS = [
+    *[("mem_limit", text) for text in MEM_LIMITS],
+    *[("disksize", text) for text in (b"0", b"junk", b"K", b" 4096", b"+4096", b"-1", b"16E", b"1E", b"15E",
+                                      b"18446744073709551615")],
+    *[("mem_used_max", text) for text in (b"0", b"0\n", b"00", b"+0", b"-0", b"0x0", b"1", b"0 ", b"0\n\n",
+                                          b"0\0junk", b"99999999999999999999999", b"junk")],
+    *[("compact", text) for text in (b"1", b"anything")],
+    *[("comp_algorithm", text) for text in (b"x" * 127, b"x" * 127 + b"\n", b"x" * 128, b"x" * 5000, b"lz4 ",
+                                            b" lz4", b"LZ4", b"lz", b"\n", b"lz4\0junk", b"lz4:1", b"lz4\n")],
+    ("mem_limit", b"5000"),
+    *[("reset", text) for text in (b"0", b"junk", b"65536", b"99999999999999999999999", b"-1", b" 1", b"1 ",
+                                   b"0x1", b"1\n\n", b"00", b"\n")],
+    *[("reset", text) for text in (b"+1", b"1\n", b"65535", b"1\0x")],
+    ("comp_algorithm", b"lz4"),
+    ("mem_limit", b"64K"),
+    ("disksize", b"0x100001junk"),
+    *[("disksize", text) for text in (b"1M", b"0")],
+    *[("comp_algorithm", text) for text in (b"lz4", b"junk", b"x" * 128)],
+    *[("compact", text) for text in (b"1", b"anything", b"\0")],
+    ("mem_used_max", b"0"),
+    ("mem_limit", b"1M" + b"x" * 5000),
+    "fill",
+    ("compact", b"1"),
+    ("mem_used_max", b"0"),
+    "open",
+    ("reset", b"1"),
+    ("mem_limit", b"0"),
+    "close",
+    ("reset", b"1"),
+    ("disksize", b"8192"),
+    ("reset", b"1"),
+]
+# comp_algorithm and stat are left out: the kernel has other algorithms, and counts the I/O that udev does.
+READABLE = [a.name for a in ATTRIBUTES if a.show and a.name not in ("comp_algorithm", "stat")]
+# Random bytes, which no algorithm makes smaller, then same-filled pages, of a word (two equal halves)
+# that our slots hold without an object, then zeros.
+FILL = os.urandom(3 * 4096) + b"zram" * 1024 * 5 + bytes(2 * 4096)
+
+
+class Kernel:
+    """A device of our own at the live kernel, removed at the end."""
+
+    def __init__(self) -> None:
+        self.number = int((CONTROL / "hot_add").read_text())
+        self.path = Path(f"/sys/block/zram{self.number}")
+        self.opened = None
+
+    def remove(self) -> None:
+        if self.opened is not None:
+            self.close()
+        (self.path / "reset").write_bytes(b"1")
+        (CONTROL / "hot_remove").write_bytes(str(self.number).encode())
+
+    async def write(self, name: str, data: bytes) -> int:
+        # udev looks into a device whose size changed; that is not the opener this test is about.
+        until = trio.current_time() + (2 if name == "reset" and self.opened is None else 0)
+        while True:
+            fd = os.open(self.path / name, os.O_WRONLY)
+            try:
+                return os.write(fd, data)
+            except OSError as error:
+                if error.errno != errno.EBUSY or trio.current_time() >= until:
+                    raise
+                await trio.sleep(0.02)
+            finally:
+                os.close(fd)
+
+    def read(self, name: str) -> str:
+        return (self.path / name).read_text()
+
+    def mode(self, name: str) -> int:
+        return (self.path / name).stat().st_mode & 0o7777
+
+    def fill(self, data: bytes) -> None:
+        fd = os.open(f"/dev/zram{self.number}", os.O_RDWR | os.O_SYNC)
+        try:
+            os.write(fd, data)
+        finally:
+            os.close(fd)
+
+    def open(self) -> None:
+        self.opened = os.open(f"/dev/zram{self.number}", os.O_RDONLY)
+
+    def close(self) -> None:
+        os.close(self.opened)
+        self.opened = None
+
+
+class Ours:
+    def __init__(self) -> None:
+        self.lane = FakeLane()
+        self.lane.started = True
+        self.device = Device(DeviceConfig(directory=Path("/nowhere"), rundir=Path("/nowhere")), self.lane)
+        root = build(self.device, Path("/nowhere/disk"))
+        zram = next(node for node in root.children if node.name == "zram")
+        self.files = {file.name: file for file in zram.children}
+
+    async def write(self, name: str, data: bytes) -> int:
+        return await self.files[name].write(data)
+
+    def read(self, name: str) -> str:
+        return self.files[name].read().decode()
+
+    def mode(self, name: str) -> int:
+        return self.files[name].mode
+
+    def fill(self, data: bytes) -> None:
+        self.lane.store.write(0, data)
+
+    def open(self) -> None:
+        self.lane.open_count += 1
+
+    def close(self) -> None:
+        self.lane.open_count -= 1
+
+
+async def outcome(side, name: str, data: bytes) -> int | str:
+    try:
+        return await side.write(name, data)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+
+@pytest.fixture
+def kernel():
+    device = Kernel()
+    yield device
+    device.remove()
+
+
+@pytest.mark.requires("zram")
+async def test_the_same_writes_do_the_same_as_in_the_kernel(kernel):
+    ours = Ours()
+    for name in ("disksize", "initstate", "comp_algorithm", "mem_limit", "mem_used_max", "mm_stat", "io_stat",
+                 "stat", "compact", "reset"):
+        assert ours.mode(name) == kernel.mode(name), name
+    # Ours starts with lz4, which is one of several for this kernel.
+    assert (await outcome(ours, "reset", b"1"), await outcome(kernel, "reset", b"1")) == (1, 1)
+    for step in STEPS:
+        if isinstance(step, str):
+            for side in (ours, kernel):
+                getattr(side, step)(*([FILL] if step == "fill" else []))
+        else:
+            theirs = await outcome(kernel, *step)
+            assert await outcome(ours, *step) == theirs, step
+        for name in READABLE:
+            assert ours.read(name) == kernel.read(name), (step, name)
+
+
+@pytest.mark.requires("zram")
+async def test_algorithms_and_stat_have_the_kernels_form(kernel):
+    ours = Ours()
+    for side in (ours, kernel):
+        await side.write("reset", b"1")
+    assert ours.read("comp_algorithm") == "[lz4] lz4hc zstd none \n"
+    assert kernel.read("comp_algorithm").endswith(" \n")
+    await ours.write("comp_algorithm", b"zstd\n")
+    assert ours.read("comp_algorithm") == "lz4 lz4hc [zstd] none \n"
+    assert ours.read("stat") == kernel.read("stat")
+    await ours.write("reset", b"1")
+    assert ours.read("comp_algorithm") == "[lz4] lz4hc zstd none \n"
+
+
+async def test_stat_has_its_columns_in_the_kernels_order():
+    ours = Ours()
+    ours.lane.counters = type(ours.lane.counters)(
+        read_ios=1, read_sectors=2, read_ms=3, write_ios=4, write_sectors=5, write_ms=6, in_flight=7, io_ms=8,
+        queue_ms=9, discard_ios=10, discard_sectors=11, discard_ms=12, flush_ios=13, flush_ms=14,
+        protocol_errors=15, longest_us=123456789,
+    )
+    columns = [1, 0, 2, 3, 4, 0, 5, 6, 7, 8, 9, 10, 0, 11, 12, 13, 14]
+    assert ours.read("stat") == " ".join(f"{n:8d}" for n in columns) + "\n"
+    await ours.write("reset", b"1")
+    assert [int(word) for word in ours.read("stat").split()] == [0] * 8 + [7] + [0] * 8
+
+
+@pytest.mark.parametrize("text, limit", MEM_LIMITS.items())
+def test_memparse(text, limit):
+    value, used = memparse(text)
+    assert (page_align(value) if used else None) == limit
+
+
+@pytest.mark.parametrize("text, value", [
+    (b"1", 1), (b"+1", 1), (b"1\n", 1), (b"007", 7), (b"65535", 65535), (b"3\0junk", 3),
+    (b"65536", errno.ERANGE), (b"9" * 4096, errno.ERANGE), (b"", errno.EINVAL), (b"\n", errno.EINVAL),
+    (b"1\n\n", errno.EINVAL), (b" 1", errno.EINVAL), (b"-1", errno.EINVAL), (b"++1", errno.EINVAL),
+    (b"0x1", errno.EINVAL), (b"\xd9\xa1", errno.EINVAL),
+])
+def test_kstrtou16(text, value):
+    if value in (errno.ERANGE, errno.EINVAL):
+        with pytest.raises(ZramfsError) as caught:
+            kstrtoull(text, 65535)
+        assert caught.value.errno == value
+    else:
+        assert kstrtoull(text, 65535) == value
+
+
+async def test_an_error_is_explained_where_people_look():
+    ours = Ours()
+    assert await outcome(ours, "disksize", b"four gigs") == "EINVAL"
+    error = ours.device.stats().last_error
+    assert "zram/disksize" in error and "'four gigs'" in error and "EINVAL" in error
+    await ours.write("disksize", b"1M")
+    assert await outcome(ours, "disksize", b"2M") == "EBUSY"
+    assert "1048576 bytes already" in ours.device.stats().last_error
+
+
+# mm/zsmalloc.c's table, column by column: a leading space, widths 5 5, eleven of 9, 13 10 10 16 8.
+CLASSES_HEADER = (
+    " class  size       10%       20%       30%       40%       50%       60%       70%       80%       90%"
+    "       99%      100% obj_allocated   obj_used pages_used pages_per_zspage freeable"
+)
+
+
+def test_classes_have_the_kernels_columns():
+    groups = (0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2)
+    text = format_classes([
+        ClassStats(index=2, size=64, zspages_by_group=groups, obj_allocated=192, obj_used=129, pages_used=3,
+                   pages_per_zspage=1, objs_per_zspage=64, freeable=0),
+        ClassStats(index=254, size=4096, zspages_by_group=(0,) * 11 + (7,), obj_allocated=7, obj_used=7,
+                   pages_used=7, pages_per_zspage=1, objs_per_zspage=1, freeable=1),
+    ])
+    header, small, huge, blank, total, end = text.split("\n")
+    assert header == CLASSES_HEADER
+    widths = [6, 6] + [10] * 11 + [14, 11, 11, 17, 9]
+    assert blank == end == ""
+    for row, values in (
+        (small, [2, 64, 1, *[0] * 9, 2, 192, 129, 3, 1, 0]),
+        (huge, [254, 4096, *[0] * 10, 7, 7, 7, 7, 1, 1]),
+        (total, ["Total", "", 1, *[0] * 9, 9, 199, 136, 10, "", 1]),
+    ):
+        assert row == "".join(f"{value!s:>{width}}" for value, width in zip(values, widths, strict=True))
+
+
+async def test_classes_and_buddyinfo_of_a_filled_device():
+    ours = Ours()
+    assert ours.device.classes() == []
+    assert format_classes(ours.device.classes()).splitlines()[0] == CLASSES_HEADER
+    assert format_buddyinfo(ours.device.buddyinfo()) == ""
+    await ours.write("disksize", b"16M")
+    ours.fill(FILL)
+    rows = [line.split() for line in format_classes(ours.device.classes()).splitlines()[1:] if line]
+    assert [row[-4] for row in rows if row[1] == "4096"] == ["3"]
+    mem_used = int(ours.read("mm_stat").split()[2])
+    assert int(rows[-1][-2]) * 4096 == mem_used
+    line = format_buddyinfo(ours.device.buddyinfo())
+    words = re.fullmatch(r"Node 0, zone    arena ((?: *\d+ ){10})\n", line)[1].split()
+    free = sum(int(blocks) << order for order, blocks in enumerate(words))
+    assert free == ours.device.stats().store.frames_free

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of zram/, zsmalloc/ and memory/: the kernel's names, formats and errors.
+
+An attribute is a pair of pure functions on the border of the device: what to show of its
+statistics, and which command line a write stands for. The formats are those of drivers/block/zram,
+mm/zsmalloc.c, block/genhd.c and /proc/buddyinfo.
+"""
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .codecs import ALGORITHMS, NAME_LIMIT
+from .errors import ZramfsError
+from .memparse import c_string, kstrtoull, memparse, page_align, printable
+from .stats import EMPTY
+
+if TYPE_CHECKING:
+    from allocator.stats import ClassStats
+
+    from .device import DeviceStats
+
+U16_MAX = 0xFFFF
+FULLNESS_GROUPS = ("10%", "20%", "30%", "40%", "50%", "60%", "70%", "80%", "90%", "99%", "100%")
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """show: the text of a read, None = write-only. parse: the command line that a write of these
+    bytes (at most one page) stands for, None = read-only; raises ZramfsError with the kernel's errno.
+    """
+
+    name: str
+    show: Callable[[DeviceStats], str] | None = None
+    parse: Callable[[bytes], str] | None = None
+
+    @property
+    def mode(self) -> int:
+        return (0o444 if self.show else 0) | (0o200 if self.parse else 0)
+
+
+def _show_algorithms(stats: DeviceStats) -> str:
+    return "".join(f"[{name}] " if name == stats.algo else f"{name} " for name in ALGORITHMS) + "\n"
+
+
+def _show_mm_stat(stats: DeviceStats) -> str:
+    s = stats.store or EMPTY
+    return _columns((
+        s.orig_data_size, s.compr_data_size, s.mem_used_total, stats.mem_limit, s.mem_used_max,
+        s.same_pages, s.pages_compacted, s.huge_pages, s.huge_pages_since,
+    ))
+
+
+def _show_io_stat(stats: DeviceStats) -> str:
+    s = stats.store or EMPTY
+    # The third number, invalid_io, is a constant without a width in the kernel too.
+    return f"{s.failed_reads:8} {s.failed_writes:8} 0 {s.notify_free:8}\n"
+
+
+def _show_stat(stats: DeviceStats) -> str:
+    s = stats.lane
+    merges = 0  # a FUSE server sees requests as they come; what the block layer merged above is not known
+    return _columns((
+        s.read_ios, merges, s.read_sectors, s.read_ms,
+        s.write_ios, merges, s.write_sectors, s.write_ms,
+        s.in_flight, s.io_ms, s.queue_ms,
+        s.discard_ios, merges, s.discard_sectors, s.discard_ms,
+        s.flush_ios, s.flush_ms,
+    ))
+
+
+def _columns(values: Sequence[int]) -> str:
+    return " ".join(f"{value:8}" for value in values) + "\n"
+
+
+def _parse_disksize(data: bytes) -> str:
+    size, _ = memparse(data)
+    if size == 0:
+        raise ZramfsError(errno.EINVAL, f"expected a size above 0, such as 4G, got {printable(data)}")
+    return f"disksize={size}"
+
+
+def _parse_mem_limit(data: bytes) -> str:
+    limit, used = memparse(data)
+    if used == 0:
+        raise ZramfsError(errno.EINVAL, f"expected a size such as 2G, or 0 for no limit, got {printable(data)}")
+    return f"mem_limit={page_align(limit)}"
+
+
+def _parse_mem_used_max(data: bytes) -> str:
+    try:
+        value = kstrtoull(data)
+    except ZramfsError:
+        value = None
+    if value != 0:
+        raise ZramfsError(errno.EINVAL, f"expected 0 (forget the peak), got {printable(data)}")
+    return "mem_used_max=0"
+
+
+def _parse_algorithm(data: bytes) -> str:
+    text = c_string(data)
+    if len(text) >= NAME_LIMIT:
+        raise ZramfsError(
+            errno.E2BIG, f"expected a name shorter than {NAME_LIMIT} bytes, got {len(text)}: {printable(text)}"
+        )
+    name = text.removesuffix(b"\n").decode("utf-8", "backslashreplace")
+    if name not in ALGORITHMS:
+        raise ZramfsError(errno.EINVAL, f"expected one of {', '.join(ALGORITHMS)}, got {printable(text)}")
+    return f"comp_algorithm={name}"
+
+
+def _parse_reset(data: bytes) -> str:
+    if kstrtoull(data, U16_MAX) == 0:
+        raise ZramfsError(errno.EINVAL, f"expected 1 (or any other number but 0), got {printable(data)}")
+    return "reset"
+
+
+ATTRIBUTES = (
+    Attribute("disksize", lambda stats: f"{stats.disksize}\n", _parse_disksize),
+    Attribute("initstate", lambda stats: f"{int(stats.disksize != 0)}\n"),
+    Attribute("comp_algorithm", _show_algorithms, _parse_algorithm),
+    Attribute("mem_limit", None, _parse_mem_limit),
+    Attribute("mem_used_max", None, _parse_mem_used_max),
+    Attribute("mm_stat", _show_mm_stat),
+    Attribute("io_stat", _show_io_stat),
+    Attribute("stat", _show_stat),
+    Attribute("compact", None, lambda data: "compact"),
+    Attribute("reset", None, _parse_reset),
+)
+
+
+def format_classes(classes: Sequence[ClassStats]) -> str:
+    """zsmalloc/classes: one line a size class, then their sums. Classes that were merged are not in it."""
+    head = " ".join(f"{group:>9}" for group in FULLNESS_GROUPS)
+    rows = [
+        f" {'class':>5} {'size':>5} {head} {'obj_allocated':>13} {'obj_used':>10} {'pages_used':>10} "
+        f"{'pages_per_zspage':>16} {'freeable':>8}"
+    ]
+    for c in classes:
+        rows.append(_class_row(
+            str(c.index), str(c.size), c.zspages_by_group[1:],
+            (c.obj_allocated, c.obj_used, c.pages_used), str(c.pages_per_zspage), c.freeable,
+        ))
+    groups = [sum(c.zspages_by_group[group] for c in classes) for group in range(1, len(FULLNESS_GROUPS) + 1)]
+    objects = [sum(getattr(c, name) for c in classes) for name in ("obj_allocated", "obj_used", "pages_used")]
+    rows += ["", _class_row("Total", "", groups, objects, "", sum(c.freeable for c in classes))]
+    return "\n".join(rows) + "\n"
+
+
+def _class_row(
+    index: str, size: str, groups: Sequence[int], objects: Sequence[int], per_zspage: str, freeable: int
+) -> str:
+    allocated, used, pages = objects
+    head = " ".join(f"{number:9}" for number in groups)
+    return f" {index:>5} {size:>5} {head} {allocated:13} {used:10} {pages:10} {per_zspage:>16} {freeable:8}"
+
+
+def format_buddyinfo(orders: Sequence[int] | None) -> str:
+    """memory/buddyinfo: free blocks of order 0, 1, ... of the arena; empty while there is none."""
+    if orders is None:
+        return ""
+    return f"Node 0, zone {'arena':>8} " + "".join(f"{blocks:6} " for blocks in orders) + "\n"

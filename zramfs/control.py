@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file `control`: its commands, one a line, and the state it shows to people."""
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .errors import ZramfsError
+from .memparse import U64_MAX, printable
+from .sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from .device import Device, DeviceStats
+
+WRITE_LIMIT = 4096  # bytes that one write(2) may bring
+
+_LINE = re.compile(r"(?P<name>[a-z_]+)\s*(?:=\s*(?P<value>.*))?")
+
+
+@dataclass(frozen=True)
+class Command:
+    """argument: what the help calls the part behind `=`; None = the command takes none."""
+
+    name: str
+    argument: str | None
+    summary: str
+    run: Callable[[Device, str], Awaitable[None]]
+
+    @property
+    def usage(self) -> str:
+        return self.name if self.argument is None else f"{self.name}={self.argument}"
+
+
+def _size(text: str) -> int:
+    # Plain bytes go as far as the kernel's attributes do, beyond what a file can be long.
+    if text.isdecimal() and int(text) <= U64_MAX:
+        return int(text)
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise ZramfsError(errno.EINVAL, str(error)) from None
+
+
+async def _reset_peak(device: Device, text: str) -> None:
+    if text != "0":
+        raise ZramfsError(errno.EINVAL, f"mem_used_max takes 0 only (forget the peak), not {text!r}")
+    await device.reset_mem_used_max()
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command("compact", None, "pack the objects of the pool together; returns when it is done",
+                lambda device, _: device.compact()),
+        Command("reset", None, "drop all data and settings; nobody may have disk open",
+                lambda device, _: device.reset()),
+        Command("disksize", "SIZE", "set the device up, once until the next reset",
+                lambda device, text: device.set_disksize(_size(text))),
+        Command("comp_algorithm", "NAME[:LEVEL]", "choose the compressor, before disksize",
+                lambda device, text: device.set_algorithm(text)),
+        Command("mem_limit", "SIZE", "memory that the pool may take, 0 for no limit",
+                lambda device, text: device.set_mem_limit(_size(text))),
+        Command("mem_used_max", "0", "forget the peak of the memory used", _reset_peak),
+    )
+}
+
+
+def lines(data: bytes) -> list[str]:
+    """The commands in what one write(2) brought; blank lines and those that begin with # are left out.
+
+    Raises ZramfsError: E2BIG, EINVAL (NUL bytes, not UTF-8).
+    """
+    if len(data) > WRITE_LIMIT:
+        raise ZramfsError(
+            errno.E2BIG,
+            f"expected at most {WRITE_LIMIT} bytes of commands in one write, got at least {len(data)}",
+        )
+    if b"\0" in data:
+        raise ZramfsError(errno.EINVAL, f"expected lines of text, got a NUL byte at offset {data.index(0)}")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ZramfsError(
+            errno.EINVAL,
+            f"expected UTF-8, got {printable(data[error.start : error.end])} at offset {error.start}",
+        ) from None
+    stripped = (line.strip() for line in text.split("\n"))
+    return [line for line in stripped if line and not line.startswith("#")]
+
+
+def parse(line: str) -> tuple[Command, str]:
+    """The command of a line, and the text behind its `=`. Raises ZramfsError(EINVAL)."""
+    match = _LINE.fullmatch(line)
+    command = COMMANDS.get(match["name"]) if match else None
+    if match is None or command is None:
+        usages = ", ".join(known.usage for known in COMMANDS.values())
+        raise ZramfsError(errno.EINVAL, f"unknown command {printable(line.encode())}; expected one of {usages}")
+    value = match["value"]
+    if command.argument is None and value is not None:
+        raise ZramfsError(
+            errno.EINVAL, f"{command.name} takes no value, got {printable(value.encode())}; write {command.usage}"
+        )
+    if command.argument is not None and not value:
+        raise ZramfsError(errno.EINVAL, f"{command.name} needs a value: write {command.usage}")
+    return command, value or ""
+
+
+def state(stats: DeviceStats) -> str:
+    """What reading `control` answers: the device for people, then the commands it takes."""
+    rows = [("device", f"{stats.name} on {stats.directory}"), *_device_rows(stats)]
+    rows.append(("last error", stats.last_error or "none"))
+    commands = [(command.usage, command.summary) for command in COMMANDS.values()]
+    return "\n".join([
+        *(f"{name:<13}{text}" for name, text in rows),
+        "",
+        "Commands, one a line, as in: echo compact > control",
+        *(f"  {usage:<30}{summary}" for usage, summary in commands),
+        "",
+    ])
+
+
+def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
+    level = "" if stats.level is None else f", level {stats.level}"
+    limit = f"limit {format_size(stats.mem_limit)}" if stats.mem_limit else "no limit"
+    lane = stats.lane
+    rows = [
+        ("size", format_size(stats.disksize) if stats.disksize else "not set up: write disksize=SIZE"),
+        ("algorithm", stats.algo + level),
+    ]
+    if store := stats.store:
+        ratio = store.orig_data_size / store.mem_used_total if store.mem_used_total else None
+        rows += [
+            ("data", f"{format_size(store.orig_data_size)}, with {store.same_pages} same-filled "
+                     f"and {store.huge_pages} huge (incompressible) pages"),
+            ("compressed", format_size(store.compr_data_size)),
+            ("memory", f"{format_size(store.mem_used_total)} in the pool, at most "
+                       f"{format_size(store.mem_used_max)}, {limit}; {format_size(store.resident)} resident"),
+            ("ratio", f"{ratio:.2f} (data / memory)" if ratio else "none: no data in memory"),
+            ("failed I/O", f"{store.failed_reads} reads, {store.failed_writes} writes"),
+        ]
+    else:
+        rows.append(("memory", limit))
+    alive = "" if stats.alive else "; it has ended, disk does not answer any more"
+    rows.append((
+        "lane",
+        f"{stats.threads} threads, disk is open {stats.open_count} times, {lane.in_flight} requests in flight, "
+        f"{lane.protocol_errors} protocol errors{alive}",
+    ))
+    return rows

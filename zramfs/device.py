@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One device: its configuration, its life from disksize to reset, and its commands.
+
+The tree (and later the process it lives in) talks to a device through command() and stats() and
+the read-only tables beside it, and through nothing else.
+"""
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from . import codecs, control
+from .config import DEFAULT_ALGO, DeviceConfig
+from .errors import ZramfsError
+from .memparse import page_align
+from .stats import StoreStats
+from .store import MAX_DISKSIZE, Store
+
+if TYPE_CHECKING:
+    from allocator.stats import ClassStats
+
+    from .lane import Lane, LaneStats
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# A RELEASE reaches the lane after close(2) has returned, so that a `reset` right behind a close or
+# an unmount may come too early. It was there within 2 ms; the rest is for a loaded machine.
+CLAIM_PATIENCE = 0.2
+CLAIM_PAUSE = 0.005
+
+# The counters of LaneStats that `reset` sets to zero, as the kernel does with those of its disk.
+_LANE_COUNTERS = (
+    "read_ios", "read_sectors", "read_ms", "write_ios", "write_sectors", "write_ms", "io_ms", "queue_ms",
+    "discard_ios", "discard_sectors", "discard_ms", "flush_ios", "flush_ms",
+)
+
+
+@dataclass(frozen=True)
+class DeviceStats:
+    """disksize, mem_limit in bytes, 0 = not set up, no limit; level None = the codec's default;
+    store None while the device is not set up; lane: its counters since the last reset."""
+
+    name: str
+    directory: Path
+    disksize: int
+    algo: str
+    level: int | None
+    mem_limit: int
+    store: StoreStats | None
+    lane: LaneStats
+    threads: int
+    open_count: int
+    alive: bool
+    last_error: str | None
+
+
+class Device:
+    """Commands run one after the other; those that take long do it in a thread of their own."""
+
+    def __init__(self, config: DeviceConfig, lane: Lane) -> None:
+        self._config = config
+        self._lane = lane
+        self._store: Store | None = None
+        self._algo = config.algo
+        self._level = config.level
+        self._mem_limit = page_align(config.mem_limit)
+        self._last_error: str | None = None
+        self._lane_before: LaneStats | None = None
+        self._busy = trio.Lock()
+        self._worker = trio.CapacityLimiter(1)
+
+    async def start(self) -> None:
+        """Sets up a device that is configured with a size. To be called before the lane starts.
+
+        Raises ZramfsError: EINVAL (algorithm or level), ENOMEM.
+        """
+        if self._config.size:
+            store = await self._make_store(self._config.size)
+            self._lane.set_store(store)
+            self._store = store
+
+    async def close(self) -> None:
+        """Frees the memory. The lane must have ended."""
+        async with self._busy:
+            if store := self._store:
+                self._store = None
+                await self._in_thread(store.close)
+
+    async def command(self, line: str) -> None:
+        """Runs one line of `control`. Raises ZramfsError with the reason, which stats() then shows
+        as the last error; whatever else goes wrong comes out as it is."""
+        try:
+            command, value = control.parse(line)
+            async with self._busy:
+                await command.run(self, value)
+        except OSError as error:
+            self.refused(line, error)
+            raise
+
+    def refused(self, what: str, error: OSError) -> None:
+        """Puts an error that the writer of a file only sees as an errno where people look for it."""
+        sentence = error.strerror or str(error)
+        code = errno.errorcode.get(error.errno or 0, "unknown error")
+        log.warning("%s: %s: %s (%s)", self._config.name, what, sentence, code)
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._last_error = f"{now} {what}: {sentence} ({code})"
+
+    def stats(self) -> DeviceStats:
+        store, lane = self._store, self._lane
+        return DeviceStats(
+            name=self._config.name,
+            directory=self._config.directory,
+            disksize=store.disksize if store else 0,
+            algo=self._algo,
+            level=store.level if store else self._level,
+            mem_limit=self._mem_limit,
+            store=store.stats() if store else None,
+            lane=_since(lane.stats(), self._lane_before),
+            threads=self._config.threads,
+            open_count=lane.open_count,
+            alive=lane.alive,
+            last_error=self._last_error,
+        )
+
+    def classes(self) -> list[ClassStats]:
+        return self._store.classes() if self._store else []
+
+    def buddyinfo(self) -> tuple[int, ...] | None:
+        """Free blocks of order 0 to 9, or None while the device is not set up."""
+        return self._store.buddyinfo() if self._store else None
+
+    # The commands. They expect _busy to be held by command().
+
+    async def set_disksize(self, size: int) -> None:
+        if size == 0:
+            raise ZramfsError(errno.EINVAL, "expected a disksize above 0; to drop a device's data and size, use reset")
+        if self._store:
+            raise ZramfsError(
+                errno.EBUSY,
+                f"the device has a size of {self._store.disksize} bytes already; reset it first, which drops its data",
+            )
+        async with self._claim():
+            store = await self._make_store(size)
+            self._lane.set_store(store)
+            self._store = store
+            await self._in_thread(self._lane.notify_size)
+        log.info("%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level)
+
+    async def reset(self) -> None:
+        async with self._claim():
+            store, self._store = self._store, None
+            self._lane.set_store(None)
+            self._lane_before = self._lane.stats()
+            self._algo, self._level = DEFAULT_ALGO, None
+            self._mem_limit = 0
+            if store:
+                await self._in_thread(store.close)
+            await self._in_thread(self._lane.notify_size)
+        log.info("%s: reset", self._config.name)
+
+    async def compact(self) -> None:
+        if self._store is None:
+            raise ZramfsError(errno.EINVAL, "nothing to compact: the device is not set up; write disksize first")
+        freed = await self._in_thread(self._store.compact)
+        log.info("%s: compaction freed %d pages", self._config.name, freed)
+
+    async def set_mem_limit(self, limit: int) -> None:
+        limit = page_align(limit)
+        if self._store:
+            self._store.set_mem_limit(limit)
+        self._mem_limit = limit
+
+    async def reset_mem_used_max(self) -> None:
+        if self._store:
+            self._store.reset_mem_used_max()
+
+    async def set_algorithm(self, spec: str) -> None:
+        """spec: NAME or NAME:LEVEL."""
+        try:
+            codec = codecs.parse(spec)
+        except ValueError as error:
+            raise ZramfsError(errno.EINVAL, str(error)) from None
+        if self._store:
+            raise ZramfsError(
+                errno.EBUSY,
+                f"the algorithm stays {self._algo} while the device is set up; reset it first, which drops its data",
+            )
+        self._algo, self._level = codec.algo, codec.level
+
+    async def _make_store(self, size: int) -> Store:
+        if size > MAX_DISKSIZE:
+            # ENOMEM, as the kernel answers for a size whose table it cannot allocate.
+            raise ZramfsError(errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}")
+        make = partial(Store, size, algo=self._algo, level=self._level, mem_limit=self._mem_limit)
+        try:
+            return await self._in_thread(make)
+        except ValueError as error:
+            raise ZramfsError(errno.EINVAL, str(error)) from None
+        except MemoryError as error:
+            raise ZramfsError(errno.ENOMEM, str(error)) from None
+
+    @asynccontextmanager
+    async def _claim(self) -> AsyncIterator[None]:
+        """Keeps everybody from opening `disk`. EBUSY if somebody has it open."""
+        until = trio.current_time() + CLAIM_PATIENCE
+        while not self._lane.claim():
+            if trio.current_time() > until:
+                raise ZramfsError(
+                    errno.EBUSY,
+                    f"disk is open ({self._lane.open_count} times): unmount, swapoff or losetup -d what uses it",
+                )
+            await trio.sleep(CLAIM_PAUSE)
+        try:
+            yield
+        finally:
+            self._lane.release_claim()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._worker)
+
+
+def _since(now: LaneStats, before: LaneStats | None) -> LaneStats:
+    if before is None:
+        return now
+    return replace(now, **{name: getattr(now, name) - getattr(before, name) for name in _LANE_COUNTERS})
