@@ -73,14 +73,19 @@ def measure(peer: Peer, row: Row, zone: Zone, seconds: float, interrupt: Interru
         took = _pagewrite(peer, zone, row.block, row.depth, row.pattern, seconds, interrupt)
     else:
         took = _fio(peer, row, zone, seconds, interrupt)
-    return Sample(took["bytes"], took["seconds"], server_cpu(peer.server.pids) - before, took["cpu"])
+    return _sample(peer, took, before)
 
 
 def fill(peer: Peer, zone: Zone, interrupt: Interrupt) -> Sample:
     """Write the zone's image once, from its beginning to its end, by 1 MiB at depth 16."""
     before = server_cpu(peer.server.pids)
     took = _pagewrite(peer, zone, MIB, 16, "once", GRACE_SECONDS, interrupt)
-    return Sample(took["bytes"], took["seconds"], server_cpu(peer.server.pids) - before, took["cpu"])
+    return _sample(peer, took, before)
+
+
+def _sample(peer: Peer, took: dict[str, float], cpu_before: float) -> Sample:
+    spent = server_cpu(peer.server.pids) - cpu_before
+    return Sample(int(took["bytes"]), took["seconds"], spent, took["cpu"])
 
 
 def server_cpu(pids: tuple[int, ...]) -> float:

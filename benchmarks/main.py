@@ -63,7 +63,8 @@ def size_option(context: click.Context, option: click.Parameter, value: str | No
 @click.option("--rows", callback=selection(tuple(row.name for row in ROWS)),
               help=f"Which ones: {','.join(row.name for row in ROWS)}; rand means all of rand-*.  [all]")
 @click.option("--data", callback=selection(pages.DATA), help="half, real: see README.md.  [both]")
-@click.option("--algo", default="lz4", show_default=True, help="Of zramfs and kernel zram, as in zramfs create.")
+@click.option("--algo", default="lz4", show_default=True,
+              help="Of zramfs and kernel zram, as in zramfs create.")
 @click.option("--memory/--no-memory", "with_memory", default=True, help="Compare memory, too.  [yes]")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("benchmark-results"),
               show_default=True, help="Directory for table.txt, results.json and plot.png.")
@@ -89,7 +90,7 @@ def main(quick: bool, size: int | None, reps: int | None, seconds: float | None,
                 compare_memory(results, data, size, algo, interrupt, progress)
     except Interrupted as signal:
         progress.print(f"{signal}: ended before the results were complete; everything is taken down")
-        sys.exit(130)
+        sys.exit(128 + signal.number)
     except (BenchmarkError, LeftOutError, ZramfsError) as error:
         progress.print(f"benchmarks/run: {error}", markup=False, style="red")
         sys.exit(1)
@@ -108,6 +109,8 @@ def measure(results: Results, rows: list[Row], names: list[str], data: list[str]
     zones = [Zone(kind, image(kind, size, progress), i * size, size) for i, kind in enumerate(data)]
     samples: dict[tuple[str, Row, str], list[Sample]] = {}
     with everybody(names, size * len(zones), algo, results.left_out) as present:
+        for peer in present:
+            progress.print(f"{peer.name}: {peer.path}", markup=False, soft_wrap=True)
         interrupt.check()
         # Two peers of one server share its storage.
         for peer in {peer.server.kind: peer for peer in present}.values():
@@ -165,7 +168,8 @@ def everybody(names: list[str], size: int, algo: str, left_out: dict[str, str]) 
                 continue
             for name in wanted:
                 try:
-                    path = stack.enter_context(peers.loop(server.path)) if name.endswith("-loop") else server.path
+                    looped = name.endswith("-loop")
+                    path = stack.enter_context(peers.loop(server.path)) if looped else server.path
                 except LeftOutError as reason:
                     left_out[name] = str(reason)
                     continue

@@ -34,7 +34,8 @@ def show(results: Results, console: Console) -> None:
     for name, why in results.left_out.items():
         console.print(f"left out: {name}: {why}", soft_wrap=True, markup=False, highlight=False)
     if results.cells:
-        _titled(console, "Rates: MB/s of 1 MiB requests, thousands a second of 4 KiB requests", _rates(results))
+        _titled(console, "Rates: MB/s of 1 MiB requests, thousands a second of 4 KiB requests",
+                _rates(results))
         if any(results.ratios()):
             _titled(console, "zramfs ÷ others (nbdkit and empty: on the same mount)", _ratios(results))
         _titled(console, "CPU seconds for 10⁹ bytes: server / server and load generator", _cpu(results))

@@ -28,7 +28,11 @@ class LeftOutError(Exception):
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM came and everything is to be taken down."""
+    """SIGINT or SIGTERM came and everything is to be taken down. str() is the signal's name."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 class Interrupt:
@@ -55,7 +59,7 @@ class Interrupt:
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
         if self.requested:
-            raise Interrupted(signal.Signals(self.requested).name)
+            raise Interrupted(self.requested)
 
 
 def command(words: Sequence[str | Path], seconds: float = COMMAND_SECONDS) -> str:
