@@ -2,6 +2,8 @@
 """Stand-ins for what needs a mount, for tests of what stands above it."""
 from __future__ import annotations
 
+import threading
+
 from zramfs.lane import LaneStats
 
 
@@ -17,6 +19,8 @@ class FakeLane:
         self.started = False
         self.claimed = False
         self.size_notified = 0
+        self.kernel_answers = threading.Event()  # cleared: notify_size() hangs, as behind a busy kernel
+        self.kernel_answers.set()
 
     def claim(self) -> bool:
         if self.open_count == 0:
@@ -34,6 +38,7 @@ class FakeLane:
     def notify_size(self) -> None:
         assert self.claimed, "an opener would see the old size"
         self.size_notified += 1
+        assert self.kernel_answers.wait(10)
 
     def stats(self) -> LaneStats:
         return self.counters
