@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line. Nothing here imports trio, pyfuse3 or rich before a command needs it."""
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from .. import __version__
+from ..errors import ZramfsError
+from .control import control
+from .create import create, ramdisk
+from .mount import is_mount_call, mount
+from .output import say
+from .status import status
+from .stop import stop
+
+# What a login shell would have. mount(8) starts its helpers without PATH.
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="As root also: mount -t fuse.zramfs NAME DIR -o size=1G,... and the same in /etc/fstab. See zramfs(1).",
+)
+@click.version_option(__version__, "-V", "--version", prog_name="zramfs", message="%(prog)s %(version)s")
+def zramfs() -> None:
+    """Compressed block devices in RAM, each served as one FUSE file."""
+
+
+for command in (create, ramdisk, stop, status, control):
+    zramfs.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 1 for a failure (its sentence is on stderr), 2 for a call that is wrong."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("PATH", _PATH)
+    try:
+        if is_mount_call(words, zramfs.commands):
+            mount(words)
+            return 0
+        result = zramfs.main(words, prog_name="zramfs", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILURE
+    except (click.Abort, KeyboardInterrupt):
+        say("interrupted")
+        return EXIT_INTERRUPTED
+    except ZramfsError as error:
+        say(str(error))
+        return EXIT_FAILURE
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            # The reader of our output has what it wants (| head). Python would complain at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_FAILURE
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"{where}{error.strerror or error}")
+        return EXIT_FAILURE

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""zramfs control"""
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from .. import bounded, lifecycle
+from ..errors import ZramfsError
+from .options import device
+
+
+@click.command()
+@click.argument("dir")
+@click.argument("commands", nargs=-1, metavar="[COMMAND]...")
+def control(dir: str, commands: tuple[str, ...]) -> None:
+    """Send each COMMAND to the device DIR, or without one show its state and its commands.
+
+    A COMMAND is a line such as compact or mem_limit=2G; one with blanks needs quotes. Stops at
+    the first that fails.
+    """
+    file = _tree(dir) / "control"
+    if not commands:
+        try:
+            sys.stdout.write(bounded.call(file.read_text, lifecycle.ANSWER_TIMEOUT))
+        except TimeoutError:
+            raise ZramfsError(
+                errno.ETIMEDOUT, f"{file} has not answered for {lifecycle.ANSWER_TIMEOUT:g} s"
+            ) from None
+        return
+    for command in commands:
+        if "\n" in command or not command.strip():
+            raise click.UsageError(f"expected a command of one line, got {command!r}")
+        try:
+            # Packing a large pool takes as long as it takes.
+            bounded.call(lambda: _send(file, command), None)
+        except OSError as error:
+            raise ZramfsError(error.errno, f"{command}: {_reason(file, command, error)}") from None
+
+
+def _tree(dir: str) -> Path:
+    """The directory with `control`: of a device of ours, or any tree this user may use."""
+    from .. import busy, rundir
+
+    place = rundir.resolve(dir)
+    mount = busy.mount_at(place)
+    if mount is not None and mount.fstype == lifecycle.FSTYPE:
+        return place
+    state = device(dir).read()
+    if state is None:
+        raise ZramfsError(errno.ENODEV, f"the device {dir} never came up; `zramfs stop {dir}` cleans it up")
+    return Path(state.directory)
+
+
+def _send(file: Path, command: str) -> None:
+    fd = os.open(file, os.O_WRONLY)
+    try:
+        os.write(fd, command.encode() + b"\n")
+    finally:
+        os.close(fd)
+
+
+def _reason(file: Path, command: str, error: OSError) -> str:
+    """The sentence `control` has for what write(2) could only answer with an errno."""
+    try:
+        text = bounded.call(file.read_text, lifecycle.ANSWER_TIMEOUT)
+    except OSError:
+        return error.strerror
+    for line in text.splitlines():
+        if line.startswith("last error") and f" {command.strip()}: " in line:
+            return line.split(f" {command.strip()}: ", 1)[1]
+    return error.strerror

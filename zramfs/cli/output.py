@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages on stderr and tables on stdout."""
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+Value = str | int | float | None
+
+
+def say(message: str) -> None:
+    print(f"zramfs: {message}", file=sys.stderr, flush=True)
+
+
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool], *, show_headings: bool
+) -> None:
+    """Columns one space apart, as util-linux prints them; never cut, however narrow the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=show_headings, header_style="", padding=(0, 1, 0, 0), pad_edge=False)
+    for heading, to_right in zip(headings, right, strict=True):
+        table.add_column(heading, justify="right" if to_right else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    # rich fits a table into the console by cutting cells, so the console is as wide as the table.
+    width = sum(max(len(row[i]) for row in [headings, *rows]) + 1 for i in range(len(headings)))
+    console = Console(width=width + 1, color_system=None, markup=False, highlight=False, emoji=False)
+    with console.capture() as capture:
+        console.print(table)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+
+
+def print_raw(headings: Sequence[str], rows: Sequence[Sequence[str]], *, show_headings: bool) -> None:
+    """One space between the cells; blanks in cells as \\x20, and nothing for an empty one."""
+    for row in [headings, *rows] if show_headings else rows:
+        cells = ("".join(c if c.isprintable() and c not in " \\" else f"\\x{ord(c):02x}" for c in cell) for cell in row)
+        print(" ".join(cells))
+
+
+def print_json(name: str, headings: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
+    """{name: [{heading in lower case: value}]}, as util-linux's --json."""
+    keys = [heading.lower() for heading in headings]
+    print(json.dumps({name: [dict(zip(keys, row, strict=True)) for row in rows]}, indent=3, ensure_ascii=False))

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""zramfs status: zramctl's columns."""
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from .. import bounded, busy, lifecycle, loops, rundir
+from ..rundir import Rundir, State
+from ..sizes import format_size
+from .options import no_device
+from .output import Value, print_json, print_raw, print_table, say
+
+
+@dataclass
+class Row:
+    """One device. zram holds what its attributes said, nothing if it did not answer."""
+
+    name: str
+    directory: Path
+    disk: Path | None
+    state: State | None
+    health: str = "ready"
+    zram: dict[str, str] = field(default_factory=dict)
+
+    def mm_stat(self, column: int) -> int | None:
+        return int(self.zram["mm_stat"].split()[column]) if "mm_stat" in self.zram else None
+
+
+@dataclass(frozen=True)
+class Column:
+    """is_size: shown as 1.3G unless --bytes."""
+
+    help: str
+    value: Callable[[Row], Value]
+    is_size: bool = False
+    right: bool = False
+
+
+def _ratio(row: Row) -> str | None:
+    data, total = row.mm_stat(0), row.mm_stat(2)
+    return f"{data / total:.4f}" if data is not None and total else None
+
+
+def _algorithm(row: Row) -> str | None:
+    chosen = re.search(r"\[(\S+)\]", row.zram.get("comp_algorithm", ""))
+    return chosen[1] if chosen else None
+
+
+def _mountpoint(row: Row) -> str | None:
+    """Where a file system on a loop device on `disk` is mounted, or [SWAP], as in lsblk."""
+    standing = loops.find(row.disk) if row.disk else []
+    for mount in busy.mounts():
+        if mount.source in standing:
+            return str(mount.mountpoint)
+    return "[SWAP]" if set(standing) & set(busy.swaps()) else None
+
+
+COLUMNS = {
+    "NAME": Column("name of the device", lambda row: row.name),
+    "DISKSIZE": Column(
+        "limit on the uncompressed amount of data",
+        lambda row: int(row.zram["disksize"]) if "disksize" in row.zram else None, True, True,
+    ),
+    "DATA": Column("uncompressed size of stored data", lambda row: row.mm_stat(0), True, True),
+    "COMPR": Column("compressed size of stored data", lambda row: row.mm_stat(1), True, True),
+    "ALGORITHM": Column("the selected compression algorithm", _algorithm),
+    "STREAMS": Column(
+        "number of threads, which compress and serve", lambda row: row.state.threads if row.state else None, right=True,
+    ),
+    "ZERO-PAGES": Column("same-filled pages, which take no memory", lambda row: row.mm_stat(5), right=True),
+    "TOTAL": Column("memory the pool takes for the data", lambda row: row.mm_stat(2), True, True),
+    "MEM-LIMIT": Column("the most that the pool may take, 0 = no limit", lambda row: row.mm_stat(3), True, True),
+    "MEM-USED": Column("the most that the pool has taken", lambda row: row.mm_stat(4), True, True),
+    "MIGRATED": Column("pages freed by compaction", lambda row: row.mm_stat(6), right=True),
+    "COMP-RATIO": Column("DATA / TOTAL", _ratio, right=True),
+    "MOUNTPOINT": Column("where a file system on the device is mounted", _mountpoint),
+    "DIRECTORY": Column("where the device's own files are: disk, control, zram/", lambda row: str(row.directory)),
+    "LOOP": Column(
+        "loop devices on the device",
+        lambda row: ",".join(loops.find(row.disk)) or None if row.disk else None,
+    ),
+    "PID": Column("process that serves the device", lambda row: row.state.pid if row.state else None, right=True),
+    "STATE": Column("ready, starting, dead or hangs", lambda row: row.health),
+}
+DEFAULT = ["NAME", "ALGORITHM", "DISKSIZE", "DATA", "COMPR", "TOTAL", "STREAMS", "MOUNTPOINT"]
+
+
+def _columns(text: str | None) -> list[str]:
+    """The chosen ones, in order; +LIST adds to the default ones."""
+    if text is None:
+        return DEFAULT
+    adds = text.startswith("+")
+    chosen = [name.upper() for name in text.removeprefix("+").split(",")]
+    for name in chosen:
+        if name not in COLUMNS:
+            raise click.BadParameter(f"unknown column {name!r}: expected some of {', '.join(COLUMNS)}")
+    return DEFAULT + chosen if adds else chosen
+
+
+@click.command(epilog="Columns: " + "; ".join(f"{name} {column.help}" for name, column in COLUMNS.items()) + ".")
+@click.argument("dir", required=False)
+@click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Sizes in bytes rather than as 1.3G.")
+@click.option("-J", "--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("-n", "--noheadings", is_flag=True, help="Without the line of headings.")
+@click.option("-o", "--output", metavar="LIST", callback=lambda _ctx, _param, text: _columns(text),
+              help="Columns, separated by commas; +LIST adds to the default ones.")
+@click.option("-r", "--raw", is_flag=True, help="Without alignment, blanks in values as \\x20.")
+def status(
+    dir: str | None, in_bytes: bool, as_json: bool, noheadings: bool, output: list[str], raw: bool
+) -> int:
+    """Show the devices, or the one on the directory DIR, as zramctl does.
+
+    A device that does not answer within two seconds has a row all the same, and a STATE column says
+    why; the exit status is 1 then.
+    """
+    rows = _rows(dir)
+    _ask(rows)
+    for row in rows:
+        if row.health not in ("ready", "starting"):
+            say(f"{row.name}: {_advice(row)}")
+    unwell = any(row.health != "ready" for row in rows)
+    if unwell and output == DEFAULT:
+        output = [*DEFAULT, "STATE"]
+    if as_json:
+        print_json("zramfs", output, [[_json(COLUMNS[name], row, in_bytes) for name in output] for row in rows])
+        return int(unwell)
+    cells = [[_text(COLUMNS[name], row, in_bytes) for name in output] for row in rows]
+    if raw:
+        print_raw(output, cells, show_headings=not noheadings)
+    elif rows:
+        print_table(output, cells, [COLUMNS[name].right for name in output], show_headings=not noheadings)
+    return int(unwell)
+
+
+def _rows(wanted: str | None) -> list[Row]:
+    if wanted is None:
+        return [_row(each) for each in rundir.rundirs()]
+    if found := rundir.find(wanted):
+        return [_row(found)]
+    # Somebody else's device, if he lets us look (--allow-other).
+    place = rundir.resolve(wanted)
+    mount = busy.mount_at(place)
+    if mount is None or mount.fstype != lifecycle.FSTYPE:
+        raise click.ClickException(no_device(wanted))
+    return [Row(mount.source, place, None, None)]
+
+
+def _row(each: Rundir) -> Row:
+    state = each.read()
+    if state is None or not state.alive():
+        health = "dead"
+    else:
+        health = state.phase
+    return Row(each.name, Path(state.directory) if state else each.tree, each.disk, state, health)
+
+
+def _ask(rows: list[Row]) -> None:
+    """All at once, so that ten that hang cost no more time than one."""
+    calls = [(row, bounded.Call(lambda row=row: _attributes(row.directory))) for row in rows if row.health != "dead"]
+    deadline = time.monotonic() + lifecycle.ANSWER_TIMEOUT
+    for row, call in calls:
+        try:
+            row.zram = call.result(deadline)
+        except TimeoutError:
+            row.health = "hangs"
+        except OSError as error:
+            if row.health == "ready":
+                row.health = "dead" if row.state is None or not row.state.alive() else "ending"
+                say(f"{row.directory}: {error.strerror}")
+
+
+def _attributes(directory: Path) -> dict[str, str]:
+    return {name: (directory / "zram" / name).read_text() for name in ("disksize", "comp_algorithm", "mm_stat")}
+
+
+def _advice(row: Row) -> str:
+    where = row.state.mountpoint or row.directory if row.state else row.directory
+    if row.health == "hangs":
+        pid = f" (pid {row.state.pid})" if row.state else ""
+        return f"its daemon{pid} has not answered for {lifecycle.ANSWER_TIMEOUT:g} s"
+    if row.health == "ending":
+        return "its tree is not mounted any more; the daemon ends when nobody uses its disk"
+    return f"its daemon is dead, and its data lost; `zramfs stop {where}` cleans up"
+
+
+def _json(column: Column, row: Row, in_bytes: bool) -> Value:
+    value = column.value(row)
+    return format_size(value) if column.is_size and not in_bytes and isinstance(value, int) else value
+
+
+def _text(column: Column, row: Row, in_bytes: bool) -> str:
+    value = _json(column, row, in_bytes)
+    return "" if value is None else str(value)

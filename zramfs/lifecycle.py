@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bringing devices up and taking them down: the order of the steps, and the way back from each."""
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import signal
+import stat
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from . import bounded, busy, detach, loops, ramdisk, rundir
+from .config import DeviceConfig
+from .errors import ZramfsError
+from .rundir import Rundir, State
+
+log = logging.getLogger(__name__)
+
+FSTYPE = "fuse.zramfs"
+# A server that lives answers in well under a millisecond; a stopped or stuck one never does.
+ANSWER_TIMEOUT = 2.0
+# Freeing some 10 GiB of pool takes about a second; the rest is for a loaded machine.
+END_TIMEOUT = 30.0
+_PAUSE = 0.02
+
+Say = Callable[[str], None]
+
+
+def claim(directory: Path, kind: str, *, threads: int, shared: bool, say: Say) -> Rundir:
+    """A run directory for a new device whose tree (or, for a RAM disk, file system) goes to `directory`.
+
+    Creates `directory` if only its last part is missing. Cleans up what a dead daemon left there,
+    and says so. shared: others may pass through to `disk`. Raises ZramfsError: EBUSY when a device
+    is there, ENOTDIR, ENOENT, EPERM.
+    """
+    if directory == Path("/"):
+        raise ZramfsError(errno.EINVAL, "expected a directory to mount on, got /, which would hide everything")
+    base = rundir.bases()[0]
+    new = Rundir(base / rundir.escape(directory))
+    end = time.monotonic() + END_TIMEOUT
+    while True:
+        with rundir.locked(base):
+            if not _ending(new, directory, end, say):
+                made = _make_directory(directory)
+                try:
+                    os.mkdir(new.path, 0o711 if shared else 0o700)
+                    os.chmod(new.path, 0o711 if shared else 0o700)
+                    new.write(_first_state(new, directory, kind, threads, made))
+                except BaseException:
+                    _remove(new, made)
+                    raise
+                return new
+        time.sleep(_PAUSE)
+
+
+def start(new: Rundir, config: DeviceConfig, *, foreground: bool, say: Say) -> None:
+    """Runs the device's daemon; returns when it serves, or in the foreground when it has ended.
+
+    On any failure nothing of the device is left. Raises ZramfsError.
+    """
+    def body(on_ready: Callable[[], None]) -> int:
+        return _serve(new, config, on_ready)
+
+    if foreground:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        status = body(lambda: say(f"{config.directory} is ready"))
+        if status:
+            raise ZramfsError(errno.EIO, f"the daemon ended with status {status}")
+        return
+    try:
+        detach.run(body, new.log)
+    except BaseException:
+        abandon(new)
+        raise
+
+
+def make_ramdisk(new: Rundir, fs: str, mountpoint: Path) -> None:
+    """Loop device, file system and mount on a device that serves. Undoes the device on a failure."""
+    try:
+        device = loops.attach(new.disk)
+        new.update(loop=device, fs=fs)
+        ramdisk.make_file_system(fs, device)
+        ramdisk.mount(fs, device, mountpoint)
+        new.update(phase="ready")
+    except BaseException:
+        abandon(new)
+        raise
+
+
+def abandon(new: Rundir) -> None:
+    """Takes down what is there of a device that did not come up. Never raises ZramfsError: the
+    failure that led here is the one to report."""
+    with contextlib.suppress(ZramfsError):
+        state = new.read()
+        if state is not None and state.alive() and state.pid != os.getpid():
+            _undo_file_system(new, state)
+            _end(state)
+        with rundir.locked(new.path.parent):
+            _clean(new, state)
+
+
+def stop(old: Rundir, say: Say) -> None:
+    """Takes a device down: file system, loop device, daemon, mounts, run directory.
+
+    Changes nothing when something is in use. Raises ZramfsError: EBUSY with what uses it.
+    """
+    # Whoever stands in the device when he calls this would be its own obstacle.
+    os.chdir("/")
+    state = old.read()
+    if state is None or not state.alive():
+        with rundir.locked(old.path.parent):
+            _expect_unused(old, state)
+            _clean(old, state)
+        say(_stale_message(old, state))
+        return
+    _expect_answer(state)
+    _expect_unused(old, state)
+    _undo_file_system(old, state)
+    _end(state)
+    with rundir.locked(old.path.parent):
+        # The daemon has done this, unless it was killed on the way.
+        if (late := old.read()) is None or late.pid == state.pid:
+            _clean(old, state)
+
+
+def teardown(old: Rundir) -> None:
+    """For the daemon that was told to end without `stop`: takes the file system down as far as that
+    goes without waiting for its users, who get I/O errors soon."""
+    state = old.read()
+    if state is None or state.mountpoint is None:
+        return
+    for device in loops.find(old.disk):
+        mountpoint = Path(state.mountpoint)
+        try:
+            if ramdisk.mounted(device, mountpoint):
+                try:
+                    ramdisk.unmount(mountpoint)
+                except ZramfsError as error:
+                    log.warning("%s; it is detached from the tree now, and goes when its users go", error)
+                    ramdisk.unmount(mountpoint, lazy=True)
+            loops.detach(device, old.disk, timeout=1.0)
+        except ZramfsError as error:
+            log.warning("%s", error)
+
+
+def _serve(new: Rundir, config: DeviceConfig, on_ready: Callable[[], None]) -> int:
+    from . import daemon  # brings trio and pyfuse3, which only the daemon needs
+
+    def ready() -> None:
+        state = new.read()
+        if state is not None and state.kind == "device":
+            new.update(phase="ready")
+        on_ready()
+
+    new.update(pid=os.getpid(), pid_start=rundir.process_start(os.getpid()))
+    rundir.keep(new)
+    try:
+        return daemon.serve(config, ready, lambda: teardown(new))
+    finally:
+        with rundir.locked(new.path.parent):
+            _clean(new, new.read())
+
+
+def _first_state(new: Rundir, directory: Path, kind: str, threads: int, made: list[str]) -> State:
+    start_time = rundir.process_start(os.getpid())
+    assert start_time is not None
+    is_ramdisk = kind == "ramdisk"
+    return State(
+        name=new.name,
+        directory=str(new.tree if is_ramdisk else directory),
+        disk=str(new.disk),
+        kind=kind,
+        phase="starting",
+        pid=os.getpid(),
+        pid_start=start_time,
+        boot_id=rundir.boot_id(),
+        created=datetime.now().astimezone().isoformat(timespec="seconds"),
+        threads=threads,
+        made=made,
+        mountpoint=str(directory) if is_ramdisk else None,
+    )
+
+
+def _ending(new: Rundir, directory: Path, end: float, say: Say) -> bool:
+    """True while the device on `directory` is on its way out; raises EBUSY when one is there to stay,
+    cleans up one whose daemon died."""
+    for other in rundir.rundirs():
+        state = other.read()
+        if other.path != new.path and (state is None or str(directory) not in state.places()):
+            continue
+        if state is None or not state.alive():
+            _expect_unused(other, state)
+            _clean(other, state)
+            say(_stale_message(other, state))
+        elif state.phase == "ready" and busy.mount_at(Path(state.directory)) is None:
+            if time.monotonic() > end:
+                raise ZramfsError(
+                    errno.EBUSY,
+                    f"the tree of the device on {directory} was unmounted, but its daemon (pid {state.pid}) "
+                    f"has not ended within {END_TIMEOUT:g} s: something still uses {state.disk}; "
+                    f"`zramfs stop {directory}` says what",
+                )
+            return True
+        else:
+            what = "is just being started" if state.phase == "starting" else "is there"
+            raise ZramfsError(
+                errno.EBUSY,
+                f"a zramfs device {what} on {directory} (daemon pid {state.pid}, since {state.created}); "
+                f"use another directory, or `zramfs stop {directory}` first",
+            )
+    mount = busy.mount_at(directory)
+    if mount is not None and mount.fstype == FSTYPE:
+        raise ZramfsError(
+            errno.EBUSY,
+            f"a zramfs device of another user or run directory is mounted on {directory}; "
+            "use another directory, or let its owner stop it",
+        )
+    return False
+
+
+def _make_directory(directory: Path) -> list[str]:
+    try:
+        os.mkdir(directory, 0o755)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.stat(directory).st_mode):
+            raise ZramfsError(errno.ENOTDIR, f"{directory} is not a directory, and a device needs one") from None
+        return []
+    except OSError as error:
+        raise ZramfsError(
+            error.errno, f"{directory} does not exist and could not be created: {error.strerror}"
+        ) from None
+    return [str(directory)]
+
+
+def _expect_answer(state: State) -> None:
+    try:
+        bounded.call(lambda: (Path(state.directory) / "zram/initstate").read_text(), ANSWER_TIMEOUT)
+    except TimeoutError:
+        raise ZramfsError(
+            errno.ETIMEDOUT,
+            f"the daemon (pid {state.pid}) of {state.directory} has not answered for {ANSWER_TIMEOUT:g} s, so "
+            "nothing was changed. If it is stopped, `kill -CONT` lets it go on; if it is stuck, "
+            f"`kill -KILL {state.pid}` ends it, and the same command then cleans up",
+        ) from None
+    except OSError as error:
+        # The tree was unmounted, or is a device of ours that is on its way out; the daemon decides.
+        log.debug("%s: %s", state.directory, error)
+
+
+def _expect_unused(old: Rundir, state: State | None) -> None:
+    """Raises EBUSY with everything that keeps the device in use, apart from its own parts."""
+    lane = busy.mount_at(old.disk)
+    standing = loops.find(old.disk, lane.dev if lane and state and state.alive() else None)
+    own: list[str] = []
+    places = {old.disk, old.tree}
+    if state is not None:
+        places.add(Path(state.directory))
+    if state is not None and state.mountpoint:
+        own = [device for device in standing if state.loop in (device, None)]
+        if any(ramdisk.mounted(device, Path(state.mountpoint)) for device in own):
+            places.add(Path(state.mountpoint))
+    phrases = [f"the loop device {device} stands on {old.disk}" for device in standing if device not in own]
+    phrases += busy.users_of(
+        [place for place in places if busy.mount_at(place)],
+        devices=standing,
+        but=[state.pid] if state else [],
+    )
+    if phrases:
+        where = (state.mountpoint or state.directory) if state else str(old.path)
+        listed = "".join(f"\n  {phrase}" for phrase in phrases)
+        raise ZramfsError(errno.EBUSY, f"{where} is in use, so nothing was changed:{listed}")
+
+
+def _undo_file_system(old: Rundir, state: State) -> None:
+    if state.kind != "ramdisk" or state.mountpoint is None:
+        return
+    for device in loops.find(old.disk):
+        if ramdisk.mounted(device, Path(state.mountpoint)):
+            ramdisk.unmount(Path(state.mountpoint))
+        loops.detach(device, old.disk)
+
+
+def _end(state: State) -> None:
+    """SIGTERM to the daemon, if it is still the process that state names, and waits for its end."""
+    try:
+        pidfd = os.pidfd_open(state.pid)
+    except ProcessLookupError:
+        return
+    try:
+        # The pidfd is open, so the process cannot change between this look and the signal.
+        if not state.alive():
+            return
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        except ProcessLookupError:
+            return
+        if not select.select([pidfd], [], [], END_TIMEOUT)[0]:
+            raise ZramfsError(
+                errno.ETIMEDOUT,
+                f"the daemon (pid {state.pid}) was told to end and has not within {END_TIMEOUT:g} s; "
+                f"its log is {Path(state.disk).parent / 'log'}",
+            )
+    finally:
+        os.close(pidfd)
+
+
+def _clean(old: Rundir, state: State | None) -> None:
+    """Removes what a device that serves no more left: file system, loops, mounts, directories.
+
+    Without effect if nothing is there. Raises ZramfsError: EBUSY.
+    """
+    from . import mounting
+
+    if not old.path.exists():
+        return
+    if state is not None:
+        _undo_file_system(old, state)
+    for place in [*([Path(state.directory)] if state else []), old.tree, old.disk]:
+        mount = busy.mount_at(place)
+        if mount is not None and mount.fstype.startswith("fuse"):
+            mounting.unmount(place)
+    _remove(old, state.made if state else [])
+
+
+def _remove(old: Rundir, made: list[str]) -> None:
+    old.remove()
+    for directory in made:
+        # Somebody may have put something into it before the mount or since: then it stays.
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+
+
+def _stale_message(old: Rundir, state: State | None) -> str:
+    if state is None:
+        return f"cleaned up {old.path}, left by a start that never finished"
+    where = state.mountpoint or state.directory
+    return f"cleaned up {where}: its daemon (pid {state.pid}, since {state.created}) had died, and its data with it"

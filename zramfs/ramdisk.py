@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file system on a loop device on `disk`, and the way back."""
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from . import busy
+from .errors import ZramfsError
+
+# What comes after the program's name. The device is new, so it reads as zeros (nothing to discard or
+# to zero), and what it holds dies with it (nothing to repair after a crash, so no second copies).
+MKFS = {
+    "ext4": [
+        "-q", "-F", "-m", "0", "-O", "^has_journal",
+        "-E", "nodiscard,lazy_itable_init=0,assume_storage_prezeroed=1",
+    ],
+    "xfs": ["-q", "-K"],
+    "btrfs": ["-q", "-K", "-m", "single", "-d", "single"],
+}
+_PACKAGE = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
+
+
+def expect_able(fs: str) -> None:
+    """Raises ZramfsError unless this process may set up loop devices and mount, and has the programs."""
+    if os.geteuid() != 0:
+        raise ZramfsError(
+            errno.EPERM,
+            "a RAM disk needs root, for its loop device and its mount (try sudo); without root, "
+            "`zramfs create` gives you the same device as the file `disk`",
+        )
+    for program, package in (("losetup", "mount"), ("mount", "mount"), (f"mkfs.{fs}", _PACKAGE[fs])):
+        if shutil.which(program) is None:
+            raise ZramfsError(
+                errno.ENOENT,
+                f"a RAM disk with {fs} needs {program}, which is not in PATH ({os.environ.get('PATH')}); "
+                f"Debian has it in the package {package}",
+            )
+
+
+def make_file_system(fs: str, device: str) -> None:
+    """Raises ZramfsError with what mkfs said."""
+    command = [f"mkfs.{fs}", *MKFS[fs], device]
+    done = _run(command)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()
+        raise ZramfsError(errno.EIO, f"`{' '.join(command)}` failed: {said}")
+
+
+def mount(fs: str, device: str, mountpoint: Path) -> None:
+    """With discard: a deleted file gives its memory back. Raises ZramfsError with what mount said."""
+    command = ["mount", "-t", fs, "-o", "discard", "--", device, str(mountpoint)]
+    done = _run(command)
+    if done.returncode:
+        raise ZramfsError(errno.EIO, f"`{' '.join(command)}` failed: {done.stderr.strip()}")
+
+
+def mounted(device: str, mountpoint: Path) -> bool:
+    """True if the file system on `device` is what stands on `mountpoint`."""
+    mount = busy.mount_at(mountpoint)
+    return mount is not None and mount.source == device
+
+
+def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
+    """Raises ZramfsError: EBUSY with what umount said."""
+    command = ["umount", *(["--lazy"] if lazy else []), "--", str(mountpoint)]
+    # Somebody who looks at every new mount (an indexer, a df) is gone in a moment.
+    for pause in (0.1, 0.3, 0.6, 0):
+        done = _run(command)
+        if done.returncode == 0:
+            return
+        if "busy" not in done.stderr:
+            break
+        time.sleep(pause)
+    raise ZramfsError(errno.EBUSY, f"`{' '.join(command)}` failed: {done.stderr.strip()}")
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
