@@ -9,6 +9,11 @@ cdef enum:
     CODEC_LZ4HC = 2
     CODEC_ZSTD = 3
 
+cdef enum:
+    # Longest input of codec_compress, in bytes: a page. Contexts are sized for it, so units of
+    # several pages need a larger number here and no other change.
+    CODEC_MAX_INPUT = 4096
+
 cdef struct codec_t:
     int algo
     int level       # lz4: acceleration
@@ -23,3 +28,9 @@ cdef void codec_ctx_free(codec_ctx_t* ctx) noexcept nogil
 cdef int codec_compress(codec_ctx_t* ctx, const uint8_t* src, int n, uint8_t* dst, int cap) noexcept nogil
 # Bytes written to dst (exactly what was compressed), or -EIO for bytes that no compressor made.
 cdef int codec_decompress(codec_ctx_t* ctx, const uint8_t* src, int n, uint8_t* dst, int cap) noexcept nogil
+
+
+cdef class Codec:
+    cdef codec_t codec
+    cdef codec_ctx_t* ctx
+    cdef object lock

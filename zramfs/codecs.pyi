@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+from typing import Final
+
+from typing_extensions import Buffer
+
+# In the kernel's order.
+ALGORITHMS: Final[tuple[str, ...]]
+# Bytes: the longest that a codec takes and gives.
+MAX_INPUT: Final[int]
+# The name of an algorithm is shorter than this; the kernel answers E2BIG to a longer one.
+NAME_LIMIT: Final[int]
+
+class Codec:
+    algo: Final[str]
+    level: Final[int]
+    def __init__(self, algo: str, level: int | None = None) -> None: ...
+    def compress(self, data: Buffer, cap: int | None = None) -> bytes | None: ...
+    def decompress(self, data: Buffer, size: int) -> bytes: ...
+
+def parse(spec: str) -> Codec: ...
