@@ -2,6 +2,7 @@
 """The attributes against the kernel's: the same writes must have the same results on both."""
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import re
@@ -196,7 +197,8 @@ async def test_algorithms_and_stat_have_the_kernels_form(kernel):
 
 async def test_stat_has_its_columns_in_the_kernels_order():
     ours = Ours()
-    ours.lane.counters = type(ours.lane.counters)(
+    ours.lane.counters = dataclasses.replace(
+        ours.lane.counters,
         read_ios=1, read_sectors=2, read_ms=3, write_ios=4, write_sectors=5, write_ms=6, in_flight=7, io_ms=8,
         queue_ms=9, discard_ios=10, discard_sectors=11, discard_ms=12, flush_ios=13, flush_ms=14,
         protocol_errors=15, longest_us=123456789,

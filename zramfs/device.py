@@ -33,11 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# A RELEASE reaches the lane after close(2) has returned, so that a `reset` right behind a close or
-# an unmount may come too early. It was there within 2 ms; the rest is for a loaded machine.
-CLAIM_PATIENCE = 0.2
-CLAIM_PAUSE = 0.005
-
 # The counters of LaneStats that `reset` sets to zero, as the kernel does with those of its disk.
 _LANE_COUNTERS = (
     "read_ios", "read_sectors", "read_ms", "write_ios", "write_sectors", "write_ms", "io_ms", "queue_ms",
@@ -85,9 +80,7 @@ class Device:
         Raises ZramfsError: EINVAL (algorithm or level), ENOMEM.
         """
         if self._config.size:
-            store = await self._make_store(self._config.size)
-            self._lane.set_store(store)
-            self._store = store
+            await self._set_up(self._config.size)
 
     async def close(self) -> None:
         """Frees the memory. The lane must have ended."""
@@ -150,16 +143,13 @@ class Device:
                 f"the device has a size of {self._store.disksize} bytes already; reset it first, which drops its data",
             )
         async with self._claim():
-            store = await self._make_store(size)
-            self._lane.set_store(store)
-            self._store = store
+            await self._set_up(size)
             await self._in_thread(self._lane.notify_size)
-        log.info("%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level)
 
     async def reset(self) -> None:
         async with self._claim():
-            store, self._store = self._store, None
             self._lane.set_store(None)
+            store, self._store = self._store, None
             self._lane_before = self._lane.stats()
             self._algo, self._level = DEFAULT_ALGO, None
             self._mem_limit = 0
@@ -197,29 +187,29 @@ class Device:
             )
         self._algo, self._level = codec.algo, codec.level
 
-    async def _make_store(self, size: int) -> Store:
+    async def _set_up(self, size: int) -> None:
         if size > MAX_DISKSIZE:
             # ENOMEM, as the kernel answers for a size whose table it cannot allocate.
             raise ZramfsError(errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}")
         make = partial(Store, size, algo=self._algo, level=self._level, mem_limit=self._mem_limit)
         try:
-            return await self._in_thread(make)
+            store = await self._in_thread(make)
+            self._lane.set_store(store)
         except ValueError as error:
             raise ZramfsError(errno.EINVAL, str(error)) from None
         except MemoryError as error:
             raise ZramfsError(errno.ENOMEM, str(error)) from None
+        self._store = store
+        log.info("%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level)
 
     @asynccontextmanager
     async def _claim(self) -> AsyncIterator[None]:
         """Keeps everybody from opening `disk`. EBUSY if somebody has it open."""
-        until = trio.current_time() + CLAIM_PATIENCE
-        while not self._lane.claim():
-            if trio.current_time() > until:
-                raise ZramfsError(
-                    errno.EBUSY,
-                    f"disk is open ({self._lane.open_count} times): unmount, swapoff or losetup -d what uses it",
-                )
-            await trio.sleep(CLAIM_PAUSE)
+        if not await self._in_thread(self._lane.claim):
+            raise ZramfsError(
+                errno.EBUSY,
+                f"disk is open ({self._lane.open_count} times): unmount, swapoff or losetup -d what uses it",
+            )
         try:
             yield
         finally:

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of one device: mounts the lane and the tree, serves them, and takes both down again."""
+from __future__ import annotations
+
+import errno
+import faulthandler
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import pyfuse3
+import trio
+
+from . import busy, mounting
+from .config import DeviceConfig
+from .device import Device
+from .errors import ZramfsError
+from .lane import Lane
+from .tree import Tree, build
+from .watch import watch_errors
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ANSWER_TIMEOUT = 10.0  # seconds for the first answer of a mount that was just made
+# A reader that has just been answered needs a moment to close its file.
+UNMOUNT_TRIES = 5
+UNMOUNT_PAUSE = 0.1
+END_TIMEOUT = 10.0  # seconds for the lane's threads and the tree's loop to end after their unmount
+
+
+def serve(
+    config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None = None
+) -> int:
+    """Serves one device until SIGTERM, SIGINT, SIGHUP, or until its tree or its lane is unmounted.
+
+    on_ready is called once, when `disk` and the tree answer; teardown once at the end, while both
+    still do, to undo what was built on them. Both run in a thread. An exception of on_ready ends the
+    device and is raised again; one of teardown is logged.
+
+    Returns 0 after an orderly end; 1 if something had to be cut off from its users, or if teardown
+    failed, or the lane had broken. Raises ZramfsError (or on_ready's exception) when the start
+    fails. Whatever happens, no mount is left. SIGUSR1 writes the stacks of all threads to stderr.
+
+    To be called in the main thread of a process that serves nothing else: pyfuse3 has one tree.
+    """
+    if not logging.getLogger().handlers:
+        logging.basicConfig(
+            level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    try:
+        return trio.run(_Daemon(config, on_ready, teardown).run)
+    finally:
+        faulthandler.unregister(signal.SIGUSR1)
+
+
+class _Daemon:
+    def __init__(
+        self, config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None
+    ) -> None:
+        self.config = config
+        self.disk = config.rundir / "disk"
+        self.on_ready = on_ready
+        self.teardown = teardown
+        self.lane: Lane | None = None
+        self.device: Device | None = None
+        self.mounts: dict[Path, busy.Mount | None] = {}
+        self.tree_served = False
+        self.tree_ended = trio.Event()
+        self.stopping = trio.Event()
+        self.reason = ""
+        self.status = 0
+
+    async def run(self) -> int:
+        failure: Exception | None = None
+        # From here on a signal that asks for the end is kept until somebody reads it: none can
+        # end the process between a mount and its unmount.
+        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+            async with trio.open_nursery() as nursery:
+                try:
+                    await self.start_lane()
+                    await self.mount_tree()
+                    for task, *arguments in (
+                        (self.watch_signals, signals), (self.serve_tree,), (self.watch_lane,),
+                        (watch_errors, self.device),
+                    ):
+                        nursery.start_soon(self.guard, task, *arguments)
+                    await self.serve()
+                except Exception as error:
+                    failure = error
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await self.shut_down()
+                    nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return self.status
+
+    async def guard(self, task: Callable, *arguments: object) -> None:
+        try:
+            await task(*arguments)
+        except Exception:
+            self.status = 1
+            log.exception("%s: unexpected end of a task", self.config.name)
+            self.stop(f"{task.__name__} failed")
+
+    async def start_lane(self) -> None:
+        config = self.config
+        self.disk.touch(mode=0o600)
+        options = {"fsname": f"zramfs-disk:{config.name}", "subtype": "zramfs-disk", **self.mount_options()}
+        fd = await self.mount(self.disk, options)
+        try:
+            lane = Lane(fd, threads=config.threads)
+        except BaseException:
+            os.close(fd)
+            raise
+        self.device = Device(config, lane)
+        await self.device.start()
+        lane.start()
+        self.lane = lane
+
+    async def mount_tree(self) -> None:
+        options = {"fsname": f"zramfs:{self.config.name}", "subtype": "zramfs", **self.mount_options()}
+        fd = await self.mount(self.config.directory, options)
+        # pyfuse3 waits for a request, then reads it while it holds the GIL. If the caller is killed
+        # in between there is nothing to read, and in blocking mode the whole interpreter stands
+        # still until the next request (seen 5 times in 40 kills of a busy client). See serve_tree.
+        os.set_blocking(fd, False)
+        try:
+            pyfuse3.init(Tree(build(self.device, self.disk)), f"/dev/fd/{fd}", set())
+        except BaseException:
+            os.close(fd)
+            raise
+        self.tree_served = True
+
+    async def mount(self, path: Path, options: dict[str, str | bool]) -> int:
+        fd = await in_thread(partial(mounting.mount_file, path, options=options))
+        self.mounts[path] = busy.mount_at(path)
+        return fd
+
+    def mounted(self, path: Path) -> bool:
+        """Whether what is mounted there is ours, and not what it stood on, or came after it."""
+        found = busy.mount_at(path)
+        return found is not None and found == self.mounts.get(path)
+
+    def mount_options(self) -> dict[str, str | bool]:
+        return {"default_permissions": True, "allow_other": self.config.allow_other}
+
+    async def serve(self) -> None:
+        """Reports readiness, then waits for the end. Raises what makes the start fail."""
+        for path in (self.disk, self.config.directory / "control"):
+            await self.expect_answer(path)
+        if self.stopping.is_set():
+            raise ZramfsError(errno.EINTR, f"the device had to end before it was ready: {self.reason}")
+        await in_thread(self.on_ready)
+        log.info("%s: ready at %s", self.config.name, self.config.directory)
+        await self.stopping.wait()
+        log.info("%s: ending: %s", self.config.name, self.reason)
+
+    async def expect_answer(self, path: Path) -> None:
+        try:
+            with trio.fail_after(ANSWER_TIMEOUT):
+                await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
+        except trio.TooSlowError:
+            reason = f"no answer for {ANSWER_TIMEOUT:g} s"
+        except OSError as error:
+            reason = error.strerror
+        else:
+            return
+        raise ZramfsError(
+            errno.EIO, f"{path} was mounted, but cannot be used: {self.lane.error or self.reason or reason}"
+        )
+
+    def stop(self, reason: str) -> None:
+        if not self.stopping.is_set():
+            self.reason = reason
+            self.stopping.set()
+
+    async def watch_signals(self, signals) -> None:
+        async for number in signals:
+            name = signal.Signals(number).name
+            if self.stopping.is_set():
+                log.info("%s: %s: ending already", self.config.name, name)
+            self.stop(name)
+
+    async def watch_lane(self) -> None:
+        await trio.lowlevel.wait_readable(self.lane.done_fd)
+        if not self.lane.error and not self.mounted(self.disk):
+            self.stop(f"{self.disk} was unmounted")
+        elif not self.stopping.is_set():
+            self.status = 1
+            self.stop(f"the lane has ended: {self.lane.error or 'somebody aborted its connection'}")
+
+    async def serve_tree(self) -> None:
+        """Runs pyfuse3's loop until the tree is unmounted or shut_down() ends it.
+
+        On a request that was withdrawn before it was read the loop ends with EAGAIN, and is started
+        again: requests in hand are shielded (tree.boundary), so each of them is answered.
+        """
+        try:
+            while await self.pyfuse3_loop():
+                pass
+            self.stop(f"{self.config.directory} was unmounted")
+        finally:
+            self.tree_ended.set()
+
+    async def pyfuse3_loop(self) -> bool:
+        """True if the loop should go on."""
+        try:
+            await pyfuse3.main()
+        except Exception as error:
+            causes = list(leaves(error))
+            if all(isinstance(cause, OSError) and cause.errno == errno.EAGAIN for cause in causes):
+                return True
+            if not all(isinstance(cause, OSError) and cause.errno == errno.ECONNABORTED for cause in causes):
+                self.status = 1
+                log.error("%s: the loop of the tree broke", self.config.name, exc_info=error)
+        return False
+
+    async def shut_down(self) -> None:
+        """Takes down whatever stands. Nothing that happens here keeps the rest from being taken down."""
+        if self.teardown and self.lane:
+            try:
+                await in_thread(self.teardown)
+            except Exception as error:
+                self.status = 1
+                log.error("%s: taking down what was built on disk failed: %s", self.config.name, error)
+        await self.unmount(self.config.directory)
+        if self.tree_served:
+            with trio.move_on_after(END_TIMEOUT):
+                # The loop ends by itself, unless the mount was only detached.
+                pyfuse3.terminate()
+                await self.tree_ended.wait()
+            # Closes the connection: who still uses the tree gets an error instead of no answer.
+            pyfuse3.close(unmount=False)
+        cut_off = await self.unmount(self.disk)
+        if self.lane:
+            await self.end_lane(cut_off)
+
+    async def unmount(self, path: Path) -> bool:
+        """True if it was in use, and could only be detached from the directories."""
+        for _ in range(UNMOUNT_TRIES):
+            if not self.mounted(path):
+                return False
+            try:
+                await in_thread(partial(mounting.unmount, path))
+                return False
+            except OSError as error:
+                reason = error
+            await trio.sleep(UNMOUNT_PAUSE)
+        self.status = 1
+        users = await in_thread(partial(busy.users_of, [path]))
+        log.warning(
+            "%s: %s could not be unmounted (%s); it is cut off from its users, who get I/O errors from here on: %s",
+            self.config.name, path, reason, "; ".join(users) or "nobody that is to be seen from here",
+        )
+        try:
+            await in_thread(partial(mounting.unmount, path, lazy=True))
+        except OSError as error:
+            log.error("%s: %s could not even be detached: %s", self.config.name, path, error)
+        return True
+
+    async def end_lane(self, abort: bool) -> None:
+        """abort: do not wait for its users."""
+        if abort or not await in_thread(partial(self.lane.join, END_TIMEOUT)):
+            # abort() returns when what is in hand is answered.
+            await in_thread(self.lane.abort)
+        await in_thread(self.lane.join)
+        await self.device.close()
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    return await trio.to_thread.run_sync(work)
