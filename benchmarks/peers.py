@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.tools import BenchmarkError, LeftOutError, built, command, need, wait_until
 from zramfs import loops, rundir
+from zramfs.mounting import is_mounted, mount_file, unmount
 
 KINDS = ("zramfs", "zram", "nbdkit", "empty")
 # In the order in which they are shown. The kernel's is a block device by itself.
@@ -144,15 +145,13 @@ def nbdkit(scratch: Path, size: int) -> Iterator[Server]:
                 alive(bridge)
                 yield Server("nbdkit", disk, (storage.pid, bridge.pid))
             finally:
-                if os.path.ismount(folder):
-                    command([need("fusermount3", "fuse3"), "-u", folder])
+                if is_mounted(folder):
+                    unmount(folder)
 
 
 @contextlib.contextmanager
 def empty(scratch: Path, size: int) -> Iterator[Server]:
     """Our empty server on a file of its own."""
-    from zramfs.mounting import mount_file, unmount
-
     need("fusermount3", "fuse3")
     program = built("empty_fuse")
     disk = (scratch / "disk").resolve()
