@@ -68,11 +68,14 @@ def extension(name: str, *packages: tuple[str, str]) -> Extension:
 
 EXTENSIONS = [
     extension("allocator.arena"),
+    extension("allocator.migrate"),
     extension("allocator.zsmalloc"),
+    extension("allocator.balloon"),
     extension("allocator.check"),
     extension("zramfs.codecs", ("liblz4", "1.9.0"), ("libzstd", "1.5.0")),
     extension("zramfs.slots"),
     extension("zramfs.store"),
+    extension("zramfs.requests"),
     extension("zramfs.lane"),
 ]
 

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: arena_t.lock is the innermost lock of the whole program; nothing is taken under it.
+# Lock order: arena_t.migrate_lock is the outermost lock of the allocator (migrate.pyx), arena_t.lock
+# the innermost lock of the whole program; nothing is taken under it.
 """C interface of the arena: page frames in pageblocks of one memory file."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.layout cimport (
-    FRAME_SHIFT, NR_ORDERS, page_desc_t, pageblock_desc_t, superblock_t, zspage_desc_t,
+    FRAME_SHIFT, NR_ORDERS, NR_OWNERS, page_desc_t, pageblock_desc_t, superblock_t, zspage_desc_t,
 )
 from allocator.prim cimport pthread_mutex_t
+
+
+# What an owner of movable pages answers; contracts in migrate.pyx. The page is locked.
+cdef struct page_owner_t:
+    void* ctx
+    bint (*isolate)(void* ctx, uint32_t frame) noexcept nogil
+    int (*migrate)(void* ctx, uint32_t new, uint32_t old) noexcept nogil
+    void (*putback)(void* ctx, uint32_t frame) noexcept nogil
 
 
 cdef struct arena_t:
@@ -22,10 +31,14 @@ cdef struct arena_t:
     uint8_t* frames
     uint32_t nr_pageblocks
     uint32_t nr_frames
+    pthread_mutex_t migrate_lock    # one migration at a time; guards owners
+    page_owner_t owners[NR_OWNERS]  # ctx NULL = nobody
     pthread_mutex_t lock
     # all below: guarded by lock
-    uint32_t free_head[NR_ORDERS]   # frame numbers; order 9 is not a list, see returned
-    uint64_t free_count[NR_ORDERS]
+    # Frame numbers. [0] serves allocations; [1] holds the free blocks of isolated pageblocks.
+    # Order 9 is listed in [1] only: elsewhere a whole pageblock is given back, see returned.
+    uint32_t free_head[2][NR_ORDERS]
+    uint64_t free_count[2][NR_ORDERS]
     uint32_t fresh                  # pageblocks from here on were never used
     uint32_t returned               # list of whole free pageblocks, given back to the OS
     uint64_t nr_returned            # its length
@@ -33,6 +46,7 @@ cdef struct arena_t:
     uint64_t pageblocks_in_use
     uint64_t bytes_returned         # since creation
     uint64_t punch_errors           # a pageblock that the OS did not take back
+    uint64_t reserved               # atomic: frames that the balloon keeps from the pool
     uint64_t fail_after             # fault injection: allocations until one fails, 0 = never
 
 
@@ -45,12 +59,23 @@ cdef void arena_free_frames(arena_t* a, int n, const uint32_t* frames) noexcept 
 cdef uint32_t arena_alloc_block(arena_t* a, int order, uint8_t owner, uint32_t ref) noexcept nogil
 cdef void arena_free_block(arena_t* a, uint32_t frame, int order) noexcept nogil
 
+# An isolated pageblock serves no allocation, and is not given back when it becomes whole. False if
+# it is not in use or isolated already. Ending it gives a whole pageblock back.
+cdef bint arena_isolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil
+cdef void arena_unisolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil
+# Frames [first, first + n) of one isolated pageblock, if all are free: handed out to an owner.
+cdef bint arena_claim_range(arena_t* a, uint32_t first, uint32_t n, uint8_t owner, uint32_t ref) noexcept nogil
+# One frame of that pageblock at or after *cursor, which moves on; NONE32 if it has none there.
+cdef uint32_t arena_alloc_inside(arena_t* a, uint32_t pb, uint32_t* cursor) noexcept nogil
+
 cdef inline uint8_t* frame_ptr(arena_t* a, uint32_t frame) noexcept nogil:
     return a.frames + (<uint64_t>frame << FRAME_SHIFT)
 
 
 cdef class Arena:
-    cdef arena_t* a
+    cdef arena_t* a     # NULL once closed
+
+    cdef arena_t* open(self) except NULL
 
 
 cdef tuple arena_buddyinfo(arena_t* a)

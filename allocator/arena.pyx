@@ -73,9 +73,11 @@ cdef arena_t* arena_new(uint64_t user_size, uint64_t nr_pageblocks) noexcept nog
     a.nr_pageblocks = <uint32_t>nr_pageblocks
     a.nr_frames = <uint32_t>nr_frames
     for order in range(NR_ORDERS):
-        a.free_head[order] = NONE32
+        a.free_head[0][order] = NONE32
+        a.free_head[1][order] = NONE32
     a.returned = NONE32
     pthread_mutex_init(&a.lock, NULL)
+    pthread_mutex_init(&a.migrate_lock, NULL)
     return a
 
 
@@ -85,35 +87,53 @@ cdef void arena_delete(arena_t* a) noexcept nogil:
     munmap(a.base, a.file_size)
     close(a.fd)
     pthread_mutex_destroy(&a.lock)
+    pthread_mutex_destroy(&a.migrate_lock)
     free(a)
 
 
 # ---- free lists ---------------------------------------------------------------------------
 
+cdef inline int list_of_locked(arena_t* a, uint32_t frame) noexcept nogil:
+    return 1 if a.pageblocks[frame // PAGEBLOCK_FRAMES].flags & PB_ISOLATED else 0
+
+
 cdef inline void push_free_locked(arena_t* a, uint32_t frame, int order) noexcept nogil:
     cdef page_desc_t* page = &a.pages[frame]
-    cdef uint32_t head = a.free_head[order]
-    page.flags = PG_FREE
+    cdef int which = list_of_locked(a, frame)
+    cdef uint32_t head = a.free_head[which][order]
+    store16(&page.flags, PG_FREE)
     page.order = <uint8_t>order
     page.owner = OWNER_NONE
     page.prev = NONE32
     page.next = head
     if head != NONE32:
         a.pages[head].prev = frame
-    a.free_head[order] = frame
-    a.free_count[order] += 1
+    a.free_head[which][order] = frame
+    a.free_count[which][order] += 1
 
 
-cdef inline void remove_free_locked(arena_t* a, uint32_t frame, int order) noexcept nogil:
+cdef inline void remove_free_locked(arena_t* a, uint32_t frame) noexcept nogil:
     cdef page_desc_t* page = &a.pages[frame]
+    cdef int which = list_of_locked(a, frame)
     if page.prev != NONE32:
         a.pages[page.prev].next = page.next
     else:
-        a.free_head[order] = page.next
+        a.free_head[which][page.order] = page.next
     if page.next != NONE32:
         a.pages[page.next].prev = page.prev
-    page.flags = 0
-    a.free_count[order] -= 1
+    store16(&page.flags, 0)
+    a.free_count[which][page.order] -= 1
+
+
+cdef inline void mark_used_locked(arena_t* a, uint32_t first, uint32_t n, uint8_t owner,
+                                  uint32_t ref) noexcept nogil:
+    cdef uint32_t frame
+    for frame in range(first, first + n):
+        a.pages[frame].owner = owner
+        a.pages[frame].ref = ref
+        store16(&a.pages[frame].flags, PG_USED)
+    a.pageblocks[first // PAGEBLOCK_FRAMES].nr_free -= <uint16_t>n
+    a.frames_used += n
 
 
 cdef uint32_t take_pageblock_locked(arena_t* a) noexcept nogil:
@@ -133,58 +153,70 @@ cdef uint32_t take_pageblock_locked(arena_t* a) noexcept nogil:
     return pb
 
 
+cdef inline bint injected_locked(arena_t* a) noexcept nogil:
+    """True for the allocation that fault injection has chosen."""
+    if a.fail_after == 0:
+        return False
+    a.fail_after -= 1
+    return a.fail_after == 0
+
+
+cdef inline void split_locked(arena_t* a, uint32_t frame, int have, int order) noexcept nogil:
+    """Frees all but the first 2^order frames of a block of order have that is in no list."""
+    while have > order:
+        have -= 1
+        push_free_locked(a, frame + (1u << have), have)
+
+
 cdef uint32_t alloc_locked(arena_t* a, int order, uint8_t owner, uint32_t ref) noexcept nogil:
     cdef int have = order
-    cdef uint32_t frame, pb, i
-    if a.fail_after != 0:
-        a.fail_after -= 1
-        if a.fail_after == 0:
-            return NONE32
-    while have < PAGEBLOCK_ORDER and a.free_head[have] == NONE32:
+    cdef uint32_t frame, pb
+    if injected_locked(a):
+        return NONE32
+    while have < PAGEBLOCK_ORDER and a.free_head[0][have] == NONE32:
         have += 1
     if have < PAGEBLOCK_ORDER:
-        frame = a.free_head[have]
-        remove_free_locked(a, frame, have)
+        frame = a.free_head[0][have]
+        remove_free_locked(a, frame)
     else:
         pb = take_pageblock_locked(a)
         if pb == NONE32:
             return NONE32
         frame = pb * PAGEBLOCK_FRAMES
-    while have > order:
-        have -= 1
-        push_free_locked(a, frame + (1u << have), have)
-    for i in range(1u << order):
-        a.pages[frame + i].flags = PG_USED
-        a.pages[frame + i].owner = owner
-        a.pages[frame + i].ref = ref
-    a.pageblocks[frame // PAGEBLOCK_FRAMES].nr_free -= <uint16_t>(1u << order)
-    a.frames_used += 1u << order
+    split_locked(a, frame, have, order)
+    mark_used_locked(a, frame, 1u << order, owner, ref)
     return frame
 
 
-cdef uint32_t free_locked(arena_t* a, uint32_t frame, int order) noexcept nogil:
-    """Merges the block with its free buddies. If that makes a whole pageblock, it leaves all lists
-    and its number is returned, for give_back(); else NONE32."""
+cdef uint32_t merge_locked(arena_t* a, uint32_t frame, int order) noexcept nogil:
+    """Puts a free block that is in no list into one, merged with its free buddies. A whole pageblock
+    that is not isolated goes into none, and its number is returned for give_back(); else NONE32."""
     cdef uint32_t pb = frame // PAGEBLOCK_FRAMES
-    cdef uint32_t buddy, i
-    for i in range(1u << order):
-        a.pages[frame + i].flags = 0
-        a.pages[frame + i].owner = OWNER_NONE
-    a.pageblocks[pb].nr_free += <uint16_t>(1u << order)
-    a.frames_used -= 1u << order
+    cdef uint32_t buddy
     while order < PAGEBLOCK_ORDER:
         buddy = frame ^ (1u << order)
-        if not (a.pages[buddy].flags & PG_FREE) or a.pages[buddy].order != order:
+        if not a.pages[buddy].flags & PG_FREE or a.pages[buddy].order != order:
             break
-        remove_free_locked(a, buddy, order)
+        remove_free_locked(a, buddy)
         frame &= ~(1u << order)
         order += 1
-    if order < PAGEBLOCK_ORDER:
+    if order < PAGEBLOCK_ORDER or a.pageblocks[pb].flags & PB_ISOLATED:
         push_free_locked(a, frame, order)
         return NONE32
     a.pageblocks[pb].flags = 0
     a.pageblocks_in_use -= 1
     return pb
+
+
+cdef uint32_t free_locked(arena_t* a, uint32_t frame, int order) noexcept nogil:
+    """As merge_locked(), for a block in use."""
+    cdef uint32_t i
+    for i in range(frame, frame + (1u << order)):
+        a.pages[i].owner = OWNER_NONE
+        store16(&a.pages[i].flags, 0)
+    a.pageblocks[frame // PAGEBLOCK_FRAMES].nr_free += <uint16_t>(1u << order)
+    a.frames_used -= 1u << order
+    return merge_locked(a, frame, order)
 
 
 cdef void give_back(arena_t* a, uint32_t pb) noexcept nogil:
@@ -255,6 +287,110 @@ cdef void arena_free_block(arena_t* a, uint32_t frame, int order) noexcept nogil
         give_back(a, pb)
 
 
+# ---- isolated pageblocks ----------------------------------------------------------------------
+
+cdef void relist_locked(arena_t* a, uint32_t pb, bint isolated) noexcept nogil:
+    """Moves the free blocks of a pageblock between the two sets of lists."""
+    cdef uint32_t frame = pb * PAGEBLOCK_FRAMES, end = frame + PAGEBLOCK_FRAMES
+    cdef pageblock_desc_t* desc = &a.pageblocks[pb]
+    cdef int order
+    while frame < end:
+        if not a.pages[frame].flags & PG_FREE:
+            frame += 1
+            continue
+        order = a.pages[frame].order
+        remove_free_locked(a, frame)
+        desc.flags ^= PB_ISOLATED
+        push_free_locked(a, frame, order)
+        desc.flags ^= PB_ISOLATED
+        frame += 1u << order
+    desc.flags = PB_IN_USE | PB_ISOLATED if isolated else PB_IN_USE
+
+
+cdef bint arena_isolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil:
+    cdef bint taken
+    pthread_mutex_lock(&a.lock)
+    taken = pb < a.nr_pageblocks and a.pageblocks[pb].flags == PB_IN_USE
+    if taken:
+        relist_locked(a, pb, True)
+    pthread_mutex_unlock(&a.lock)
+    return taken
+
+
+cdef void arena_unisolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil:
+    cdef bint whole
+    pthread_mutex_lock(&a.lock)
+    whole = a.pageblocks[pb].nr_free == PAGEBLOCK_FRAMES
+    if whole:
+        remove_free_locked(a, pb * PAGEBLOCK_FRAMES)
+        a.pageblocks[pb].flags = 0
+        a.pageblocks_in_use -= 1
+    else:
+        relist_locked(a, pb, False)
+    pthread_mutex_unlock(&a.lock)
+    if whole:
+        give_back(a, pb)
+
+
+cdef inline uint32_t free_head_of(arena_t* a, uint32_t frame) noexcept nogil:
+    """The head of the free block that a frame lies in, or NONE32: at most ten candidates."""
+    cdef uint32_t head
+    cdef int order
+    for order in range(NR_ORDERS):
+        head = frame & ~((1u << order) - 1)
+        if a.pages[head].flags & PG_FREE and head + (1u << a.pages[head].order) > frame:
+            return head
+    return NONE32
+
+
+cdef void carve_locked(arena_t* a, uint32_t frame) noexcept nogil:
+    """Splits the free block around a frame until the frame is a block of order 0 in no list."""
+    cdef uint32_t head = free_head_of(a, frame)
+    cdef int order = a.pages[head].order
+    remove_free_locked(a, head)
+    while order > 0:
+        order -= 1
+        if frame & (1u << order):
+            push_free_locked(a, head, order)
+            head += 1u << order
+        else:
+            push_free_locked(a, head + (1u << order), order)
+
+
+cdef bint arena_claim_range(arena_t* a, uint32_t first, uint32_t n, uint8_t owner, uint32_t ref) noexcept nogil:
+    cdef uint32_t frame = first
+    cdef bint free_all = True
+    pthread_mutex_lock(&a.lock)
+    if injected_locked(a):
+        free_all = False
+    while free_all and frame < first + n:
+        free_all = free_head_of(a, frame) != NONE32
+        frame += 1
+    if free_all:
+        for frame in range(first, first + n):
+            carve_locked(a, frame)
+        mark_used_locked(a, first, n, owner, ref)
+    pthread_mutex_unlock(&a.lock)
+    return free_all
+
+
+cdef uint32_t arena_alloc_inside(arena_t* a, uint32_t pb, uint32_t* cursor) noexcept nogil:
+    cdef uint32_t frame = cursor[0], end = (pb + 1) * PAGEBLOCK_FRAMES
+    pthread_mutex_lock(&a.lock)
+    if a.pageblocks[pb].flags == PB_IN_USE and not injected_locked(a):
+        while frame < end:
+            if a.pages[frame].flags & PG_FREE:
+                carve_locked(a, frame)
+                mark_used_locked(a, frame, 1, OWNER_NONE, 0)
+                break
+            frame += 1
+    else:
+        frame = end
+    pthread_mutex_unlock(&a.lock)
+    cursor[0] = frame + 1 if frame < end else end
+    return frame if frame < end else NONE32
+
+
 cdef class Arena:
     """Page frames in one memory file.
 
@@ -279,58 +415,72 @@ cdef class Arena:
             )
 
     def __dealloc__(self):
+        self.close()
+
+    def close(self):
+        """Gives all memory back. Nobody may be at work on the arena; later calls raise ValueError."""
         with nogil:
             arena_delete(self.a)
+        self.a = NULL
+
+    cdef arena_t* open(self) except NULL:
+        if self.a == NULL:
+            raise ValueError("the arena is closed")
+        return self.a
 
     def alloc(self, order=0):
         """First frame number of a free block of 2^order frames. Raises MemoryError when none is left."""
+        cdef arena_t* a = self.open()
         cdef int k = order
         cdef uint32_t frame
         if not 0 <= k <= PAGEBLOCK_ORDER:
             raise ValueError(f"order 0 to {PAGEBLOCK_ORDER} expected, got {order}")
         with nogil:
-            frame = arena_alloc_block(self.a, k, OWNER_NONE, 0)
+            frame = arena_alloc_block(a, k, OWNER_NONE, 0)
         if frame == NONE32:
-            raise MemoryError(f"no free block of order {order} in {self.a.nr_pageblocks} pageblocks")
+            raise MemoryError(f"no free block of order {order} in {a.nr_pageblocks} pageblocks")
         return frame
 
     def free(self, frame, order=0):
         """Takes back what alloc(order) gave. Raises ValueError for anything else."""
+        cdef arena_t* a = self.open()
         cdef uint32_t first, i
         cdef int k = order
-        if not 0 <= k <= PAGEBLOCK_ORDER or not 0 <= frame < self.a.nr_frames or frame % (1 << k):
+        if not 0 <= k <= PAGEBLOCK_ORDER or not 0 <= frame < a.nr_frames or frame % (1 << k):
             raise ValueError(f"frame {frame} is no block of order {order}")
         first = frame
         for i in range(1u << k):
-            if not self.a.pages[first + i].flags & PG_USED:
+            if not a.pages[first + i].flags & PG_USED:
                 raise ValueError(f"frame {first + i} is not in use")
         with nogil:
-            arena_free_block(self.a, first, k)
+            arena_free_block(a, first, k)
 
     def frame(self, frame):
         """The 4096 bytes of a frame in use, as a writable memoryview; not to be kept past free()."""
+        cdef arena_t* a = self.open()
         cdef uint32_t n
-        if not 0 <= frame < self.a.nr_frames or not self.a.pages[<uint32_t>frame].flags & PG_USED:
+        if not 0 <= frame < a.nr_frames or not a.pages[<uint32_t>frame].flags & PG_USED:
             raise ValueError(f"frame {frame} is not in use")
         n = frame
-        return <uint8_t[:FRAME_SIZE]>frame_ptr(self.a, n)
+        return <uint8_t[:FRAME_SIZE]>frame_ptr(a, n)
 
     def inject_failure(self, after):
         """The after-th frame allocation from now fails as if memory were short (0 = none does)."""
-        pthread_mutex_lock(&self.a.lock)
-        self.a.fail_after = after
-        pthread_mutex_unlock(&self.a.lock)
+        cdef arena_t* a = self.open()
+        pthread_mutex_lock(&a.lock)
+        a.fail_after = after
+        pthread_mutex_unlock(&a.lock)
 
     def fileno(self):
         """Descriptor of the memory file, owned by the arena."""
-        return self.a.fd
+        return self.open().fd
 
     def buddyinfo(self):
         """Free blocks per order, 0 to 9; order 9 counts whole pageblocks given back to the OS."""
-        return arena_buddyinfo(self.a)
+        return arena_buddyinfo(self.open())
 
     def stats(self):
-        return arena_stats(self.a)
+        return arena_stats(self.open())
 
 
 cdef tuple arena_buddyinfo(arena_t* a):
@@ -338,14 +488,14 @@ cdef tuple arena_buddyinfo(arena_t* a):
     cdef int order
     pthread_mutex_lock(&a.lock)
     for order in range(PAGEBLOCK_ORDER):
-        count[order] = a.free_count[order]
-    count[PAGEBLOCK_ORDER] = a.nr_returned
+        count[order] = a.free_count[0][order] + a.free_count[1][order]
+    count[PAGEBLOCK_ORDER] = a.nr_returned + a.free_count[1][PAGEBLOCK_ORDER]
     pthread_mutex_unlock(&a.lock)
     return tuple([count[order] for order in range(NR_ORDERS)])
 
 
 cdef object arena_stats(arena_t* a):
-    cdef uint64_t used, blocks, returned, errors
+    cdef uint64_t used, blocks, returned, errors, reserved = peek64(&a.reserved)
     pthread_mutex_lock(&a.lock)
     used = a.frames_used
     blocks = a.pageblocks_in_use
@@ -357,7 +507,7 @@ cdef object arena_stats(arena_t* a):
         frames_free=blocks * PAGEBLOCK_FRAMES - used,
         pageblocks_in_use=blocks,
         pageblocks_total=a.nr_pageblocks,
-        resident=blocks * PAGEBLOCK_SIZE,
+        resident=blocks * PAGEBLOCK_SIZE - reserved * FRAME_SIZE,
         bytes_returned=returned,
         punch_errors=errors,
     )

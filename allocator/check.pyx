@@ -33,28 +33,49 @@ cdef int check_pageblock_locked(arena_t* a, uint32_t pb, uint64_t* listed) excep
                 fail("A1", f"frame {frame} is both used and free")
             frame += 1
             continue
-        if not page.flags & PG_FREE or page.order >= PAGEBLOCK_ORDER:
+        if not page.flags & PG_FREE or page.order > PAGEBLOCK_ORDER:
             fail("A1", f"frame {frame} is neither used nor in a free block (flags {page.flags:#x})")
         if frame & ((1u << page.order) - 1):
             fail("A4", f"free block of order {page.order} at frame {frame} is not aligned")
         buddy = frame ^ (1u << page.order)
-        if a.pages[buddy].flags & PG_FREE and a.pages[buddy].order == page.order:
+        if page.order < PAGEBLOCK_ORDER and a.pages[buddy].flags & PG_FREE and a.pages[buddy].order == page.order:
             fail("A4", f"free buddies {frame} and {buddy} of order {page.order} did not merge")
         listed[page.order] += 1
         nr_free += 1u << page.order
         frame += 1u << page.order
     if nr_free != a.pageblocks[pb].nr_free:
         fail("A2", f"pageblock {pb} has {nr_free} free frames and says {a.pageblocks[pb].nr_free}")
-    if nr_free == PAGEBLOCK_FRAMES:
+    if nr_free == PAGEBLOCK_FRAMES and not a.pageblocks[pb].flags & PB_ISOLATED:
         fail("A3", f"pageblock {pb} is free and still counts as in use")
     return 0
+
+
+cdef uint64_t check_free_list_locked(arena_t* a, int which, int order) except? 0xffffffffffffffff:
+    """Length of the list of an order; which = 1: of isolated pageblocks."""
+    cdef uint64_t in_list = 0
+    cdef uint32_t frame = a.free_head[which][order], prev = NONE32
+    while frame != NONE32:
+        if not a.pages[frame].flags & PG_FREE or a.pages[frame].order != order:
+            fail("A2", f"frame {frame} in the list of order {order} is no free block of it")
+        if a.pages[frame].prev != prev:
+            fail("A2", f"frame {frame} in the list of order {order} has a wrong back link")
+        if ((a.pageblocks[frame // PAGEBLOCK_FRAMES].flags & PB_ISOLATED) != 0) != (which == 1):
+            fail("A2", f"frame {frame} of order {order} stands in the list of the wrong kind of pageblock")
+        prev = frame
+        frame = a.pages[frame].next
+        in_list += 1
+        if in_list > a.nr_frames:
+            fail("A2", f"the list of order {order} has no end")
+    if in_list != a.free_count[which][order]:
+        fail("A2", f"{in_list} blocks of order {order} are listed, {a.free_count[which][order]} are counted")
+    return in_list
 
 
 cdef int check_arena_locked(arena_t* a, int level) except -1:
     cdef uint64_t listed[NR_ORDERS]
     cdef uint64_t in_lists, used = 0, in_use = 0
-    cdef uint32_t frame, prev, pb
-    cdef int order
+    cdef uint32_t pb
+    cdef int order, which
     for order in range(NR_ORDERS):
         listed[order] = 0
     for pb in range(a.fresh):
@@ -70,22 +91,10 @@ cdef int check_arena_locked(arena_t* a, int level) except -1:
     # A pageblock between the lists, on its way back to the OS, is in neither count.
     if in_use + a.nr_returned > a.fresh:
         fail("A3", f"{in_use} pageblocks in use and {a.nr_returned} returned, of {a.fresh} ever used")
-    for order in range(PAGEBLOCK_ORDER):
+    for order in range(NR_ORDERS):
         in_lists = 0
-        prev = NONE32
-        frame = a.free_head[order]
-        while frame != NONE32:
-            if not a.pages[frame].flags & PG_FREE or a.pages[frame].order != order:
-                fail("A2", f"frame {frame} in the list of order {order} is no free block of it")
-            if a.pages[frame].prev != prev:
-                fail("A2", f"frame {frame} in the list of order {order} has a wrong back link")
-            prev = frame
-            frame = a.pages[frame].next
-            in_lists += 1
-            if in_lists > a.nr_frames:
-                fail("A2", f"the list of order {order} has no end")
-        if in_lists != a.free_count[order]:
-            fail("A2", f"{in_lists} blocks of order {order} are listed, {a.free_count[order]} are counted")
+        for which in range(2):
+            in_lists += check_free_list_locked(a, which, order)
         if level >= 2 and listed[order] != in_lists:
             fail("A2", f"{listed[order]} free blocks of order {order} exist, {in_lists} are listed")
     return 0
@@ -165,11 +174,26 @@ cdef int check_class_locked(pool_t* pool, size_class_t* c, int level, uint8_t* i
         zspages += in_list
     if c.nr[FULLNESS_EMPTY]:
         fail("Z5", f"class {c.size} keeps {c.nr[FULLNESS_EMPTY]} empty zspages")
-    if zspages != c.zspages or inuse != c.inuse:
-        fail("Z3", f"class {c.size}: {zspages} zspages and {inuse} objects in the lists, "
-                   f"{c.zspages} and {c.inuse} counted")
-    pages[0] += zspages * c.pages
+    if zspages + c.isolated != c.zspages:
+        fail("Z2", f"class {c.size}: {zspages} zspages in the lists and {c.isolated} isolated, "
+                   f"{c.zspages} counted")
+    if inuse != c.inuse and c.isolated == 0:
+        fail("Z3", f"class {c.size}: {inuse} objects in the lists, {c.inuse} counted")
+    pages[0] += c.zspages * c.pages
     return 0
+
+
+cdef uint64_t deferred_pages(pool_t* pool) except? 0xffffffffffffffff:
+    """Pool pages of the empty zspages that wait to be freed."""
+    cdef uint64_t pages = 0
+    cdef uint32_t number
+    pthread_mutex_lock(&pool.number_lock)
+    number = pool.deferred
+    while number != NONE32:
+        pages += pool.by_index[pool.arena.zspages[number].class_idx].pages
+        number = pool.arena.zspages[number].next
+    pthread_mutex_unlock(&pool.number_lock)
+    return pages
 
 
 cdef int check_pool(pool_t* pool, int level) except -1:
@@ -187,6 +211,7 @@ cdef int check_pool(pool_t* pool, int level) except -1:
                 check_class_locked(pool, c, level, is_free, &pages)
             finally:
                 pthread_mutex_unlock(&c.lock)
+        pages += deferred_pages(pool)
         if pages != peek64(&pool.pages):
             fail("Z4", f"the classes have {pages} pages, the pool counts {peek64(&pool.pages)}")
         if corrupt:

@@ -22,7 +22,7 @@
  *   pageblock (2 MiB) = 512 frames; buddy blocks of order 0 (one frame) to 9 (a whole pageblock):
  *   |P|P|.0.|P|..1..|P P|....2....|P|P|...|  P in use, .k. a free block of order k
  *
- * Sums that hold whenever no lock is held (allocator/check.pyx proves them):
+ * Sums that hold whenever no lock is held and no migration is under way (allocator/check.pyx):
  *   [A1] frames used + frames free = frames of all pageblocks in use
  *   [A2] pageblock.nr_free = sum of 2^order over the free blocks inside it
  *   [A3] a pageblock whose 512 frames are free is whole (order 9) and holds no memory
@@ -69,8 +69,10 @@ typedef struct {
 _Static_assert(sizeof(superblock_t) <= FRAME_SIZE, "the superblock is one page");
 
 /* ---- page descriptor ------------------------------------------------------------------- */
-/* flags: guarded by the arena lock, but for PG_LOCKED, PG_MOVABLE and PG_ISOLATED, which are
- * changed by atomic operations under the protocol of docs/concurrency.md. */
+/* flags: a frame without PG_MOVABLE changes under the arena lock only, or in the hands of the one
+ * thread that allocated it. With PG_MOVABLE every change is an atomic read-modify-write: the page
+ * lock is taken by a compare-and-swap that must still see PG_MOVABLE, and PG_MOVABLE goes away
+ * under the page lock. */
 #define PG_FREE     0x01u /* head of a free buddy block; order is valid */
 #define PG_USED     0x02u /* handed out to an owner */
 #define PG_MOVABLE  0x04u /* has, or had, an owner that can move it */
@@ -79,7 +81,7 @@ _Static_assert(sizeof(superblock_t) <= FRAME_SIZE, "the superblock is one page")
 typedef struct {
 	uint16_t flags;
 	uint8_t order;  /* of a free block's head */
-	uint8_t owner;  /* an OWNER_ number, 0 = none */
+	uint8_t owner;  /* an OWNER_ number, 0 = none; page lock while movable */
 	uint32_t ref;   /* the owner's own number for it: zsmalloc's zspage */
 	uint32_t next;  /* free list of its order: frame numbers, NONE32 ends */
 	uint32_t prev;
@@ -89,16 +91,18 @@ _Static_assert(sizeof(page_desc_t) == 16, "16 bytes a frame: 0.4 % of the pool")
 #define OWNER_NONE 0
 #define OWNER_ZSMALLOC 1
 #define OWNER_BALLOON 2
+#define NR_OWNERS 3
 
 /* ---- pageblock descriptor: guarded by the arena lock ----------------------------------- */
-#define PB_IN_USE 0x01u /* has frames handed out, or free ones that are still resident */
+#define PB_IN_USE 0x01u   /* has frames handed out, or free ones that are still resident */
+#define PB_ISOLATED 0x02u /* being emptied: its free blocks stand in lists of their own */
 typedef struct {
 	uint16_t nr_free;     /* free frames inside */
 	uint16_t flags;
 	uint16_t nr_isolated; /* frames taken by the migration core */
-	uint16_t skip;        /* scans that still pass it by after a failure */
+	uint16_t skip;        /* compaction runs that still pass it by after a failure */
 	uint32_t next;        /* list of whole free pageblocks that were in use before */
-	uint32_t reserved;
+	uint32_t defer;       /* skip of the last failure: doubles up to 64, 0 after a success */
 } pageblock_desc_t;
 _Static_assert(sizeof(pageblock_desc_t) == 16, "16 bytes a pageblock");
 

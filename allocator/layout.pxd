@@ -6,8 +6,8 @@ cdef extern from "layout.h" nogil:
     enum:
         FRAME_SHIFT, FRAME_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_FRAMES, NR_ORDERS
         LAYOUT_VERSION, CHAIN_MAX, ZSPAGE_MAGIC
-        PG_FREE, PG_USED, PG_MOVABLE, PG_ISOLATED, PG_LOCKED, PB_IN_USE
-        OWNER_NONE, OWNER_ZSMALLOC, OWNER_BALLOON
+        PG_FREE, PG_USED, PG_MOVABLE, PG_ISOLATED, PG_LOCKED, PB_IN_USE, PB_ISOLATED
+        OWNER_NONE, OWNER_ZSMALLOC, OWNER_BALLOON, NR_OWNERS
         NR_FULLNESS, FULLNESS_EMPTY, FULLNESS_99, FULLNESS_FULL, FULLNESS_OFF_LIST
         ZS_MIN_ALLOC, ZS_MAX_ALLOC, ZS_CLASS_DELTA, NR_RAW_CLASSES, OBJ_HEADER
         LOC_IDX_BITS, LOC_BITS, HDR_TAG_SHIFT, TAG_BITS
@@ -42,6 +42,7 @@ cdef extern from "layout.h" nogil:
         uint16_t nr_isolated
         uint16_t skip
         uint32_t next
+        uint32_t defer
 
     ctypedef struct zspage_desc_t:
         uint32_t frames[8]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Atomic operations, waits, POSIX mutexes and the few system calls the core makes."""
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "prim.h" nogil:
     uint64_t load64(const uint64_t* p) noexcept
@@ -19,6 +19,11 @@ cdef extern from "prim.h" nogil:
     int32_t load_i32(const int32_t* p) noexcept
     void store_i32(int32_t* p, int32_t v) noexcept
     int32_t sub_i32(int32_t* p, int32_t v) noexcept
+    uint16_t load16(const uint16_t* p) noexcept
+    void store16(uint16_t* p, uint16_t v) noexcept
+    void set_bits16(uint16_t* p, uint16_t v) noexcept
+    void clear_bits16(uint16_t* p, uint16_t v) noexcept
+    bint cas16(uint16_t* p, uint16_t old, uint16_t v) noexcept
     void max64(uint64_t* p, uint64_t v) noexcept
     uint64_t now_ns() noexcept
     void relax(unsigned int round) noexcept

@@ -9,7 +9,7 @@ class ArenaStats:
     frames_free: int  # free frames inside pageblocks in use: resident once they were touched
     pageblocks_in_use: int
     pageblocks_total: int  # as many as can ever be in use
-    resident: int  # bytes of the pageblocks in use
+    resident: int  # bytes of the pageblocks in use, less what the balloon has punched out of them
     bytes_returned: int  # bytes given back to the OS since creation
     punch_errors: int  # pageblocks that the OS did not take back
 
@@ -36,3 +36,39 @@ class ClassStats:
     pages_per_zspage: int
     objs_per_zspage: int
     freeable: int  # pool pages that object compaction could free
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionStats:
+    runs: int  # compaction runs begun
+    scanned: int  # frames looked at
+    isolated: int  # frames taken from their owners for a move
+    migrated: int  # frames moved
+    owner_gone: int  # frames freed by their owner after isolation: nothing to move
+    unmovable: int  # ranges given up for a frame that no owner can move
+    busy: int  # frames locked, or refused by their owner for now
+    again: int  # frames still busy after the tenth pass
+    refused: int  # frames that their owner could not move
+    no_target: int  # frames for which there was no free one to move to
+    put_back: int  # isolated frames that stayed where they were
+    blocks_freed: int  # pageblocks emptied and given back to the OS
+    deferred: int  # pageblocks passed by because they failed lately
+    ns: int  # nanoseconds spent in runs
+
+
+@dataclass(frozen=True, slots=True)
+class PageblockStats:
+    free: int  # frames, of 512
+    used: int
+    movable: int  # of the used ones
+    isolated: int  # of the used ones, under migration now
+    balloon: int  # of the used ones, kept from the pool
+    resident: bool  # False: given back to the OS
+
+
+@dataclass(frozen=True, slots=True)
+class BalloonStats:
+    target: int  # pages the balloon shall hold
+    pages: int  # pages it holds
+    isolated: int  # of these, under migration now
+    migrated: int  # pages moved by compaction since creation

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Lock order, outermost first:
 #   the user's pin (a slot's lock bit)
+#   the page lock             held by the migration core around the owner's calls; freeing a zspage
+#                             only tries it, and leaves it to the deferred list otherwise
 #   zspage_desc_t.rwlock      readers may wait for a writer; a writer only ever tries
 #   size_class_t.lock         under it the user's pin is only ever tried (pool_ops_t.pin)
 #   pool_t.number_lock
@@ -34,8 +36,9 @@ cdef struct size_class_t:
     uint32_t head[NR_FULLNESS]      # lists of zspage numbers
     uint64_t nr[NR_FULLNESS]        # their lengths
     uint64_t zspages                # all, also those off the lists
+    uint64_t isolated               # zspages off the lists because the migration core has pages of them
     uint64_t inuse                  # objects
-    uint64_t pad[4]
+    uint64_t pad[3]
 
 
 cdef struct pool_t:
@@ -49,6 +52,7 @@ cdef struct pool_t:
     pthread_mutex_t number_lock
     uint32_t free_number            # guarded by number_lock: list of free zspage numbers
     uint32_t next_number            # guarded by number_lock: never used from here on
+    uint32_t deferred               # guarded by number_lock: list of empty zspages to be freed
     # atomic
     uint64_t pages
     uint64_t max_pages
@@ -58,7 +62,9 @@ cdef struct pool_t:
 
 
 cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noexcept nogil
-cdef void pool_delete(pool_t* pool) noexcept nogil
+# Ends the pool, after a migration under way has ended. arena_stays: every zspage, also those queued,
+# is freed; otherwise its frames go with the arena.
+cdef void pool_delete(pool_t* pool, bint arena_stays) noexcept nogil
 # A place for size bytes, named tag: 0 and *loc; -ENOSPC at the limit, -ENOMEM, -EINVAL.
 cdef int zs_malloc(pool_t* pool, uint32_t size, uint64_t tag, uint64_t* loc) noexcept nogil
 # Frees it: its size in bytes, or -EIO if loc names no object.
@@ -73,6 +79,8 @@ cdef void zs_unmap(pool_t* pool, uint64_t loc) noexcept nogil
 # it stopped there), or all of them to the end.
 cdef uint64_t zs_compact_class(pool_t* pool, size_class_t* c, uint32_t max_zspages, bint* more) noexcept nogil
 cdef uint64_t zs_compact(pool_t* pool) noexcept nogil
+# Frees the zspages whose pages were locked when they became empty; waits for those locks. How many.
+cdef uint32_t zs_flush_deferred(pool_t* pool) noexcept nogil
 cdef list pool_classes(pool_t* pool)
 cdef object pool_stats(pool_t* pool)
 

@@ -9,13 +9,19 @@ page of its own, its header in the zspage descriptor. New objects go into the fu
 has room. The rules are those of the kernel's mm/zsmalloc.c, restated in its words in
 Documentation/mm/zsmalloc.rst.
 """
-from libc.errno cimport EINVAL, EIO, ENOMEM, ENOSPC
+from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from allocator.arena cimport Arena, arena_alloc_frames, arena_free_frames, arena_t, frame_ptr
+from allocator.arena cimport (
+    Arena, arena_alloc_frames, arena_free_frames, arena_t, frame_ptr, page_owner_t,
+)
 from allocator.layout cimport *
+from allocator.migrate cimport (
+    clear_page_movable, owner_register, owner_unregister, page_lock, page_trylock, page_unlock,
+    set_page_movable,
+)
 from allocator.prim cimport *
 
 from allocator.stats import ClassStats, PoolStats
@@ -53,6 +59,7 @@ cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noe
     cdef pool_t* pool = <pool_t*>calloc(1, sizeof(pool_t))
     cdef size_class_t* c
     cdef size_class_t* larger = NULL
+    cdef page_owner_t owner
     cdef uint32_t size, pages, objs
     cdef int i, group
     if pool == NULL:
@@ -60,6 +67,7 @@ cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noe
     pool.arena = a
     pool.ops = ops[0]
     pool.free_number = NONE32
+    pool.deferred = NONE32
     pthread_mutex_init(&pool.number_lock, NULL)
     a.sb.chain_max = chain_max
     for i in range(NR_RAW_CLASSES - 1, -1, -1):
@@ -83,16 +91,31 @@ cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noe
             c.head[group] = NONE32
         pool.by_index[i] = c
         larger = c
+    owner.ctx = pool
+    owner.isolate = zs_isolate
+    owner.migrate = zs_migrate
+    owner.putback = zs_putback
+    owner_register(a, OWNER_ZSMALLOC, &owner)
     return pool
 
 
-cdef void pool_delete(pool_t* pool) noexcept nogil:
-    """Forgets the pool; its frames go with the arena."""
-    cdef uint32_t i
+cdef void pool_delete(pool_t* pool, bint arena_stays) noexcept nogil:
+    cdef zspage_desc_t* z
+    cdef size_class_t* c
+    cdef uint32_t number
     if pool == NULL:
         return
-    for i in range(pool.nr_classes):
-        pthread_mutex_destroy(&pool.classes[i].lock)
+    owner_unregister(pool.arena, OWNER_ZSMALLOC)
+    if arena_stays:
+        zs_flush_deferred(pool)
+        for number in range(pool.next_number):
+            z = &pool.arena.zspages[number]
+            if z.magic == ZSPAGE_MAGIC:
+                c = pool.by_index[z.class_idx]
+                disown_pages(pool, c, z, True)
+                zspage_delete(pool, c, number)
+    for number in range(pool.nr_classes):
+        pthread_mutex_destroy(&pool.classes[number].lock)
     pthread_mutex_destroy(&pool.number_lock)
     free(pool)
 
@@ -156,6 +179,14 @@ cdef inline void read_lock(zspage_desc_t* z) noexcept nogil:
             return
         relax(round)
         round += 1
+
+
+cdef inline bint write_trylock(zspage_desc_t* z) noexcept nogil:
+    return cas_i32(&z.rwlock, 0, -1)
+
+
+cdef inline void write_unlock(zspage_desc_t* z) noexcept nogil:
+    store_i32(&z.rwlock, 0)
 
 
 cdef inline void read_unlock(zspage_desc_t* z) noexcept nogil:
@@ -243,7 +274,8 @@ cdef int zspage_new(pool_t* pool, size_class_t* c, uint32_t* number) noexcept no
     cdef zspage_desc_t* z
     cdef uint32_t i
     cdef int r
-    if limit != 0 and pages > limit:
+    # What the balloon holds is not the pool's to use.
+    if limit != 0 and pages + peek64(&pool.arena.reserved) > limit:
         sub64(&pool.pages, c.pages)
         return -ENOSPC
     number[0] = take_number(pool)
@@ -266,16 +298,67 @@ cdef int zspage_new(pool_t* pool, size_class_t* c, uint32_t* number) noexcept no
     z.magic = ZSPAGE_MAGIC
     for i in range(c.objs):
         header_ptr(pool, z, c, i)[0] = (i + 1) << 1
+    for i in range(c.pages):
+        set_page_movable(pool.arena, z.frames[i], OWNER_ZSMALLOC, number[0])
     return 0
 
 
+cdef bint disown_pages(pool_t* pool, size_class_t* c, zspage_desc_t* z, bint wait) noexcept nogil:
+    """Locks all pages of a zspage and ends their ownership. Without wait: False, and nothing done, if
+    one of them is locked; the migration core has it in its hands just now."""
+    cdef uint32_t i, locked
+    for locked in range(c.pages):
+        if wait:
+            page_lock(pool.arena, z.frames[locked])
+        elif not page_trylock(pool.arena, z.frames[locked]):
+            for i in range(locked):
+                page_unlock(pool.arena, z.frames[i])
+            return False
+    for i in range(c.pages):
+        clear_page_movable(pool.arena, z.frames[i])
+        page_unlock(pool.arena, z.frames[i])
+    return True
+
+
 cdef void zspage_delete(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
-    """An empty zspage that stands in no list and is no longer counted in its class."""
+    """Frees a zspage whose pages nobody owns any more."""
     cdef zspage_desc_t* z = &pool.arena.zspages[number]
     z.magic = 0
     arena_free_frames(pool.arena, <int>c.pages, z.frames)
     put_number(pool, number)
     sub64(&pool.pages, c.pages)
+
+
+cdef void defer_free(pool_t* pool, uint32_t number) noexcept nogil:
+    pthread_mutex_lock(&pool.number_lock)
+    pool.arena.zspages[number].next = pool.deferred
+    pool.deferred = number
+    pthread_mutex_unlock(&pool.number_lock)
+
+
+cdef void free_zspage(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
+    """An empty zspage that stands in no list and is no longer counted in its class; nobody waits."""
+    if disown_pages(pool, c, &pool.arena.zspages[number], False):
+        zspage_delete(pool, c, number)
+    else:
+        defer_free(pool, number)
+
+
+cdef uint32_t zs_flush_deferred(pool_t* pool) noexcept nogil:
+    cdef uint32_t number, n = 0
+    cdef size_class_t* c
+    while True:
+        pthread_mutex_lock(&pool.number_lock)
+        number = pool.deferred
+        if number != NONE32:
+            pool.deferred = pool.arena.zspages[number].next
+        pthread_mutex_unlock(&pool.number_lock)
+        if number == NONE32:
+            return n
+        c = pool.by_index[pool.arena.zspages[number].class_idx]
+        disown_pages(pool, c, &pool.arena.zspages[number], True)
+        zspage_delete(pool, c, number)
+        n += 1
 
 
 cdef inline size_class_t* class_of(pool_t* pool, uint64_t loc) noexcept nogil:
@@ -353,7 +436,9 @@ cdef int zs_free(pool_t* pool, uint64_t loc) noexcept nogil:
         return -EIO
     pthread_mutex_lock(&c.lock)
     size = obj_free_locked(pool, c, loc)
-    empty = size >= 0 and pool.arena.zspages[number].inuse == 0
+    # An isolated zspage is off the lists: putback or the end of its migration frees it.
+    empty = (size >= 0 and pool.arena.zspages[number].inuse == 0
+             and pool.arena.zspages[number].isolated == 0)
     if empty:
         remove_locked(pool, c, number)
         c.zspages -= 1
@@ -361,7 +446,7 @@ cdef int zs_free(pool_t* pool, uint64_t loc) noexcept nogil:
         fix_fullness_locked(pool, c, number)
     pthread_mutex_unlock(&c.lock)
     if empty:
-        zspage_delete(pool, c, number)
+        free_zspage(pool, c, number)
     return size
 
 
@@ -462,7 +547,7 @@ cdef uint64_t zs_compact_class(pool_t* pool, size_class_t* c, uint32_t max_zspag
         pthread_mutex_unlock(&c.lock)
         if not emptied:
             break
-        zspage_delete(pool, c, src)
+        free_zspage(pool, c, src)
         freed += c.pages
     add64(&pool.pages_compacted, freed)
     return freed
@@ -477,6 +562,106 @@ cdef uint64_t zs_compact(pool_t* pool) noexcept nogil:
         for i in range(pool.nr_classes):
             freed += zs_compact_class(pool, &pool.classes[i], NONE32, &more)
     return freed
+
+
+# ---- owner of movable pages: see migrate.pyx for the contracts --------------------------------------
+
+cdef size_class_t* class_of_page(pool_t* pool, uint32_t frame, uint32_t* number) noexcept nogil:
+    """Of a locked page; NULL, and counted, if it names no zspage that lists it."""
+    cdef uint32_t i
+    cdef zspage_desc_t* z
+    cdef size_class_t* c
+    number[0] = pool.arena.pages[frame].ref
+    if number[0] < pool.arena.nr_frames:
+        z = &pool.arena.zspages[number[0]]
+        if z.magic == ZSPAGE_MAGIC:
+            c = pool.by_index[z.class_idx]
+            for i in range(c.pages):
+                if z.frames[i] == frame:
+                    return c
+    add64(&pool.corrupt, 1)
+    return NULL
+
+
+cdef bint zs_isolate(void* ctx, uint32_t frame) noexcept nogil:
+    cdef pool_t* pool = <pool_t*>ctx
+    cdef uint32_t number = 0
+    cdef size_class_t* c = class_of_page(pool, frame, &number)
+    cdef zspage_desc_t* z
+    cdef bint taken
+    if c == NULL:
+        return False
+    z = &pool.arena.zspages[number]
+    pthread_mutex_lock(&c.lock)
+    # Empty: it is being freed. Off the lists and not isolated: it is being made or freed.
+    taken = z.inuse != 0 and (z.fullness != FULLNESS_OFF_LIST or z.isolated != 0)
+    if taken:
+        # Off the list with the first page, so that no allocation can hit it.
+        if z.isolated == 0:
+            remove_locked(pool, c, number)
+            c.isolated += 1
+        z.isolated += 1
+    pthread_mutex_unlock(&c.lock)
+    return taken
+
+
+cdef bint end_isolation_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
+    """One page less is isolated. True if that leaves an empty zspage, which is no longer counted and
+    has to be freed."""
+    cdef zspage_desc_t* z = &pool.arena.zspages[number]
+    z.isolated -= 1
+    if z.isolated != 0:
+        return False
+    c.isolated -= 1
+    if z.inuse != 0:
+        insert_locked(pool, c, number)
+        return False
+    c.zspages -= 1
+    return True
+
+
+cdef int zs_migrate(void* ctx, uint32_t new, uint32_t old) noexcept nogil:
+    """The move changes one word of the zspage: locations, and so slots, stay as they are. Whoever
+    reads or writes the zspage's bytes has it locked for reading; then it is busy."""
+    cdef pool_t* pool = <pool_t*>ctx
+    cdef uint32_t number = 0, i = 0
+    cdef size_class_t* c = class_of_page(pool, old, &number)
+    cdef zspage_desc_t* z
+    if c == NULL:
+        return -EIO
+    z = &pool.arena.zspages[number]
+    if not write_trylock(z):
+        return -EAGAIN
+    pthread_mutex_lock(&c.lock)
+    if z.inuse == 0:
+        pthread_mutex_unlock(&c.lock)
+        write_unlock(z)
+        return -EBUSY
+    while z.frames[i] != old:
+        i += 1
+    memcpy(frame_ptr(pool.arena, new), frame_ptr(pool.arena, old), FRAME_SIZE)
+    set_page_movable(pool.arena, new, OWNER_ZSMALLOC, number)
+    z.frames[i] = new
+    clear_page_movable(pool.arena, old)
+    end_isolation_locked(pool, c, number)
+    pthread_mutex_unlock(&c.lock)
+    write_unlock(z)
+    return 0
+
+
+cdef void zs_putback(void* ctx, uint32_t frame) noexcept nogil:
+    cdef pool_t* pool = <pool_t*>ctx
+    cdef uint32_t number = 0
+    cdef size_class_t* c = class_of_page(pool, frame, &number)
+    cdef bint empty
+    if c == NULL:
+        return
+    pthread_mutex_lock(&c.lock)
+    empty = end_isolation_locked(pool, c, number)
+    pthread_mutex_unlock(&c.lock)
+    if empty:
+        # Its page is locked just now, by the caller.
+        defer_free(pool, number)
 
 
 # ---- statistics -------------------------------------------------------------------------------
@@ -551,7 +736,8 @@ cdef class Pool:
             raise MemoryError("no memory for the tables of a pool (about 50 KiB)")
 
     def __dealloc__(self):
-        pool_delete(self.pool)
+        with nogil:
+            pool_delete(self.pool, True)
 
     cdef uint64_t find(self, tag) except? 0xffffffffffffffff:
         if tag not in self.places:

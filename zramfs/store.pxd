@@ -3,6 +3,9 @@
 no Python object. Results: 0 or a count, or a negative errno."""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from allocator.arena cimport Arena
+from allocator.balloon cimport Balloon
+from allocator.migrate cimport Migration
 from zramfs.slots cimport store_ctx_t, store_t
 
 # NULL when memory is short. A context belongs to one store and one thread.
@@ -25,7 +28,10 @@ cdef uint64_t store_data_bytes(store_t* st) noexcept nogil
 
 
 cdef class Store:
-    cdef store_t* st
+    cdef store_t* st                # NULL once closed
+    cdef Arena arena
+    cdef readonly Migration migration
+    cdef readonly Balloon balloon
     cdef store_ctx_t* idle_ctx[8]   # contexts for calls from Python; guarded by the GIL
     cdef int nr_idle_ctx
     cdef object __weakref__

@@ -9,13 +9,15 @@ from libc.string cimport memcpy, memset
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
-from allocator.arena cimport arena_buddyinfo, arena_delete, arena_new, arena_stats, arena_t
+from allocator.arena cimport Arena, arena_buddyinfo, arena_stats, arena_t
+from allocator.balloon cimport Balloon
 from allocator.check cimport check_arena, check_pool
 from allocator.layout cimport CHAIN_MAX, PAGEBLOCK_FRAMES, TAG_BITS, zspage_desc_t
 from allocator.prim cimport *
+from allocator.migrate cimport Migration
 from allocator.zsmalloc cimport (
     header_ptr, loc_idx, loc_zspage, location, pool_classes, pool_delete, pool_new,
-    pool_ops_t, pool_stats, pool_t, zs_compact, zs_map, zs_unmap,
+    pool_ops_t, pool_stats, pool_t, zs_compact, zs_flush_deferred, zs_map, zs_unmap,
 )
 from zramfs.codecs cimport Codec
 from zramfs.slots cimport *
@@ -207,29 +209,32 @@ cdef int64_t store_seek(store_t* st, uint64_t off, bint hole) noexcept nogil:
 cdef void store_delete(store_t* st) noexcept nogil:
     if st == NULL:
         return
-    pool_delete(st.pool)
-    arena_delete(st.arena)
+    pool_delete(st.pool, False)
     if st.chunks != NULL:
         munmap(st.chunks, st.nr_chunks * sizeof(uint32_t))
     free(st)
 
 
-cdef store_t* store_new(uint64_t nr_slots, uint64_t nr_pageblocks) noexcept nogil:
-    """Without a codec yet. NULL when address space or memory is short."""
+cdef inline uint64_t chunks_of(uint64_t nr_slots) noexcept nogil:
+    return (nr_slots + CHUNK_SLOTS - 1) >> CHUNK_SHIFT
+
+
+cdef store_t* store_new(arena_t* arena, uint64_t nr_slots) noexcept nogil:
+    """On an arena whose user region has a page for each chunk; without a codec yet. NULL when
+    address space or memory is short."""
     cdef store_t* st = <store_t*>calloc(1, sizeof(store_t))
     cdef pool_ops_t ops
     cdef void* chunks
     if st == NULL:
         return NULL
     st.nr_slots = nr_slots
-    st.nr_chunks = (nr_slots + CHUNK_SLOTS - 1) >> CHUNK_SHIFT
+    st.nr_chunks = chunks_of(nr_slots)
+    st.arena = arena
+    st.slots = <uint64_t*>arena.user
     chunks = mmap(NULL, st.nr_chunks * sizeof(uint32_t), PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if chunks != MAP_FAILED:
         st.chunks = <uint32_t*>chunks
-        st.arena = arena_new(st.nr_chunks << PAGE_SHIFT, nr_pageblocks)
-    if st.arena != NULL:
-        st.slots = <uint64_t*>st.arena.user
         ops.ctx = st
         ops.pin = slot_pin
         ops.moved = slot_moved
@@ -315,18 +320,18 @@ cdef class Store:
 
     def __cinit__(self, disksize, *, str algo="lz4", level=None, mem_limit=0):
         cdef Codec codec = Codec(algo, level)
-        cdef uint64_t nr_slots, nr_pageblocks
+        cdef uint64_t nr_slots
         if not 1 <= disksize <= MAX_DISKSIZE:
             raise ValueError(f"a disk size of 1 to {MAX_DISKSIZE} bytes expected, got {disksize}")
         nr_slots = (disksize + PAGE - 1) >> PAGE_SHIFT
         nr_pageblocks = min(
             (8 * nr_slots + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES + SPARE_PAGEBLOCKS, MAX_PAGEBLOCKS)
-        with nogil:
-            self.st = store_new(nr_slots, nr_pageblocks)
+        self.arena = Arena(chunks_of(nr_slots) << PAGE_SHIFT, nr_pageblocks)
+        self.migration = Migration(self.arena)
+        self.balloon = Balloon(self.arena)
+        self.st = store_new(self.arena.a, nr_slots)
         if self.st == NULL:
-            raise MemoryError(
-                f"no address space for a device of {disksize} bytes; see `ulimit -v` and "
-                "`sysctl vm.overcommit_memory`")
+            raise MemoryError(f"no memory for the tables of a device of {disksize} bytes")
         self.st.codec[0] = codec.codec
         self.algo = algo
         self.level = codec.level
@@ -344,6 +349,8 @@ cdef class Store:
         with nogil:
             store_delete(self.st)
         self.st = NULL
+        if self.arena is not None:
+            self.arena.close()
 
     cdef store_ctx_t* take_ctx(self) except NULL:
         cdef store_ctx_t* ctx
@@ -468,6 +475,7 @@ cdef class Store:
         self.check_range(0, 0)
         with nogil:
             freed = zs_compact(self.st.pool)
+            zs_flush_deferred(self.st.pool)
         return freed
 
     def stats(self):
