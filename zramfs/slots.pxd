@@ -101,10 +101,10 @@ cdef store_ctx_t* ctx_new(store_t* st) noexcept nogil
 cdef void ctx_free(store_ctx_t* ctx) noexcept nogil
 
 # Threads between these two may touch the chunk's slots. try: False while it is being given back.
+# The last to leave a chunk without a slot in use gives its page of the table back to the OS.
 cdef void chunk_pin(store_t* st, uint64_t chunk) noexcept nogil
 cdef bint chunk_try_pin(store_t* st, uint64_t chunk) noexcept nogil
 cdef void chunk_unpin(store_t* st, uint64_t chunk) noexcept nogil
-cdef void chunk_give_back(store_t* st, uint64_t chunk) noexcept nogil
 
 # Whole pages; the caller has pinned the chunk. 0 or a negative errno; on an error the slot keeps
 # what it held.

@@ -66,10 +66,6 @@ cdef bint chunk_try_pin(store_t* st, uint64_t chunk) noexcept nogil:
     return True
 
 
-cdef void chunk_unpin(store_t* st, uint64_t chunk) noexcept nogil:
-    sub32(&st.chunks[chunk], CHUNK_PIN)
-
-
 cdef void chunk_give_back(store_t* st, uint64_t chunk) noexcept nogil:
     """Returns the chunk's page of the slot table to the OS, if no slot is in use and nobody is
     inside; the word's top bit keeps others out meanwhile."""
@@ -80,6 +76,13 @@ cdef void chunk_give_back(store_t* st, uint64_t chunk) noexcept nogil:
     fallocate(st.arena.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off, PAGE)
     # A subtraction, because a thread that is being turned away may have added its pin.
     sub32(&st.chunks[chunk], CHUNK_CLOSING)
+
+
+cdef void chunk_unpin(store_t* st, uint64_t chunk) noexcept nogil:
+    # Not only after a discard: a look at a slot, or a write that failed, brings the page into
+    # being too, and whoever is inside keeps the discarding thread from giving it back.
+    if sub32(&st.chunks[chunk], CHUNK_PIN) == 0:
+        chunk_give_back(st, chunk)
 
 
 # ---- slots ------------------------------------------------------------------------------------
@@ -220,7 +223,7 @@ cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t ol
     if slot_type(old) == EMPTY:
         add32(&st.chunks[slot >> CHUNK_SHIFT], 1)
         add64(&st.pages_stored, 1)
-    slot_unlock(st, slot, new)
+    # Counted before anybody can free it: a sum must not pass below zero, even for a moment.
     if ctx.type == SAME or ctx.type == SAME_OBJ:
         add64(&st.same_pages, 1)
     else:
@@ -228,6 +231,7 @@ cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t ol
     if ctx.type == HUGE:
         add64(&st.huge_pages, 1)
         add64(&st.huge_pages_since, 1)
+    slot_unlock(st, slot, new)
     release(st, old)
     return 0
 

@@ -144,60 +144,83 @@ cdef int store_write(store_t* st, store_ctx_t* ctx, uint64_t off, const uint8_t*
     return 0
 
 
-cdef int zero_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end) noexcept nogil:
-    cdef uint64_t piece
+cdef void free_pages(store_t* st, uint64_t slot, uint64_t last) noexcept nogil:
+    """Slots [slot, last)."""
+    cdef uint64_t piece, chunk
+    while slot < last:
+        chunk = slot >> CHUNK_SHIFT
+        piece = cut(slot, last, CHUNK_SHIFT)
+        # Without a slot in use there is nothing to free, however large the range.
+        if load32(&st.chunks[chunk]) & CHUNK_USED != 0:
+            chunk_pin(st, chunk)
+            while slot < piece:
+                page_free(st, slot)
+                slot += 1
+            chunk_unpin(st, chunk)
+        slot = piece
+
+
+cdef int zero_part(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end) noexcept nogil:
+    """[off, end) of one page."""
+    cdef uint64_t slot = off >> PAGE_SHIFT, chunk = slot >> CHUNK_SHIFT
     cdef int r
-    while off < end:
-        piece = cut(off, end, PAGE_SHIFT)
-        if piece - off == PAGE:
-            page_free(st, off >> PAGE_SHIFT)
-        else:
-            r = page_update(st, ctx, off >> PAGE_SHIFT, <uint32_t>(off & (PAGE - 1)), NULL,
-                            <uint32_t>(piece - off))
-            if r != 0:
-                add64(&st.failed_writes, 1)
-                return r
-        off = piece
-    return 0
+    if off >= end or load32(&st.chunks[chunk]) & CHUNK_USED == 0:
+        return 0
+    chunk_pin(st, chunk)
+    r = page_update(st, ctx, slot, <uint32_t>(off & (PAGE - 1)), NULL, <uint32_t>(end - off))
+    chunk_unpin(st, chunk)
+    if r != 0:
+        add64(&st.failed_writes, 1)
+    return r
 
 
 cdef int store_zero(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t n) noexcept nogil:
-    cdef uint64_t end = off + n, piece, chunk, first, last
+    cdef uint64_t end = off + n, first, last
     cdef int r
     if not in_range(st, off, n):
         return -EINVAL
     first = (off + PAGE - 1) >> PAGE_SHIFT
     last = end >> PAGE_SHIFT
+    # Whole pages first: in a full pool they make the room that the rest of a partial page may need.
     if last > first:
         add64(&st.notify_free, last - first)
-    while off < end:
-        piece = cut(off, end, PAGE_SHIFT + CHUNK_SHIFT)
-        chunk = off >> (PAGE_SHIFT + CHUNK_SHIFT)
-        # Without a slot in use there is nothing to free, however large the range.
-        if load32(&st.chunks[chunk]) & CHUNK_USED != 0:
-            chunk_pin(st, chunk)
-            r = zero_chunk(st, ctx, off, piece)
-            chunk_unpin(st, chunk)
-            chunk_give_back(st, chunk)
-            if r != 0:
-                return r
-        off = piece
-    return 0
+        free_pages(st, first, last)
+    if first > last:
+        return zero_part(st, ctx, off, end)
+    r = zero_part(st, ctx, off, first << PAGE_SHIFT)
+    if r != 0:
+        return r
+    return zero_part(st, ctx, last << PAGE_SHIFT, end)
+
+
+cdef uint64_t seek_in_chunk(store_t* st, uint64_t slot, bint hole) noexcept nogil:
+    """The first slot of a kind at or after slot, or the end of its chunk or of the device."""
+    cdef uint64_t end = cut(slot, st.nr_slots, CHUNK_SHIFT), chunk = slot >> CHUNK_SHIFT
+    chunk_pin(st, chunk)
+    while slot < end and (slot_type(load64(&st.slots[slot])) == EMPTY) != hole:
+        slot += 1
+    chunk_unpin(st, chunk)
+    return slot
 
 
 cdef int64_t store_seek(store_t* st, uint64_t off, bint hole) noexcept nogil:
-    cdef uint64_t slot = off >> PAGE_SHIFT, start
+    cdef uint64_t slot = off >> PAGE_SHIFT, end, start
     cdef uint32_t used
     if off >= store_disksize(st):
         return -ENXIO
     while slot < st.nr_slots:
+        end = cut(slot, st.nr_slots, CHUNK_SHIFT)
         used = load32(&st.chunks[slot >> CHUNK_SHIFT]) & CHUNK_USED
-        if used == (CHUNK_SLOTS if hole else 0):
-            slot = ((slot >> CHUNK_SHIFT) + 1) << CHUNK_SHIFT
-        elif used == 0 or (slot_type(load64(&st.slots[slot])) == EMPTY) == hole:
-            break
+        if used == 0:
+            if hole:
+                break
+            slot = end
+        elif hole and used == CHUNK_SLOTS:
+            slot = end
         else:
-            slot += 1
+            slot = seek_in_chunk(st, slot, hole)
+            if slot < end:
+                break
     if slot >= st.nr_slots:
         return <int64_t>store_disksize(st) if hole else -ENXIO
     start = slot << PAGE_SHIFT
@@ -450,7 +473,8 @@ cdef class Store:
         cdef uint64_t start
         cdef int64_t r
         self.check_range(0, 0)
-        start = min(off, MAX_DISKSIZE)
+        # A negative offset lies past every end, as for lseek(2).
+        start = off if 0 <= off < MAX_DISKSIZE else MAX_DISKSIZE
         with nogil:
             r = store_seek(self.st, start, hole)
         if r < 0:
@@ -530,7 +554,8 @@ cdef class Store:
 
     def inject_failure(self, after):
         """The after-th frame allocation from now fails as if memory were short (0 = none does)."""
+        cdef uint64_t allocations = after
         self.check_range(0, 0)
         pthread_mutex_lock(&self.st.arena.lock)
-        self.st.arena.fail_after = after
+        self.st.arena.fail_after = allocations
         pthread_mutex_unlock(&self.st.arena.lock)
