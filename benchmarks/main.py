@@ -54,10 +54,10 @@ def size_option(context: click.Context, option: click.Parameter, value: str | No
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="About 3 minutes: --size 256M --reps 1 --seconds 0.7.")
+@click.option("--quick", is_flag=True, help="About 3 minutes: --size 256M --reps 1 --seconds 1.")
 @click.option("--size", callback=size_option, help="Bytes of each kind of data on each peer.  [512M]")
 @click.option("--reps", type=click.IntRange(1), help="Repetitions; the tables show medians.  [3]")
-@click.option("--seconds", type=click.FloatRange(0.1), help="Length of one measurement.  [1.5]")
+@click.option("--seconds", type=click.FloatRange(0.1), help="Length of one measurement.  [2]")
 @click.option("--peers", "names", callback=selection(NAMES), help=f"Which ones: {','.join(NAMES)}; "
               "zramfs means both of its, and so on.  [all]")
 @click.option("--rows", callback=selection(tuple(row.name for row in ROWS)),
@@ -73,7 +73,7 @@ def main(quick: bool, size: int | None, reps: int | None, seconds: float | None,
     """Compare zramfs with kernel zram, nbdkit's compressed memory disk, and an empty FUSE server."""
     size = size or (256 << 20 if quick else 512 << 20)
     reps = reps or (1 if quick else 3)
-    seconds = seconds or (0.7 if quick else 1.5)
+    seconds = seconds or (1.0 if quick else 2.0)
     results = Results(machine(), {
         "size_mib": size >> 20, "reps": reps, "seconds": seconds, "algo": algo, "peers": names, "rows": rows,
         "data": data, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

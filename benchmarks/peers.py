@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.tools import BenchmarkError, LeftOutError, built, command, need, wait_until
+from benchmarks.tools import HERE, BenchmarkError, LeftOutError, built, command, need, wait_until
 from zramfs import loops, rundir
 from zramfs.mounting import is_mounted, mount_file, unmount
 
@@ -80,9 +80,7 @@ def zramfs(scratch: Path, size: int, algo: str) -> Iterator[Server]:
     """A zramfs device in `scratch`, through the command line of the interpreter that runs this."""
     directory = (scratch / "z").resolve()
     directory.mkdir()
-    # Not the script of an installation: whatever zramfs this interpreter imports is what is measured.
-    cli = [sys.executable, "-c", "from zramfs.cli import main; main()"]
-    command([*cli, "create", directory, "--size", str(size), "--algo", algo], seconds=60)
+    _cli("create", directory, "--size", size, "--algo", algo)
     try:
         found = rundir.find(str(directory))
         state = found.read() if found else None
@@ -90,7 +88,12 @@ def zramfs(scratch: Path, size: int, algo: str) -> Iterator[Server]:
             raise BenchmarkError(f"`zramfs create {directory}` succeeded, but left no state of its device")
         yield Server("zramfs", Path(state.disk), (state.pid,))
     finally:
-        command([*cli, "stop", directory], seconds=60)
+        _cli("stop", directory)
+
+
+def _cli(*words: object) -> None:
+    """zramfs WORDS, with the zramfs of this checkout whatever is installed: it is what is measured."""
+    command([sys.executable, "-m", "zramfs.cli", *map(str, words)], seconds=60, PYTHONPATH=str(HERE.parent))
 
 
 @contextlib.contextmanager

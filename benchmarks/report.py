@@ -49,7 +49,7 @@ def text(results: Results) -> str:
     """The tables as plain text."""
     page = io.StringIO()
     show(results, Console(width=WIDTH, file=page, color_system=None))
-    return page.getvalue()
+    return "".join(f"{line.rstrip()}\n" for line in page.getvalue().splitlines())
 
 
 def _titled(console: Console, title: str, table: Table) -> None:
@@ -92,10 +92,8 @@ def _cpu(results: Results) -> Table:
             cell = results.cell(row, data, peer)
             if cell is None:
                 shown.append("")
-            elif cell.server_cpu is None:
-                shown.append(f"– / {cell.cpu:.2f}")
             else:
-                shown.append(f"{cell.server_cpu:.2f} / {cell.cpu:.2f}")
+                shown.append(f"{_seconds(cell.server_cpu)} / {_seconds(cell.cpu)}")
         table.add_row(data, row.name, *shown)
     return table
 
@@ -128,6 +126,12 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, no_wrap=True)
     return table
+
+
+def _seconds(cpu: float | None) -> str:
+    if cpu is None:
+        return "–"
+    return f"{cpu:.2f}" if cpu < 10 else f"{cpu:.0f}"
 
 
 def _rate(row: Row, rate: float) -> str:

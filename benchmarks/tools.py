@@ -62,7 +62,7 @@ class Interrupt:
             raise Interrupted(self.requested)
 
 
-def command(words: Sequence[str | Path], seconds: float = COMMAND_SECONDS) -> str:
+def command(words: Sequence[str | Path], seconds: float = COMMAND_SECONDS, **environment: str) -> str:
     """Run a command to its end, away from the terminal's Ctrl-C, and return its standard output.
 
     Raises BenchmarkError with the command's own words when it fails or takes longer than `seconds`.
@@ -70,7 +70,8 @@ def command(words: Sequence[str | Path], seconds: float = COMMAND_SECONDS) -> st
     shown = " ".join(str(word) for word in words)
     try:
         done = subprocess.run([str(word) for word in words], capture_output=True, text=True,
-                              timeout=seconds, start_new_session=True, stdin=subprocess.DEVNULL)
+                              timeout=seconds, start_new_session=True, stdin=subprocess.DEVNULL,
+                              env=os.environ | environment)
     except subprocess.TimeoutExpired:
         raise BenchmarkError(f"`{shown}` did not end within {seconds:.0f} s") from None
     if done.returncode:
