@@ -36,7 +36,7 @@ cdef arena_t* arena_new(uint64_t user_size, uint64_t nr_pageblocks) noexcept nog
         return NULL
     sb.magic = SUPERBLOCK_MAGIC
     sb.version = LAYOUT_VERSION
-    sb.chain_max = CHAIN_MAX
+    sb.chain_max = 0
     sb.user_off = FRAME_SIZE
     sb.user_size = round_up(user_size, FRAME_SIZE)
     sb.pageblock_off = sb.user_off + sb.user_size
@@ -450,8 +450,8 @@ cdef class Arena:
             raise ValueError(f"frame {frame} is no block of order {order}")
         first = frame
         for i in range(1u << k):
-            if not a.pages[first + i].flags & PG_USED:
-                raise ValueError(f"frame {first + i} is not in use")
+            if not load16(&a.pages[first + i].flags) & PG_USED or a.pages[first + i].owner != OWNER_NONE:
+                raise ValueError(f"frame {first + i} is not one that alloc() handed out")
         with nogil:
             arena_free_block(a, first, k)
 
@@ -467,8 +467,9 @@ cdef class Arena:
     def inject_failure(self, after):
         """The after-th frame allocation from now fails as if memory were short (0 = none does)."""
         cdef arena_t* a = self.open()
+        cdef uint64_t allocations = after
         pthread_mutex_lock(&a.lock)
-        a.fail_after = after
+        a.fail_after = allocations
         pthread_mutex_unlock(&a.lock)
 
     def fileno(self):

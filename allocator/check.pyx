@@ -196,9 +196,20 @@ cdef uint64_t deferred_pages(pool_t* pool) except? 0xffffffffffffffff:
     return pages
 
 
+cdef uint64_t owned_frames(arena_t* a) noexcept nogil:
+    cdef uint64_t owned = 0
+    cdef uint32_t frame
+    pthread_mutex_lock(&a.lock)
+    for frame in range(a.fresh * PAGEBLOCK_FRAMES):
+        if a.pages[frame].flags & PG_USED and a.pages[frame].owner == OWNER_ZSMALLOC:
+            owned += 1
+    pthread_mutex_unlock(&a.lock)
+    return owned
+
+
 cdef int check_pool(pool_t* pool, int level) except -1:
     cdef uint8_t* is_free = <uint8_t*>calloc(1, 1 << LOC_IDX_BITS)
-    cdef uint64_t pages = 0, corrupt = peek64(&pool.corrupt)
+    cdef uint64_t pages = 0, corrupt = peek64(&pool.corrupt), owned
     cdef size_class_t* c
     cdef uint32_t i
     if is_free == NULL:
@@ -214,6 +225,10 @@ cdef int check_pool(pool_t* pool, int level) except -1:
         pages += deferred_pages(pool)
         if pages != peek64(&pool.pages):
             fail("Z4", f"the classes have {pages} pages, the pool counts {peek64(&pool.pages)}")
+        if level >= 2:
+            owned = owned_frames(pool.arena)
+            if owned != pages:
+                fail("Z4", f"the classes have {pages} pages, {owned} frames say that they are zsmalloc's")
         if corrupt:
             fail("Z4", f"{corrupt} locations named no object")
     finally:
@@ -225,9 +240,9 @@ def check(what, level=1):
     """Check an Arena or a Pool (with its arena), at rest. Level 1: counters and lists; level 2: every
     frame and object too. Raises CheckError, whose message begins with the label of the broken sum."""
     if isinstance(what, Arena):
-        check_arena((<Arena>what).a, level)
+        check_arena((<Arena>what).open(), level)
     elif isinstance(what, Pool):
-        check_arena((<Pool>what).pool.arena, level)
+        check_arena((<Pool>what).open().arena, level)
         check_pool((<Pool>what).pool, level)
     else:
         raise TypeError(f"Arena or Pool expected, got {type(what).__name__}")

@@ -56,7 +56,7 @@
 typedef struct {
 	uint64_t magic;
 	uint32_t version;
-	uint32_t chain_max;       /* frames of the longest zspage */
+	uint32_t chain_max;       /* frames of the longest zspage; 0: no pool in the arena yet */
 	uint64_t user_off;        /* byte offset of the user region */
 	uint64_t user_size;       /* its length in bytes */
 	uint64_t pageblock_off;   /* pageblock_desc_t[nr_pageblocks] */

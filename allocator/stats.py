@@ -17,12 +17,12 @@ class ArenaStats:
 @dataclass(frozen=True, slots=True)
 class PoolStats:
     pages: int  # pool pages of 4 KiB (the kernel's mem_used_total / 4096)
-    max_pages: int  # their peak since creation or reset_max()
+    max_pages: int  # their peak
     limit_pages: int  # 0 = none
     pages_compacted: int  # freed by object compaction since creation
     objects: int
     zspages: int
-    corrupt: int  # zspages met with a wrong magic
+    corrupt: int  # locations that named no object: 0 in a sound pool
 
 
 @dataclass(frozen=True, slots=True)

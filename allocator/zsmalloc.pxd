@@ -103,4 +103,5 @@ cdef class Pool:
     cdef readonly Arena arena
     cdef dict places            # stand-alone use: tag -> location
 
+    cdef pool_t* open(self) except NULL
     cdef uint64_t find(self, tag) except? 0xffffffffffffffff

@@ -78,7 +78,7 @@ cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noe
             pool.by_index[i] = larger
             continue
         # The first class from above that shares a page: one byte more than it holds is huge.
-        if pool.huge_size == 0 and objs != 1 and pages != 1:
+        if pool.huge_size == 0 and objs != 1:
             pool.huge_size = size - OBJ_HEADER + 1
         c = &pool.classes[pool.nr_classes]
         pool.nr_classes += 1
@@ -105,8 +105,9 @@ cdef void pool_delete(pool_t* pool, bint arena_stays) noexcept nogil:
     cdef uint32_t number
     if pool == NULL:
         return
-    owner_unregister(pool.arena, OWNER_ZSMALLOC)
-    if arena_stays:
+    if pool.arena != NULL:
+        owner_unregister(pool.arena, OWNER_ZSMALLOC)
+    if pool.arena != NULL and arena_stays:
         zs_flush_deferred(pool)
         for number in range(pool.next_number):
             z = &pool.arena.zspages[number]
@@ -114,6 +115,7 @@ cdef void pool_delete(pool_t* pool, bint arena_stays) noexcept nogil:
                 c = pool.by_index[z.class_idx]
                 disown_pages(pool, c, z, True)
                 zspage_delete(pool, c, number)
+        pool.arena.sb.chain_max = 0
     for number in range(pool.nr_classes):
         pthread_mutex_destroy(&pool.classes[number].lock)
     pthread_mutex_destroy(&pool.number_lock)
@@ -267,16 +269,26 @@ cdef void put_number(pool_t* pool, uint32_t number) noexcept nogil:
     pthread_mutex_unlock(&pool.number_lock)
 
 
+cdef uint64_t reserve_pages(pool_t* pool, uint32_t n) noexcept nogil:
+    """Pool pages with n more of them, or 0 at the limit. Nothing is counted that is then taken back:
+    that would turn away another thread's smaller zspage that still fits."""
+    cdef uint64_t limit = peek64(&pool.limit_pages), pages
+    while True:
+        pages = peek64(&pool.pages)
+        # What the balloon holds is not the pool's to use.
+        if limit != 0 and pages + n + peek64(&pool.arena.reserved) > limit:
+            return 0
+        if cas64(&pool.pages, pages, pages + n):
+            return pages + n
+
+
 cdef int zspage_new(pool_t* pool, size_class_t* c, uint32_t* number) noexcept nogil:
     """A complete empty zspage, in no list: 0, -ENOSPC at the limit, or -ENOMEM."""
-    cdef uint64_t pages = add64(&pool.pages, c.pages)
-    cdef uint64_t limit = peek64(&pool.limit_pages)
+    cdef uint64_t pages = reserve_pages(pool, c.pages)
     cdef zspage_desc_t* z
     cdef uint32_t i
     cdef int r
-    # What the balloon holds is not the pool's to use.
-    if limit != 0 and pages + peek64(&pool.arena.reserved) > limit:
-        sub64(&pool.pages, c.pages)
+    if pages == 0:
         return -ENOSPC
     number[0] = take_number(pool)
     if number[0] == NONE32:
@@ -719,25 +731,38 @@ cdef class Pool:
 
     Objects are named by a tag (an integer below 2^48, unique among live objects); where an object
     lies may change in compact(), so it is always looked up by its tag.
-    chain_max: frames of the longest zspage, 1 to 8.
+    chain_max: frames of the longest zspage, 1 to 8. An arena takes one pool at a time.
+    Raises ValueError for a bad chain_max or an arena that has a pool, and MemoryError. Once the arena
+    is closed, so is the pool.
     """
 
     def __cinit__(self, Arena arena not None, chain_max=CHAIN_MAX):
+        cdef arena_t* a = arena.open()
         cdef pool_ops_t ops
         if not 1 <= chain_max <= CHAIN_MAX:
             raise ValueError(f"chain of 1 to {CHAIN_MAX} frames expected, got {chain_max}")
+        # Zspage descriptors lie in the arena, numbered from 0, and zsmalloc is one owner of pages.
+        if a.sb.chain_max != 0:
+            raise ValueError("this arena has a pool already: make a second arena for a second pool")
         self.arena = arena
         self.places = {}
         ops.ctx = <void*>self
         ops.pin = python_pin
         ops.moved = python_moved
-        self.pool = pool_new(arena.a, chain_max, &ops)
+        self.pool = pool_new(a, chain_max, &ops)
         if self.pool == NULL:
             raise MemoryError("no memory for the tables of a pool (about 50 KiB)")
 
     def __dealloc__(self):
+        # A closed arena has taken the pool's frames with it.
+        if self.pool != NULL and (self.arena is None or self.arena.a == NULL):
+            self.pool.arena = NULL
         with nogil:
             pool_delete(self.pool, True)
+
+    cdef pool_t* open(self) except NULL:
+        self.arena.open()
+        return self.pool
 
     cdef uint64_t find(self, tag) except? 0xffffffffffffffff:
         if tag not in self.places:
@@ -750,19 +775,21 @@ cdef class Pool:
         Raises ValueError (size, tag in use), OSError(ENOSPC) at the limit, MemoryError; nothing
         is changed then.
         """
-        cdef uint64_t loc = 0, name = tag
+        cdef uint64_t loc = 0, name
         cdef bytes payload = bytes(data)
+        cdef pool_t* pool = self.open()
         cdef int r
+        if not (0 <= tag < <uint64_t>1 << TAG_BITS and 1 <= len(payload) <= ZS_MAX_ALLOC):
+            raise ValueError(f"1 to 4096 bytes and a tag below 2^48 expected, got {len(payload)} and {tag}")
         if tag in self.places:
             raise ValueError(f"tag {tag} is in use")
-        r = zs_malloc(self.pool, <uint32_t>min(len(payload), 1 << 31), name, &loc)
+        name = tag
+        r = zs_malloc(pool, <uint32_t>len(payload), name, &loc)
         if r == -ENOMEM:
             raise MemoryError("the arena has no free frame left")
-        if r == -EINVAL:
-            raise ValueError(f"1 to 4096 bytes and a tag below 2^48 expected, got {len(payload)} and {tag}")
         if r != 0:
-            raise OSError(-r, f"the pool's limit of {self.pool.limit_pages} pages is reached")
-        zs_write(self.pool, loc, payload, <uint32_t>len(payload))
+            raise OSError(-r, f"the pool's limit of {pool.limit_pages} pages is reached")
+        zs_write(pool, loc, payload, <uint32_t>len(payload))
         self.places[tag] = loc
 
     def read(self, tag):
@@ -770,7 +797,7 @@ cdef class Pool:
         cdef uint64_t loc = self.find(tag)
         cdef uint8_t scratch[FRAME_SIZE]
         cdef uint32_t size = 0
-        cdef const uint8_t* p = zs_map(self.pool, loc, scratch, &size)
+        cdef const uint8_t* p = zs_map(self.open(), loc, scratch, &size)
         if p == NULL:
             raise OSError(EIO, f"object {tag} is damaged")
         try:
@@ -780,7 +807,7 @@ cdef class Pool:
 
     def free(self, tag):
         """Frees the object and returns its size. Raises KeyError."""
-        cdef int size = zs_free(self.pool, self.find(tag))
+        cdef int size = zs_free(self.open(), self.find(tag))
         if size < 0:
             raise OSError(-size, f"object {tag} is damaged")
         del self.places[tag]
@@ -795,7 +822,7 @@ cdef class Pool:
         """Object compaction, to the end: pool pages freed."""
         # The GIL is kept: python_pin() needs it under a class lock, and malloc() takes a class lock
         # with the GIL held.
-        return zs_compact(self.pool)
+        return zs_compact(self.open())
 
     def set_limit(self, pages):
         """Pool pages that may be in use; 0 = no limit. What is stored stays."""
