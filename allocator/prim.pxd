@@ -60,3 +60,4 @@ cdef extern from "<fcntl.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int ftruncate(int fd, int64_t length) noexcept
     int close(int fd) noexcept
+    ssize_t write(int fd, const void* buf, size_t n) noexcept

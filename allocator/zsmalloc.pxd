@@ -59,6 +59,9 @@ cdef struct pool_t:
     uint64_t limit_pages
     uint64_t pages_compacted
     uint64_t corrupt
+    uint64_t frees                  # objects freed since creation
+    uint64_t wake_at                # the free with this number writes to wake_fd; 0 = none does
+    int wake_fd                     # an eventfd of the user's, or -1; constant while wake_at is set
 
 
 cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noexcept nogil
@@ -79,6 +82,10 @@ cdef void zs_unmap(pool_t* pool, uint64_t loc) noexcept nogil
 # it stopped there), or all of them to the end.
 cdef uint64_t zs_compact_class(pool_t* pool, size_class_t* c, uint32_t max_zspages, bint* more) noexcept nogil
 cdef uint64_t zs_compact(pool_t* pool) noexcept nogil
+# Pool pages that object compaction could free.
+cdef uint64_t zs_freeable(pool_t* pool) noexcept nogil
+# One write to wake_fd when n more objects have been freed.
+cdef void zs_wake_after(pool_t* pool, uint64_t n) noexcept nogil
 # Frees the zspages whose pages were locked when they became empty; waits for those locks. How many.
 cdef uint32_t zs_flush_deferred(pool_t* pool) noexcept nogil
 cdef list pool_classes(pool_t* pool)

@@ -68,6 +68,7 @@ cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noe
     pool.ops = ops[0]
     pool.free_number = NONE32
     pool.deferred = NONE32
+    pool.wake_fd = -1
     pthread_mutex_init(&pool.number_lock, NULL)
     a.sb.chain_max = chain_max
     for i in range(NR_RAW_CLASSES - 1, -1, -1):
@@ -439,6 +440,17 @@ cdef int zs_malloc(pool_t* pool, uint32_t size, uint64_t tag, uint64_t* loc) noe
     return 0
 
 
+cdef void zs_wake_after(pool_t* pool, uint64_t n) noexcept nogil:
+    store64(&pool.wake_at, peek64(&pool.frees) + n)
+
+
+cdef inline void count_free(pool_t* pool) noexcept nogil:
+    cdef uint64_t frees = add64(&pool.frees, 1), at = peek64(&pool.wake_at), one = 1
+    if at != 0 and frees >= at and cas64(&pool.wake_at, at, 0):
+        # An eventfd takes any number of these; nothing is lost if it is full.
+        write(pool.wake_fd, &one, sizeof(one))
+
+
 cdef int zs_free(pool_t* pool, uint64_t loc) noexcept nogil:
     cdef size_class_t* c = class_of(pool, loc)
     cdef uint32_t number = loc_zspage(loc)
@@ -459,6 +471,7 @@ cdef int zs_free(pool_t* pool, uint64_t loc) noexcept nogil:
     pthread_mutex_unlock(&c.lock)
     if empty:
         free_zspage(pool, c, number)
+    count_free(pool)
     return size
 
 
@@ -574,6 +587,18 @@ cdef uint64_t zs_compact(pool_t* pool) noexcept nogil:
         for i in range(pool.nr_classes):
             freed += zs_compact_class(pool, &pool.classes[i], NONE32, &more)
     return freed
+
+
+cdef uint64_t zs_freeable(pool_t* pool) noexcept nogil:
+    cdef uint64_t pages = 0
+    cdef size_class_t* c
+    cdef uint32_t i
+    for i in range(pool.nr_classes):
+        c = &pool.classes[i]
+        pthread_mutex_lock(&c.lock)
+        pages += (c.zspages * c.objs - c.inuse) // c.objs * c.pages
+        pthread_mutex_unlock(&c.lock)
+    return pages
 
 
 # ---- owner of movable pages: see migrate.pyx for the contracts --------------------------------------

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """C interface of the store, for the lane. Every function is thread-safe, takes no GIL and makes
 no Python object. Results: 0 or a count, or a negative errno."""
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from allocator.arena cimport Arena
 from allocator.balloon cimport Balloon
@@ -34,6 +34,7 @@ cdef class Store:
     cdef readonly Balloon balloon
     cdef store_ctx_t* idle_ctx[8]   # contexts for calls from Python; guarded by the GIL
     cdef int nr_idle_ctx
+    cdef uint32_t compact_class     # where the next slice of object compaction goes on
     cdef object __weakref__
     cdef readonly str algo
     cdef readonly object level

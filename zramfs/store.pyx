@@ -17,7 +17,8 @@ from allocator.prim cimport *
 from allocator.migrate cimport Migration
 from allocator.zsmalloc cimport (
     header_ptr, loc_idx, loc_zspage, location, pool_classes, pool_delete, pool_new,
-    pool_ops_t, pool_stats, pool_t, zs_compact, zs_flush_deferred, zs_map, zs_unmap,
+    pool_ops_t, pool_stats, pool_t, zs_compact, zs_compact_class, zs_flush_deferred, zs_freeable, zs_map,
+    zs_unmap, zs_wake_after,
 )
 from zramfs.codecs cimport Codec
 from zramfs.slots cimport *
@@ -32,6 +33,10 @@ from zramfs.stats import StoreStats
 MAX_PAGEBLOCKS = 4 << 20
 SPARE_PAGEBLOCKS = 64
 MAX_DISKSIZE = 1 << 48
+
+
+cdef enum:
+    SLICE_ZSPAGES = 8       # emptied between two looks at the clock, at most about 100 us
 
 
 # ---- ranges -----------------------------------------------------------------------------------
@@ -369,6 +374,8 @@ cdef class Store:
         for i in range(self.nr_idle_ctx):
             ctx_free(self.idle_ctx[i])
         self.nr_idle_ctx = 0
+        if self.st != NULL and self.st.pool.wake_fd >= 0:
+            os.close(self.st.pool.wake_fd)
         with nogil:
             store_delete(self.st)
         self.st = NULL
@@ -501,6 +508,56 @@ cdef class Store:
             freed = zs_compact(self.st.pool)
             zs_flush_deferred(self.st.pool)
         return freed
+
+    def compact_slice(self, uint64_t ns):
+        """Object compaction for about ns nanoseconds, going on where the last slice ended. False when
+        it has been through all classes; the next slice begins anew."""
+        cdef uint64_t until = now_ns() + ns
+        cdef bint more = False
+        self.check_range(0, 0)
+        with nogil:
+            while self.compact_class < self.st.pool.nr_classes and now_ns() < until:
+                zs_compact_class(self.st.pool, &self.st.pool.classes[self.compact_class], SLICE_ZSPAGES, &more)
+                if not more:
+                    self.compact_class += 1
+            zs_flush_deferred(self.st.pool)
+        if self.compact_class < self.st.pool.nr_classes:
+            return True
+        self.compact_class = 0
+        return False
+
+    def winnable(self):
+        """What compaction could give back to the OS: (pageblocks, of how many in use)."""
+        cdef uint64_t freeable, used, blocks, needed
+        self.check_range(0, 0)
+        with nogil:
+            freeable = zs_freeable(self.st.pool)
+            pthread_mutex_lock(&self.st.arena.lock)
+            used = self.st.arena.frames_used
+            blocks = self.st.arena.pageblocks_in_use
+            pthread_mutex_unlock(&self.st.arena.lock)
+            needed = (used - min(used, freeable) + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES
+        return blocks - min(blocks, needed), blocks
+
+    @property
+    def frees(self):
+        """Objects freed since creation."""
+        return peek64(&self.st.pool.frees) if self.st != NULL else 0
+
+    def wake_after(self, frees, fd):
+        """Adds 1 to an eventfd, once, when so many more objects have been freed. The first call
+        decides which; the store keeps a duplicate until close()."""
+        self.check_range(0, 0)
+        if self.st.pool.wake_fd < 0:
+            self.st.pool.wake_fd = os.dup(fd)
+        zs_wake_after(self.st.pool, frees)
+
+    def room(self):
+        """Pages that the balloon may take before the pool's limit is reached; None without a limit."""
+        self.check_range(0, 0)
+        limit = peek64(&self.st.pool.limit_pages)
+        taken = peek64(&self.st.pool.pages) + peek64(&self.st.arena.reserved)
+        return max(0, limit - taken) if limit else None
 
     def stats(self):
         self.check_range(0, 0)
