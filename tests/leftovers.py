@@ -10,6 +10,7 @@ the name, because rundir.escape() would change it in the names of run directorie
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -190,7 +191,12 @@ def of_dead_runs(owner: str) -> bool:
 
 
 def sweep_directories() -> None:
-    """Removes the directories of dead runs, unless something is still mounted below one."""
+    """Removes the memory groups and the directories of dead runs, unless one is still in use."""
+    for parent in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):
+        for group in parent.glob("zramfs_test_*"):
+            if of_dead_runs(group.name):
+                with contextlib.suppress(OSError):
+                    group.rmdir()
     points = [point for point, _, _ in _mounts()]
     for directory in Path(tempfile.gettempdir()).glob("zramfs_test_*"):
         owner = owner_of(directory.name)
