@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import itertools
 import os
 import shutil
 import signal
@@ -67,9 +68,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def _logs() -> dict[Path, str]:
     """What the daemons of this run have logged so far."""
-    mine = leftovers.owner_name()
+    places = [leftovers.RUN_DIRECTORIES.glob(f"*{leftovers.owner_name()}*/log")]
+    if own := os.environ.get("ZRAMFS_RUN_DIR"):
+        places.append(Path(own).glob("*/log"))
     found = {}
-    for log in leftovers.RUN_DIRECTORIES.glob(f"*{mine}*/log"):
+    for log in itertools.chain(*places):
         with contextlib.suppress(FileNotFoundError):
             found[log] = log.read_text(errors="replace")
     return found
