@@ -9,17 +9,19 @@ empty    benchmarks/empty_fuse.c: answers and stores nothing
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.tools import HERE, BenchmarkError, LeftOutError, built, command, need, wait_until
+from benchmarks.tools import HERE, BenchmarkError, LeftOutError, built, command, need, undisturbed, wait_until
 from zramfs import loops, rundir
-from zramfs.mounting import is_mounted, mount_file, unmount
+from zramfs.mounting import MountError, is_mounted, mount_file, unmount
 
 KINDS = ("zramfs", "zram", "nbdkit", "empty")
 # In the order in which they are shown. The kernel's is a block device by itself.
@@ -27,7 +29,7 @@ NAMES = ("zramfs-file", "zramfs-loop", "zram", "nbdkit-file", "nbdkit-loop", "em
 # As many as zramfs has by default.
 EMPTY_THREADS = 2
 ZRAM_CONTROL = Path("/sys/class/zram-control")
-# util-linux and udev look at a new device and keep it open for a moment.
+# util-linux and udev look at a new device and keep it open for a moment; mounts see unmount_soon().
 REMOVE_SECONDS = 10.0
 STOP_SECONDS = 30.0
 
@@ -64,7 +66,8 @@ def kind_of(name: str) -> str:
 @contextlib.contextmanager
 def serve(kind: str, size: int, algo: str) -> Iterator[Server]:
     """A server of `size` bytes. Raises LeftOutError when this machine cannot have it."""
-    with tempfile.TemporaryDirectory(prefix=f"zramfs-benchmark-{kind}-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=f"zramfs-benchmark-{kind}-",
+                                     ignore_cleanup_errors=True) as scratch:
         makers: dict[str, Callable[[], contextlib.AbstractContextManager[Server]]] = {
             "zramfs": lambda: zramfs(Path(scratch), size, algo),
             "zram": lambda: zram(size, algo),
@@ -149,7 +152,7 @@ def nbdkit(scratch: Path, size: int) -> Iterator[Server]:
                 yield Server("nbdkit", disk, (storage.pid, bridge.pid))
             finally:
                 if is_mounted(folder):
-                    unmount(folder)
+                    unmount_soon(folder)
 
 
 @contextlib.contextmanager
@@ -159,7 +162,8 @@ def empty(scratch: Path, size: int) -> Iterator[Server]:
     program = built("empty_fuse")
     disk = (scratch / "disk").resolve()
     disk.touch()
-    fd = mount_file(disk, options={"fsname": "empty_fuse"})
+    with undisturbed():
+        fd = mount_file(disk, options={"fsname": "empty_fuse"})
     try:
         with process([str(program), str(fd), str(size), str(EMPTY_THREADS)], pass_fds=(fd,)) as server:
             # Only the server may hold the connection: if it dies, I/O fails instead of hanging.
@@ -172,11 +176,25 @@ def empty(scratch: Path, size: int) -> Iterator[Server]:
                 alive(server)
                 yield Server("empty", disk, (server.pid,))
             finally:
-                unmount(disk)
+                unmount_soon(disk)
     finally:
         if fd >= 0:
             os.close(fd)
-            unmount(disk)
+            unmount_soon(disk)
+
+
+def unmount_soon(point: Path) -> None:
+    """Unmount, with patience: the kernel lets go of the file behind a loop device, and of the files of a
+    load that was interrupted, a moment after the device or the process is seen to be gone."""
+    end = time.monotonic() + REMOVE_SECONDS
+    while True:
+        try:
+            with undisturbed():
+                return unmount(point)
+        except MountError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > end:
+                raise
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -185,14 +203,16 @@ def loop(disk: Path) -> Iterator[Path]:
     need("losetup", "mount")
     if os.getuid():
         raise LeftOutError("only root can set up a loop device")
-    device = loops.attach(disk)
+    with undisturbed():
+        device = loops.attach(disk)
     # Held open, it stays attached for us even if another program detaches loop devices it did not make.
     fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield Path(device)
     finally:
         os.close(fd)
-        loops.detach(device, disk)
+        with undisturbed():
+            loops.detach(device, disk)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 """What every part of the benchmark needs: commands, our C programs, a place for files, Ctrl-C."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -10,7 +11,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -60,6 +61,17 @@ class Interrupt:
         """Raise Interrupted if a signal has come."""
         if self.requested:
             raise Interrupted(self.requested)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within, Ctrl-C reaches neither this process nor the programs it starts, which inherit the mask:
+    losetup or fusermount3 cut short would leave behind what they were to take down."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def command(words: Sequence[str | Path], seconds: float = COMMAND_SECONDS, **environment: str) -> str:
