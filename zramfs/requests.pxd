@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request of the FUSE protocol: what the lane's threads share, and the function that answers."""
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from zramfs.store cimport store_ctx_t, store_t
+
+
+cdef enum:
+    MAX_IO = 1048576          # bytes of one READ or WRITE: the kernel's limit of 256 pages
+    REQUEST_HEAD = 80         # request header and WRITE arguments: the payload follows
+    REPLY_HEAD = 16
+
+cdef enum:                    # groups, columns of the block layer's `stat` file
+    READS, WRITES, DISCARDS, FLUSHES, GROUPS
+
+cdef uint64_t CLAIMED         # bit of server_t.opens
+
+
+# Shared by all threads of a lane; every field is read and written with atomics.
+cdef struct server_t:
+    uint64_t opens            # number of open files, or CLAIMED
+    uint64_t mode             # attributes of the file: permission bits, owner,
+    uint64_t uid
+    uint64_t gid
+    uint64_t atime            # and times in ns since 1970, as int64
+    uint64_t mtime
+    uint64_t ctime
+    uint64_t minor            # protocol version agreed on with the kernel, 0 before INIT
+    uint64_t flags            # INIT flags agreed on
+    uint64_t refused          # major << 32 | minor of a kernel whose INIT was refused
+    uint64_t in_flight        # I/O requests in hand
+    uint64_t stamp            # io_ns is right up to this moment
+    uint64_t io_ns            # time with at least one request in hand
+
+# One thread. Only the thread itself writes the counters; others read them with atomics.
+cdef struct worker_t:
+    server_t* server
+    uint8_t* data             # page aligned, MAX_IO bytes; a request is read to data - REQUEST_HEAD
+    int32_t lock              # held while st and ctx are used or replaced
+    store_t* st               # NULL: a device without a size
+    store_ctx_t* ctx
+    uint64_t serving          # 1 from the moment a request was read until it is answered
+    uint64_t ios[GROUPS]
+    uint64_t nbytes[GROUPS]
+    uint64_t ns[GROUPS]
+    uint64_t longest_ns
+    uint64_t protocol_errors
+
+# Answers the request of `got` bytes that was read to w.data - REQUEST_HEAD. The reply stands at
+# w.data - REPLY_HEAD; the result is its length, 0 if the request wants none.
+cdef size_t answer(worker_t* w, size_t got) noexcept nogil
+# Makes the reply at w.data - REPLY_HEAD an error without data.
+cdef size_t refuse(worker_t* w, uint64_t unique, int error) noexcept nogil
+# Takes and leaves w.lock.
+cdef void worker_lock(worker_t* w) noexcept nogil
+cdef void worker_unlock(worker_t* w) noexcept nogil

@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The FUSE protocol for one regular file that behaves like a block device of fixed size.
+
+Every length is checked against what was read; a request that does not hold together is answered
+with EINVAL and counted. Nothing here blocks, allocates or knows of threads and descriptors.
+"""
+from libc.errno cimport (
+    EBUSY, EINVAL, EIO, ENOENT, ENOSPC, ENOSYS, ENXIO, EOPNOTSUPP, EPROTO,
+)
+from libc.stdint cimport INT64_MAX, UINT32_MAX, UINT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from posix.time cimport clock_gettime, timespec
+from posix.unistd cimport SEEK_SET
+
+from allocator.prim cimport (
+    add64, cas64, cas_i32, load64, now_ns, peek64, relax, store64, store_i32, sub64,
+)
+from zramfs.fuse_abi cimport *
+from zramfs.store cimport (
+    store_data_bytes, store_disksize, store_read, store_seek, store_write, store_zero,
+)
+
+cdef extern from "sys/stat.h" nogil:
+    enum: S_IFREG
+
+cdef extern from "time.h" nogil:
+    enum: CLOCK_REALTIME_COARSE
+
+cdef extern from "unistd.h" nogil:
+    enum: SEEK_DATA, SEEK_HOLE
+
+CLAIMED = 1 << 63
+
+cdef enum:
+    PAGE = 4096
+    # Requests the kernel may have under way without a task waiting for them (asynchronous direct
+    # I/O, read-ahead, RELEASE). Below the client's queue depth it limits it; the default is 12.
+    MAX_BACKGROUND = 64
+    CONGESTION = 48
+    # Errors the kernel accepts in a reply: -511 to 0.
+    MAX_ERRNO = 511
+    # How long the kernel may keep the attributes, in seconds. Size changes are notified.
+    ATTR_SECONDS = 1
+
+# Result of an operation that found the request itself at fault: EINVAL, and counted.
+cdef int64_t VIOLATION = -100000
+cdef int64_t NS_PER_SECOND = 1000000000
+# Seconds that fit into int64 nanoseconds: 1677 to 2262.
+cdef int64_t MAX_SECONDS = 9223372035
+
+
+cdef void worker_lock(worker_t* w) noexcept nogil:
+    cdef unsigned int round = 0
+    while not cas_i32(&w.lock, 0, 1):
+        relax(round)
+        round += 1
+
+
+cdef void worker_unlock(worker_t* w) noexcept nogil:
+    store_i32(&w.lock, 0)
+
+
+cdef inline void count(uint64_t* counter, uint64_t v) noexcept nogil:
+    """Adds to a counter that only this thread writes: no locked instruction."""
+    store64(counter, peek64(counter) + v)
+
+
+cdef inline uint64_t wall_ns() noexcept nogil:
+    # The coarse clock (a tick, 1 to 10 ms) costs a quarter of the fine one and is what file
+    # systems stamp with.
+    cdef timespec t
+    clock_gettime(CLOCK_REALTIME_COARSE, &t)
+    return <uint64_t> (t.tv_sec * NS_PER_SECOND + t.tv_nsec)
+
+
+cdef void touch(server_t* s) noexcept nogil:
+    cdef uint64_t now = wall_ns()
+    store64(&s.mtime, now)
+    store64(&s.ctime, now)
+
+
+cdef uint64_t device_size(worker_t* w) noexcept nogil:
+    return store_disksize(w.st) if w.st != NULL else 0
+
+
+# --- I/O statistics, as the block layer counts them
+
+cdef void advance(server_t* s, uint64_t now, bint busy) noexcept nogil:
+    """Brings io_ns up to now. A thread that loses the race leaves the interval to the winner."""
+    cdef uint64_t stamp = peek64(&s.stamp)
+    if now > stamp and cas64(&s.stamp, stamp, now) and busy:
+        add64(&s.io_ns, now - stamp)
+
+
+cdef uint64_t io_begin(worker_t* w) noexcept nogil:
+    cdef uint64_t now = now_ns()
+    advance(w.server, now, add64(&w.server.in_flight, 1) > 1)
+    return now
+
+
+cdef void io_end(worker_t* w, int group, uint64_t began, uint64_t nbytes) noexcept nogil:
+    cdef uint64_t now = now_ns()
+    cdef uint64_t ns = now - began
+    advance(w.server, now, True)
+    sub64(&w.server.in_flight, 1)
+    count(&w.ios[group], 1)
+    count(&w.nbytes[group], nbytes)
+    count(&w.ns[group], ns)
+    if ns > peek64(&w.longest_ns):
+        store64(&w.longest_ns, ns)
+
+
+# --- Operations. Each returns the bytes of its reply at w.data, or a negative errno, or VIOLATION.
+
+cdef int64_t do_read(worker_t* w, const uint8_t* arg) noexcept nogil:
+    cdef fuse_read_in a
+    cdef uint64_t size = device_size(w)
+    cdef uint64_t began, n
+    cdef int64_t result
+    memcpy(&a, arg, sizeof(a))
+    if a.size > MAX_IO:
+        return VIOLATION
+    if w.st == NULL:
+        return -ENXIO
+    if a.offset >= size:
+        return 0
+    n = min(<uint64_t> a.size, size - a.offset)
+    began = io_begin(w)
+    result = store_read(w.st, w.ctx, a.offset, w.data, n)
+    io_end(w, READS, began, n)
+    return result if result < 0 else <int64_t> n
+
+
+cdef int64_t do_write(worker_t* w, const uint8_t* arg, size_t payload) noexcept nogil:
+    """A write past the end is cut there; one that the store refuses is refused as a whole, though
+    its first pages may be on the device, as with a disk. A short count would be more precise, but
+    the loop device and the kernel's write-back of mapped pages take one for success and lose data.
+    """
+    cdef fuse_write_in a
+    cdef fuse_write_out* out = <fuse_write_out*> w.data
+    cdef uint64_t size = device_size(w)
+    cdef uint64_t began, n
+    cdef uint64_t done = 0
+    cdef int64_t result
+    memcpy(&a, arg, sizeof(a))
+    if a.size > payload:
+        return VIOLATION
+    if w.st == NULL:
+        return -ENXIO
+    if a.offset >= size:
+        return -ENOSPC
+    n = min(<uint64_t> a.size, size - a.offset)
+    began = io_begin(w)
+    result = store_write(w.st, w.ctx, a.offset, w.data, n, &done)
+    io_end(w, WRITES, began, n)
+    if result < 0:
+        return result
+    touch(w.server)
+    memset(out, 0, sizeof(out[0]))
+    out.size = <uint32_t> n
+    return sizeof(out[0])
+
+
+cdef int64_t do_fallocate(worker_t* w, const uint8_t* arg) noexcept nogil:
+    """Ranges as fallocate(2) on a block device has them: KEEP_SIZE cuts at the end, without it a
+    range that passes the end is EINVAL, and so is one that starts there."""
+    cdef fuse_fallocate_in a
+    cdef uint64_t size = device_size(w)
+    cdef uint64_t began, n
+    cdef int64_t result
+    memcpy(&a, arg, sizeof(a))
+    if a.offset > <uint64_t> INT64_MAX or a.length > <uint64_t> INT64_MAX - a.offset:
+        return VIOLATION
+    if a.mode != (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) and \
+            (a.mode & ~<uint32_t> FALLOC_FL_KEEP_SIZE) != FALLOC_FL_ZERO_RANGE:
+        return -EOPNOTSUPP
+    if w.st == NULL:
+        return -ENXIO
+    if a.length == 0 or a.offset >= size:
+        return -EINVAL
+    n = a.length
+    if n > size - a.offset:
+        if not a.mode & FALLOC_FL_KEEP_SIZE:
+            return -EINVAL
+        n = size - a.offset
+    began = io_begin(w)
+    result = store_zero(w.st, w.ctx, a.offset, n)
+    io_end(w, DISCARDS, began, n)
+    if result < 0:
+        return result
+    touch(w.server)
+    return 0
+
+
+cdef int64_t do_lseek(worker_t* w, const uint8_t* arg) noexcept nogil:
+    cdef fuse_lseek_in a
+    cdef fuse_lseek_out* out = <fuse_lseek_out*> w.data
+    cdef int64_t result
+    memcpy(&a, arg, sizeof(a))
+    if a.whence != SEEK_DATA and a.whence != SEEK_HOLE:
+        return -EINVAL
+    if a.offset >= device_size(w):
+        return -ENXIO
+    result = store_seek(w.st, a.offset, a.whence == SEEK_HOLE)
+    if result < 0:
+        return result
+    out.offset = <uint64_t> result
+    return sizeof(out[0])
+
+
+cdef int64_t do_sync(worker_t* w) noexcept nogil:
+    """FSYNC and FLUSH: memory has nothing behind it to write to, so they only count."""
+    cdef uint64_t began = io_begin(w)
+    io_end(w, FLUSHES, began, 0)
+    return 0
+
+
+cdef int64_t attributes(worker_t* w) noexcept nogil:
+    cdef server_t* s = w.server
+    cdef fuse_attr_out* out = <fuse_attr_out*> w.data
+    memset(out, 0, sizeof(out[0]))
+    out.attr_valid = ATTR_SECONDS
+    out.attr.ino = FUSE_ROOT_ID
+    out.attr.size = device_size(w)
+    out.attr.blocks = store_data_bytes(w.st) // 512 if w.st != NULL else 0
+    out.attr.blksize = PAGE
+    out.attr.nlink = 1
+    out.attr.mode = <uint32_t> (S_IFREG | load64(&s.mode))
+    out.attr.uid = <uint32_t> load64(&s.uid)
+    out.attr.gid = <uint32_t> load64(&s.gid)
+    put_time(load64(&s.atime), &out.attr.atime, &out.attr.atimensec)
+    put_time(load64(&s.mtime), &out.attr.mtime, &out.attr.mtimensec)
+    put_time(load64(&s.ctime), &out.attr.ctime, &out.attr.ctimensec)
+    return sizeof(out[0])
+
+
+cdef void put_time(uint64_t ns, uint64_t* seconds, uint32_t* nsec) noexcept nogil:
+    cdef int64_t t = <int64_t> ns
+    cdef int64_t s = t // NS_PER_SECOND     # C division: towards zero
+    if t < s * NS_PER_SECOND:
+        s -= 1
+    seconds[0] = <uint64_t> s
+    nsec[0] = <uint32_t> (t - s * NS_PER_SECOND)
+
+
+cdef uint64_t get_time(uint64_t seconds, uint32_t nsec) noexcept nogil:
+    cdef int64_t s = max(-MAX_SECONDS, min(MAX_SECONDS, <int64_t> seconds))
+    return <uint64_t> (s * NS_PER_SECOND + nsec)
+
+
+cdef int64_t do_setattr(worker_t* w, const uint8_t* arg) noexcept nogil:
+    """chmod, chown and utimes are kept; truncation to 0 (which is what O_TRUNC sends) or to the
+    present size changes nothing and answers the true size; another size is EINVAL."""
+    cdef server_t* s = w.server
+    cdef fuse_setattr_in a
+    memcpy(&a, arg, sizeof(a))
+    if a.valid & FATTR_SIZE and a.size != 0 and a.size != device_size(w):
+        return -EINVAL
+    if max(a.atimensec, a.mtimensec, a.ctimensec) >= NS_PER_SECOND:
+        return VIOLATION
+    if a.valid & FATTR_MODE:
+        store64(&s.mode, a.mode & 0o7777)
+    if a.valid & FATTR_UID:
+        store64(&s.uid, a.uid)
+    if a.valid & FATTR_GID:
+        store64(&s.gid, a.gid)
+    if a.valid & FATTR_ATIME:
+        store64(&s.atime, wall_ns() if a.valid & FATTR_ATIME_NOW else get_time(a.atime, a.atimensec))
+    if a.valid & FATTR_MTIME:
+        store64(&s.mtime, wall_ns() if a.valid & FATTR_MTIME_NOW else get_time(a.mtime, a.mtimensec))
+    store64(&s.ctime, get_time(a.ctime, a.ctimensec) if a.valid & FATTR_CTIME else wall_ns())
+    return attributes(w)
+
+
+cdef int64_t do_open(worker_t* w) noexcept nogil:
+    cdef server_t* s = w.server
+    cdef fuse_open_out* out = <fuse_open_out*> w.data
+    cdef uint64_t opens = load64(&s.opens)
+    while not opens & CLAIMED:
+        if cas64(&s.opens, opens, opens + 1):
+            memset(out, 0, sizeof(out[0]))
+            # Pages that shared mappings left in the cache stay valid: the kernel drops what direct
+            # writes and discards overlay, and notify_size drops them all.
+            out.open_flags = FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES | FOPEN_KEEP_CACHE
+            return sizeof(out[0])
+        opens = load64(&s.opens)
+    return -EBUSY
+
+
+cdef int64_t do_release(worker_t* w) noexcept nogil:
+    cdef server_t* s = w.server
+    cdef uint64_t opens = load64(&s.opens)
+    while opens & ~CLAIMED:
+        if cas64(&s.opens, opens, opens - 1):
+            return 0
+        opens = load64(&s.opens)
+    return VIOLATION
+
+
+cdef int64_t do_statfs(worker_t* w) noexcept nogil:
+    cdef fuse_statfs_out* out = <fuse_statfs_out*> w.data
+    cdef uint64_t blocks = device_size(w) // PAGE
+    cdef uint64_t used = store_data_bytes(w.st) // PAGE if w.st != NULL else 0
+    memset(out, 0, sizeof(out[0]))
+    out.st.blocks = blocks
+    out.st.bfree = out.st.bavail = blocks - min(used, blocks)
+    out.st.files = 1
+    out.st.bsize = out.st.frsize = PAGE
+    out.st.namelen = 255
+    return sizeof(out[0])
+
+
+cdef int64_t do_init(worker_t* w, const uint8_t* arg, size_t room) noexcept nogil:
+    """May come at any time: a server that takes over a connection gets the one that its
+    predecessor read and did not answer."""
+    cdef server_t* s = w.server
+    cdef zramfs_init_in a
+    cdef zramfs_init_out* out = <zramfs_init_out*> w.data
+    cdef uint64_t flags
+    memset(&a, 0, sizeof(a))
+    memcpy(&a, arg, min(room, sizeof(a)))
+    memset(out, 0, sizeof(out[0]))
+    out.major = FUSE_KERNEL_VERSION
+    out.minor = ZRAMFS_FUSE_MINOR
+    if a.major > FUSE_KERNEL_VERSION:
+        return sizeof(out[0])       # the kernel sends another INIT with our major version
+    if a.major < FUSE_KERNEL_VERSION or a.minor < ZRAMFS_FUSE_MINOR_MIN:
+        store64(&s.refused, <uint64_t> a.major << 32 | a.minor)
+        return -EPROTO
+    flags = a.flags
+    if flags & FUSE_INIT_EXT:
+        flags |= <uint64_t> a.flags2 << 32
+    flags &= (FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ASYNC_DIO | FUSE_ABORT_ERROR | FUSE_MAX_PAGES
+              | FUSE_INIT_EXT | FUSE_DIRECT_IO_ALLOW_MMAP | FUSE_HAS_RESEND)
+    out.minor = min(a.minor, <uint32_t> ZRAMFS_FUSE_MINOR)
+    out.max_readahead = a.max_readahead
+    out.flags = <uint32_t> (flags & UINT32_MAX)
+    out.flags2 = <uint32_t> (flags >> 32)
+    out.max_background = MAX_BACKGROUND
+    out.congestion_threshold = CONGESTION
+    # A kernel without FUSE_MAX_PAGES (before 7.28) cuts this to its 32 pages by itself.
+    out.max_write = MAX_IO
+    out.max_pages = MAX_IO // PAGE
+    out.time_gran = 1
+    store64(&s.flags, flags)
+    store64(&s.minor, out.minor)
+    return sizeof(out[0])
+
+
+cdef size_t argument_size(uint32_t opcode) noexcept nogil:
+    """Bytes that must follow the request's header."""
+    if opcode == FUSE_READ:
+        return sizeof(fuse_read_in)
+    elif opcode == FUSE_WRITE:
+        return sizeof(fuse_write_in)
+    elif opcode == FUSE_FALLOCATE:
+        return sizeof(fuse_fallocate_in)
+    elif opcode == FUSE_LSEEK:
+        return sizeof(fuse_lseek_in)
+    elif opcode == FUSE_GETATTR:
+        return sizeof(fuse_getattr_in)
+    elif opcode == FUSE_SETATTR:
+        return sizeof(fuse_setattr_in)
+    elif opcode == FUSE_OPEN:
+        return sizeof(fuse_open_in)
+    elif opcode == FUSE_RELEASE:
+        return sizeof(fuse_release_in)
+    elif opcode == FUSE_FLUSH:
+        return sizeof(fuse_flush_in)
+    elif opcode == FUSE_FSYNC:
+        return sizeof(fuse_fsync_in)
+    elif opcode == FUSE_INIT:
+        return 16
+    elif opcode == FUSE_INTERRUPT:
+        return sizeof(fuse_interrupt_in)
+    return 0
+
+
+cdef int64_t dispatch(worker_t* w, const fuse_in_header* h, size_t got) noexcept nogil:
+    cdef const uint8_t* arg = w.data - REQUEST_HEAD + sizeof(fuse_in_header)
+    cdef uint32_t opcode = h.opcode
+    if h.len != got or got < sizeof(fuse_in_header) + argument_size(opcode):
+        return VIOLATION
+    if opcode == FUSE_INIT:
+        return do_init(w, arg, got - sizeof(fuse_in_header))
+    elif opcode == FUSE_DESTROY or opcode == FUSE_FORGET or opcode == FUSE_BATCH_FORGET:
+        return 0
+    elif opcode == FUSE_INTERRUPT:
+        return 0                    # no request waits, so there is nothing to interrupt
+    elif argument_size(opcode) == 0 and opcode != FUSE_STATFS:
+        return -ENOSYS
+    elif h.nodeid != FUSE_ROOT_ID:
+        return VIOLATION
+    elif opcode == FUSE_READ:
+        return do_read(w, arg)
+    elif opcode == FUSE_WRITE:
+        return do_write(w, arg, got - REQUEST_HEAD)
+    elif opcode == FUSE_FALLOCATE:
+        return do_fallocate(w, arg)
+    elif opcode == FUSE_LSEEK:
+        return do_lseek(w, arg)
+    elif opcode == FUSE_GETATTR:
+        return attributes(w)
+    elif opcode == FUSE_SETATTR:
+        return do_setattr(w, arg)
+    elif opcode == FUSE_OPEN:
+        return do_open(w)
+    elif opcode == FUSE_RELEASE:
+        return do_release(w)
+    elif opcode == FUSE_STATFS:
+        return do_statfs(w)
+    return do_sync(w)               # FSYNC, FLUSH
+
+
+cdef size_t refuse(worker_t* w, uint64_t unique, int error) noexcept nogil:
+    cdef fuse_out_header* out = <fuse_out_header*> (w.data - REPLY_HEAD)
+    out.len = REPLY_HEAD
+    out.error = -error
+    out.unique = unique
+    return REPLY_HEAD
+
+
+cdef size_t answer(worker_t* w, size_t got) noexcept nogil:
+    cdef fuse_in_header h
+    cdef fuse_out_header* out
+    cdef int64_t result
+    if got < sizeof(h):
+        count(&w.protocol_errors, 1)
+        return 0                    # too short to name a request to answer
+    # The reply is built over the request.
+    memcpy(&h, w.data - REQUEST_HEAD, sizeof(h))
+    worker_lock(w)
+    result = dispatch(w, &h, got)
+    worker_unlock(w)
+    if result == VIOLATION:
+        count(&w.protocol_errors, 1)
+        result = -EINVAL
+    if h.opcode == FUSE_FORGET or h.opcode == FUSE_BATCH_FORGET or h.opcode == FUSE_INTERRUPT:
+        return 0
+    if result < 0:
+        return refuse(w, h.unique, <int> -result if result >= -MAX_ERRNO else EIO)
+    out = <fuse_out_header*> (w.data - REPLY_HEAD)
+    out.len = <uint32_t> (REPLY_HEAD + result)
+    out.error = 0
+    out.unique = h.unique
+    return out.len
