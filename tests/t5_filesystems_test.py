@@ -11,7 +11,7 @@ from pathlib import Path
 import capabilities
 import leftovers
 import pytest
-from whole import GIB, KIB, MIB, copy_real_files, device, loop, manifest, mounted, run
+from whole import GIB, KIB, MIB, copy_real_files, device, loop, manifest, mounted, run, tool_environment
 
 pytestmark = [pytest.mark.requires("fuse", "loop"), pytest.mark.timeout(180)]
 
@@ -111,7 +111,7 @@ def test_swap_brings_every_page_back(tmp_path: Path, memory_group: Path) -> None
             child = subprocess.Popen(
                 ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', memory_group,
                  sys.executable, "-c", _SWAPPER, str(160 * MIB // 4096)],
-                stdout=subprocess.PIPE, text=True,
+                stdout=subprocess.PIPE, text=True, env=tool_environment(),
             )
             try:
                 output, _ = child.communicate(timeout=60)

@@ -34,9 +34,15 @@ MM_STAT = (
 )
 
 
+def tool_environment() -> dict[str, str]:
+    """For programs that are not ours: without the sanitizers that scripts/test loads into ours."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 def run(*words: object, timeout: float = 60, check: bool = True, **more: object) -> subprocess.CompletedProcess[str]:
     """Runs a command; a failure fails the test with everything the command said."""
     command = [str(word) for word in words]
+    more.setdefault("env", tool_environment())
     done = subprocess.run(
         command, capture_output=True, text=True, errors="replace", timeout=timeout,
         stdin=subprocess.DEVNULL, **more,
@@ -47,7 +53,7 @@ def run(*words: object, timeout: float = 60, check: bool = True, **more: object)
 
 
 def zramfs(*words: object, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return run(*ZRAMFS, *words, timeout=timeout, check=check)
+    return run(*ZRAMFS, *words, timeout=timeout, check=check, env=dict(os.environ))
 
 
 @dataclass(frozen=True)
