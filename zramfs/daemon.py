@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -150,6 +150,16 @@ class _Daemon:
         found = busy.mount_at(path)
         return found is not None and found == self.mounts.get(path)
 
+    def expect_gone(self, path: Path) -> None:
+        """What was mounted over ours is somebody else's, and keeps ours where it is."""
+        over = busy.mount_at(path)
+        if over is not None and self.mounts.get(path) in busy.mounts():
+            self.status = 1
+            log.warning(
+                "%s: %s stays mounted, because %s is mounted over it; umount that, then this",
+                self.config.name, path, over.fstype,
+            )
+
     def mount_options(self) -> dict[str, str | bool]:
         return {"default_permissions": True, "allow_other": self.config.allow_other}
 
@@ -225,29 +235,39 @@ class _Daemon:
         return False
 
     async def shut_down(self) -> None:
-        """Takes down whatever stands. Nothing that happens here keeps the rest from being taken down."""
+        """Takes down whatever stands. Nothing that goes wrong in a step keeps the next from its work."""
         if self.teardown and self.lane:
-            try:
-                await in_thread(self.teardown)
-            except Exception as error:
-                self.status = 1
-                log.error("%s: taking down what was built on disk failed: %s", self.config.name, error)
-        await self.unmount(self.config.directory)
+            await self.attempt("undoing what was built on disk", in_thread, self.teardown)
+        await self.attempt("unmounting the tree", self.unmount, self.config.directory)
         if self.tree_served:
-            with trio.move_on_after(END_TIMEOUT):
-                # The loop ends by itself, unless the mount was only detached.
-                pyfuse3.terminate()
-                await self.tree_ended.wait()
-            # Closes the connection: who still uses the tree gets an error instead of no answer.
-            pyfuse3.close(unmount=False)
-        cut_off = await self.unmount(self.disk)
+            await self.attempt("ending the tree", self.end_tree)
+        cut_off = await self.attempt("unmounting disk", self.unmount, self.disk)
         if self.lane:
-            await self.end_lane(cut_off)
+            await self.attempt("ending the lane", self.end_lane, cut_off is not False)
+
+    async def attempt(self, what: str, step: Callable[..., Awaitable[T]], *arguments: object) -> T | None:
+        """What the step returns; None, and a line in the log, if it fails."""
+        try:
+            return await step(*arguments)
+        except Exception as error:
+            self.status = 1
+            # An error with a sentence of its own needs no trace.
+            log.error("%s: %s failed: %s", self.config.name, what, error, exc_info=not isinstance(error, ZramfsError))
+            return None
+
+    async def end_tree(self) -> None:
+        with trio.move_on_after(END_TIMEOUT):
+            # The loop ends by itself, unless the mount was only detached.
+            pyfuse3.terminate()
+            await self.tree_ended.wait()
+        # Closes the connection: who still uses the tree gets an error instead of no answer.
+        pyfuse3.close(unmount=False)
 
     async def unmount(self, path: Path) -> bool:
         """True if it was in use, and could only be detached from the directories."""
         for _ in range(UNMOUNT_TRIES):
             if not self.mounted(path):
+                self.expect_gone(path)
                 return False
             try:
                 await in_thread(partial(mounting.unmount, path))
