@@ -76,6 +76,7 @@ EXTENSIONS = [
     extension("zramfs.slots"),
     extension("zramfs.store"),
     extension("zramfs.requests"),
+    extension("zramfs.threads"),
     extension("zramfs.lane"),
 ]
 

@@ -134,7 +134,8 @@ cdef int64_t do_read(worker_t* w, const uint8_t* arg) noexcept nogil:
 cdef int64_t do_write(worker_t* w, const uint8_t* arg, size_t payload) noexcept nogil:
     """A write past the end is cut there; one that the store refuses is refused as a whole, though
     its first pages may be on the device, as with a disk. A short count would be more precise, but
-    the loop device and the kernel's write-back of mapped pages take one for success and lose data.
+    the kernel's write-back of mapped pages and loop devices without direct I/O take one for
+    success and lose the rest without a word (seen with Linux 6.18).
     """
     cdef fuse_write_in a
     cdef fuse_write_out* out = <fuse_write_out*> w.data

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The threads that serve a connection; see threads.pxd."""
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EIO, ENODEV, ENOENT, ENOTCONN, errno
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memset
+from posix.mman cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_POPULATE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE,
+    mlock, mmap, mprotect, munmap,
+)
+from posix.signal cimport sigaction, sigaction_t, sigdelset, sigemptyset, sigfillset, sigset_t
+from posix.unistd cimport close, dup2, read, write
+
+from allocator.prim cimport load64, peek64, store64, sub64
+from zramfs.requests cimport MAX_IO, REPLY_HEAD, REQUEST_HEAD, answer, refuse
+
+cdef extern from "pthread.h" nogil:
+    ctypedef struct pthread_attr_t:
+        pass
+    int pthread_attr_init(pthread_attr_t* attr)
+    int pthread_attr_setstack(pthread_attr_t* attr, void* stack, size_t size)
+    int pthread_attr_destroy(pthread_attr_t* attr)
+    int pthread_create(pthread_t* thread, const pthread_attr_t* attr, void* (*f)(void*) noexcept nogil,
+                       void* arg)
+    int pthread_join(pthread_t thread, void** result)
+    int pthread_kill(pthread_t thread, int sig)
+    int pthread_setname_np(pthread_t thread, const char* name)
+    int pthread_sigmask(int how, const sigset_t* set, sigset_t* old)
+
+cdef extern from "signal.h" nogil:
+    enum: SIG_SETMASK, SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV
+    int SIGRTMIN
+
+cdef extern from "poll.h" nogil:
+    struct pollfd:
+        int fd
+        short events
+    int poll(pollfd* fds, unsigned long n, int timeout_ms)
+    enum: POLLIN
+
+cdef enum:
+    PAGE = 4096
+    STACK = 256 * 1024
+    # One mapping a thread, locked in memory: guard page, stack, page for thread_t, page in whose
+    # last REQUEST_HEAD bytes a request begins, data.
+    THREAD_AT = PAGE + STACK
+    DATA_AT = THREAD_AT + 2 * PAGE
+    REGION = DATA_AT + MAX_IO
+
+
+cdef void ignore_signal(int number) noexcept nogil:
+    """A handler only so that the signal interrupts a blocking read."""
+
+
+cdef inline int kick_signal() noexcept nogil:
+    return SIGRTMIN + 7         # no library in use takes this one
+
+
+cdef bint ended(int err) noexcept nogil:
+    """Unmounted or aborted; ENOTCONN and EPIPE's like are for a connection over a socket."""
+    return err == ENODEV or err == ECONNABORTED or err == ENOTCONN
+
+
+cdef bint reply(thread_t* t, size_t size, uint64_t unique) noexcept nogil:
+    """Sends the reply at w.data - REPLY_HEAD. False if the connection has ended."""
+    if write(t.crew.fd, t.w.data - REPLY_HEAD, size) >= 0:
+        return True
+    if errno == ENOENT:
+        return True             # the caller was killed while its request was in hand
+    if ended(errno):
+        return False
+    # A request that stays unanswered hangs its caller for ever: end it with an error. If the
+    # kernel had already ended it, this one gets ENOENT.
+    store64(&t.reply_errors, peek64(&t.reply_errors) + 1)
+    write(t.crew.fd, t.w.data - REPLY_HEAD, refuse(&t.w, unique, EIO))
+    return True
+
+
+cdef void* serve(void* arg) noexcept nogil:
+    cdef thread_t* t = <thread_t*> arg
+    cdef crew_t* crew = t.crew
+    cdef uint8_t* request = t.w.data - REQUEST_HEAD
+    cdef ssize_t got
+    cdef size_t size
+    cdef uint64_t unique
+    cdef pollfd wait
+    while not load64(&crew.stopping):
+        got = read(crew.fd, request, REQUEST_HEAD + MAX_IO)
+        if got < 0:
+            if errno == EINTR or errno == ENOENT:
+                continue        # ENOENT: the request was withdrawn while it was being read
+            if errno == EAGAIN:
+                wait.fd, wait.events = crew.fd, POLLIN
+                poll(&wait, 1, -1)
+                continue
+            if not ended(errno):
+                store64(&crew.end_errno, <uint64_t> errno)
+            break
+        if got == 0:
+            break               # a socket's other end was closed
+        store64(&t.w.serving, 1)
+        unique = (<uint64_t*> request)[1]
+        size = answer(&t.w, <size_t> got)
+        store64(&t.w.serving, 0)
+        if size and not reply(t, size, unique):
+            break
+    store64(&t.running, 0)
+    leave(crew, 1)
+    return NULL
+
+
+cdef void leave(crew_t* crew, uint64_t threads) noexcept nogil:
+    cdef uint64_t one = 1
+    if sub64(&crew.live, threads) == 0:
+        # Nobody will answer any more: give the connection up, so that the kernel fails what waits
+        # instead of letting it hang. dup2 keeps the descriptor's number taken.
+        dup2(crew.null_fd, crew.fd)
+        write(crew.done_fd, &one, sizeof(one))
+
+
+cdef int crew_add(crew_t* crew) noexcept nogil:
+    """All of it is made resident now: a page fault under a fatal signal gives the caller EIO, and
+    one on memory that was swapped out may wait for ourselves."""
+    cdef thread_t* t
+    cdef uint8_t* base = <uint8_t*> mmap(
+        NULL, REGION, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0)
+    if base == MAP_FAILED:
+        return errno
+    mprotect(base, PAGE, PROT_NONE)
+    t = <thread_t*> (base + THREAD_AT)
+    t.crew = crew
+    t.w.server = &crew.server
+    t.w.data = base + DATA_AT
+    if mlock(base + PAGE, REGION - PAGE) != 0:
+        t.unlocked = REGION - PAGE
+    crew.threads[crew.count] = t
+    crew.count += 1
+    return 0
+
+
+cdef int crew_start(crew_t* crew) noexcept nogil:
+    cdef sigset_t blocked, before
+    cdef sigaction_t action
+    cdef pthread_attr_t attr
+    cdef thread_t* t
+    cdef char name[16]
+    cdef int i, err = 0
+    memset(&action, 0, sizeof(action))
+    action.sa_handler = ignore_signal
+    sigemptyset(&action.sa_mask)
+    sigaction(kick_signal(), &action, NULL)
+    # Inherited by the threads. Faults stay deliverable so that faulthandler can report them.
+    sigfillset(&blocked)
+    sigdelset(&blocked, SIGSEGV)
+    sigdelset(&blocked, SIGBUS)
+    sigdelset(&blocked, SIGFPE)
+    sigdelset(&blocked, SIGILL)
+    sigdelset(&blocked, SIGABRT)
+    sigdelset(&blocked, kick_signal())
+    pthread_sigmask(SIG_SETMASK, &blocked, &before)
+    store64(&crew.live, <uint64_t> crew.count + 1)      # one for us: threads may end before all exist
+    for i in range(crew.count):
+        t = crew.threads[i]
+        store64(&t.running, 1)
+        pthread_attr_init(&attr)
+        err = pthread_attr_setstack(&attr, <uint8_t*> t - STACK, STACK)
+        if err == 0:
+            err = pthread_create(&t.id, &attr, serve, t)
+        pthread_attr_destroy(&attr)
+        if err:
+            store64(&t.running, 0)
+            leave(crew, <uint64_t> (crew.count - i))
+            break
+        crew.created += 1
+        snprintf(name, sizeof(name), "zramfs-lane%hhu", <unsigned char> i)
+        pthread_setname_np(t.id, name)
+    leave(crew, 1)
+    pthread_sigmask(SIG_SETMASK, &before, NULL)
+    return err
+
+
+cdef bint crew_wait(crew_t* crew, int timeout_ms) noexcept nogil:
+    cdef pollfd wait
+    wait.fd, wait.events = crew.done_fd, POLLIN
+    return poll(&wait, 1, timeout_ms) > 0
+
+
+cdef void crew_stop(crew_t* crew) noexcept nogil:
+    cdef int i
+    store64(&crew.stopping, 1)
+    # The signal may arrive just before a thread sleeps in read, so it is repeated.
+    while load64(&crew.live) != 0:
+        for i in range(crew.created):
+            if load64(&crew.threads[i].running):
+                pthread_kill(crew.threads[i].id, kick_signal())
+        crew_wait(crew, 5)
+
+
+cdef void crew_join(crew_t* crew) noexcept nogil:
+    cdef int i
+    for i in range(crew.created):
+        pthread_join(crew.threads[i].id, NULL)
+    crew.created = 0
+
+
+cdef bint crew_idle(crew_t* crew) noexcept nogil:
+    cdef pollfd wait
+    cdef int i
+    wait.fd, wait.events = crew.fd, POLLIN
+    if poll(&wait, 1, 0) > 0:
+        return False
+    for i in range(crew.count):
+        if load64(&crew.threads[i].w.serving):
+            return False
+    return True
+
+
+cdef void crew_free(crew_t* crew) noexcept nogil:
+    cdef int i
+    for i in range(crew.count):
+        munmap(<uint8_t*> crew.threads[i] - THREAD_AT, REGION)
+    if crew.fd >= 0:
+        close(crew.fd)
+    if crew.null_fd >= 0:
+        close(crew.null_fd)
+    if crew.done_fd >= 0:
+        close(crew.done_fd)
