@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import trio
 
 from .device import Device, DeviceStats
+from .stats import EMPTY
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class ErrorWatch:
     def look(self, stats: DeviceStats) -> list[str]:
         lines = []
         for name, value, meaning in _counters(stats):
-            known, episode = self._known.get(name, 0), self._episodes.get(name)
+            known, episode = self._known[name], self._episodes.get(name)
             self._known[name] = value
             if value < known:  # reset
                 self._episodes.pop(name, None)
@@ -61,10 +62,9 @@ class ErrorWatch:
 
 
 def _counters(stats: DeviceStats) -> Iterator[tuple[str, int, str]]:
-    for source, names in ((stats.store, STORE_COUNTERS), (stats.lane, LANE_COUNTERS)):
-        if source is not None:
-            for name, meaning in names.items():
-                yield name, getattr(source, name), meaning
+    for source, names in ((stats.store or EMPTY, STORE_COUNTERS), (stats.lane, LANE_COUNTERS)):
+        for name, meaning in names.items():
+            yield name, getattr(source, name), meaning
 
 
 async def watch_errors(device: Device) -> None:

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log of failing I/O: two lines for a time of failures, however long it lasts."""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from fakes import FakeLane
+
+from zramfs.config import DeviceConfig
+from zramfs.device import Device
+from zramfs.stats import EMPTY
+from zramfs.watch import CALM, LANE_COUNTERS, STORE_COUNTERS, ErrorWatch
+
+
+def stats_with(store: dict | None, **lane: int):
+    """store None: a device that is not set up."""
+    fake = FakeLane()
+    fake.counters = dataclasses.replace(fake.counters, **lane)
+    device = Device(DeviceConfig(directory=Path("/mnt/z0"), rundir=Path("/run/z0")), fake)
+    return dataclasses.replace(
+        device.stats(), store=None if store is None else dataclasses.replace(EMPTY, **store))
+
+
+@pytest.mark.parametrize("name", [*STORE_COUNTERS, *LANE_COUNTERS])
+def test_every_counter_is_watched(name):
+    def stats(value: int):
+        return stats_with({name: value}) if name in STORE_COUNTERS else stats_with({}, **{name: value})
+
+    watch = ErrorWatch(stats(3))
+    assert watch.look(stats(3)) == []
+    [line] = watch.look(stats(5))
+    assert line.startswith(f"{name} went from 3 to 5: ")
+
+
+def test_a_long_time_of_failures_makes_two_lines():
+    watch = ErrorWatch(stats_with({}))
+    assert len(watch.look(stats_with({"failed_writes": 1}))) == 1
+    for value in range(2, 500):
+        assert watch.look(stats_with({"failed_writes": value})) == []
+        # A pause that is shorter than calm does not end it.
+        for _ in range(CALM - 1):
+            assert watch.look(stats_with({"failed_writes": value})) == []
+    assert watch.look(stats_with({"failed_writes": 499})) == ["failed_writes rises no more: 499 in all, 499 now"]
+    assert watch.look(stats_with({"failed_writes": 499})) == []
+    [line] = watch.look(stats_with({"failed_writes": 500}))
+    assert line.startswith("failed_writes went from 499 to 500")
+
+
+def test_reset_is_a_new_start():
+    watch = ErrorWatch(stats_with({"failed_reads": 7}))
+    assert watch.look(stats_with(None)) == []
+    assert watch.look(stats_with({"failed_reads": 0})) == []
+    [line] = watch.look(stats_with({"failed_reads": 2}))
+    assert line.startswith("failed_reads went from 0 to 2")
+    for _ in range(CALM + 1):
+        watch.look(stats_with({"failed_reads": 2}))
+    # More failures at once than before the reset are failures since the reset.
+    watch.look(stats_with(None))
+    [line] = watch.look(stats_with({"failed_reads": 9}))
+    assert line.startswith("failed_reads went from 0 to 9")
