@@ -28,8 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "requires(*words): skip unless the machine has these; see capabilities.py")
-    config.addinivalue_line("markers", "soak: runs longer with --soak, and has its time limit stretched with it")
+    for line in (
+        "requires(*words): skip unless the machine has these; see capabilities.py",
+        "soak: runs longer with --soak, and has its time limit stretched with it",
+    ):
+        config.addinivalue_line("markers", line)
     if not config.option.collectonly:
         leftovers.sweep(leftovers.of_dead_runs)
         leftovers.sweep_directories()

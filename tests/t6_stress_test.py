@@ -48,12 +48,16 @@ _ON_FILE = {
     "sequential-1m": ("--rw=write", "--bs=1m"),
     "sequential-odd": ("--rw=write", "--bs=5k", "--size=32m"),
     "sequential-512": ("--rw=write", "--bs=512", "--size=8m"),
-    "shared-mapping": ("--rw=randwrite", "--bs=4k", "--ioengine=mmap", "--iodepth=1", "--direct=0", "--size=32m"),
+    "shared-mapping": (
+        "--rw=randwrite", "--bs=4k", "--ioengine=mmap", "--iodepth=1", "--direct=0", "--size=32m",
+    ),
 }
 _ON_LOOP = {
     "random-4k-to-1m": ("--rw=randwrite", "--bsrange=4k-1m", "--serialize_overlap=1"),
     "sequential-1m": ("--rw=write", "--bs=1m"),
-    "buffered-random-512-to-64k": ("--rw=randwrite", "--bsrange=512-64k", "--direct=0", "--size=32m", "--end_fsync=1"),
+    "buffered-random-512-to-64k": (
+        "--rw=randwrite", "--bsrange=512-64k", "--direct=0", "--size=32m", "--end_fsync=1",
+    ),
     # Each block is trimmed and then written.
     "trim-and-write": ("--rw=randtrimwrite", "--bs=4k", "--size=32m"),
     # And later a third of them is trimmed once more, and must then read as zeros.
@@ -83,7 +87,9 @@ def test_fio_verifies_the_file(z: Device, options: tuple[str, ...], request: pyt
 
 @pytest.mark.requires("fio", "loop")
 @pytest.mark.parametrize("options", _ON_LOOP.values(), ids=_ON_LOOP)
-def test_fio_verifies_the_loop_device(z: Device, options: tuple[str, ...], request: pytest.FixtureRequest) -> None:
+def test_fio_verifies_the_loop_device(
+    z: Device, options: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
     trims = z.io_stat()["notify_free"]
     with loop(z.disk) as block:
         fio_for(stretched(request, 3), block, options)

@@ -39,7 +39,9 @@ def tool_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
 
-def run(*words: object, timeout: float = 60, check: bool = True, **more: object) -> subprocess.CompletedProcess[str]:
+def run(
+    *words: object, timeout: float = 60, check: bool = True, **more: object
+) -> subprocess.CompletedProcess[str]:
     """Runs a command; a failure fails the test with everything the command said."""
     command = [str(word) for word in words]
     more.setdefault("env", tool_environment())
@@ -101,8 +103,11 @@ def loop(file: Path, *options: str) -> Iterator[str]:
     try:
         yield name
     finally:
+        stands_on = Path(f"/sys/block/{Path(name).name}/loop/backing_file")
+        before = stands_on.read_text()
         run("losetup", "--detach", name)
-        wait_until(lambda: not Path(f"/sys/block/{Path(name).name}/loop/backing_file").exists(), f"{name} detached")
+        # It lets go at its last close, and then somebody else may take it at once.
+        wait_until(lambda: not stands_on.exists() or stands_on.read_text() != before, f"{name} detached")
 
 
 @contextlib.contextmanager
@@ -151,7 +156,10 @@ def drop_caches() -> None:
 
 
 # ---- real files ------------------------------------------------------------------------------------
-_SOURCES = ("/usr/include", "/usr/share/doc", "/usr/share/perl", "/usr/lib/x86_64-linux-gnu", "/usr/bin", "/usr/share")
+_SOURCES = (
+    "/usr/include", "/usr/share/doc", "/usr/share/perl", "/usr/lib/x86_64-linux-gnu", "/usr/bin",
+    "/usr/share",
+)
 
 
 def copy_real_files(target: Path, limit: int) -> dict[str, str]:
