@@ -37,12 +37,13 @@ STOP_SECONDS = 30.0
 @dataclass(frozen=True)
 class Server:
     """What a peer's storage is served by. path: the file or block device, with direct I/O;
-    pids: its processes, none for the kernel's own; sysfs: of kernel zram only."""
+    pids: its processes, none for the kernel's own; sysfs: of kernel zram only; tree: of zramfs only."""
 
     kind: str
     path: Path
     pids: tuple[int, ...] = ()
     sysfs: Path | None = None
+    tree: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def zramfs(scratch: Path, size: int, algo: str) -> Iterator[Server]:
         state = found.read() if found else None
         if state is None:
             raise BenchmarkError(f"`zramfs create {directory}` succeeded, but left no state of its device")
-        yield Server("zramfs", Path(state.disk), (state.pid,))
+        yield Server("zramfs", Path(state.disk), (state.pid,), tree=directory)
     finally:
         _cli("stop", directory)
 
