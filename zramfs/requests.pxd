@@ -14,6 +14,7 @@ cdef enum:                    # groups, columns of the block layer's `stat` file
     READS, WRITES, DISCARDS, FLUSHES, GROUPS
 
 cdef uint64_t CLAIMED         # bit of server_t.opens
+cdef uint64_t REFUSED         # bit of server_t.refused
 
 
 # Shared by all threads of a lane; every field is read and written with atomics.
@@ -27,7 +28,7 @@ cdef struct server_t:
     uint64_t ctime
     uint64_t minor            # protocol version agreed on with the kernel, 0 before INIT
     uint64_t flags            # INIT flags agreed on
-    uint64_t refused          # major << 32 | minor of a kernel whose INIT was refused
+    uint64_t refused          # REFUSED | major << 32 | minor of a kernel that is too old
     uint64_t in_flight        # I/O requests in hand
     uint64_t stamp            # io_ns is right up to this moment
     uint64_t io_ns            # time with at least one request in hand

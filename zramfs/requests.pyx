@@ -29,7 +29,7 @@ cdef extern from "time.h" nogil:
 cdef extern from "unistd.h" nogil:
     enum: SEEK_DATA, SEEK_HOLE
 
-CLAIMED = 1 << 63
+CLAIMED = REFUSED = 1 << 63
 
 cdef enum:
     PAGE = 4096
@@ -326,7 +326,7 @@ cdef int64_t do_init(worker_t* w, const uint8_t* arg, size_t room) noexcept nogi
     if a.major > FUSE_KERNEL_VERSION:
         return sizeof(out[0])       # the kernel sends another INIT with our major version
     if a.major < FUSE_KERNEL_VERSION or a.minor < ZRAMFS_FUSE_MINOR_MIN:
-        store64(&s.refused, <uint64_t> a.major << 32 | a.minor)
+        store64(&s.refused, REFUSED | <uint64_t> a.major << 32 | a.minor)
         return -EPROTO
     flags = a.flags
     if flags & FUSE_INIT_EXT:
