@@ -17,10 +17,17 @@ from pathlib import Path
 TIMEOUT = 20  # seconds for everything that a child is waited for
 
 
+def run(*words, **how) -> subprocess.CompletedProcess[str]:
+    """A command, ended after TIMEOUT at the latest."""
+    return subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, **how)
+
+
 class Served:
     """directory: of the tree. The child says READY and TEARDOWN on its stdout; its log is a file."""
 
-    def __init__(self, place: Path, *, beat: bool = False, ready: str = "", user: int | None = None, **config) -> None:
+    def __init__(
+        self, place: Path, *, beat: bool = False, ready: str = "", user: int | None = None, **config
+    ) -> None:
         self.directory, self.rundir = place / "tree", place / "run"
         for directory in (self.directory, self.rundir):
             directory.mkdir(exist_ok=True)
@@ -67,8 +74,8 @@ class Served:
         return self.wait()
 
     def mounts(self) -> list[str]:
-        text = Path("/proc/self/mounts").read_text()
-        return [line for line in text.splitlines() if f" {self.directory}" in line or f" {self.rundir}" in line]
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+        return [line for line in lines if f" {self.directory}" in line or f" {self.rundir}" in line]
 
     def read(self, path: str) -> str:
         return (self.directory / path).read_text()

@@ -131,7 +131,8 @@ def test_every_attribute_and_command_has_an_example():
 
 async def test_examples_show_what_the_code_prints(device):
     blocks = re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    [shown] = [block.split("$ cat /mnt/z0/control\n")[1] for block in blocks if "$ cat /mnt/z0/control\n" in block]
+    command = "$ cat /mnt/z0/control\n"
+    [shown] = [block.split(command)[1] for block in blocks if command in block]
     await device.command("disksize=4G")
     printed = control.state(device.stats())
 
