@@ -85,7 +85,9 @@ def _parse_disksize(data: bytes) -> str:
 def _parse_mem_limit(data: bytes) -> str:
     limit, used = memparse(data)
     if used == 0:
-        raise ZramfsError(errno.EINVAL, f"expected a size such as 2G, or 0 for no limit, got {printable(data)}")
+        raise ZramfsError(
+            errno.EINVAL, f"expected a size such as 2G, or 0 for no limit, got {printable(data)}"
+        )
     return f"mem_limit={page_align(limit)}"
 
 
@@ -103,7 +105,8 @@ def _parse_algorithm(data: bytes) -> str:
     text = c_string(data)
     if len(text) >= NAME_LIMIT:
         raise ZramfsError(
-            errno.E2BIG, f"expected a name shorter than {NAME_LIMIT} bytes, got {len(text)}: {printable(text)}"
+            errno.E2BIG,
+            f"expected a name shorter than {NAME_LIMIT} bytes, got {len(text)}: {printable(text)}",
         )
     name = text.removesuffix(b"\n").decode("utf-8", "backslashreplace")
     if name not in ALGORITHMS:

@@ -97,11 +97,14 @@ def parse(line: str) -> tuple[Command, str]:
     command = COMMANDS.get(match["name"]) if match else None
     if match is None or command is None:
         usages = ", ".join(known.usage for known in COMMANDS.values())
-        raise ZramfsError(errno.EINVAL, f"unknown command {printable(line.encode())}; expected one of {usages}")
+        raise ZramfsError(
+            errno.EINVAL, f"unknown command {printable(line.encode())}; expected one of {usages}"
+        )
     value = match["value"]
     if command.argument is None and value is not None:
         raise ZramfsError(
-            errno.EINVAL, f"{command.name} takes no value, got {printable(value.encode())}; write {command.usage}"
+            errno.EINVAL,
+            f"{command.name} takes no value, got {printable(value.encode())}; write {command.usage}",
         )
     if command.argument is not None and not value:
         raise ZramfsError(errno.EINVAL, f"{command.name} needs a value: write {command.usage}")
@@ -146,7 +149,7 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
     alive = "" if stats.alive else "; it has ended, disk does not answer any more"
     rows.append((
         "lane",
-        f"{stats.threads} threads, disk is open {stats.open_count} times, {lane.in_flight} requests in flight, "
-        f"{lane.protocol_errors} protocol errors{alive}",
+        f"{stats.threads} threads, disk is open {stats.open_count} times, {lane.in_flight} requests in "
+        f"flight, {lane.protocol_errors} protocol errors{alive}",
     ))
     return rows

@@ -252,7 +252,8 @@ class _Daemon:
         except Exception as error:
             self.status = 1
             # An error with a sentence of its own needs no trace.
-            log.error("%s: %s failed: %s", self.config.name, what, error, exc_info=not isinstance(error, ZramfsError))
+            trace = not isinstance(error, ZramfsError)
+            log.error("%s: %s failed: %s", self.config.name, what, error, exc_info=trace)
             return None
 
     async def end_tree(self) -> None:
@@ -278,7 +279,8 @@ class _Daemon:
         self.status = 1
         users = await in_thread(partial(busy.users_of, [path]))
         log.warning(
-            "%s: %s could not be unmounted (%s); it is cut off from its users, who get I/O errors from here on: %s",
+            "%s: %s could not be unmounted (%s); it is cut off from its users, who get I/O errors from here "
+            "on: %s",
             self.config.name, path, reason, "; ".join(users) or "nobody that is to be seen from here",
         )
         try:

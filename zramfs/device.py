@@ -136,11 +136,14 @@ class Device:
 
     async def set_disksize(self, size: int) -> None:
         if size == 0:
-            raise ZramfsError(errno.EINVAL, "expected a disksize above 0; to drop a device's data and size, use reset")
+            raise ZramfsError(
+                errno.EINVAL, "expected a disksize above 0; to drop a device's data and size, use reset"
+            )
         if self._store:
             raise ZramfsError(
                 errno.EBUSY,
-                f"the device has a size of {self._store.disksize} bytes already; reset it first, which drops its data",
+                f"the device has a size of {self._store.disksize} bytes already; reset it first, "
+                "which drops its data",
             )
         async with self._claim():
             await self._set_up(size)
@@ -160,7 +163,9 @@ class Device:
 
     async def compact(self) -> None:
         if self._store is None:
-            raise ZramfsError(errno.EINVAL, "nothing to compact: the device is not set up; write disksize first")
+            raise ZramfsError(
+                errno.EINVAL, "nothing to compact: the device is not set up; write disksize first"
+            )
         freed = await self._in_thread(self._store.compact)
         log.info("%s: compaction freed %d pages", self._config.name, freed)
 
@@ -183,14 +188,17 @@ class Device:
         if self._store:
             raise ZramfsError(
                 errno.EBUSY,
-                f"the algorithm stays {self._algo} while the device is set up; reset it first, which drops its data",
+                f"the algorithm stays {self._algo} while the device is set up; reset it first, "
+                "which drops its data",
             )
         self._algo, self._level = codec.algo, codec.level
 
     async def _set_up(self, size: int) -> None:
         if size > MAX_DISKSIZE:
             # ENOMEM, as the kernel answers for a size whose table it cannot allocate.
-            raise ZramfsError(errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}")
+            raise ZramfsError(
+                errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}"
+            )
         make = partial(Store, size, algo=self._algo, level=self._level, mem_limit=self._mem_limit)
         try:
             store = await self._in_thread(make)
@@ -200,7 +208,9 @@ class Device:
         except MemoryError as error:
             raise ZramfsError(errno.ENOMEM, str(error)) from None
         self._store = store
-        log.info("%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level)
+        log.info(
+            "%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level
+        )
 
     @asynccontextmanager
     async def _claim(self) -> AsyncIterator[None]:

@@ -90,7 +90,8 @@ class Directory(Node):
         return 2 + sum(isinstance(child, Directory) for child in self.children)
 
     def entries(self) -> Sequence[tuple[bytes, Node]]:
-        return [(b".", self), (b"..", self.parent or self), *((os.fsencode(c.name), c) for c in self.children)]
+        below = ((os.fsencode(child.name), child) for child in self.children)
+        return [(b".", self), (b"..", self.parent or self), *below]
 
 
 @dataclass(eq=False)
@@ -137,7 +138,8 @@ def build(device: Device, disk: Path) -> Directory:
         Directory(name="zram", mode=0o755, children=[attribute(a) for a in attributes.ATTRIBUTES]),
         # 0700 like /sys/kernel/debug, where the kernel has it.
         Directory(name="zsmalloc", mode=0o700, children=[
-            File(name="classes", mode=0o444, read=lambda: attributes.format_classes(device.classes()).encode()),
+            File(name="classes", mode=0o444,
+                 read=lambda: attributes.format_classes(device.classes()).encode()),
         ]),
         Directory(name="memory", mode=0o755, children=[
             File(name="buddyinfo", mode=0o444,
