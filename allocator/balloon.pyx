@@ -7,6 +7,7 @@ pool can't have it. Frames that lie in its way are migrated by compaction like a
 costs a system call and no copy. arena_t.reserved counts its frames; a pool with a limit takes them
 off what it may use.
 """
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from allocator.arena cimport (
@@ -126,6 +127,8 @@ cdef uint32_t deflate(balloon_t* b, uint32_t n) noexcept nogil:
     return done
 
 
+# The collector must not take the arena away before __dealloc__ has used it.
+@cython.no_gc_clear
 cdef class Balloon:
     """Takes frames out of a pool so that the host has their memory, and gives them back.
 

@@ -9,6 +9,7 @@ page of its own, its header in the zspage descriptor. New objects go into the fu
 has room. The rules are those of the kernel's mm/zsmalloc.c, restated in its words in
 Documentation/mm/zsmalloc.rst.
 """
+cimport cython
 from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -751,6 +752,8 @@ cdef void python_moved(void* ctx, uint64_t tag, uint64_t loc) noexcept with gil:
     (<Pool>ctx).places[tag] = loc
 
 
+# The collector must not take the arena away before __dealloc__ has used it.
+@cython.no_gc_clear
 cdef class Pool:
     """A pool for Python programs; the block device uses the C interface.
 
@@ -780,7 +783,7 @@ cdef class Pool:
 
     def __dealloc__(self):
         # A closed arena has taken the pool's frames with it.
-        if self.pool != NULL and (self.arena is None or self.arena.a == NULL):
+        if self.pool != NULL and self.arena.a == NULL:
             self.pool.arena = NULL
         with nogil:
             pool_delete(self.pool, True)

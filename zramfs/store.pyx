@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Lock order: slots.pxd. A range takes the chunks it covers one after the other, pinned one at a time.
 """The store of a device: any byte range, read, written, zeroed and sought, over the slot table."""
+cimport cython
 from libc.errno cimport EINVAL, EIO, ENOMEM, ENOSPC, ENXIO
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -337,6 +338,8 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
 
 # ---- Python -----------------------------------------------------------------------------------------
 
+# The collector must not take the arena away before __dealloc__ has used it.
+@cython.no_gc_clear
 cdef class Store:
     """The pages of one device.
 
