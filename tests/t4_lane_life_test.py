@@ -36,6 +36,8 @@ from wire import (
 from zramfs.lane import Lane
 from zramfs.store import Store
 
+PLAIN = pytest.mark.skipif(
+    "san" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer has the heap's functions, and its mlock does nothing")
 HOLDING_THE_GIL = ctypes.PyDLL(None)  # calls that keep the GIL
 
 
@@ -120,6 +122,7 @@ def status_kib(field: str) -> int:
                     if line.startswith(field)))
 
 
+@PLAIN
 @pytest.mark.requires("root")  # others may have a low RLIMIT_MEMLOCK
 def test_buffers_are_locked_in_memory():
     before = status_kib("VmLck")
@@ -130,6 +133,7 @@ def test_buffers_are_locked_in_memory():
     assert status_kib("VmLck") == before
 
 
+@PLAIN
 @pytest.mark.requires("root")  # to become somebody else
 def test_a_lane_that_may_not_lock_says_so_and_serves():
     code = """
@@ -146,10 +150,9 @@ def test_a_lane_that_may_not_lock_says_so_and_serves():
     assert int(child(code)) >= 2 * MIB
 
 
+@PLAIN
 def test_serving_allocates_nothing():
     """A thread's first allocation gives it a heap of its own, and glibc lists its heaps."""
-    if "san" in os.environ.get("LD_PRELOAD", ""):
-        pytest.skip("a sanitizer has the heap's functions")
     code = """
         import ctypes, os, re
         from wire import ARGUMENTS, FORGET_LIKE, MIB, Op, PAGE, read_in, wired, write_in
