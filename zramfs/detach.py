@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import select
+import signal
 import sys
 import time
 import traceback
@@ -19,6 +20,7 @@ from .errors import ZramfsError
 
 # Long enough for a machine that pages the interpreter in from a slow disk.
 READY_TIMEOUT = 60.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(body: Callable[[Callable[[], None]], int], log: Path) -> None:
@@ -31,12 +33,15 @@ def run(body: Callable[[Callable[[], None]], int], log: Path) -> None:
     """
     read_end, write_end = os.pipe()
     sys.stdout.flush()  # or the daemon would write the caller's text once more, into its log
+    # What a signal raises inside Python's own hooks around fork is printed and lost.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     pid = os.fork()
     if pid == 0:
         os.close(read_end)
         _middle(body, log, write_end)
-    os.close(write_end)
     try:
+        os.close(write_end)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.waitpid(pid, 0)
         _expect_ready(read_end, log)
     finally:
@@ -68,6 +73,9 @@ def _tail(log: Path) -> str:
 def _middle(body: Callable[[Callable[[], None]], int], log: Path, write_end: int) -> NoReturn:
     """The child: leads a new session, whose second generation can never get a terminal again."""
     try:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         os.setsid()
         if os.fork() == 0:
             _daemon(body, log, write_end)
@@ -113,4 +121,7 @@ def _redirect(log: Path, write_end: int) -> int:
         os.dup2(source, target)
     os.dup2(pipe, 3, inheritable=False)
     os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    # The caller's may be closed, or stand on a descriptor that is closed now.
+    sys.stdin = open(0, closefd=False)
+    sys.stdout = sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     return 3

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
 from . import bounded, busy, detach, loops, ramdisk, rundir
 from .config import DeviceConfig
@@ -27,6 +28,7 @@ ANSWER_TIMEOUT = 2.0
 # Freeing some 10 GiB of pool takes about a second; the rest is for a loaded machine.
 END_TIMEOUT = 30.0
 _PAUSE = 0.02
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Say = Callable[[str], None]
 
@@ -50,6 +52,8 @@ def claim(directory: Path, kind: str, *, threads: int, shared: bool, say: Say) -
                 try:
                     os.mkdir(new.path, 0o711 if shared else 0o700)
                     os.chmod(new.path, 0o711 if shared else 0o700)
+                    if kind == "ramdisk":
+                        new.tree.mkdir(0o700)
                     new.write(_first_state(new, directory, kind, threads, made))
                 except BaseException:
                     _remove(new, made)
@@ -58,44 +62,50 @@ def claim(directory: Path, kind: str, *, threads: int, shared: bool, say: Say) -
         time.sleep(_PAUSE)
 
 
-def start(new: Rundir, config: DeviceConfig, *, foreground: bool, say: Say) -> None:
-    """Runs the device's daemon; returns when it serves, or in the foreground when it has ended.
+def start(new: Rundir, config: DeviceConfig, *, fs: str | None = None, mountpoint: Path | None = None) -> None:
+    """Brings the claimed device up, and for a RAM disk the file system `fs` on `mountpoint`.
 
-    On any failure nothing of the device is left. Raises ZramfsError.
+    Returns when all of it is ready. On any failure, and on SIGINT, SIGTERM and SIGHUP, nothing is
+    left. To be called while the process has one thread. Raises ZramfsError; SystemExit on a signal.
     """
-    def body(on_ready: Callable[[], None]) -> int:
-        return _serve(new, config, on_ready)
-
-    if foreground:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-        status = body(lambda: say(f"{config.directory} is ready"))
-        if status:
-            raise ZramfsError(errno.EIO, f"the daemon ended with status {status}")
-        return
+    for number in _SIGNALS:
+        signal.signal(number, _leave)
     try:
-        detach.run(body, new.log)
+        detach.run(lambda on_ready: _serve(new, config, on_ready), new.log)
+        if fs is not None and mountpoint is not None:
+            _make_file_system(new, fs, mountpoint)
+        # A signal that comes now is too late: the device is there, and the exit status must say so.
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     except BaseException:
-        abandon(new)
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        _abandon(new)
         raise
 
 
-def make_ramdisk(new: Rundir, fs: str, mountpoint: Path) -> None:
-    """Loop device, file system and mount on a device that serves. Undoes the device on a failure."""
-    try:
-        device = loops.attach(new.disk)
-        new.update(loop=device, fs=fs)
-        ramdisk.make_file_system(fs, device)
-        ramdisk.mount(fs, device, mountpoint)
-        new.update(phase="ready")
-    except BaseException:
-        abandon(new)
-        raise
+def run(new: Rundir, config: DeviceConfig, say: Say) -> None:
+    """Serves the claimed device in this very process until it ends. Raises ZramfsError."""
+    if _serve(new, config, lambda: say(f"{config.directory} is ready")):
+        raise ZramfsError(errno.EIO, "the device did not end in order; what happened is in the lines above")
 
 
-def abandon(new: Rundir) -> None:
-    """Takes down what is there of a device that did not come up. Never raises ZramfsError: the
-    failure that led here is the one to report."""
-    with contextlib.suppress(ZramfsError):
+def _leave(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _make_file_system(new: Rundir, fs: str, mountpoint: Path) -> None:
+    device = loops.attach(new.disk)
+    new.update(loop=device, fs=fs)
+    ramdisk.make_file_system(fs, device)
+    ramdisk.mount(fs, device, mountpoint)
+    new.update(phase="ready")
+
+
+def _abandon(new: Rundir) -> None:
+    """Takes down what is there of a device that did not come up. The failure that led here is the
+    one to report, so whatever fails in here is left for `stop`."""
+    with contextlib.suppress(OSError):
         state = new.read()
         if state is not None and state.alive() and state.pid != os.getpid():
             _undo_file_system(new, state)

@@ -15,10 +15,7 @@ from .errors import ZramfsError
 # What comes after the program's name. The device is new, so it reads as zeros (nothing to discard or
 # to zero), and what it holds dies with it (nothing to repair after a crash, so no second copies).
 MKFS = {
-    "ext4": [
-        "-q", "-F", "-m", "0", "-O", "^has_journal",
-        "-E", "nodiscard,lazy_itable_init=0,assume_storage_prezeroed=1",
-    ],
+    "ext4": ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard,assume_storage_prezeroed=1"],
     "xfs": ["-q", "-K"],
     "btrfs": ["-q", "-K", "-m", "single", "-d", "single"],
 }

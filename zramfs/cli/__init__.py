@@ -15,6 +15,7 @@ from .control import control
 from .create import create, ramdisk
 from .mount import is_mount_call, mount
 from .output import say
+from .report import report
 from .status import status
 from .stop import stop
 
@@ -23,10 +24,17 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = 130  # as a shell reports SIGINT; 143 and 129 are those of SIGTERM and SIGHUP
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of a device's life, not of the alphabet."""
+        return list(self.commands)
 
 
 @click.group(
+    cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="As root also: mount -t fuse.zramfs NAME DIR -o size=1G,... and the same in /etc/fstab. See zramfs(1).",
 )
@@ -35,7 +43,7 @@ def zramfs() -> None:
     """Compressed block devices in RAM, each served as one FUSE file."""
 
 
-for command in (create, ramdisk, stop, status, control):
+for command in (create, ramdisk, stop, status, report, control):
     zramfs.add_command(command)
 
 
@@ -52,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILURE
+    except SystemExit as error:
+        say("interrupted")
+        return error.code if isinstance(error.code, int) else EXIT_INTERRUPTED
     except (click.Abort, KeyboardInterrupt):
         say("interrupted")
         return EXIT_INTERRUPTED

@@ -23,6 +23,9 @@ def control(dir: str, commands: tuple[str, ...]) -> None:
     A COMMAND is a line such as compact or mem_limit=2G; one with blanks needs quotes. Stops at
     the first that fails.
     """
+    for command in commands:
+        if "\n" in command or not command.strip():
+            raise click.UsageError(f"expected a command of one line, got {command!r}")
     file = _tree(dir) / "control"
     if not commands:
         try:
@@ -33,8 +36,6 @@ def control(dir: str, commands: tuple[str, ...]) -> None:
             ) from None
         return
     for command in commands:
-        if "\n" in command or not command.strip():
-            raise click.UsageError(f"expected a command of one line, got {command!r}")
         try:
             # Packing a large pool takes as long as it takes.
             bounded.call(lambda: _send(file, command), None)

@@ -34,7 +34,10 @@ def create(
         directory=place, rundir=new.path, size=size or 0, algo=algo[0], level=algo[1],
         mem_limit=mem_limit, threads=threads, name=new.name, allow_other=allow_other,
     )
-    lifecycle.start(new, config, foreground=foreground, say=say)
+    if foreground:
+        lifecycle.run(new, config, say)
+    else:
+        lifecycle.start(new, config)
 
 
 @click.command()
@@ -60,5 +63,4 @@ def ramdisk(
         directory=new.tree, rundir=new.path, size=size, algo=algo[0], level=algo[1],
         mem_limit=mem_limit, threads=threads, name=new.name,
     )
-    lifecycle.start(new, config, foreground=False, say=say)
-    lifecycle.make_ramdisk(new, fs, place)
+    lifecycle.start(new, config, fs=fs, mountpoint=place)

@@ -53,7 +53,7 @@ def mount(words: Sequence[str]) -> None:
         directory=place, rundir=new.path, size=values.get("size", 0), algo=algo, level=level,
         mem_limit=values.get("mem_limit", 0), threads=threads, name=name, allow_other=shared,
     )
-    lifecycle.start(new, config, foreground=False, say=say)
+    lifecycle.start(new, config)
 
 
 def parse(text: str) -> dict[str, object]:

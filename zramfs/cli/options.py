@@ -2,12 +2,14 @@
 """Values on the command line and in mount options: sizes, algorithms, directories."""
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import click
 
 from .. import rundir, sizes
 from ..config import DEFAULT_ALGO, DEFAULT_THREADS
+from ..errors import ZramfsError
 from ..rundir import Rundir
 
 # More threads than this never helped on one connection, and each keeps 1 MiB buffers.
@@ -81,18 +83,20 @@ def directory(text: str) -> Path:
 
 
 def device(text: str) -> Rundir:
-    """The device that DIR means. click.UsageError is for bad calls; no such device is a failure."""
+    """The device that DIR means. Raises ZramfsError."""
     found = rundir.find(text)
     if found is None:
-        raise click.ClickException(no_device(text))
+        raise no_device(text)
     return found
 
 
-def no_device(text: str) -> str:
+def no_device(text: str) -> ZramfsError:
     known = [
         (state.mountpoint or state.directory) if state else each.name
         for each in rundir.rundirs()
         for state in [each.read()]
     ]
     there = f"there {'is' if len(known) == 1 else 'are'} {', '.join(known)}" if known else "there is none at all"
-    return f"no zramfs device of yours is on {rundir.resolve(text)}, and none is called {text}; {there}"
+    return ZramfsError(
+        errno.ENODEV, f"no zramfs device of yours is on {rundir.resolve(text)}, and none is called {text}; {there}"
+    )

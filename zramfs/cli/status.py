@@ -42,9 +42,9 @@ class Column:
     right: bool = False
 
 
-def _ratio(row: Row) -> str | None:
+def _ratio(row: Row) -> float | None:
     data, total = row.mm_stat(0), row.mm_stat(2)
-    return f"{data / total:.4f}" if data is not None and total else None
+    return round(data / total, 4) if data is not None and total else None
 
 
 def _algorithm(row: Row) -> str | None:
@@ -147,7 +147,7 @@ def _rows(wanted: str | None) -> list[Row]:
     place = rundir.resolve(wanted)
     mount = busy.mount_at(place)
     if mount is None or mount.fstype != lifecycle.FSTYPE:
-        raise click.ClickException(no_device(wanted))
+        raise no_device(wanted)
     return [Row(mount.source, place, None, None)]
 
 
@@ -196,4 +196,6 @@ def _json(column: Column, row: Row, in_bytes: bool) -> Value:
 
 def _text(column: Column, row: Row, in_bytes: bool) -> str:
     value = _json(column, row, in_bytes)
+    if isinstance(value, float):
+        return f"{value:.4f}"
     return "" if value is None else str(value)
