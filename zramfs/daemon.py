@@ -127,7 +127,7 @@ class _Daemon:
         self.lane = lane
 
     async def mount_tree(self) -> None:
-        options = {"fsname": f"zramfs:{self.config.name}", "subtype": "zramfs", **self.mount_options()}
+        options = {"fsname": self.config.name, "subtype": "zramfs", **self.mount_options()}
         fd = await self.mount(self.config.directory, options)
         # pyfuse3 waits for a request, then reads it while it holds the GIL. If the caller is killed
         # in between there is nothing to read, and in blocking mode the whole interpreter stands
