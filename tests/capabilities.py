@@ -121,6 +121,13 @@ def _direct_io() -> str:
     return ""
 
 
+def _unsanitized() -> str:
+    """.ci/check-skips counts on such a test to run in the other of scripts/test's runs."""
+    if "libasan" in Path("/proc/self/maps").read_text():
+        return "a sanitizer has the heap, mlock(2) and most of the address space to itself"
+    return ""
+
+
 PROBES = {
     "root": _root,
     "fuse": _fuse,
@@ -130,6 +137,7 @@ PROBES = {
     "memcg": _memcg,
     "sys_resource": _sys_resource,
     "direct_io": _direct_io,
+    "unsanitized": _unsanitized,
     "ext4": lambda: _file_system("ext4", "mkfs.ext4", "e2fsck"),
     "xfs": lambda: _file_system("xfs", "mkfs.xfs", "xfs_repair"),
     "btrfs": lambda: _file_system("btrfs", "mkfs.btrfs", "btrfs"),

@@ -256,6 +256,7 @@ def test_frames_do_not_overlap() -> None:
     check(arena, 2)
 
 
+@pytest.mark.requires("unsanitized")
 def test_a_huge_arena_costs_nothing() -> None:
     before = resident_set()
     arena = Arena((1 << 46) - 1, (1 << 22))  # 64 TiB of user region, 8 TiB of frames
