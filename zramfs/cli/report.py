@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""zramfs report"""
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import click
+
+from .. import bounded, busy
+from ..errors import ZramfsError
+from .control import _tree
+
+# A pool of 100 GiB has 51 200 pageblocks, a line of about 30 bytes each.
+READ_TIMEOUT = 10.0
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("dir")
+@click.option("--output", type=_FILE, required=True, metavar="FILE", help="The picture (.png), or a page with it (.html).")
+@click.option("--before", type=_FILE, metavar="FILE.json", help="Draw an earlier report's figures beside the present ones.")
+@click.option("--data", type=_FILE, metavar="FILE.json", help="Where the raw figures go.  [default: beside FILE]")
+def report(dir: str, output: Path, before: Path | None, data: Path | None) -> None:
+    """Draw the pool of the device DIR: pageblocks, free memory by order, size classes by fullness.
+
+    Its raw figures go into a JSON file beside the picture; given to a later report as --before,
+    they make a picture of both.
+    """
+    from .. import report as reports
+    from .. import sample
+
+    if output.suffix.lower() not in reports.FORMATS:
+        raise click.UsageError(f"expected --output to end with {' or '.join(reports.FORMATS)}, got {output}")
+    data = data or output.with_suffix(".json")
+    if output.resolve() == data.resolve():
+        raise click.UsageError(f"--output and --data both name {output}")
+    if before is not None and before.resolve() == data.resolve():
+        raise click.UsageError(
+            f"the figures of --before would be overwritten by the present ones in {data}; choose another --output or --data"
+        )
+    reports.expect_able()
+    earlier = sample.from_json(before.read_text(), str(before)) if before else None
+    directory = _tree(dir)
+    # In a child, which may hang; before matplotlib, whose libraries start threads.
+    try:
+        files = bounded.call(lambda: sample.texts(directory), READ_TIMEOUT)
+    except TimeoutError:
+        raise ZramfsError(errno.ETIMEDOUT, f"{directory} has not answered for {READ_TIMEOUT:g} s") from None
+    mount = busy.mount_at(directory)
+    name = mount.source if mount else directory.name
+    now = sample.parse(files, name, str(directory))
+    reports.write(now, earlier, output)
+    data.write_text(now.to_json(), encoding="utf-8")
