@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch, Rectangle
 
-from .sample import FRAME, PAGEBLOCK, PAGEBLOCK_FRAMES, Sample
+from .sample import FRAME, ORDERS, PAGEBLOCK, PAGEBLOCK_FRAMES, Sample
 from .sizes import format_size
 
 DPI = 120
@@ -50,7 +51,7 @@ def draw(after: Sample, before: Sample | None = None, titles: tuple[str, str] = 
         # A name in a script that the font lacks is drawn as boxes; that is not worth a word on stderr.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure = Figure(figsize=(width, sum(heights)), dpi=DPI, layout="constrained")
-        head, maps, panels = figure.subfigures(3, 1, height_ratios=heights)
+        head, maps, panels = figure.subfigures(3, 1, height_ratios=heights, squeeze=False)[:, 0]
         _header(head, samples, names)
         _maps(maps, samples, names, (columns, rows, blocks_a_cell))
         _panels(panels, samples, names)
@@ -89,7 +90,7 @@ def _header(figure: SubFigure, samples: Sequence[Sample], names: Sequence[str]) 
         _say(figure, 0.012 + i * 0.5, 0.58, "\n".join(lines), size=9.5, linespacing=1.35)
 
 
-def _say(figure: SubFigure, x: float, y: float, text: str, **style: object) -> None:
+def _say(figure: SubFigure, x: float, y: float, text: str, **style: Any) -> None:
     # A path may hold bytes that are no text, and a $ that is no formula.
     figure.text(x, y, text.encode(errors="replace").decode(), va="top", parse_math=False, **style)
 
@@ -133,12 +134,12 @@ def _map(axis: Axes, sample: Sample, grid: tuple[int, int, int]) -> None:
     axis.set_xlim(0, columns)
     axis.set_ylim(rows, 0)
     axis.set_aspect("equal", anchor="NW")
-    for side in axis.spines.values():
-        side.set_visible(False)
+    axis.spines[:].set_visible(False)
     axis.set_xticks([])
     step = max(1, rows // 8)
     starts = range(0, rows, step)
-    axis.set_yticks([row + 0.5 for row in starts], [format_size(row * columns * per_cell * PAGEBLOCK) for row in starts])
+    offsets = [format_size(row * columns * per_cell * PAGEBLOCK) for row in starts]
+    axis.set_yticks([row + 0.5 for row in starts], offsets)
     axis.tick_params(left=False, labelsize=8)
     if not sample.pageblocks:
         axis.text(0, rows / 2, "no memory was needed yet", va="center", fontsize=9.5)
@@ -161,7 +162,8 @@ def _map(axis: Axes, sample: Sample, grid: tuple[int, int, int]) -> None:
             # The area of the mark is the balloon's share of the cell.
             half = side * math.sqrt(share) / 2
             balloons.append(Rectangle((left + side / 2 - half, bottom - side / 2 - half), 2 * half, 2 * half))
-    for patches, fill, edge in ((frames, RETURNED, RULE), (inner, shades, "none"), (balloons, BALLOON, "white")):
+    layers = ((frames, RETURNED, RULE), (inner, shades, "none"), (balloons, BALLOON, "white"))
+    for patches, fill, edge in layers:
         layer = PatchCollection(patches, facecolors=fill, edgecolors=edge, linewidths=0.5)
         # Drawn where they stand: moved to whole pixels, small cells would differ in size.
         layer.set_snap(False)
@@ -174,13 +176,14 @@ def _fullness() -> Colormap:
     return LinearSegmentedColormap.from_list("fullness", [cividis(1 - i / 100) for i in range(101)])
 
 
-def _mark(colour: str, label: str, edge: str) -> Patch:
+def _mark(colour: Any, label: str, edge: str) -> Patch:
     return Patch(facecolor=colour, edgecolor=edge, label=label, linewidth=0.8)
 
 
 # ---- free memory by order, size classes by fullness ------------------------------------------------
 def _panels(figure: SubFigure, samples: Sequence[Sample], names: Sequence[str]) -> None:
-    axes = figure.subplots(1, 1 + len(samples), width_ratios=[1.0] + [1.6 / len(samples) ** 0.5] * len(samples))
+    ratios = [1.0] + [1.6 / len(samples) ** 0.5] * len(samples)
+    axes = figure.subplots(1, 1 + len(samples), width_ratios=ratios)
     _orders(axes[0], samples, names)
     sizes = sorted({c.size for sample in samples for c in sample.classes if any(c.zspages)})
     for axis, sample, name in zip(axes[1:], samples, names, strict=True):
@@ -192,8 +195,8 @@ def _panels(figure: SubFigure, samples: Sequence[Sample], names: Sequence[str]) 
         axis.set_ylim(0, top)
     axes[-1].legend(
         handles=[_mark(_band_colour(last), label, "white") for last, label in BANDS],
-        title="how full the zspages are", fontsize=8, title_fontsize=8, loc="upper right", ncols=6 // len(samples),
-        frameon=False, columnspacing=1.0, handletextpad=0.4,
+        title="how full the zspages are", fontsize=8, title_fontsize=8, loc="upper right",
+        ncols=len(BANDS) // len(samples), frameon=False, columnspacing=1.0, handletextpad=0.4,
     )
 
 
@@ -204,10 +207,9 @@ def _orders(axis: Axes, samples: Sequence[Sample], names: Sequence[str]) -> None
         sizes = [(blocks << order) * FRAME / MIB for order, blocks in enumerate(sample.orders)]
         places = [order + (i - (len(samples) - 1) / 2) * width for order in range(len(sizes))]
         bars = axis.bar(places, sizes, width * 0.95, color=colour, label=name or None)
-        axis.bar_label(bars, [str(n) if n else "" for n in sample.orders], fontsize=7, rotation=90 * (len(samples) > 1),
-                       padding=2)
-    axis.set_xticks(range(len(samples[0].orders)), [format_size(FRAME << k) for k in range(len(samples[0].orders))],
-                    fontsize=8)
+        counts = [str(blocks) if blocks else "" for blocks in sample.orders]
+        axis.bar_label(bars, counts, fontsize=7, rotation=90 if len(samples) > 1 else 0, padding=2)
+    axis.set_xticks(range(ORDERS), [format_size(FRAME << order) for order in range(ORDERS)], fontsize=8)
     # Room for the numbers on the bars.
     axis.set_ylim(0, 1.15 * max(LEAST_MIB, axis.get_ylim()[1]))
     axis.set_xlabel("size of a block (2M: a whole pageblock, given back)", fontsize=8.5)
@@ -234,8 +236,9 @@ def _classes(axis: Axes, sample: Sample, sizes: Sequence[int]) -> None:
         below = [under + height for under, height in zip(below, heights, strict=True)]
         first = last + 1
     step = max(1, math.ceil(len(sizes) / 16))
-    axis.set_xticks(range(0, len(sizes), step), [str(size) for size in sizes[::step]], fontsize=8, rotation=45,
-                    ha="right", rotation_mode="anchor")
+    labels = [str(size) for size in sizes[::step]]
+    axis.set_xticks(range(0, len(sizes), step), labels, fontsize=8, rotation=45, ha="right",
+                    rotation_mode="anchor")
     axis.set_xlabel("size of the class (bytes)", fontsize=8.5)
     axis.set_ylabel("pool memory (MiB)", fontsize=8.5)
     # Few classes are bars all the same, not walls.

@@ -16,8 +16,8 @@ from .sizes import format_size
 
 FORMATS = (".png", ".html")
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 2rem auto; max-width: 1100px;
-       padding: 0 1rem }
+body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+       max-width: 1100px; margin: 2rem auto; padding: 0 1rem }
 img { width: 100%; height: auto }
 h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
 .wide { overflow-x: auto }
@@ -52,7 +52,9 @@ def write(
         output.write_text(page(after, before, png, titles), encoding="utf-8", errors="replace")
 
 
-def page(after: Sample, before: Sample | None, png: bytes, titles: tuple[str, str] = ("before", "after")) -> str:
+def page(
+    after: Sample, before: Sample | None, png: bytes, titles: tuple[str, str] = ("before", "after")
+) -> str:
     """The HTML page, with the picture in it: no other file is needed to show it."""
     samples = [after] if before is None else [before, after]
     names = [""] if before is None else list(titles)
@@ -74,9 +76,9 @@ def page(after: Sample, before: Sample | None, png: bytes, titles: tuple[str, st
 
 def _table(rows: Rows) -> str:
     head, *body = rows
-    lines = ["<table>", "<thead><tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr></thead>"]
+    lines = ["<thead><tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr></thead>"]
     lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body]
-    return "\n".join([*lines, "</table>"])
+    return "\n".join(["<table>", *lines, "</table>"])
 
 
 def _tables(samples: Sequence[Sample], names: Sequence[str]) -> Iterator[tuple[str, Rows]]:
@@ -133,12 +135,13 @@ def _compaction(one: Sample) -> dict[str, str]:
 
 
 def _classes(one: Sample) -> Rows:
-    head = ["size", *(f"≤ {10 * i} %" for i in range(1, 10)), "≤ 99 %", "full", "objects", "of", "pages", "pages a zspage",
-            "freeable pages"]
-    return [head, *(
-        [str(n) for n in (c.size, *c.zspages, c.obj_used, c.obj_allocated, c.pages_used, c.pages_per_zspage, c.freeable)]
+    head = ["size", *(f"≤ {10 * i} %" for i in range(1, 10)), "≤ 99 %", "full", "objects", "of", "pages",
+            "pages a zspage", "freeable pages"]
+    rows = (
+        (c.size, *c.zspages, c.obj_used, c.obj_allocated, c.pages_used, c.pages_per_zspage, c.freeable)
         for c in one.classes if any(c.zspages)
-    )]
+    )
+    return [head, *([str(number) for number in row] for row in rows)]
 
 
 def _bytes(size: int) -> str:

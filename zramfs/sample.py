@@ -135,7 +135,9 @@ def parse(files: Mapping[str, str], name: str, directory: str) -> Sample:
 
     disksize = parsed("zram/disksize", int)
     if disksize == 0:
-        raise ZramfsError(errno.ENODATA, f"{directory} has no pool yet: set the device up with a disksize first")
+        raise ZramfsError(
+            errno.ENODATA, f"{directory} has no pool yet: set the device up with a disksize first"
+        )
     return Sample(
         name=name,
         directory=directory,
@@ -180,11 +182,13 @@ def _expect_figures(sample: Sample) -> None:
     datetime.fromisoformat(sample.taken)
     if len(sample.orders) != ORDERS:
         raise ValueError(f"{len(sample.orders)} orders, not {ORDERS}")
-    numbers: list[object] = [sample.disksize, *sample.mm_stat.values(), *sample.orders, *sample.balloon.values()]
+    numbers: list[object] = [
+        sample.disksize, *sample.mm_stat.values(), *sample.orders, *sample.balloon.values(),
+    ]
     for block in sample.pageblocks:
         numbers += [block.free, block.used, block.balloon]
         if block.free + block.used != PAGEBLOCK_FRAMES:
-            raise ValueError(f"a pageblock has {block.free} free and {block.used} used frames, not {PAGEBLOCK_FRAMES}")
+            raise ValueError(f"{block.free} free and {block.used} used frames of a pageblock are not 512")
     for c in sample.classes:
         numbers += [c.size, c.pages_per_zspage, *c.zspages]
     for number in numbers:
@@ -197,7 +201,7 @@ def _rows(table: Mapping[str, Any]) -> tuple[Pageblock, ...]:
 
 
 def _size_class(row: Mapping[str, Any]) -> SizeClass:
-    return SizeClass(**row | {"zspages": tuple(row["zspages"])})
+    return SizeClass(**{**row, "zspages": tuple(row["zspages"])})
 
 
 def _algorithm(text: str) -> str:

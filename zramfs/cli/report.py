@@ -18,9 +18,17 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("dir")
-@click.option("--output", type=_FILE, required=True, metavar="FILE", help="The picture (.png), or a page with it (.html).")
-@click.option("--before", type=_FILE, metavar="FILE.json", help="Draw an earlier report's figures beside the present ones.")
-@click.option("--data", type=_FILE, metavar="FILE.json", help="Where the raw figures go.  [default: beside FILE]")
+@click.option(
+    "--output", type=_FILE, required=True, metavar="FILE",
+    help="The picture (.png), or a page with it (.html).",
+)
+@click.option(
+    "--before", type=_FILE, metavar="FILE.json",
+    help="Draw an earlier report's figures beside the present ones.",
+)
+@click.option(
+    "--data", type=_FILE, metavar="FILE.json", help="Where the raw figures go.  [default: beside FILE]",
+)
 def report(dir: str, output: Path, before: Path | None, data: Path | None) -> None:
     """Draw the pool of the device DIR: pageblocks, free memory by order, size classes by fullness.
 
@@ -37,7 +45,8 @@ def report(dir: str, output: Path, before: Path | None, data: Path | None) -> No
         raise click.UsageError(f"--output and --data both name {output}")
     if before is not None and before.resolve() == data.resolve():
         raise click.UsageError(
-            f"the figures of --before would be overwritten by the present ones in {data}; choose another --output or --data"
+            f"the figures of --before would be overwritten by the present ones in {data}; "
+            "choose another --output or --data"
         )
     reports.expect_able()
     earlier = sample.from_json(before.read_text(), str(before)) if before else None
