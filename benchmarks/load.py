@@ -11,6 +11,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.peers import Peer
 from benchmarks.tools import BenchmarkError, Interrupt, built, need
@@ -103,6 +104,12 @@ def server_cpu(pids: tuple[int, ...]) -> float:
 
 
 def _fio(peer: Peer, row: Row, zone: Zone, seconds: float, interrupt: Interrupt) -> dict[str, float]:
+    took = fio(peer, row, zone, seconds, interrupt)
+    return {"bytes": took["io_bytes"], "seconds": took["runtime"] / 1000, "cpu": took["cpu"]}
+
+
+def fio(peer: Peer, row: Row, zone: Zone, seconds: float, interrupt: Interrupt) -> dict[str, Any]:
+    """What fio's JSON has on the direction of the row, and as "cpu" the CPU seconds of fio itself."""
     pattern = row.direction if row.pattern == "seq" else "rand" + row.direction
     output = _run([
         need("fio", "fio"), "--name=row", f"--filename={peer.path}", "--direct=1", "--ioengine=libaio",
@@ -113,13 +120,11 @@ def _fio(peer: Peer, row: Row, zone: Zone, seconds: float, interrupt: Interrupt)
     ], seconds, interrupt)
     # Warnings may stand before the JSON.
     job = json.loads(output[output.index("{"):])["jobs"][0]
-    took = job[row.direction]
+    took: dict[str, Any] = job[row.direction]
     if job["error"] or not took["io_bytes"]:
         raise BenchmarkError(f"fio on {peer.path} ({row.name}) moved {took['io_bytes']} bytes and ended "
                              f"with error {job['error']}")
-    spent = took["runtime"] / 1000
-    return {"bytes": took["io_bytes"], "seconds": spent,
-            "cpu": (job["usr_cpu"] + job["sys_cpu"]) / 100 * spent}
+    return took | {"cpu": (job["usr_cpu"] + job["sys_cpu"]) / 100 * took["runtime"] / 1000}
 
 
 def _pagewrite(peer: Peer, zone: Zone, block: int, depth: int, how: str, seconds: float,

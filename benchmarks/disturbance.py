@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the compactor costs those who use the device while it works.
+
+Each measurement begins with a full, dense device of whose pages a random 30 % were just discarded, and the
+same load: once with proactiveness 0 (the compactor never works), once with 100 (it begins when the load
+does). The compactor takes a tenth of the time while a device is in use, so on 512 MiB it has work for
+about half a second.
+"""
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from benchmarks import discard, load, peers
+from benchmarks.load import MIB, PAGE, Row, Zone
+from benchmarks.tools import BenchmarkError, Interrupt
+
+ROWS = (
+    Row("rand-read-1", "rand", "read", PAGE, 1), Row("rand-read-16", "rand", "read", PAGE, 16),
+    Row("seq-read-1", "seq", "read", MIB, 1), Row("seq-write-1", "seq", "write", MIB, 1),
+)
+OFF, ON = 0, 100
+SHARE = 0.30
+# fio needs about 0.3 s before its first request.
+START_SECONDS = 0.4
+IDLE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """rate in bytes a second; p50 and p99 of the latency in microseconds; worked: share of the time
+    that the compactor spent in slices; compacted, migrated: pool pages freed and pages moved meanwhile."""
+
+    proactiveness: int
+    rate: float
+    p50: float
+    p99: float
+    worked: float
+    compacted: int
+    migrated: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The runs of one row. p99 and loss are medians over repetitions."""
+
+    row: str
+    runs: tuple[Run, ...]
+
+    def median(self, proactiveness: int, value: Callable[[Run], float]) -> float:
+        return statistics.median(value(run) for run in self.runs if run.proactiveness == proactiveness)
+
+    @property
+    def p99_ratio(self) -> float:
+        """With the compactor ÷ without."""
+        return self.median(ON, lambda run: run.p99) / self.median(OFF, lambda run: run.p99)
+
+    @property
+    def loss(self) -> float:
+        """Share of the throughput that is lost to the compactor."""
+        return 1 - self.median(ON, lambda run: run.rate) / self.median(OFF, lambda run: run.rate)
+
+    def as_json(self) -> dict[str, object]:
+        return {"row": self.row, "p99_ratio": self.p99_ratio, "loss": self.loss,
+                "runs": [asdict(run) for run in self.runs]}
+
+
+@dataclass(frozen=True)
+class Idle:
+    """The daemon when nothing is to be won: CPU seconds, and slices of the compactor, in `seconds`."""
+
+    seconds: float
+    cpu: float
+    slices: int
+
+
+def measure(
+    zone: Zone, algo: str, seconds: float, reps: int, interrupt: Interrupt, say: Callable[[str], None]
+) -> tuple[list[Cost], Idle]:
+    """All rows, with and without the compactor in turns, on one device."""
+    with peers.serve("zramfs", zone.size, algo) as server:
+        peer = peers.Peer("zramfs-file", server, server.path)
+        runs: dict[Row, list[Run]] = {row: [] for row in ROWS}
+        for rep in range(reps):
+            for row in ROWS:
+                say(f"run {rep + 1} of {reps}: {row.name}")
+                for value in (OFF, ON) if rep % 2 == 0 else (ON, OFF):
+                    runs[row].append(_run(peer, row, zone, value, seconds, rep, interrupt))
+        return [Cost(row.name, tuple(found)) for row, found in runs.items()], _idle(server, interrupt)
+
+
+def _run(
+    peer: peers.Peer, row: Row, zone: Zone, value: int, seconds: float, seed: int, interrupt: Interrupt
+) -> Run:
+    tree = peer.server.tree
+    assert tree is not None
+    proactiveness = tree / "memory/proactiveness"
+    proactiveness.write_text(f"{OFF}\n")
+    load.fill(peer, zone, interrupt)
+    (tree / "control").write_text("compact\n")
+    discard.discard_random(peer.path, zone, SHARE, seed, interrupt)
+    before = compaction(peer.server)
+    begin = threading.Timer(START_SECONDS, proactiveness.write_text, (f"{value}\n",))
+    begin.start()
+    try:
+        took = load.fio(peer, row, zone, seconds, interrupt)
+    finally:
+        begin.join()
+    after = compaction(peer.server)
+    percentiles = took["clat_ns"]["percentile"]
+    return Run(
+        value,
+        rate=took["io_bytes"] / took["runtime"] * 1000,
+        p50=percentiles["50.000000"] / 1000,
+        p99=percentiles["99.000000"] / 1000,
+        worked=(after["time_ms"] - before["time_ms"]) / took["runtime"],
+        compacted=int(after["pages_compacted"] - before["pages_compacted"]),
+        migrated=int(after["pages_migrated"] - before["pages_migrated"]),
+    )
+
+
+def _idle(server: peers.Server, interrupt: Interrupt) -> Idle:
+    """With the default of 20, as a device is when its load has ended."""
+    assert server.tree is not None
+    (server.tree / "memory/proactiveness").write_text("20\n")
+    (server.tree / "control").write_text("compact\n")
+    end = time.monotonic() + 30
+    while _settling(server):
+        interrupt.check()
+        if time.monotonic() > end:
+            raise BenchmarkError("the compactor still works 30 s after the load has ended")
+    before, cpu, began = compaction(server), load.server_cpu(server.pids), time.monotonic()
+    while time.monotonic() < began + IDLE_SECONDS:
+        interrupt.check()
+        time.sleep(0.2)
+    return Idle(time.monotonic() - began, load.server_cpu(server.pids) - cpu,
+                int(compaction(server)["slices"] - before["slices"]))
+
+
+def _settling(server: peers.Server) -> bool:
+    before = compaction(server)
+    time.sleep(1.0)
+    return compaction(server)["slices"] != before["slices"]
+
+
+def compaction(server: peers.Server) -> dict[str, float]:
+    """memory/compaction."""
+    assert server.tree is not None
+    lines = (server.tree / "memory/compaction").read_text().splitlines()
+    return {name: float(value) for name, value in (line.split() for line in lines)}
