@@ -33,8 +33,16 @@ def a_state(**changes: object) -> State:
     start = rundir.process_start(os.getpid())
     assert start is not None
     state = State(
-        name="n", directory="/mnt/n", disk="/run/zramfs/n/disk", kind="device", phase="ready",
-        pid=os.getpid(), pid_start=start, boot_id=rundir.boot_id(), created="2026-01-01T00:00:00+00:00", threads=2,
+        name="n",
+        directory="/mnt/n",
+        disk="/run/zramfs/n/disk",
+        kind="device",
+        phase="ready",
+        pid=os.getpid(),
+        pid_start=start,
+        boot_id=rundir.boot_id(),
+        created="2026-01-01T00:00:00+00:00",
+        threads=2,
     )
     return replace(state, **changes)
 
@@ -217,7 +225,10 @@ def test_lock_excludes_other_processes(base: Path, monkeypatch: pytest.MonkeyPat
     holder.start()
     try:
         assert held.wait(20)
-        with pytest.raises(ZramfsError, match="another zramfs command has held the lock"), rundir.locked(base):
+        with (
+            pytest.raises(ZramfsError, match="another zramfs command has held the lock"),
+            rundir.locked(base),
+        ):
             pass
     finally:
         release.set()
@@ -287,8 +298,12 @@ def test_claim_refuses_what_is_no_directory(tmp_path: Path, base: Path) -> None:
     (tmp_path / "file").touch()
     for path, code, sentence in (
         (tmp_path / "file", errno.ENOTDIR, "is not a directory"),
-        (tmp_path / "no/such", errno.ENOENT, "does not exist and could not be created: No such file or directory"),
-        (Path("/"), errno.EINVAL, "which would hide everything"),
+        (
+            tmp_path / "no/such",
+            errno.ENOENT,
+            "does not exist and could not be created: No such file or directory",
+        ),
+        (Path("/"), errno.EINVAL, "/ would hide everything"),
     ):
         with pytest.raises(ZramfsError, match=sentence) as caught:
             lifecycle.claim(path, "device", threads=1, shared=False, say=lambda _: None)
@@ -296,7 +311,9 @@ def test_claim_refuses_what_is_no_directory(tmp_path: Path, base: Path) -> None:
     assert rundir.rundirs() == []
 
 
-def test_find_by_directory_mount_point_and_name(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_by_directory_mount_point_and_name(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def device(name: str, **changes: object) -> Rundir:
         made = Rundir(base / name)
         made.path.mkdir()

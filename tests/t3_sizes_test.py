@@ -113,7 +113,10 @@ def test_format_as_lsblk(tmp_path: Path, sectors: int) -> None:
     try:
         shown = subprocess.run(
             ["lsblk", "--noheadings", "--nodeps", "--output", "SIZE", device],
-            capture_output=True, text=True, check=True, timeout=20,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
         ).stdout.strip()
     finally:
         subprocess.run(["losetup", "--detach", device], check=True, timeout=20)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line on real devices: create, stop, status, control, and what each says when it cannot."""
+"""The command line on real devices: calls, create and stop, for root and for ordinary users."""
 from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import shutil
 import signal
@@ -16,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from whole import MIB, ZRAMFS, Device, device, loop, opened, run, wait_until, zramfs
+from commands import failure, nothing_left, state_of
+from whole import MIB, ZRAMFS, Device, device, opened, run, wait_until, zramfs
 
-from zramfs import busy, detach, rundir
+from zramfs import busy, detach
 from zramfs.errors import ZramfsError
-from zramfs.rundir import State
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
 
@@ -34,33 +33,6 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
-def state_of(directory: Path) -> State:
-    found = rundir.find(str(directory))
-    assert found is not None
-    state = found.read()
-    assert state is not None
-    return state
-
-
-def failure(*words: object, code: int = 1) -> str:
-    done = zramfs(*words, check=False)
-    assert (done.returncode, done.stdout) == (code, ""), done
-    assert "Traceback" not in done.stderr
-    return done.stderr
-
-
-def nothing_left(directory: Path, base: Path) -> None:
-    assert os.listdir(base) == []
-    assert not [m for m in busy.mounts() if m.mountpoint.is_relative_to(directory.parent)]
-
-
-def rows(*words: object, code: int = 0) -> list[dict[str, object]]:
-    done = zramfs("status", "--json", *words, check=False)
-    assert done.returncode == code, done
-    return json.loads(done.stdout)["zramfs"]
-
-
-# ---- calls -----------------------------------------------------------------------------------------
 def test_help_brings_no_heavy_library() -> None:
     code = (
         "import sys; from zramfs.cli import main; status = main(['--help'])\n"
@@ -86,7 +58,10 @@ def test_version() -> None:
         (["create", "/x", "--size", "0"], "'0' is too small: expected at least 1 byte"),
         (["create", "/x", "--size", "1G", "--algo", "lzma"], "lzma"),
         (["create", "/x", "--size", "1G", "--algo", "zstd:99"], "99"),
-        (["create", "/x", "--size", "1G", "--threads", "0"], "'0' is not a number of threads: expected 1 to 64"),
+        (
+            ["create", "/x", "--size", "1G", "--threads", "0"],
+            "'0' is not a number of threads: expected 1 to 64",
+        ),
         (["create", "/x", "--size", "1G", "--mem-limit", "-1"], "'-1' is not a size"),
         (["ramdisk", "/x"], "Missing option '--size'"),
         (["ramdisk", "/x", "--size", "1G", "--fs", "ntfs"], "'ntfs' is not one of"),
@@ -107,10 +82,11 @@ def test_no_such_device(tmp_path: Path) -> None:
         assert "there is none at all" in said
 
 
-# ---- create and stop -------------------------------------------------------------------------------
 def test_create_is_ready_when_it_returns_and_stop_leaves_nothing(tmp_path: Path, base: Path) -> None:
     directory = tmp_path / "my device, with-odd \\ name"
-    done = zramfs("create", directory, "--size", "10M", "--algo", "zstd:3", "--mem-limit", "4M", "--threads", "3")
+    done = zramfs(
+        "create", directory, "--size", "10M", "--algo", "zstd:3", "--mem-limit", "4M", "--threads", "3"
+    )
     assert (done.stdout, done.stderr) == ("", "")
     try:
         made = Device(directory)
@@ -122,7 +98,12 @@ def test_create_is_ready_when_it_returns_and_stop_leaves_nothing(tmp_path: Path,
         assert made.mm_stat()["mem_limit"] == 4 * MIB
         assert "[zstd]" in made.read("zram/comp_algorithm")
         state = state_of(directory)
-        assert (state.kind, state.phase, state.threads, state.directory) == ("device", "ready", 3, str(directory))
+        assert (state.kind, state.phase, state.threads, state.directory) == (
+            "device",
+            "ready",
+            3,
+            str(directory),
+        )
         assert state.alive()
     finally:
         stopped = zramfs("stop", directory)
@@ -166,7 +147,10 @@ def test_the_daemon_keeps_no_descriptor_of_its_caller(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     try:
         subprocess.run(
-            [*ZRAMFS, "create", tmp_path / "device", "--size", "1M"], pass_fds=[write_end], check=True, timeout=60
+            [*ZRAMFS, "create", tmp_path / "device", "--size", "1M"],
+            pass_fds=[write_end],
+            check=True,
+            timeout=60,
         )
         try:
             os.close(write_end)
@@ -184,10 +168,15 @@ def test_a_second_device_is_refused_and_the_first_lives_on(tmp_path: Path, base:
     with device(directory, MIB) as made:
         for path in (directory, tmp_path / "link", f"{directory}/../device/"):
             said = failure("create", path, "--size", "1M")
-            assert f"a zramfs device is there on {directory} (daemon pid {state_of(directory).pid}, since " in said
+            assert (
+                f"a zramfs device is there on {directory} (daemon pid {state_of(directory).pid}, since "
+                in said
+            )
             assert f"`zramfs stop {directory}` first" in said
         assert made.read("zram/initstate") == "1\n"
-        elsewhere = run(*ZRAMFS, "create", directory, check=False, env={**os.environ, "ZRAMFS_RUN_DIR": f"{base}2"})
+        elsewhere = run(
+            *ZRAMFS, "create", directory, check=False, env={**os.environ, "ZRAMFS_RUN_DIR": f"{base}2"}
+        )
         assert elsewhere.returncode == 1
         assert "a zramfs device of another user or run directory is mounted on" in elsewhere.stderr
     nothing_left(directory, base)
@@ -222,7 +211,9 @@ def test_foreground_serves_until_it_is_told_to_end(tmp_path: Path, base: Path) -
 @pytest.mark.parametrize("delay", [0.1, 0.2, 0.3, 0.5])
 def test_an_interrupted_create_leaves_nothing_or_a_device(tmp_path: Path, base: Path, delay: float) -> None:
     directory = tmp_path / "device"
-    with subprocess.Popen([*ZRAMFS, "create", str(directory), "--size", "1M"], stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [*ZRAMFS, "create", str(directory), "--size", "1M"], stderr=subprocess.PIPE
+    ) as process:
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         code = process.wait(60)
@@ -249,299 +240,6 @@ def test_a_daemon_that_is_killed_while_it_starts_is_reported_with_its_log(tmp_pa
         detach.run(break_down, tmp_path / "log2")
 
 
-# ---- busy ------------------------------------------------------------------------------------------
-@contextlib.contextmanager
-def child(code: str, *words: object, **more: object) -> Iterator[int]:
-    """A Python process that runs `code`, says so, and stays: its pid."""
-    command = [sys.executable, "-c", f"import os, sys, mmap\n{code}\nprint('there', flush=True)\nsys.stdin.read()"]
-    with subprocess.Popen(
-        [*command, *map(str, words)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **more
-    ) as process:
-        try:
-            assert process.stdout.readline() == "there\n"
-            yield process.pid
-        finally:
-            process.kill()
-
-
-USERS = {
-    "works in": "os.chdir(sys.argv[1])",
-    "has {disk} open": "f = open(sys.argv[2], 'rb')",
-    "has {disk} mapped": "f = open(sys.argv[2], 'r+b'); m = mmap.mmap(f.fileno(), 4096); f.close()",
-    "has {tree}/zram/mm_stat open": "f = open(sys.argv[1] + '/zram/mm_stat')",
-}
-
-
-@pytest.mark.parametrize("way", USERS)
-def test_stop_names_the_process_that_uses_the_device_and_changes_nothing(tmp_path: Path, base: Path, way: str) -> None:
-    directory = tmp_path / "device"
-    with device(directory, MIB) as made:
-        with opened(made.disk) as fd:
-            os.pwrite(fd, b"kept", 0)
-        code = USERS[way]
-        if "mapped" in way:  # python's mmap holds a descriptor of its own, which would be found first
-            code += "\nfor n in range(3, 10):\n  try: os.close(n)\n  except OSError: pass"
-        with child(code, directory, made.disk) as pid:
-            said = failure("stop", directory)
-            expected = way.format(disk=state_of(directory).disk, tree=directory)
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
-            assert said.startswith(f"zramfs: {directory} is in use, so nothing was changed:\n")
-            assert f"  {name} (pid {pid}) {expected}" in said
-            assert len(said.splitlines()) == 2
-        with opened(made.disk) as fd:
-            assert os.pread(fd, 4, 0) == b"kept"
-    nothing_left(directory, base)
-
-
-def test_stop_called_from_within_says_that_the_shell_is_there(tmp_path: Path) -> None:
-    directory = tmp_path / "device"
-    with device(directory, MIB):
-        # `exit` keeps the shell: with one simple command alone it would be replaced by it.
-        shell = ["sh", "-c", 'cd "$1" && shift && "$@" stop .; exit $?', "sh", str(directory), *ZRAMFS]
-        done = run(*shell, check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
-        assert done.returncode == 1
-        assert f" works in {directory}\n" in done.stderr
-        assert len(done.stderr.splitlines()) == 2
-
-
-@pytest.mark.requires("loop")
-def test_stop_names_loop_devices_and_what_is_on_them(tmp_path: Path, base: Path) -> None:
-    directory = tmp_path / "device"
-    with device(directory, 16 * MIB) as made, loop(made.disk) as name:
-        assert f"  the loop device {name} stands on {base}/" in failure("stop", directory)
-        run("mkfs.ext4", "-q", name)
-        (tmp_path / "fs").mkdir()
-        run("mount", name, tmp_path / "fs")
-        try:
-            said = failure("stop", directory)
-            assert f"  {name} is mounted on {tmp_path}/fs\n" in said
-            assert rows(directory, "-o", "MOUNTPOINT,LOOP") == [{"mountpoint": f"{tmp_path}/fs", "loop": name}]
-        finally:
-            run("umount", tmp_path / "fs")
-
-
-@pytest.mark.requires("loop")
-def test_stop_finds_a_loop_device_that_knows_the_disk_by_another_path(tmp_path: Path) -> None:
-    directory = tmp_path / "device"
-    with device(directory, MIB):
-        other = tmp_path / "other"
-        other.touch()
-        run("mount", "--bind", state_of(directory).disk, other)
-        try:
-            assert f" is mounted on {other}\n" in failure("stop", directory)
-            with loop(other) as name:
-                assert f"the loop device {name} stands on " in failure("stop", directory)
-        finally:
-            run("umount", other)
-
-
-@pytest.mark.requires("swap", "loop")
-def test_stop_names_swap(tmp_path: Path) -> None:
-    directory = tmp_path / "device"
-    with device(directory, 4 * MIB) as made, loop(made.disk) as name:
-        run("mkswap", name)
-        run("swapon", "--priority", "0", name)
-        try:
-            assert f"  swap is on {name}\n" in failure("stop", directory)
-            assert rows(directory, "-o", "MOUNTPOINT") == [{"mountpoint": "[SWAP]"}]
-        finally:
-            run("swapoff", name)
-
-
-@pytest.mark.requires("root", "unshare")
-def test_stop_sees_processes_in_other_mount_namespaces(tmp_path: Path) -> None:
-    directory = tmp_path / "device"
-    with device(directory, MIB):
-        command = ["unshare", "--mount", sys.executable, "-c", "import sys; print('there', flush=True); sys.stdin.read()"]
-        with subprocess.Popen(
-            command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as process:
-            try:
-                assert process.stdout.readline() == "there\n"
-                assert f"(pid {process.pid}) works in {directory}\n" in failure("stop", directory)
-            finally:
-                process.kill()
-
-
-# ---- the dead and the stuck ------------------------------------------------------------------------
-def kill_daemon(state: State) -> None:
-    os.kill(state.pid, signal.SIGKILL)
-    wait_until(lambda: not state.alive(), "the daemon is dead")
-
-
-def test_stop_cleans_up_after_a_daemon_that_died(tmp_path: Path, base: Path) -> None:
-    directory = tmp_path / "device"
-    zramfs("create", directory, "--size", "1M")
-    state = state_of(directory)
-    kill_daemon(state)
-    done = zramfs("status", check=False)
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[0].split()[-1] == "STATE"
-    assert done.stdout.splitlines()[1].split() == [state.name, "2", "dead"]
-    assert f"its daemon is dead, and its data lost; `zramfs stop {directory}` cleans up" in done.stderr
-    said = zramfs("stop", directory).stderr
-    assert f"cleaned up {directory}: its daemon (pid {state.pid}, since {state.created}) had died" in said
-    assert not directory.exists()
-    nothing_left(directory, base)
-
-
-def test_create_cleans_up_after_a_daemon_that_died(tmp_path: Path, base: Path) -> None:
-    directory = tmp_path / "device"
-    zramfs("create", directory, "--size", "1M")
-    kill_daemon(state_of(directory))
-    said = zramfs("create", directory, "--size", "2M").stderr
-    try:
-        assert f"cleaned up {directory}: " in said
-        assert Device(directory).disk.stat().st_size == 2 * MIB
-    finally:
-        zramfs("stop", directory)
-    nothing_left(directory, base)
-
-
-def test_a_dead_device_in_use_is_not_cleaned_up(tmp_path: Path, base: Path) -> None:
-    directory = tmp_path / "device"
-    zramfs("create", directory, "--size", "1M")
-    with child("os.chdir(sys.argv[1])", directory) as pid:
-        kill_daemon(state_of(directory))
-        for command in (["stop", directory], ["create", directory, "--size", "1M"]):
-            assert f"(pid {pid}) works in {directory}\n" in failure(*command)
-    zramfs("stop", directory)
-    nothing_left(directory, base)
-
-
-def test_a_process_that_got_the_daemons_pid_is_left_alone(tmp_path: Path, base: Path) -> None:
-    directory = tmp_path / "device"
-    zramfs("create", directory, "--size", "1M")
-    state = state_of(directory)
-    kill_daemon(state)
-    with subprocess.Popen(["sleep", "600"]) as innocent:
-        try:
-            found = rundir.find(str(directory))
-            found.update(pid=innocent.pid)
-            assert "had died" in zramfs("stop", directory).stderr
-            time.sleep(0.2)
-            assert innocent.poll() is None
-        finally:
-            innocent.kill()
-    nothing_left(directory, base)
-
-
-def test_a_device_that_hangs_holds_nobody_up(tmp_path: Path, base: Path) -> None:
-    stuck, well = tmp_path / "stuck", tmp_path / "well"
-    with device(well, MIB), device(stuck, MIB):
-        state = state_of(stuck)
-        os.kill(state.pid, signal.SIGSTOP)
-        try:
-            start = time.monotonic()
-            shown = {row["directory"]: row for row in rows("-o", "DIRECTORY,STATE,DISKSIZE", code=1)}
-            assert time.monotonic() - start < 5
-            assert shown == {
-                str(stuck): {"directory": str(stuck), "state": "hangs", "disksize": None},
-                str(well): {"directory": str(well), "state": "ready", "disksize": "1M"},
-            }
-            assert f"its daemon (pid {state.pid}) has not answered for 2 s" in zramfs("status", check=False).stderr
-            assert "has not answered for 2 s" in failure("control", stuck)
-            said = failure("stop", stuck)
-            assert f"the daemon (pid {state.pid}) of {stuck} has not answered for 2 s, so nothing was changed" in said
-        finally:
-            os.kill(state.pid, signal.SIGCONT)
-        assert rows(stuck, "-o", "STATE") == [{"state": "ready"}]
-    assert os.listdir(base) == []
-
-
-# ---- status ----------------------------------------------------------------------------------------
-ZRAMCTL = "NAME ALGORITHM DISKSIZE DATA COMPR TOTAL STREAMS MOUNTPOINT"
-
-
-@pytest.fixture
-def filled(tmp_path: Path) -> Iterator[Device]:
-    """16 pages of noise, 8 of text, 4 of zeros."""
-    with device(tmp_path / "device", 8 * MIB, "--mem-limit", "3M") as made:
-        with opened(made.disk) as fd:
-            os.pwrite(fd, os.urandom(16 * 4096) + (b"some text " * 4096)[:8 * 4096] + bytes(4 * 4096), 0)
-        yield made
-
-
-def test_status_looks_like_zramctl(filled: Device) -> None:
-    name = state_of(filled.directory).name
-    headings, row = zramfs("status").stdout.splitlines()
-    assert headings.split() == ZRAMCTL.split()
-    stat = filled.mm_stat()
-    assert row.split()[:4] == [name, "lz4", "8M", "112K"]
-    assert row.split()[6:] == ["2"]
-    # Numbers are under the right end of their headings.
-    for heading in ("DISKSIZE", "DATA", "STREAMS"):
-        end = headings.index(heading) + len(heading)
-        assert row[end - 1] != " "
-        assert row[end : end + 1] in (" ", "")
-    shown = rows("--bytes", "-o", "DATA,COMPR,TOTAL,MEM-LIMIT,MEM-USED,ZERO-PAGES,MIGRATED,DISKSIZE")
-    assert shown == [{
-        "data": stat["orig_data_size"], "compr": stat["compr_data_size"], "total": stat["mem_used_total"],
-        "mem-limit": stat["mem_limit"], "mem-used": stat["mem_used_max"], "zero-pages": stat["same_pages"],
-        "migrated": stat["pages_compacted"], "disksize": 8 * MIB,
-    }]
-    assert (stat["orig_data_size"], stat["same_pages"], stat["mem_limit"]) == (28 * 4096, 4, 3 * MIB)
-    assert 16 * 4096 < stat["compr_data_size"] < 17 * 4096
-
-
-@pytest.mark.requires("zram", "zramctl")
-def test_status_has_the_headings_of_the_real_zramctl() -> None:
-    number = Path("/sys/class/zram-control/hot_add").read_text().strip()
-    try:
-        Path(f"/sys/block/zram{number}/disksize").write_text("1M")
-        theirs = run("zramctl").stdout.splitlines()[0].split()
-        everything = run("zramctl", "--output-all").stdout.splitlines()[0].split()
-    finally:
-        Path(f"/sys/block/zram{number}/reset").write_text("1")
-        Path("/sys/class/zram-control/hot_remove").write_text(number)
-    assert theirs == ZRAMCTL.split()
-    assert rows("-o", ",".join(everything)) == []
-
-
-def test_status_formats(filled: Device) -> None:
-    name = state_of(filled.directory).name
-    shown = rows("-o", "name,comp-ratio,disksize,mountpoint,pid,state")
-    stat = filled.mm_stat()
-    assert shown == [{
-        "name": name, "comp-ratio": round(stat["orig_data_size"] / stat["mem_used_total"], 4), "disksize": "8M",
-        "mountpoint": None, "pid": state_of(filled.directory).pid, "state": "ready",
-    }]
-    assert list(rows()[0]) == ZRAMCTL.lower().split()
-    plus = zramfs("status", filled.directory, "--output", "+PID,STATE", "--raw").stdout.splitlines()
-    assert plus[0].split(" ") == [*ZRAMCTL.split(), "PID", "STATE"]
-    raw = zramfs("status", name, "-nr", "-o", "NAME,DISKSIZE,ZERO-PAGES,DIRECTORY").stdout
-    assert raw == f"{name} 8M 4 {filled.directory}\n".replace("\\", "\\x5c")
-    ratio = zramfs("status", "-n", "-o", "COMP-RATIO").stdout
-    assert ratio == f"{stat['orig_data_size'] / stat['mem_used_total']:.4f}\n"
-
-
-def test_status_of_nothing(base: Path) -> None:
-    assert rows() == []
-    assert zramfs("status").stdout == ""
-
-
-def test_status_survives_a_reader_that_leaves(filled: Device) -> None:
-    done = run("sh", "-c", '"$@" status | true', "sh", *ZRAMFS)
-    assert "Traceback" not in done.stderr
-    assert "Exception ignored" not in done.stderr
-
-
-# ---- control ---------------------------------------------------------------------------------------
-def test_control_sends_commands_and_shows_the_state(filled: Device) -> None:
-    done = zramfs("control", filled.directory, "mem_limit=1G", "compact")
-    assert (done.stdout, done.stderr) == ("", "")
-    assert filled.mm_stat()["mem_limit"] == 1 << 30
-    assert zramfs("control", filled.directory).stdout == filled.read("control")
-
-
-def test_control_gives_the_reason_and_stops_there(filled: Device) -> None:
-    said = failure("control", filled.directory, "mem_limit=2G", "frobnicate", "mem_limit=3G")
-    assert said.startswith("zramfs: frobnicate: ")
-    assert "unknown command" in said
-    assert filled.mm_stat()["mem_limit"] == 2 << 30
-
-
-# ---- ordinary users --------------------------------------------------------------------------------
 @contextlib.contextmanager
 def fuse_for_everybody(directory: Path) -> Iterator[list[str]]:
     """The words before a command that let it see a /dev/fuse that everybody may open, which udev
@@ -552,9 +250,12 @@ def fuse_for_everybody(directory: Path) -> Iterator[list[str]]:
     node = directory / "fuse"
     os.mknod(node, 0o666 | 0o020000, os.stat("/dev/fuse").st_rdev)
     node.chmod(0o666)
-    code = "mount --bind \"$1\" /dev/fuse && echo there && exec cat"
+    code = 'mount --bind "$1" /dev/fuse && echo there && exec cat'
     with subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", code, "sh", node], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ["unshare", "--mount", "sh", "-c", code, "sh", node],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as holder:
         try:
             assert holder.stdout.readline() == "there\n"
@@ -569,11 +270,22 @@ def command_as_nobody(prefix: list[str]) -> list[str]:
     system = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
     for interpreter in (sys.executable, system):
         command = [
-            *prefix, "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
-            "env", f"PYTHONPATH={path}", interpreter, "-m", "zramfs.cli",
+            *prefix,
+            "setpriv",
+            f"--reuid={NOBODY}",
+            f"--regid={NOBODY}",
+            "--clear-groups",
+            "env",
+            f"PYTHONPATH={path}",
+            interpreter,
+            "-m",
+            "zramfs.cli",
         ]
         with contextlib.suppress(OSError):
-            if subprocess.run([*command, "--version"], capture_output=True, timeout=60, cwd="/").returncode == 0:
+            if (
+                subprocess.run([*command, "--version"], capture_output=True, timeout=60, cwd="/").returncode
+                == 0
+            ):
                 return command
     pytest.skip(f"uid {NOBODY} may run zramfs neither with {sys.executable} nor with {system}")
 
@@ -601,11 +313,16 @@ def life_of_an_ordinary_user(command: list[str], prefix: list[str], home: Path) 
     directory = home / "device"
     run(*command, "create", directory, "--size", "1M", cwd="/")
     try:
-        shown = json.loads(run(*command, "status", "--json", "-o", "DIRECTORY,DISKSIZE,STATE", cwd="/").stdout)
+        shown = json.loads(
+            run(*command, "status", "--json", "-o", "DIRECTORY,DISKSIZE,STATE", cwd="/").stdout
+        )
         assert shown == {"zramfs": [{"directory": str(directory), "disksize": "1M", "state": "ready"}]}
         shell = [*prefix, "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "sh", "-c"]
         disk = f"{directory}/disk"
-        assert run(*shell, f"printf mine | dd of={disk} conv=notrunc status=none; head -c 4 {disk}").stdout == "mine"
+        assert (
+            run(*shell, f"printf mine | dd of={disk} conv=notrunc status=none; head -c 4 {disk}").stdout
+            == "mine"
+        )
         assert "data" in run(*command, "control", directory, cwd="/").stdout
         assert Path(f"/tmp/zramfs-{NOBODY}").stat().st_mode & 0o777 == 0o700
         said = run(*command, "ramdisk", home / "fs", "--size", "1M", check=False, cwd="/")

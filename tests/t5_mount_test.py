@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import state_of
 from whole import MIB, ZRAMFS, Device, opened, run, wait_until, zramfs
 
 from zramfs import busy, rundir
@@ -41,10 +42,9 @@ def program(tmp_path: Path) -> Iterator[None]:
                 pytest.skip(f"{link} is there already, and mount.fuse3 would run that")
         link.unlink()
     script = tmp_path / "zramfs"
-    script.write_text(
-        "#!/bin/sh\n"
-        f"PYTHONPATH={shlex.quote(os.pathsep.join(p for p in sys.path if p))} exec {shlex.join(ZRAMFS)} \"$@\"\n"
-    )
+    path = os.pathsep.join(p for p in sys.path if p)
+    command = f"PYTHONPATH={shlex.quote(path)} exec {shlex.join(ZRAMFS)}"
+    script.write_text(f'#!/bin/sh\n{command} "$@"\n')
     script.chmod(0o755)
     link.symlink_to(script)
     try:
@@ -68,14 +68,6 @@ def mount(name: str, point: Path, options: str = "", check: bool = True) -> subp
     return run("mount", "-t", "fuse.zramfs", *(["-o", options] if options else []), name, point, check=check)
 
 
-def state_of(point: Path) -> State:
-    found = rundir.find(str(point))
-    assert found is not None
-    state = found.read()
-    assert state is not None
-    return state
-
-
 def expect_end(state: State, base: Path) -> None:
     wait_until(lambda: not state.alive(), "the daemon has ended", 30)
     assert os.listdir(base) == []
@@ -83,7 +75,9 @@ def expect_end(state: State, base: Path) -> None:
 
 
 def test_mount_gives_a_ready_device_and_umount_leaves_nothing(point: Path, base: Path) -> None:
-    options = "size=10M,algo=zstd:7,mem_limit=5M,threads=1,noauto,nofail,nosuid,x-systemd.automount,_netdev,noatime"
+    options = (
+        "size=10M,algo=zstd:7,mem_limit=5M,threads=1,noauto,nofail,nosuid,x-systemd.automount,_netdev,noatime"
+    )
     done = mount("z0", point, options)
     assert (done.stdout, done.stderr) == ("", "")
     device = Device(point)

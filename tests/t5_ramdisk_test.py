@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from capabilities import require
+from commands import nothing_left, state_of
 from whole import MIB, ZRAMFS, Device, drop_caches, opened, run, wait_until, zramfs
 
 from zramfs import busy, loops, ramdisk, rundir
-from zramfs.rundir import State
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4"), pytest.mark.timeout(120)]
 
@@ -38,20 +39,10 @@ def disk(tmp_path: Path) -> Iterator[Path]:
             zramfs("stop", point)
 
 
-def state_of(point: Path) -> State:
-    found = rundir.find(str(point))
-    assert found is not None
-    state = found.read()
-    assert state is not None
-    return state
-
-
-def nothing_left(point: Path, base: Path) -> None:
-    assert os.listdir(base) == []
+def gone(point: Path, base: Path) -> None:
+    """As nothing_left, and the directory that ramdisk made is gone too."""
     assert not point.exists()
-    assert not [m for m in busy.mounts() if m.mountpoint.is_relative_to(point.parent)]
-    backing = [loops.backing_file(f"/dev/{name}") or "" for name in os.listdir("/sys/block")]
-    assert not [path for path in backing if path.startswith(str(point.parent))]
+    nothing_left(point, base)
 
 
 def daemon_of(point: Path) -> Device:
@@ -60,8 +51,6 @@ def daemon_of(point: Path) -> Device:
 
 @pytest.mark.parametrize(("fs", "size"), [("ext4", 64), ("xfs", 300), ("btrfs", 128)])
 def test_a_file_system_from_one_command(tmp_path: Path, base: Path, fs: str, size: int) -> None:
-    from capabilities import require
-
     require(fs)
     point = tmp_path / "disk with blank"
     done = zramfs("ramdisk", point, "--size", f"{size}M", "--fs", fs, "--algo", "zstd")
@@ -84,7 +73,7 @@ def test_a_file_system_from_one_command(tmp_path: Path, base: Path, fs: str, siz
     finally:
         done = zramfs("stop", point)
     assert (done.stdout, done.stderr) == ("", "")
-    nothing_left(point, base)
+    gone(point, base)
 
 
 def test_a_new_ext4_takes_next_to_no_memory(disk: Path) -> None:
@@ -107,7 +96,9 @@ def test_a_deleted_file_gives_its_memory_back(disk: Path) -> None:
     assert device.mm_stat()["mem_used_total"] < before / 4
 
 
-def test_stop_names_who_uses_the_file_system_and_changes_nothing(disk: Path, tmp_path: Path, base: Path) -> None:
+def test_stop_names_who_uses_the_file_system_and_changes_nothing(
+    disk: Path, tmp_path: Path, base: Path
+) -> None:
     (disk / "file").write_text("kept")
     with opened(disk / "file"):
         pass
@@ -138,7 +129,7 @@ def test_stop_names_who_uses_the_file_system_and_changes_nothing(disk: Path, tmp
         run("umount", disk / "below")
         run("umount", other)
     zramfs("stop", disk)
-    nothing_left(disk, base)
+    gone(disk, base)
 
 
 def test_stop_by_name_and_after_somebody_unmounted_it(disk: Path, base: Path) -> None:
@@ -148,7 +139,7 @@ def test_stop_by_name_and_after_somebody_unmounted_it(disk: Path, base: Path) ->
     refused = zramfs("ramdisk", disk, "--size", "64M", check=False)
     assert f"a zramfs device is there on {disk} " in refused.stderr
     zramfs("stop", name)
-    nothing_left(disk, base)
+    gone(disk, base)
 
 
 def test_a_second_ram_disk_is_refused(disk: Path) -> None:
@@ -160,15 +151,13 @@ def test_a_second_ram_disk_is_refused(disk: Path) -> None:
 
 
 def test_a_mkfs_that_fails_undoes_everything_and_is_quoted(tmp_path: Path, base: Path) -> None:
-    from capabilities import require
-
     require("xfs")
     point = tmp_path / "disk"
     done = zramfs("ramdisk", point, "--size", "16M", "--fs", "xfs", check=False)
     assert done.returncode == 1
     assert "zramfs: `mkfs.xfs -q -K /dev/loop" in done.stderr
     assert "300MB" in done.stderr  # xfs's own words
-    nothing_left(point, base)
+    gone(point, base)
 
 
 def test_a_mount_that_fails_undoes_everything_and_is_quoted(tmp_path: Path, base: Path) -> None:
@@ -181,7 +170,7 @@ def test_a_mount_that_fails_undoes_everything_and_is_quoted(tmp_path: Path, base
     done = run(*ZRAMFS, "ramdisk", point, "--size", "16M", check=False, env={**os.environ, "PATH": path})
     assert done.returncode == 1
     assert "` failed: no mount today" in done.stderr
-    nothing_left(point, base)
+    gone(point, base)
 
 
 @pytest.mark.parametrize("program", ["losetup", "mount", "mkfs.ext4"])
@@ -190,7 +179,9 @@ def test_a_missing_program_is_named_before_anything_happens(tmp_path: Path, base
     for other in {"losetup", "mount", "mkfs.ext4"} - {program}:
         (tmp_path / "bin" / other).symlink_to("/bin/true")
     path = str(tmp_path / "bin")
-    done = run(*ZRAMFS, "ramdisk", tmp_path / "disk", "--size", "1M", check=False, env={**os.environ, "PATH": path})
+    done = run(
+        *ZRAMFS, "ramdisk", tmp_path / "disk", "--size", "1M", check=False, env={**os.environ, "PATH": path}
+    )
     assert done.returncode == 1
     assert f"a RAM disk with ext4 needs {program}, which is not in PATH ({path})" in done.stderr
     assert not base.exists()
@@ -215,7 +206,7 @@ def test_an_interrupted_ramdisk_leaves_nothing(tmp_path: Path, base: Path, how: 
             assert process.stderr.read() == "zramfs: interrupted\n"
         finally:
             process.kill()
-    nothing_left(point, base)
+    gone(point, base)
 
 
 def test_the_end_of_the_daemon_takes_the_file_system_down(disk: Path, base: Path) -> None:
@@ -224,7 +215,7 @@ def test_the_end_of_the_daemon_takes_the_file_system_down(disk: Path, base: Path
     (disk / "file").write_text("dirty")
     os.kill(state.pid, signal.SIGTERM)
     wait_until(lambda: not state.alive(), "the daemon has ended", 30)
-    nothing_left(disk, base)
+    gone(disk, base)
 
 
 def test_the_end_of_the_daemon_under_users_leaves_nothing_either(disk: Path, base: Path) -> None:
@@ -239,7 +230,7 @@ def test_the_end_of_the_daemon_under_users_leaves_nothing_either(disk: Path, bas
                 os.pwrite(fd, b"x" * 4096, block * 4096)
             os.fsync(fd)
     wait_until(lambda: not loops.backing_file(state.loop), "the loop device has let go")
-    nothing_left(disk, base)
+    gone(disk, base)
 
 
 def test_stop_cleans_up_after_a_daemon_that_died(disk: Path, base: Path) -> None:
@@ -251,7 +242,7 @@ def test_stop_cleans_up_after_a_daemon_that_died(disk: Path, base: Path) -> None
     assert zramfs("status", disk, check=False).returncode == 1
     said = zramfs("stop", disk).stderr
     assert f"cleaned up {disk}: its daemon (pid {state.pid}, since " in said
-    nothing_left(disk, base)
+    gone(disk, base)
 
 
 def test_eight_at_once_and_more_than_there_are_loop_nodes(tmp_path: Path, base: Path) -> None:
@@ -276,4 +267,4 @@ def test_eight_at_once_and_more_than_there_are_loop_nodes(tmp_path: Path, base: 
             if rundir.find(str(point)):
                 zramfs("stop", point)
     for point in points:
-        nothing_left(point, base)
+        gone(point, base)

@@ -57,12 +57,15 @@ def swaps() -> list[str]:
         return []
 
 
-def users_of(paths: Collection[Path], *, devices: Collection[str] = (), but: Collection[int] = ()) -> list[str]:
+def users_of(
+    paths: Collection[Path], *, devices: Collection[str] = (), but: Collection[int] = ()
+) -> list[str]:
     """One phrase for each thing that keeps the mounts at `paths`, or the block `devices`, in use.
 
-    Mounts below, mounts of the same elsewhere, swap areas, and processes that have a file of the mount open or mapped, work in it,
-    or have it as root; processes of other mount namespaces too. Processes in `but` and this one do
-    not count. Of processes that belong to others an ordinary user sees nothing.
+    Mounts below, mounts of the same elsewhere, swap areas, and processes that have a file of the
+    mount open or mapped, work in it, or have it as root; processes of other mount namespaces too.
+    Processes in `but` and this one do not count. Of the processes of others an ordinary user sees
+    nothing.
     """
     table = mounts()
     ours = [m for m in table if m.mountpoint in paths]

@@ -122,6 +122,6 @@ def _redirect(log: Path, write_end: int) -> int:
     os.dup2(pipe, 3, inheritable=False)
     os.closerange(4, os.sysconf("SC_OPEN_MAX"))
     # The caller's may be closed, or stand on a descriptor that is closed now.
-    sys.stdin = open(0, closefd=False)
-    sys.stdout = sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     return 3

@@ -41,7 +41,7 @@ def claim(directory: Path, kind: str, *, threads: int, shared: bool, say: Say) -
     is there, ENOTDIR, ENOENT, EPERM.
     """
     if directory == Path("/"):
-        raise ZramfsError(errno.EINVAL, "expected a directory to mount on, got /, which would hide everything")
+        raise ZramfsError(errno.EINVAL, "expected a directory to mount on; / would hide everything")
     base = rundir.bases()[0]
     new = Rundir(base / rundir.escape(directory))
     end = time.monotonic() + END_TIMEOUT
@@ -62,7 +62,9 @@ def claim(directory: Path, kind: str, *, threads: int, shared: bool, say: Say) -
         time.sleep(_PAUSE)
 
 
-def start(new: Rundir, config: DeviceConfig, *, fs: str | None = None, mountpoint: Path | None = None) -> None:
+def start(
+    new: Rundir, config: DeviceConfig, *, fs: str | None = None, mountpoint: Path | None = None
+) -> None:
     """Brings the claimed device up, and for a RAM disk the file system `fs` on `mountpoint`.
 
     Returns when all of it is ready. On any failure, and on SIGINT, SIGTERM and SIGHUP, nothing is
@@ -238,11 +240,11 @@ def _make_directory(directory: Path) -> list[str]:
         os.mkdir(directory, 0o755)
     except FileExistsError:
         if not stat.S_ISDIR(os.stat(directory).st_mode):
-            raise ZramfsError(errno.ENOTDIR, f"{directory} is not a directory, and a device needs one") from None
+            raise ZramfsError(errno.ENOTDIR, f"{directory} is not a directory; a device needs one") from None
         return []
     except OSError as error:
         raise ZramfsError(
-            error.errno, f"{directory} does not exist and could not be created: {error.strerror}"
+            error.errno or errno.EIO, f"{directory} does not exist and could not be created: {error.strerror}"
         ) from None
     return [str(directory)]
 
@@ -253,8 +255,8 @@ def _expect_answer(state: State) -> None:
     except TimeoutError:
         raise ZramfsError(
             errno.ETIMEDOUT,
-            f"the daemon (pid {state.pid}) of {state.directory} has not answered for {ANSWER_TIMEOUT:g} s, so "
-            "nothing was changed. If it is stopped, `kill -CONT` lets it go on; if it is stuck, "
+            f"the daemon (pid {state.pid}) of {state.directory} has not answered for {ANSWER_TIMEOUT:g} s, "
+            "so nothing was changed. If it is stopped, `kill -CONT` lets it go on; if it is stuck, "
             f"`kill -KILL {state.pid}` ends it, and the same command then cleans up",
         ) from None
     except OSError as error:
@@ -349,4 +351,5 @@ def _stale_message(old: Rundir, state: State | None) -> str:
     if state is None:
         return f"cleaned up {old.path}, left by a start that never finished"
     where = state.mountpoint or state.directory
-    return f"cleaned up {where}: its daemon (pid {state.pid}, since {state.created}) had died, and its data with it"
+    daemon = f"its daemon (pid {state.pid}, since {state.created})"
+    return f"cleaned up {where}: {daemon} had died, and its data with it"

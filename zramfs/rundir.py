@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from .errors import ZramfsError
 
@@ -101,7 +102,7 @@ class Rundir:
             out.write("\n")
         os.replace(temporary, self.path / "state.json")
 
-    def update(self, **changes: object) -> State:
+    def update(self, **changes: Any) -> State:
         state = self.read()
         if state is None:
             raise ZramfsError(errno.ENOENT, f"{self.path}/state.json is gone: somebody removed the device")
@@ -224,7 +225,9 @@ def make_base(base: Path) -> None:
             os.mkdir(base, mode)
             os.chmod(base, mode)  # the umask may have taken bits away
     except OSError as error:
-        raise ZramfsError(error.errno, f"cannot make the run directory {base}: {error.strerror}") from None
+        raise ZramfsError(
+            error.errno or errno.EIO, f"cannot make the run directory {base}: {error.strerror}"
+        ) from None
     if trouble := _trouble(base, private=os.getuid() != 0):
         raise ZramfsError(
             errno.EPERM,

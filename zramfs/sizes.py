@@ -51,7 +51,7 @@ def _factor(text: str, unit: str) -> int:
     if unit.upper() in ("", "B"):
         return 1
     if prefix in _UNITS and rest in ("", "IB"):
-        return 1024 ** (_UNITS.index(prefix) + 1)
+        return 1 << 10 * (_UNITS.index(prefix) + 1)
     if prefix in _UNITS and rest == "B":
         raise ValueError(
             f"{text!r} is ambiguous (1000 or 1024?): write {text.strip()[:-1]} for powers of 1024, "

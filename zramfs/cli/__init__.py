@@ -36,7 +36,7 @@ class _Group(click.Group):
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="As root also: mount -t fuse.zramfs NAME DIR -o size=1G,... and the same in /etc/fstab. See zramfs(1).",
+    epilog="As root also: mount -t fuse.zramfs NAME DIR -o size=1G,... and in /etc/fstab. See zramfs(1).",
 )
 @click.version_option(__version__, "-V", "--version", prog_name="zramfs", message="%(prog)s %(version)s")
 def zramfs() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -38,9 +39,10 @@ def control(dir: str, commands: tuple[str, ...]) -> None:
     for command in commands:
         try:
             # Packing a large pool takes as long as it takes.
-            bounded.call(lambda: _send(file, command), None)
+            bounded.call(partial(_send, file, command), None)
         except OSError as error:
-            raise ZramfsError(error.errno, f"{command}: {_reason(file, command, error)}") from None
+            reason = _reason(file, command, error)
+            raise ZramfsError(error.errno or errno.EIO, f"{command}: {reason}") from None
 
 
 def _tree(dir: str) -> Path:
@@ -68,10 +70,10 @@ def _send(file: Path, command: str) -> None:
 def _reason(file: Path, command: str, error: OSError) -> str:
     """The sentence `control` has for what write(2) could only answer with an errno."""
     try:
-        text = bounded.call(file.read_text, lifecycle.ANSWER_TIMEOUT)
+        text: str = bounded.call(file.read_text, lifecycle.ANSWER_TIMEOUT)
     except OSError:
-        return error.strerror
+        text = ""
     for line in text.splitlines():
         if line.startswith("last error") and f" {command.strip()}: " in line:
             return line.split(f" {command.strip()}: ", 1)[1]
-    return error.strerror
+    return error.strerror or str(error)

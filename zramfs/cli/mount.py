@@ -6,22 +6,23 @@ out that are for mount itself (noauto, nofail, _netdev, x-...). Called by hand t
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
+from typing import Any
 
 import click
 
-from .. import lifecycle
-from ..config import DEFAULT_ALGO, DEFAULT_THREADS, DeviceConfig
-from . import options
+from .. import lifecycle, rundir
+from .options import PARSERS, Wanted
 from .output import say
 
 # Words every file system takes in fstab. The mounts are nosuid and nodev whatever stands here, and
 # hold no programs; so the words that allow or forbid these things have nothing to decide.
 _FOR_ALL = frozenset((
-    "defaults rw auto noauto user nouser users owner group nofail _netdev dev nodev suid nosuid exec noexec "
-    "async sync dirsync atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime "
-    "lazytime nolazytime silent loud"
-).split())
+    "defaults", "rw", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev",
+    "silent", "loud", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "async", "sync", "dirsync",
+    "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime",
+    "lazytime", "nolazytime",
+))
 _NEVER = {
     "ro": "a device begins empty, so read-only there is nothing to read",
     "remount": "a device keeps its options; `zramfs control` changes what can be changed",
@@ -43,43 +44,29 @@ def mount(words: Sequence[str]) -> None:
     """Makes the device and returns when it is ready. Raises click.UsageError, ZramfsError."""
     if len(words) != 4 or words[2] != "-o":
         raise click.UsageError(f"expected NAME DIR -o OPTIONS as mount.fuse3 calls it, got {' '.join(words)}")
-    name, place = words[0], options.directory(words[1])
-    values = parse(words[3])
-    algo, level = values.get("algo", (DEFAULT_ALGO, None))
-    threads = values.get("threads", DEFAULT_THREADS)
-    shared = "allow_other" in values
-    new = lifecycle.claim(place, "device", threads=threads, shared=shared, say=say)
-    config = DeviceConfig(
-        directory=place, rundir=new.path, size=values.get("size", 0), algo=algo, level=level,
-        mem_limit=values.get("mem_limit", 0), threads=threads, name=name, allow_other=shared,
-    )
-    lifecycle.start(new, config)
+    name, place, wanted = words[0], rundir.resolve(words[1]), parse(words[3])
+    new = lifecycle.claim(place, "device", threads=wanted.threads, shared=wanted.allow_other, say=say)
+    lifecycle.start(new, wanted.config(new, place, name))
 
 
-def parse(text: str) -> dict[str, object]:
-    """The values of our own options. Raises click.UsageError with a sentence about the first bad one."""
-    parsers: dict[str, Callable[[str], object]] = {
-        "size": lambda value: options.size(value, least=1),
-        "mem_limit": lambda value: options.size(value, least=0),
-        "algo": options.algorithm,
-        "threads": options.threads,
-    }
-    values: dict[str, object] = {}
-    for word in text.split(","):
-        key, equals, value = word.partition("=")
-        if key in parsers:
+def parse(text: str) -> Wanted:
+    """Our own options in a list of mount options. Raises click.UsageError about the first bad one."""
+    values: dict[str, Any] = {}
+    for word in filter(None, text.split(",")):
+        key, _, value = word.partition("=")
+        if key in PARSERS:
             if not value:
                 raise click.UsageError(f"the mount option {key} needs a value; expected some of {_OURS}")
             try:
-                values[key] = parsers[key](value)
+                values[key] = PARSERS[key](value)
             except ValueError as error:
                 raise click.UsageError(f"the mount option {word}: {error}") from None
         elif word == "allow_other":
             values[key] = True
         elif key in _NEVER:
             raise click.UsageError(f"the mount option {word} makes no sense here: {_NEVER[key]}")
-        elif word and not (word in _FOR_ALL or key == "comment" or word.startswith(("x-", "X-"))) or equals and not key:
+        elif word not in _FOR_ALL and key != "comment" and not word.startswith(("x-", "X-")):
             raise click.UsageError(
                 f"unknown mount option {word!r}: expected some of {_OURS}, or what every file system takes"
             )
-    return values
+    return Wanted(**values)

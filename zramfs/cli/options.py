@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from .. import rundir, sizes
-from ..config import DEFAULT_ALGO, DEFAULT_THREADS
+from ..config import DEFAULT_ALGO, DEFAULT_THREADS, DeviceConfig
 from ..errors import ZramfsError
 from ..rundir import Rundir
 
-# More threads than this never helped on one connection, and each keeps 1 MiB buffers.
+# More threads than this never helped on one connection, and each keeps buffers of 1 MiB.
 MAX_THREADS = 64
 
+C = TypeVar("C", bound=Callable[..., Any])
 
-def size(text: str, *, least: int) -> int:
-    """Bytes. ValueError with a sentence."""
+
+@dataclass(frozen=True)
+class Wanted:
+    """A device as it was asked for. size in bytes, None = to be set up later; algo is (name, level)."""
+
+    size: int | None = None
+    algo: tuple[str, int | None] = (DEFAULT_ALGO, None)
+    mem_limit: int = 0
+    threads: int = DEFAULT_THREADS
+    allow_other: bool = False
+
+    def config(self, new: Rundir, directory: Path, name: str) -> DeviceConfig:
+        return DeviceConfig(
+            directory=directory, rundir=new.path, size=self.size or 0, algo=self.algo[0], level=self.algo[1],
+            mem_limit=self.mem_limit, threads=self.threads, name=name, allow_other=self.allow_other,
+        )
+
+
+def device_size(text: str) -> int:
+    """Bytes, at least one. ValueError with a sentence."""
     value = sizes.parse_size(text)
-    if value < least:
-        raise ValueError(f"{text!r} is too small: expected at least {least} byte{'s' if least != 1 else ''}")
+    if value == 0:
+        raise ValueError(f"{text!r} is too small: expected at least 1 byte")
     return value
 
 
@@ -39,47 +61,51 @@ def threads(text: str) -> int:
     return int(text)
 
 
-class _Value(click.ParamType):
-    def __init__(self, name: str, parse: object) -> None:
-        self.name, self._parse = name, parse
+# By the name they have in Wanted and as mount options.
+PARSERS: dict[str, Callable[[str], Any]] = {
+    "size": device_size,
+    "algo": algorithm,
+    "mem_limit": sizes.parse_size,
+    "threads": threads,
+}
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+
+class _Value(click.ParamType):
+    """A value that a function makes of the text, its ValueError being the complaint."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
         try:
-            return self._parse(value)
+            return PARSERS[self.name](value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
 
-DEVICE_SIZE = _Value("size", lambda text: size(text, least=1))
-LIMIT = _Value("size", lambda text: size(text, least=0))
-ALGORITHM = _Value("algo[:level]", algorithm)
-THREADS = _Value("number", threads)
+DEVICE_SIZE = _Value("size")
 
 
-def device_options(command: object) -> object:
+def device_options(command: C) -> C:
     """--algo, --mem-limit and --threads, which every command that makes a device has."""
     for option in (
         click.option(
-            "--threads", type=THREADS, default=str(DEFAULT_THREADS), show_default=True,
-            help="Threads that serve the device.",
+            "--threads", type=_Value("threads"), default=str(DEFAULT_THREADS), metavar="NUMBER",
+            show_default=True, help="Threads that serve the device.",
         ),
         click.option(
-            "--mem-limit", type=LIMIT, default="0", metavar="SIZE",
+            "--mem-limit", type=_Value("mem_limit"), default="0", metavar="SIZE",
             help="Memory the compressed data may take; more answers ENOSPC.  [default: no limit]",
         ),
         click.option(
-            "--algo", type=ALGORITHM, default=DEFAULT_ALGO, metavar="ALGO[:LEVEL]", show_default=True,
+            "--algo", type=_Value("algo"), default=DEFAULT_ALGO, metavar="ALGO[:LEVEL]", show_default=True,
             help="Compressor: lz4, lz4hc, zstd or none.",
         ),
     ):
         command = option(command)
     return command
-
-
-def directory(text: str) -> Path:
-    return rundir.resolve(text)
 
 
 def device(text: str) -> Rundir:
@@ -96,7 +122,8 @@ def no_device(text: str) -> ZramfsError:
         for each in rundir.rundirs()
         for state in [each.read()]
     ]
-    there = f"there {'is' if len(known) == 1 else 'are'} {', '.join(known)}" if known else "there is none at all"
+    there = f"yours are on {', '.join(known)}" if known else "there is none at all"
     return ZramfsError(
-        errno.ENODEV, f"no zramfs device of yours is on {rundir.resolve(text)}, and none is called {text}; {there}"
+        errno.ENODEV,
+        f"no zramfs device of yours is on {rundir.resolve(text)}, and none is called {text}; {there}",
     )

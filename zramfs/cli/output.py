@@ -36,11 +36,16 @@ def print_table(
 def print_raw(headings: Sequence[str], rows: Sequence[Sequence[str]], *, show_headings: bool) -> None:
     """One space between the cells; blanks in cells as \\x20, and nothing for an empty one."""
     for row in [headings, *rows] if show_headings else rows:
-        cells = ("".join(c if c.isprintable() and c not in " \\" else f"\\x{ord(c):02x}" for c in cell) for cell in row)
-        print(" ".join(cells))
+        print(" ".join("".join(map(_escape, cell)) for cell in row))
+
+
+def _escape(character: str) -> str:
+    plain = character.isprintable() and character not in " \\"
+    return character if plain else f"\\x{ord(character):02x}"
 
 
 def print_json(name: str, headings: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
     """{name: [{heading in lower case: value}]}, as util-linux's --json."""
     keys = [heading.lower() for heading in headings]
-    print(json.dumps({name: [dict(zip(keys, row, strict=True)) for row in rows]}, indent=3, ensure_ascii=False))
+    listed = [dict(zip(keys, row, strict=True)) for row in rows]
+    print(json.dumps({name: listed}, indent=3, ensure_ascii=False))

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import click
@@ -34,12 +35,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """is_size: shown as 1.3G unless --bytes."""
+    """is_size: shown as 1.3G unless --bytes; numbers stand on the right."""
 
     help: str
     value: Callable[[Row], Value]
     is_size: bool = False
-    right: bool = False
+    is_number: bool = False
+
+    @property
+    def right(self) -> bool:
+        return self.is_size or self.is_number
 
 
 def _ratio(row: Row) -> float | None:
@@ -52,9 +57,24 @@ def _algorithm(row: Row) -> str | None:
     return chosen[1] if chosen else None
 
 
+def _disksize(row: Row) -> int | None:
+    return int(row.zram["disksize"]) if "disksize" in row.zram else None
+
+
+def _threads(row: Row) -> int | None:
+    return row.state.threads if row.state else None
+
+
+def _pid(row: Row) -> int | None:
+    return row.state.pid if row.state else None
+
+
+def _loops(row: Row) -> list[str]:
+    return loops.find(row.disk) if row.disk else []
+
+
 def _mountpoint(row: Row) -> str | None:
-    """Where a file system on a loop device on `disk` is mounted, or [SWAP], as in lsblk."""
-    standing = loops.find(row.disk) if row.disk else []
+    standing = _loops(row)
     for mount in busy.mounts():
         if mount.source in standing:
             return str(mount.mountpoint)
@@ -63,30 +83,22 @@ def _mountpoint(row: Row) -> str | None:
 
 COLUMNS = {
     "NAME": Column("name of the device", lambda row: row.name),
-    "DISKSIZE": Column(
-        "limit on the uncompressed amount of data",
-        lambda row: int(row.zram["disksize"]) if "disksize" in row.zram else None, True, True,
-    ),
-    "DATA": Column("uncompressed size of stored data", lambda row: row.mm_stat(0), True, True),
-    "COMPR": Column("compressed size of stored data", lambda row: row.mm_stat(1), True, True),
+    "DISKSIZE": Column("limit on the uncompressed amount of data", _disksize, is_size=True),
+    "DATA": Column("uncompressed size of stored data", lambda row: row.mm_stat(0), is_size=True),
+    "COMPR": Column("compressed size of stored data", lambda row: row.mm_stat(1), is_size=True),
     "ALGORITHM": Column("the selected compression algorithm", _algorithm),
-    "STREAMS": Column(
-        "number of threads, which compress and serve", lambda row: row.state.threads if row.state else None, right=True,
-    ),
-    "ZERO-PAGES": Column("same-filled pages, which take no memory", lambda row: row.mm_stat(5), right=True),
-    "TOTAL": Column("memory the pool takes for the data", lambda row: row.mm_stat(2), True, True),
-    "MEM-LIMIT": Column("the most that the pool may take, 0 = no limit", lambda row: row.mm_stat(3), True, True),
-    "MEM-USED": Column("the most that the pool has taken", lambda row: row.mm_stat(4), True, True),
-    "MIGRATED": Column("pages freed by compaction", lambda row: row.mm_stat(6), right=True),
-    "COMP-RATIO": Column("DATA / TOTAL", _ratio, right=True),
-    "MOUNTPOINT": Column("where a file system on the device is mounted", _mountpoint),
-    "DIRECTORY": Column("where the device's own files are: disk, control, zram/", lambda row: str(row.directory)),
-    "LOOP": Column(
-        "loop devices on the device",
-        lambda row: ",".join(loops.find(row.disk)) or None if row.disk else None,
-    ),
-    "PID": Column("process that serves the device", lambda row: row.state.pid if row.state else None, right=True),
-    "STATE": Column("ready, starting, dead or hangs", lambda row: row.health),
+    "STREAMS": Column("number of threads, which compress and serve", _threads, is_number=True),
+    "ZERO-PAGES": Column("same-filled pages, taking no memory", lambda row: row.mm_stat(5), is_number=True),
+    "TOTAL": Column("memory the pool takes for the data", lambda row: row.mm_stat(2), is_size=True),
+    "MEM-LIMIT": Column("the most the pool may take, 0 = no limit", lambda row: row.mm_stat(3), is_size=True),
+    "MEM-USED": Column("the most that the pool has taken", lambda row: row.mm_stat(4), is_size=True),
+    "MIGRATED": Column("pages freed by compaction", lambda row: row.mm_stat(6), is_number=True),
+    "COMP-RATIO": Column("DATA / TOTAL", _ratio, is_number=True),
+    "MOUNTPOINT": Column("where a file system on the device is mounted, or [SWAP]", _mountpoint),
+    "DIRECTORY": Column("where disk, control and zram/ are", lambda row: str(row.directory)),
+    "LOOP": Column("loop devices on the device", lambda row: ",".join(_loops(row)) or None),
+    "PID": Column("process that serves the device", _pid, is_number=True),
+    "STATE": Column("ready, starting, dead, ending or hangs", lambda row: row.health),
 }
 DEFAULT = ["NAME", "ALGORITHM", "DISKSIZE", "DATA", "COMPR", "TOTAL", "STREAMS", "MOUNTPOINT"]
 
@@ -103,7 +115,7 @@ def _columns(text: str | None) -> list[str]:
     return DEFAULT + chosen if adds else chosen
 
 
-@click.command(epilog="Columns: " + "; ".join(f"{name} {column.help}" for name, column in COLUMNS.items()) + ".")
+@click.command(epilog=f"Columns: {'; '.join(f'{name} {each.help}' for name, each in COLUMNS.items())}.")
 @click.argument("dir", required=False)
 @click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Sizes in bytes rather than as 1.3G.")
 @click.option("-J", "--json", "as_json", is_flag=True, help="As JSON.")
@@ -128,7 +140,8 @@ def status(
     if unwell and output == DEFAULT:
         output = [*DEFAULT, "STATE"]
     if as_json:
-        print_json("zramfs", output, [[_json(COLUMNS[name], row, in_bytes) for name in output] for row in rows])
+        values = [[_json(COLUMNS[name], row, in_bytes) for name in output] for row in rows]
+        print_json("zramfs", output, values)
         return int(unwell)
     cells = [[_text(COLUMNS[name], row, in_bytes) for name in output] for row in rows]
     if raw:
@@ -153,16 +166,14 @@ def _rows(wanted: str | None) -> list[Row]:
 
 def _row(each: Rundir) -> Row:
     state = each.read()
-    if state is None or not state.alive():
-        health = "dead"
-    else:
-        health = state.phase
+    health = state.phase if state is not None and state.alive() else "dead"
     return Row(each.name, Path(state.directory) if state else each.tree, each.disk, state, health)
 
 
 def _ask(rows: list[Row]) -> None:
     """All at once, so that ten that hang cost no more time than one."""
-    calls = [(row, bounded.Call(lambda row=row: _attributes(row.directory))) for row in rows if row.health != "dead"]
+    asked = [row for row in rows if row.health != "dead"]
+    calls = [(row, bounded.Call(partial(_attributes, row.directory))) for row in asked]
     deadline = time.monotonic() + lifecycle.ANSWER_TIMEOUT
     for row, call in calls:
         try:
@@ -176,7 +187,8 @@ def _ask(rows: list[Row]) -> None:
 
 
 def _attributes(directory: Path) -> dict[str, str]:
-    return {name: (directory / "zram" / name).read_text() for name in ("disksize", "comp_algorithm", "mm_stat")}
+    names = ("disksize", "comp_algorithm", "mm_stat")
+    return {name: (directory / "zram" / name).read_text() for name in names}
 
 
 def _advice(row: Row) -> str:
