@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import pytest
+from allocator.check import check
 from memory_file import WORD, MemoryFile
 
 from allocator import Arena, CheckError, Pool
-from allocator.check import check
 
 NONE32 = 0xFFFFFFFF
 FREE, USED = 1, 2
@@ -187,8 +187,8 @@ def z5_wrong_group(pool: Pool, file: MemoryFile) -> None:
 @pytest.mark.parametrize("damage", [
     z1_inuse, z1_loop_in_the_free_chain, z1_allocated_object_in_the_free_chain,
     z1_object_in_no_chain_and_not_allocated, z1_object_larger_than_its_class, z2_magic, z2_class, z2_link,
-    z2_list_that_ends_too_soon, z3_object_that_nobody_counted, z4_frame_of_another_zspage, z4_frame_that_does_not_exist,
-    z4_frame_of_no_zspage, z5_wrong_group,
+    z2_list_that_ends_too_soon, z3_object_that_nobody_counted, z4_frame_of_another_zspage,
+    z4_frame_that_does_not_exist, z4_frame_of_no_zspage, z5_wrong_group,
 ], ids=lambda damage: damage.__name__)
 def test_damaged_pool(damage: Callable[[Pool, MemoryFile], None]) -> None:
     arena = Arena(0, 2)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Size classes: the kernel's table to the letter, fullness groups, every place of every class."""
+import itertools
 import random
 from collections import Counter
 
 import models
 import pytest
+from allocator.check import check
 from memory_file import MemoryFile
 from models import CHAIN_8, SizeClass, size_class
 from pool_tools import FRAME, largest, pattern, scatter, used_classes
 
 from allocator import Arena, Pool
-from allocator.check import check
-
 
 # ---- the class table ----------------------------------------------------------------------------
 
@@ -155,11 +155,12 @@ def test_every_place(c: SizeClass, scattered: bool) -> None:
     full = [n for n in numbers if sum(number == n for number, _ in places) == c.objs]
     assert len(full) >= 2 and all((n, index) in places for n in full for index in range(c.objs))
     # The chain is longer than one frame because objects straddle its borders.
-    straddling = sum(index * c.size // FRAME != (index * c.size + c.size - 1) // FRAME for index in range(c.objs))
+    starts = range(0, c.objs * c.size, c.size)
+    straddling = sum(start // FRAME != (start + c.size - 1) // FRAME for start in starts)
     assert straddling == c.pages - 1 - sum(k * FRAME % c.size == 0 for k in range(1, c.pages))
     if scattered:
-        zspage = MemoryFile(arena.fileno()).zspage(min(numbers))
-        assert all(b - a != 1 for a, b in zip(zspage.frames[:c.pages], zspage.frames[1:c.pages], strict=False))
+        frames = MemoryFile(arena.fileno()).zspage(min(numbers)).frames[:c.pages]
+        assert all(b - a != 1 for a, b in itertools.pairwise(frames))
     shuffled = random.Random(c.size).sample(tags, len(tags))
     for tag in shuffled:
         assert pool.read(tag) == pattern(tag, size)

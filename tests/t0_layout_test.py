@@ -75,19 +75,24 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for struct, fields in declared_structs().items():
         lines.append(f'printf("{struct}  0 %zu\\n", sizeof({struct}));')
         lines += [
-            f'printf("{struct} {field} %zu %zu\\n", offsetof({struct}, {field}), sizeof((({struct} *)0)->{field}));'
+            f'printf("{struct} {field} %zu %zu\\n", '
+            f'offsetof({struct}, {field}), sizeof((({struct} *)0)->{field}));'
             for field in fields
         ]
     lines += [f'printf("{name} %llu\\n", (unsigned long long){name});' for name in frozen_constants()]
     source = directory / "layout.c"
-    source.write_text('#include <stdio.h>\n#include "layout.h"\nint main(void) {\n' + "\n".join(lines) + "\n}\n")
+    source.write_text("\n".join(
+        ["#include <stdio.h>", '#include "layout.h"', "int main(void) {", *lines, "}", ""]
+    ))
     # A sanitizer that is preloaded into this process is not for the compiler.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     subprocess.run(
         ["cc", "-std=gnu11", "-I", LAYOUT_H.parent, "-o", directory / "layout", source],
         check=True, timeout=60, env=environment,
     )
-    run = subprocess.run([directory / "layout"], check=True, capture_output=True, text=True, timeout=60, env=environment)
+    run = subprocess.run(
+        [directory / "layout"], check=True, capture_output=True, text=True, timeout=60, env=environment
+    )
     return run.stdout.splitlines()
 
 

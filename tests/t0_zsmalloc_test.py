@@ -6,6 +6,7 @@ from collections import Counter
 
 import models
 import pytest
+from allocator.check import check
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -14,8 +15,6 @@ from models import CHAIN_8, SizeClass, size_class
 from pool_tools import largest, pattern, scatter, used_classes
 
 from allocator import Arena, Pool
-from allocator.check import check
-
 
 # ---- compaction -------------------------------------------------------------------------------------
 
@@ -203,7 +202,6 @@ def test_a_pool_ends_with_its_arena() -> None:
                  lambda: check(pool)):
         with pytest.raises(ValueError, match="closed"):
             call()
-    del pool
     with pytest.raises(ValueError, match="closed"):
         Pool(arena)
 
