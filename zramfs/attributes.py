@@ -18,11 +18,13 @@ from .memparse import c_string, kstrtoull, memparse, page_align, printable
 from .stats import EMPTY
 
 if TYPE_CHECKING:
-    from allocator.stats import ClassStats
+    from allocator.stats import ClassStats, PageblockStats
 
-    from .device import DeviceStats
+    from .compactor import CompactorStats
+    from .device import DeviceStats, MemoryStats
 
 U16_MAX = 0xFFFF
+PAGE = 4096
 FULLNESS_GROUPS = ("10%", "20%", "30%", "40%", "50%", "60%", "70%", "80%", "90%", "99%", "100%")
 
 
@@ -165,3 +167,56 @@ def format_buddyinfo(orders: Sequence[int] | None) -> str:
     if orders is None:
         return ""
     return f"Node 0, zone {'arena':>8} " + "".join(f"{blocks:6} " for blocks in orders) + "\n"
+
+
+def format_pageblocks(blocks: Sequence[PageblockStats]) -> str:
+    """memory/pageblocks: a line for each pageblock that was ever used; the columns count its frames."""
+    rows = ["pageblock free used movable isolated balloon state"]
+    rows += [
+        f"{number} {b.free} {b.used} {b.movable} {b.isolated} {b.balloon} "
+        f"{'resident' if b.resident else 'returned'}"
+        for number, b in enumerate(blocks)
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def format_compaction(m: MemoryStats | None) -> str:
+    """memory/compaction: a name and a number a line; empty while the device is not set up."""
+    if m is None:
+        return ""
+    c, g, s = m.compactor, m.migration, m.store
+    rows = {
+        "proactiveness": c.proactiveness, "threshold_percent": f"{100 * c.threshold:.2f}",
+        "winnable_percent": f"{100 * c.winnable:.2f}", "unusable_index": f"{m.unusable_index:.3f}",
+        "runs": g.runs, "slices": c.slices, "time_ms": c.ns // 1_000_000,
+        "migration_ms": g.ns // 1_000_000,
+        "pages_scanned": g.scanned, "pages_isolated": g.isolated, "pages_migrated": g.migrated,
+        "failed_busy": g.busy, "failed_again": g.again, "failed_refused": g.refused,
+        "failed_unmovable": g.unmovable, "failed_no_target": g.no_target, "owner_gone": g.owner_gone,
+        "put_back": g.put_back, "pageblocks_freed": g.blocks_freed, "pageblocks_deferred": g.deferred,
+        "pages_compacted": s.pages_compacted, "bytes_returned": s.bytes_returned,
+    }
+    return "".join(f"{name} {value}\n" for name, value in rows.items())
+
+
+def format_balloon(m: MemoryStats | None) -> str:
+    """memory/balloon: target and size in bytes, then pages; empty while the device is not set up."""
+    if m is None:
+        return ""
+    b = m.balloon
+    return f"target {b.target * PAGE}\nsize {b.pages * PAGE}\nisolated {b.isolated}\nmigrated {b.migrated}\n"
+
+
+def format_proactiveness(stats: CompactorStats) -> str:
+    return f"{stats.proactiveness}\n"
+
+
+def parse_proactiveness(data: bytes) -> str:
+    return f"proactiveness={kstrtoull(data)}"
+
+
+def parse_balloon(data: bytes) -> str:
+    size, used = memparse(data)
+    if used == 0:
+        raise ZramfsError(errno.EINVAL, f"expected a size such as 256M, or 0 for none, got {printable(data)}")
+    return f"balloon={size}"

@@ -164,6 +164,10 @@ class Compactor:
             took = time.monotonic_ns() - began
         self._slices += 1
         self._ns += took
-        duty = HURRY_DUTY if self._near_limit(store) else BUSY_DUTY if self._requests() != requests else IDLE_DUTY
+        duty = IDLE_DUTY
+        if self._near_limit(store):
+            duty = HURRY_DUTY
+        elif self._requests() != requests:
+            duty = BUSY_DUTY
         await trio.sleep(took / 1e9 * (1 / duty - 1))
         return more

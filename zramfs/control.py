@@ -22,16 +22,20 @@ _LINE = re.compile(r"(?P<name>[a-z_]+)\s*(?:=\s*(?P<value>.*))?")
 
 @dataclass(frozen=True)
 class Command:
-    """argument: what the help calls the part behind `=`; None = the command takes none."""
+    """argument: what the help calls the part behind `=`; None = the command takes none. optional: it
+    may be left out."""
 
     name: str
     argument: str | None
     summary: str
     run: Callable[[Device, str], Awaitable[None]]
+    optional: bool = False
 
     @property
     def usage(self) -> str:
-        return self.name if self.argument is None else f"{self.name}={self.argument}"
+        if self.argument is None:
+            return self.name
+        return f"{self.name}[={self.argument}]" if self.optional else f"{self.name}={self.argument}"
 
 
 def _size(text: str) -> int:
@@ -50,11 +54,23 @@ async def _reset_peak(device: Device, text: str) -> None:
     await device.reset_mem_used_max()
 
 
+async def _compact(device: Device, text: str) -> None:
+    if text not in ("", "objects", "pages", "all"):
+        raise ZramfsError(errno.EINVAL, f"compact takes objects, pages or all (the default), not {text!r}")
+    await device.compact(text or "all")
+
+
+def _whole_number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ZramfsError(errno.EINVAL, f"expected a whole number, got {printable(text.encode())}")
+    return int(text)
+
+
 COMMANDS = {
     command.name: command
     for command in (
-        Command("compact", None, "pack the objects of the pool together; returns when it is done",
-                lambda device, _: device.compact()),
+        Command("compact", "objects|pages|all",
+                "make the pool dense and give memory back; returns when it is done", _compact, optional=True),
         Command("reset", None, "drop all data and settings; nobody may have disk open",
                 lambda device, _: device.reset()),
         Command("disksize", "SIZE", "set the device up, once until the next reset",
@@ -64,6 +80,10 @@ COMMANDS = {
         Command("mem_limit", "SIZE", "memory that the pool may take, 0 for no limit",
                 lambda device, text: device.set_mem_limit(_size(text))),
         Command("mem_used_max", "0", "forget the peak of the memory used", _reset_peak),
+        Command("proactiveness", "0..100", "how readily the pool is compacted unasked, 0 for never",
+                lambda device, text: device.set_proactiveness(_whole_number(text))),
+        Command("balloon", "SIZE", "memory to keep from the pool, for the host",
+                lambda device, text: device.set_balloon(_size(text))),
     )
 }
 
@@ -106,7 +126,7 @@ def parse(line: str) -> tuple[Command, str]:
             errno.EINVAL,
             f"{command.name} takes no value, got {printable(value.encode())}; write {command.usage}",
         )
-    if command.argument is not None and not value:
+    if command.argument is not None and not value and not command.optional:
         raise ZramfsError(errno.EINVAL, f"{command.name} needs a value: write {command.usage}")
     return command, value or ""
 

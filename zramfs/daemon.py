@@ -89,7 +89,7 @@ class _Daemon:
                     await self.mount_tree()
                     for task, *arguments in (
                         (self.watch_signals, signals), (self.serve_tree,), (self.watch_lane,),
-                        (watch_errors, self.device),
+                        (watch_errors, self.device), (self.device.compactor.run,),
                     ):
                         nursery.start_soon(self.guard, task, *arguments)
                     await self.serve()

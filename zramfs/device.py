@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from . import codecs, control
+from .compactor import Compactor, CompactorStats
 from .config import DEFAULT_ALGO, DeviceConfig
 from .errors import ZramfsError
 from .memparse import page_align
@@ -26,7 +27,7 @@ from .stats import StoreStats
 from .store import MAX_DISKSIZE, Store
 
 if TYPE_CHECKING:
-    from allocator.stats import ClassStats
+    from allocator.stats import BalloonStats, ClassStats, CompactionStats, PageblockStats
 
     from .lane import Lane, LaneStats
 
@@ -38,6 +39,26 @@ _LANE_COUNTERS = (
     "read_ios", "read_sectors", "read_ms", "write_ios", "write_sectors", "write_ms", "io_ms", "queue_ms",
     "discard_ios", "discard_sectors", "discard_ms", "flush_ios", "flush_ms",
 )
+
+
+@dataclass(frozen=True)
+class MemoryStats:
+    """What compaction and the balloon have done since the device was set up; `won` is what the last
+    `compact` command said."""
+
+    compactor: CompactorStats
+    migration: CompactionStats
+    balloon: BalloonStats
+    orders: tuple[int, ...]
+    store: StoreStats
+    won: str | None
+
+    @property
+    def unusable_index(self) -> float:
+        """Share of the free frames that do not lie in whole free pageblocks, 0 to 1."""
+        whole = self.orders[-1] << (len(self.orders) - 1)
+        free = sum(blocks << order for order, blocks in enumerate(self.orders))
+        return (free - whole) / free if free else 0.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +94,8 @@ class Device:
         self._lane_before: LaneStats | None = None
         self._busy = trio.Lock()
         self._worker = trio.CapacityLimiter(1)
+        self._won: str | None = None
+        self.compactor = Compactor(lambda: self._store, self._requests)
 
     async def start(self) -> None:
         """Sets up a device that is configured with a size. To be called before the lane starts.
@@ -85,9 +108,7 @@ class Device:
     async def close(self) -> None:
         """Frees the memory. The lane must have ended."""
         async with self._busy:
-            if store := self._store:
-                self._store = None
-                await self._in_thread(store.close)
+            await self._drop_store()
 
     async def command(self, line: str) -> None:
         """Runs one line of `control`. Raises ZramfsError with the reason, which stats() then shows
@@ -132,6 +153,16 @@ class Device:
         """Free blocks of order 0 to 9, or None while the device is not set up."""
         return self._store.buddyinfo() if self._store else None
 
+    def memory(self) -> MemoryStats | None:
+        """Compaction and balloon, or None while the device is not set up."""
+        if (store := self._store) is None:
+            return None
+        return MemoryStats(self.compactor.stats(), store.migration.stats(), store.balloon.stats(),
+                           store.buddyinfo(), store.stats(), self._won)
+
+    def pageblocks(self) -> list[PageblockStats]:
+        return self._store.migration.pageblocks() if self._store else []
+
     # The commands. They expect _busy to be held by command().
 
     async def set_disksize(self, size: int) -> None:
@@ -152,27 +183,55 @@ class Device:
     async def reset(self) -> None:
         async with self._claim():
             self._lane.set_store(None)
-            store, self._store = self._store, None
             self._lane_before = self._lane.stats()
             self._algo, self._level = DEFAULT_ALGO, None
             self._mem_limit = 0
-            if store:
-                await self._in_thread(store.close)
+            await self._drop_store()
             await self._in_thread(self._lane.notify_size)
         log.info("%s: reset", self._config.name)
 
-    async def compact(self) -> None:
-        if self._store is None:
+    async def compact(self, what: str = "all") -> None:
+        """what: "objects" (fewer zspages), "pages" (fewer pageblocks) or "all". Ends when nothing is
+        left to win; what it won is in the log, in `control` and in memory/compaction."""
+        if (store := self._store) is None:
             raise ZramfsError(
                 errno.EINVAL, "nothing to compact: the device is not set up; write disksize first"
             )
-        freed = await self._in_thread(self._store.compact)
-        log.info("%s: compaction freed %d pages", self._config.name, freed)
+
+        def work() -> str:
+            pages = store.compact() if what != "pages" else 0
+            blocks = store.migration.run() if what != "objects" else 0
+            return f"{pages} pool pages by object compaction, {blocks} pageblocks of 2 MiB by page migration"
+
+        async with self.compactor.lock:
+            self._won = await self._in_thread(work)
+        log.info("%s: compaction won %s", self._config.name, self._won)
+
+    async def set_proactiveness(self, value: int) -> None:
+        if not 0 <= value <= 100:
+            raise ZramfsError(
+                errno.EINVAL, f"expected a proactiveness of 0 (never by itself) to 100, got {value}"
+            )
+        self.compactor.proactiveness = value
+        self.compactor.poke()
+
+    async def set_balloon(self, size: int) -> None:
+        """Sets the target, in bytes; the compactor moves the balloon there."""
+        if (store := self._store) is None:
+            raise ZramfsError(
+                errno.EINVAL, "no pool to take memory from: the device is not set up; write disksize first"
+            )
+        try:
+            store.balloon.set_target(page_align(size) // 4096)
+        except ValueError as error:
+            raise ZramfsError(errno.EINVAL, str(error)) from None
+        self.compactor.poke()
 
     async def set_mem_limit(self, limit: int) -> None:
         limit = page_align(limit)
         if self._store:
             self._store.set_mem_limit(limit)
+            self.compactor.poke()
         self._mem_limit = limit
 
     async def reset_mem_used_max(self) -> None:
@@ -208,9 +267,22 @@ class Device:
         except MemoryError as error:
             raise ZramfsError(errno.ENOMEM, str(error)) from None
         self._store = store
+        self._won = None
+        self.compactor.poke()
         log.info(
             "%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level
         )
+
+    async def _drop_store(self) -> None:
+        """Frees all data, when no slice of the compactor is at work on it."""
+        async with self.compactor.lock:
+            store, self._store = self._store, None
+            if store:
+                await self._in_thread(store.close)
+
+    def _requests(self) -> int:
+        lane = self._lane.stats()
+        return lane.read_ios + lane.write_ios + lane.discard_ios
 
     @asynccontextmanager
     async def _claim(self) -> AsyncIterator[None]:

@@ -103,21 +103,24 @@ class Handle:
 def build(device: Device, disk: Path) -> Directory:
     """The root of the tree; disk: where the lane is mounted."""
 
-    def attribute(a: Attribute) -> File:
+    def writer(path: str, parse: Callable[[bytes], str]) -> Callable[[bytes], Awaitable[int]]:
         async def write(data: bytes) -> int:
             data = data[:ATTRIBUTE_SIZE]
             try:
-                line = a.parse(data)
+                line = parse(data)
             except ZramfsError as error:
-                device.refused(f"zram/{a.name}", error)
+                device.refused(path, error)
                 raise
             await device.command(line)
             return len(data)
 
+        return write
+
+    def attribute(a: Attribute) -> File:
         return File(
             name=a.name, mode=a.mode, size=ATTRIBUTE_SIZE,
             read=(lambda: a.show(device.stats()).encode()) if a.show else None,
-            write=write if a.parse else None,
+            write=writer(f"zram/{a.name}", a.parse) if a.parse else None,
         )
 
     async def write_control(data: bytes) -> int:
@@ -144,6 +147,15 @@ def build(device: Device, disk: Path) -> Directory:
         Directory(name="memory", mode=0o755, children=[
             File(name="buddyinfo", mode=0o444,
                  read=lambda: attributes.format_buddyinfo(device.buddyinfo()).encode()),
+            File(name="pageblocks", mode=0o444,
+                 read=lambda: attributes.format_pageblocks(device.pageblocks()).encode()),
+            File(name="compaction", mode=0o444,
+                 read=lambda: attributes.format_compaction(device.memory()).encode()),
+            File(name="balloon", mode=0o644, write=writer("memory/balloon", attributes.parse_balloon),
+                 read=lambda: attributes.format_balloon(device.memory()).encode()),
+            File(name="proactiveness", mode=0o644,
+                 write=writer("memory/proactiveness", attributes.parse_proactiveness),
+                 read=lambda: attributes.format_proactiveness(device.compactor.stats()).encode()),
         ]),
     ])
 
