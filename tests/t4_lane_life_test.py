@@ -37,14 +37,16 @@ from zramfs.lane import Lane
 from zramfs.store import Store
 
 PLAIN = pytest.mark.skipif(
-    "san" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer has the heap's functions, and its mlock does nothing")
+    "san" in os.environ.get("LD_PRELOAD", ""),
+    reason="a sanitizer has the heap's functions, and its mlock does nothing",
+)
 HOLDING_THE_GIL = ctypes.PyDLL(None)  # calls that keep the GIL
 
 
 def lane_threads() -> dict[str, Path]:
     """Name -> /proc directory of this process's lane threads."""
-    tasks = Path("/proc/self/task").iterdir()
-    return {name: task for task in tasks if (name := (task / "comm").read_text().strip()).startswith("zramfs-lane")}
+    named = {(task / "comm").read_text().strip(): task for task in Path("/proc/self/task").iterdir()}
+    return {name: task for name, task in named.items() if name.startswith("zramfs-lane")}
 
 
 def blocked_signals(task: Path) -> set[int]:

@@ -166,7 +166,9 @@ class Wire:
 
 
 @contextmanager
-def wired(size: int | None = 1 << 20, *, threads: int = 2, start: bool = True, **more: object) -> Iterator[Wire]:
+def wired(
+    size: int | None = 1 << 20, *, threads: int = 2, start: bool = True, **more: object
+) -> Iterator[Wire]:
     """A lane on a socket pair, with a store of `size` bytes, or without one."""
     kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     kernel.settimeout(TIMEOUT)

@@ -18,7 +18,8 @@ from zramfs.fuse_abi cimport (
     ZRAMFS_FUSE_MINOR_MIN, fuse_notify_inval_inode_out, fuse_out_header,
 )
 from zramfs.requests cimport (
-    CLAIMED, DISCARDS, FLUSHES, GROUPS, READS, REFUSED, WRITES, server_t, worker_lock, worker_t, worker_unlock,
+    CLAIMED, DISCARDS, FLUSHES, GROUPS, READS, REFUSED, WRITES, server_t, worker_lock, worker_t,
+    worker_unlock,
 )
 from zramfs.store cimport Store, store_ctx_free, store_ctx_new, store_ctx_t, store_t
 from zramfs.threads cimport (
@@ -251,7 +252,8 @@ cdef class Lane:
         cdef uint64_t refused = load64(&self.crew.server.refused)
         cdef uint64_t number = load64(&self.crew.end_errno)
         if refused:
-            return (f"this kernel speaks FUSE {(refused & ~REFUSED) >> 32}.{refused & 0xFFFFFFFF}; zramfs needs "
+            refused &= ~REFUSED
+            return (f"this kernel speaks FUSE {refused >> 32}.{refused & 0xFFFFFFFF}; zramfs needs "
                     f"{FUSE_KERNEL_VERSION}.{ZRAMFS_FUSE_MINOR_MIN} (Linux 3.15) or newer")
         if number:
             return f"reading requests from the kernel failed: {os.strerror(number)}"

@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 import socket
+import struct
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,8 +38,8 @@ def mount_file(path: str | os.PathLike[str], *, options: Mapping[str, str | bool
     replaced) or an unknown option, ENOENT for a missing path or fusermount3, EPERM and so on.
     """
     if options.get("auto_unmount"):
-        raise MountError(errno.EINVAL, "expected mount options without auto_unmount, which would end the mount "
-                                       "when one of its processes ends; use unmount")
+        raise MountError(errno.EINVAL, "expected mount options without auto_unmount, which would end the "
+                                       "mount when one of its processes ends; use unmount")
     point = _absolute(path)
     words = [name if value is True else f"{name}={_escape(value)}" for name, value in options.items()
              if value is not False]
@@ -46,14 +47,17 @@ def mount_file(path: str | os.PathLike[str], *, options: Mapping[str, str | bool
     with ours, theirs:
         _fusermount(
             ["-o", ",".join(words), "--", str(point)] if words else ["--", str(point)],
-            what=f"mounting {point}", pass_fds=(theirs.fileno(),), env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            what=f"mounting {point}", pass_fds=(theirs.fileno(),),
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
         )
         theirs.close()
         ours.settimeout(TIMEOUT)
-        _, fds, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
-    if not fds:
+        # Not socket.recv_fds: it drops its flags, and a descriptor that a child inherits keeps the
+        # connection alive after the server.
+        _, control, _, _ = ours.recvmsg(1, socket.CMSG_LEN(struct.calcsize("i")), socket.MSG_CMSG_CLOEXEC)
+    if not control:
         raise MountError(errno.EIO, f"fusermount3 reported success for {point}, but passed no descriptor")
-    return fds[0]
+    return struct.unpack("i", control[0][2])[0]
 
 
 def unmount(path: str | os.PathLike[str], lazy: bool = False) -> None:
@@ -91,7 +95,8 @@ def abort(path: str | os.PathLike[str]) -> None:
             errno.ENOENT, f"{point} cannot be aborted: {control} is missing; root can bring it with "
                           f"mount -t fusectl fusectl {CONNECTIONS}") from None
     except OSError as error:
-        raise MountError(error.errno or errno.EIO, f"{point} cannot be aborted: {control}: {error.strerror}") from error
+        sentence = f"{point} cannot be aborted: {control}: {error.strerror}"
+        raise MountError(error.errno or errno.EIO, sentence) from error
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
