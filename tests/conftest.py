@@ -15,8 +15,11 @@ from pathlib import Path
 import capabilities
 import leftovers
 import pytest
+import pytest_timeout
+from guardian import Guardian
 
 TRACEBACK = "Traceback (most recent call last)"
+GUARDIAN = pytest.StashKey[Guardian]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.option.collectonly:
         leftovers.sweep(leftovers.of_dead_runs)
         leftovers.sweep_directories()
+        config.stash[GUARDIAN] = Guardian()  # before the name is in the environment: it is no leftover
     owner = leftovers.owner_name()
     # Everything temporary gets the run's name into its path: mount points, sockets, run directories.
     home = Path(tempfile.gettempdir()) / owner
@@ -46,6 +50,21 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[leftovers.ENVIRONMENT] = owner
     # kill -USR1 PID shows where a hanging run stands; a copy of stderr, since capturing replaces it.
     faulthandler.register(signal.SIGUSR1, file=os.fdopen(os.dup(2), "w"), all_threads=True)
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> None:
+    if guardian := item.config.stash.get(GUARDIAN, None):
+        guardian.limit(settings.timeout or 0)
+
+
+def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
+    if guardian := item.config.stash.get(GUARDIAN, None):
+        guardian.limit(0)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if guardian := config.stash.get(GUARDIAN, None):
+        guardian.end()
 
 
 def pytest_report_header() -> list[str]:

@@ -11,6 +11,7 @@ the name, because rundir.escape() would change it in the names of run directorie
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -30,9 +31,13 @@ _STEP_SECONDS = 20
 
 
 def _start_time(pid: int) -> str:
-    """Clock ticks since boot at which the process began: tells a reused pid from the old one."""
+    """Clock ticks since boot at which the process began: tells a reused pid from the old one.
+    Raises OSError when there is none; one that has ended, but for a thread that hangs, is none."""
     stat = Path(f"/proc/{pid}/stat").read_text()
-    return stat[stat.rindex(")") + 2:].split()[19]
+    fields = stat[stat.rindex(")") + 2:].split()
+    if fields[0] in "ZX":
+        raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
+    return fields[19]
 
 
 def owner_name(pid: int | None = None) -> str:
@@ -45,7 +50,7 @@ def owner_of(text: str) -> str | None:
     return match.group(0) if match else None
 
 
-def _lives(owner: str) -> bool:
+def lives(owner: str) -> bool:
     match = _OWNER.fullmatch(owner)
     try:
         return match is not None and _start_time(int(match.group(1))) == match.group(2)
@@ -187,7 +192,7 @@ def sweep(wanted: Callable[[str], bool]) -> list[Leftover]:
 
 
 def of_dead_runs(owner: str) -> bool:
-    return not _lives(owner)
+    return not lives(owner)
 
 
 def sweep_directories() -> None:
