@@ -12,7 +12,7 @@ from ..errors import ZramfsError
 from .control import _tree
 
 # A pool of 100 GiB has 51 200 pageblocks, a line of about 30 bytes each.
-READ_TIMEOUT = 10.0
+READ_TIMEOUT = 5.0
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
