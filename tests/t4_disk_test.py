@@ -271,7 +271,7 @@ def test_sparse_copies(empty: Disk, tmp_path: Path):
 
 def test_mappings_and_calls_see_each_other(empty: Disk):
     with empty.open() as fd, empty.open(os.O_RDWR | os.O_DIRECT) as direct, mmap.mmap(fd, MIB) as here:
-        code = f"import mmap, sys; mmap.mmap(open(sys.argv[1], 'r+b').fileno(), {MIB})[5000:5004] = b'them'"
+        code = f"import mmap, os, sys; mmap.mmap(os.open(sys.argv[1], 2), {MIB})[5000:5004] = b'them'"
         subprocess.run([sys.executable, "-c", code, empty.path], check=True, timeout=30)
         assert here[4999:5005] == b"\0them\0"
         here[7:11] = b"mine"
