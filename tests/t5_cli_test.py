@@ -2,16 +2,11 @@
 """The command line on real devices: calls, create and stop, for root and for ordinary users."""
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,8 +17,6 @@ from zramfs import busy, detach
 from zramfs.errors import ZramfsError
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
-
-NOBODY = 65534
 
 
 @pytest.fixture(autouse=True)
@@ -238,95 +231,3 @@ def test_a_daemon_that_is_killed_while_it_starts_is_reported_with_its_log(tmp_pa
 
     with pytest.raises(ZramfsError, match=r"(?s)the daemon failed:\nTraceback.*RuntimeError: a bug"):
         detach.run(break_down, tmp_path / "log2")
-
-
-@contextlib.contextmanager
-def fuse_for_everybody(directory: Path) -> Iterator[list[str]]:
-    """The words before a command that let it see a /dev/fuse that everybody may open, which udev
-    makes it, and a machine without udev does not: in a mount namespace with a node of our own."""
-    if os.stat("/dev/fuse").st_mode & 0o006 == 0o006:
-        yield []
-        return
-    node = directory / "fuse"
-    os.mknod(node, 0o666 | 0o020000, os.stat("/dev/fuse").st_rdev)
-    node.chmod(0o666)
-    code = 'mount --bind "$1" /dev/fuse && echo there && exec cat'
-    with subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", code, "sh", node],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        try:
-            assert holder.stdout.readline() == "there\n"
-            yield ["nsenter", f"--mount=/proc/{holder.pid}/ns/mnt"]
-        finally:
-            holder.kill()
-
-
-def command_as_nobody(prefix: list[str]) -> list[str]:
-    """zramfs for a user who may not enter root's home, where this interpreter may be."""
-    path = os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)
-    system = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
-    for interpreter in (sys.executable, system):
-        command = [
-            *prefix,
-            "setpriv",
-            f"--reuid={NOBODY}",
-            f"--regid={NOBODY}",
-            "--clear-groups",
-            "env",
-            f"PYTHONPATH={path}",
-            interpreter,
-            "-m",
-            "zramfs.cli",
-        ]
-        with contextlib.suppress(OSError):
-            if (
-                subprocess.run([*command, "--version"], capture_output=True, timeout=60, cwd="/").returncode
-                == 0
-            ):
-                return command
-    pytest.skip(f"uid {NOBODY} may run zramfs neither with {sys.executable} nor with {system}")
-
-
-@pytest.mark.requires("root", "setpriv", "unshare", "nsenter")
-def test_an_ordinary_user_has_devices_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ZRAMFS_RUN_DIR")
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    home = Path(tempfile.mkdtemp())  # not tmp_path, which pytest makes private to root
-    home.chmod(0o755)
-    (home / "his").mkdir()
-    os.chown(home / "his", NOBODY, NOBODY)
-    try:
-        with fuse_for_everybody(home) as prefix:
-            life_of_an_ordinary_user(command_as_nobody(prefix), prefix, home / "his")
-        assert os.listdir(f"/tmp/zramfs-{NOBODY}") == []
-        assert os.listdir(home / "his") == []
-    finally:
-        with contextlib.suppress(OSError):
-            os.rmdir(f"/tmp/zramfs-{NOBODY}")
-        shutil.rmtree(home, ignore_errors=True)
-
-
-def life_of_an_ordinary_user(command: list[str], prefix: list[str], home: Path) -> None:
-    directory = home / "device"
-    run(*command, "create", directory, "--size", "1M", cwd="/")
-    try:
-        shown = json.loads(
-            run(*command, "status", "--json", "-o", "DIRECTORY,DISKSIZE,STATE", cwd="/").stdout
-        )
-        assert shown == {"zramfs": [{"directory": str(directory), "disksize": "1M", "state": "ready"}]}
-        shell = [*prefix, "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "sh", "-c"]
-        disk = f"{directory}/disk"
-        assert (
-            run(*shell, f"printf mine | dd of={disk} conv=notrunc status=none; head -c 4 {disk}").stdout
-            == "mine"
-        )
-        assert "data" in run(*command, "control", directory, cwd="/").stdout
-        assert Path(f"/tmp/zramfs-{NOBODY}").stat().st_mode & 0o777 == 0o700
-        said = run(*command, "ramdisk", home / "fs", "--size", "1M", check=False, cwd="/")
-        assert said.returncode == 1
-        assert "a RAM disk needs root, for its loop device and its mount" in said.stderr
-    finally:
-        run(*command, "stop", directory, cwd="/")

@@ -53,7 +53,7 @@ class Call:
             raise ZramfsError(errno.EIO, f"a helper process ended with status {status} and without a result")
         answer = json.loads(b"".join(chunks))
         if "errno" in answer:
-            raise OSError(answer["errno"], answer["strerror"])
+            raise OSError(answer["errno"], answer["strerror"], answer["filename"])
         return answer["result"]
 
 
@@ -68,7 +68,8 @@ def _serve(action: Callable[[], Any], write_end: int) -> None:
         try:
             answer = {"result": action()}
         except OSError as error:
-            answer = {"errno": error.errno, "strerror": error.strerror}
+            name = None if error.filename is None else str(error.filename)
+            answer = {"errno": error.errno, "strerror": error.strerror, "filename": name}
         with os.fdopen(write_end, "w", encoding="utf-8") as out:
             json.dump(answer, out)
         status = 0

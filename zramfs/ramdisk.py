@@ -14,6 +14,9 @@ from .errors import ZramfsError
 
 # What comes after the program's name. The device is new, so it reads as zeros (nothing to discard or
 # to zero), and what it holds dies with it (nothing to repair after a crash, so no second copies).
+# Without journal and reserve an ext4 of 8 GiB has 474 MiB more room; copying 275 MiB of files made
+# 1520 write requests instead of 1750 to 2130, and with half of them deleted 59 MiB stayed in memory
+# instead of 60 to 93, which the journal held.
 MKFS = {
     "ext4": ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard,assume_storage_prezeroed=1"],
     "xfs": ["-q", "-K"],

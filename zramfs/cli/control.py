@@ -76,4 +76,5 @@ def _reason(file: Path, command: str, error: OSError) -> str:
     for line in text.splitlines():
         if line.startswith("last error") and f" {command.strip()}: " in line:
             return line.split(f" {command.strip()}: ", 1)[1]
-    return error.strerror or str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"

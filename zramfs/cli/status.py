@@ -181,8 +181,10 @@ def _ask(rows: list[Row]) -> None:
         except TimeoutError:
             row.health = "hangs"
         except OSError as error:
+            if row.state is None:  # of somebody else: nothing is known of it but this
+                raise
             if row.health == "ready":
-                row.health = "dead" if row.state is None or not row.state.alive() else "ending"
+                row.health = "ending" if row.state.alive() else "dead"
                 say(f"{row.directory}: {error.strerror}")
 
 
