@@ -12,7 +12,7 @@ import click
 
 from .. import bounded, lifecycle
 from ..errors import ZramfsError
-from .options import device
+from .options import tree
 
 
 @click.command()
@@ -27,7 +27,7 @@ def control(dir: str, commands: tuple[str, ...]) -> None:
     for command in commands:
         if "\n" in command or not command.strip():
             raise click.UsageError(f"expected a command of one line, got {command!r}")
-    file = _tree(dir) / "control"
+    file = tree(dir) / "control"
     if not commands:
         try:
             sys.stdout.write(bounded.call(file.read_text, lifecycle.ANSWER_TIMEOUT))
@@ -43,20 +43,6 @@ def control(dir: str, commands: tuple[str, ...]) -> None:
         except OSError as error:
             reason = _reason(file, command, error)
             raise ZramfsError(error.errno or errno.EIO, f"{command}: {reason}") from None
-
-
-def _tree(dir: str) -> Path:
-    """The directory with `control`: of a device of ours, or any tree this user may use."""
-    from .. import busy, rundir
-
-    place = rundir.resolve(dir)
-    mount = busy.mount_at(place)
-    if mount is not None and mount.fstype == lifecycle.FSTYPE:
-        return place
-    state = device(dir).read()
-    if state is None:
-        raise ZramfsError(errno.ENODEV, f"the device {dir} never came up; `zramfs stop {dir}` cleans it up")
-    return Path(state.directory)
 
 
 def _send(file: Path, command: str) -> None:

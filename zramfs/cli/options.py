@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .. import rundir, sizes
+from .. import busy, lifecycle, rundir, sizes
 from ..config import DEFAULT_ALGO, DEFAULT_THREADS, DeviceConfig
 from ..errors import ZramfsError
 from ..rundir import Rundir
@@ -114,6 +114,19 @@ def device(text: str) -> Rundir:
     if found is None:
         raise no_device(text)
     return found
+
+
+def tree(text: str) -> Path:
+    """The directory with `control` and the rest: of a device of ours, or of somebody else's that is
+    mounted on the very directory. Raises ZramfsError."""
+    place = rundir.resolve(text)
+    mount = busy.mount_at(place)
+    if mount is not None and mount.fstype == lifecycle.FSTYPE:
+        return place
+    state = device(text).read()
+    if state is None:
+        raise ZramfsError(errno.ENODEV, f"the device {text} never came up; `zramfs stop {text}` cleans it up")
+    return Path(state.directory)
 
 
 def no_device(text: str) -> ZramfsError:

@@ -9,7 +9,7 @@ import click
 
 from .. import bounded, busy
 from ..errors import ZramfsError
-from .control import _tree
+from .options import tree
 
 # A pool of 100 GiB has 51 200 pageblocks, a line of about 30 bytes each.
 READ_TIMEOUT = 5.0
@@ -50,7 +50,7 @@ def report(dir: str, output: Path, before: Path | None, data: Path | None) -> No
         )
     reports.expect_able()
     earlier = sample.from_json(before.read_text(), str(before)) if before else None
-    directory = _tree(dir)
+    directory = tree(dir)
     # In a child, which may hang; before matplotlib, whose libraries start threads.
     try:
         files = bounded.call(lambda: sample.texts(directory), READ_TIMEOUT)
