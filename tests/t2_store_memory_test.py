@@ -21,6 +21,7 @@ def memory_file(store: Store) -> MemoryFile:
 
 # ---- memory that is not used ------------------------------------------------------------------------
 
+@pytest.mark.requires("unsanitized")
 def test_a_tebibyte_costs_nothing_until_it_is_written() -> None:
     before = resident_set()
     store = Store(TIB)
