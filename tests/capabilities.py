@@ -123,7 +123,8 @@ def _direct_io() -> str:
 
 def _unsanitized() -> str:
     """.ci/check-skips counts on such a test to run in the other of scripts/test's runs."""
-    if "libasan" in Path("/proc/self/maps").read_text():
+    maps = Path("/proc/self/maps").read_text()
+    if "libasan" in maps or "libtsan" in maps:
         return "a sanitizer has the heap, mlock(2) and most of the address space to itself"
     return ""
 

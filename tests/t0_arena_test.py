@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import models
 import pytest
-from allocator.check import check
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from memory_file import MemoryFile, resident_set
 
 from allocator import Arena
+from allocator.check import check
 
 FRAME = 4096
 PAGEBLOCK_FRAMES = 512

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import pytest
-from allocator.check import check
 from memory_file import WORD, MemoryFile
 
 from allocator import Arena, CheckError, Pool
+from allocator.check import check
 
 NONE32 = 0xFFFFFFFF
 FREE, USED = 1, 2

@@ -6,12 +6,12 @@ from collections import Counter
 
 import models
 import pytest
-from allocator.check import check
 from memory_file import MemoryFile
 from models import CHAIN_8, SizeClass, size_class
 from pool_tools import FRAME, largest, pattern, scatter, used_classes
 
 from allocator import Arena, Pool
+from allocator.check import check
 
 # ---- the class table ----------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ from collections import Counter
 
 import models
 import pytest
-from allocator.check import check
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -15,6 +14,7 @@ from models import CHAIN_8, SizeClass, size_class
 from pool_tools import largest, pattern, scatter, used_classes
 
 from allocator import Arena, Pool
+from allocator.check import check
 
 # ---- compaction -------------------------------------------------------------------------------------
 

@@ -3,12 +3,14 @@
 import errno
 import random
 
+import capabilities
 import models
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from page_kinds import KINDS, block
+
 from zramfs.store import Store
 
 PAGE = 4096
@@ -167,5 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert sum(c.pages_used for c in used) * PAGE == stats.mem_used_total
 
 
-StoreMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
+# A sanitizer makes the model, not the store, ten times as slow.
+EXAMPLES = 25 if capabilities.missing("unsanitized") else 80
+StoreMachine.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=25, deadline=None)
 TestStoreMachine = StoreMachine.TestCase

@@ -12,9 +12,9 @@ import models
 import pytest
 from memory_file import SLOT_LOCK, WORD, MemoryFile
 from page_kinds import KINDS, block, page_of_size
-from zramfs.store import Store
 
 from allocator import CheckError
+from zramfs.store import Store
 
 PAGE = 4096
 

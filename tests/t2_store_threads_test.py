@@ -13,6 +13,7 @@ from contextlib import suppress
 import pytest
 from memory_file import MemoryFile
 from page_kinds import KINDS, block
+
 from zramfs.store import Store
 
 PAGE = 4096
