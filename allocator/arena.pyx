@@ -142,6 +142,9 @@ cdef uint32_t take_pageblock_locked(arena_t* a) noexcept nogil:
     if pb != NONE32:
         a.returned = a.pageblocks[pb].next
         a.nr_returned -= 1
+        # What failed in its last life says nothing about this one.
+        a.pageblocks[pb].skip = 0
+        a.pageblocks[pb].defer = 0
     elif a.fresh < a.nr_pageblocks:
         pb = a.fresh
         a.fresh += 1
@@ -195,7 +198,7 @@ cdef uint32_t merge_locked(arena_t* a, uint32_t frame, int order) noexcept nogil
     cdef uint32_t buddy
     while order < PAGEBLOCK_ORDER:
         buddy = frame ^ (1u << order)
-        if not a.pages[buddy].flags & PG_FREE or a.pages[buddy].order != order:
+        if not load16(&a.pages[buddy].flags) & PG_FREE or a.pages[buddy].order != order:
             break
         remove_free_locked(a, buddy)
         frame &= ~(1u << order)
@@ -295,7 +298,7 @@ cdef void relist_locked(arena_t* a, uint32_t pb, bint isolated) noexcept nogil:
     cdef pageblock_desc_t* desc = &a.pageblocks[pb]
     cdef int order
     while frame < end:
-        if not a.pages[frame].flags & PG_FREE:
+        if not load16(&a.pages[frame].flags) & PG_FREE:
             frame += 1
             continue
         order = a.pages[frame].order
@@ -338,7 +341,7 @@ cdef inline uint32_t free_head_of(arena_t* a, uint32_t frame) noexcept nogil:
     cdef int order
     for order in range(NR_ORDERS):
         head = frame & ~((1u << order) - 1)
-        if a.pages[head].flags & PG_FREE and head + (1u << a.pages[head].order) > frame:
+        if load16(&a.pages[head].flags) & PG_FREE and head + (1u << a.pages[head].order) > frame:
             return head
     return NONE32
 
@@ -377,15 +380,15 @@ cdef bint arena_claim_range(arena_t* a, uint32_t first, uint32_t n, uint8_t owne
 cdef uint32_t arena_alloc_inside(arena_t* a, uint32_t pb, uint32_t* cursor) noexcept nogil:
     cdef uint32_t frame = cursor[0], end = (pb + 1) * PAGEBLOCK_FRAMES
     pthread_mutex_lock(&a.lock)
-    if a.pageblocks[pb].flags == PB_IN_USE and not injected_locked(a):
-        while frame < end:
-            if a.pages[frame].flags & PG_FREE:
-                carve_locked(a, frame)
-                mark_used_locked(a, frame, 1, OWNER_NONE, 0)
-                break
-            frame += 1
-    else:
+    if a.pageblocks[pb].flags != PB_IN_USE or a.pageblocks[pb].nr_free == 0 or injected_locked(a):
         frame = end
+    # The first may lie inside a block, which frames freed behind the cursor have merged with it.
+    if frame < end and free_head_of(a, frame) == NONE32:
+        while frame < end and not load16(&a.pages[frame].flags) & PG_FREE:
+            frame += 1
+    if frame < end:
+        carve_locked(a, frame)
+        mark_used_locked(a, frame, 1, OWNER_NONE, 0)
     pthread_mutex_unlock(&a.lock)
     cursor[0] = frame + 1 if frame < end else end
     return frame if frame < end else NONE32
@@ -496,8 +499,10 @@ cdef tuple arena_buddyinfo(arena_t* a):
 
 
 cdef object arena_stats(arena_t* a):
-    cdef uint64_t used, blocks, returned, errors, reserved = peek64(&a.reserved)
+    cdef uint64_t used, blocks, returned, errors, reserved
     pthread_mutex_lock(&a.lock)
+    # Under the lock, so that none of the frames counted here has left its pageblock yet.
+    reserved = peek64(&a.reserved)
     used = a.frames_used
     blocks = a.pageblocks_in_use
     returned = a.bytes_returned

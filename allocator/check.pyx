@@ -25,20 +25,23 @@ cdef int check_pageblock_locked(arena_t* a, uint32_t pb, uint64_t* listed) excep
     """[A1] [A2] [A4] by a walk over the 512 frames; counts free blocks per order in listed."""
     cdef uint32_t frame = pb * PAGEBLOCK_FRAMES, end = frame + PAGEBLOCK_FRAMES, buddy
     cdef uint32_t nr_free = 0
+    cdef uint16_t flags
     cdef page_desc_t* page
     while frame < end:
         page = &a.pages[frame]
-        if page.flags & PG_USED:
-            if page.flags & PG_FREE:
+        flags = load16(&page.flags)
+        if flags & PG_USED:
+            if flags & PG_FREE:
                 fail("A1", f"frame {frame} is both used and free")
             frame += 1
             continue
-        if not page.flags & PG_FREE or page.order > PAGEBLOCK_ORDER:
-            fail("A1", f"frame {frame} is neither used nor in a free block (flags {page.flags:#x})")
+        if not flags & PG_FREE or page.order > PAGEBLOCK_ORDER:
+            fail("A1", f"frame {frame} is neither used nor in a free block (flags {flags:#x})")
         if frame & ((1u << page.order) - 1):
             fail("A4", f"free block of order {page.order} at frame {frame} is not aligned")
         buddy = frame ^ (1u << page.order)
-        if page.order < PAGEBLOCK_ORDER and a.pages[buddy].flags & PG_FREE and a.pages[buddy].order == page.order:
+        if (page.order < PAGEBLOCK_ORDER and load16(&a.pages[buddy].flags) & PG_FREE
+                and a.pages[buddy].order == page.order):
             fail("A4", f"free buddies {frame} and {buddy} of order {page.order} did not merge")
         listed[page.order] += 1
         nr_free += 1u << page.order
@@ -55,7 +58,7 @@ cdef uint64_t check_free_list_locked(arena_t* a, int which, int order) except? 0
     cdef uint64_t in_list = 0
     cdef uint32_t frame = a.free_head[which][order], prev = NONE32
     while frame != NONE32:
-        if not a.pages[frame].flags & PG_FREE or a.pages[frame].order != order:
+        if not load16(&a.pages[frame].flags) & PG_FREE or a.pages[frame].order != order:
             fail("A2", f"frame {frame} in the list of order {order} is no free block of it")
         if a.pages[frame].prev != prev:
             fail("A2", f"frame {frame} in the list of order {order} has a wrong back link")
@@ -201,7 +204,7 @@ cdef uint64_t owned_frames(arena_t* a) noexcept nogil:
     cdef uint32_t frame
     pthread_mutex_lock(&a.lock)
     for frame in range(a.fresh * PAGEBLOCK_FRAMES):
-        if a.pages[frame].flags & PG_USED and a.pages[frame].owner == OWNER_ZSMALLOC:
+        if load16(&a.pages[frame].flags) & PG_USED and load8(&a.pages[frame].owner) == OWNER_ZSMALLOC:
             owned += 1
     pthread_mutex_unlock(&a.lock)
     return owned

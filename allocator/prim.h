@@ -37,6 +37,8 @@ static inline int32_t load_i32(const int32_t *p) { return __atomic_load_n(p, __A
 static inline void store_i32(int32_t *p, int32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline int32_t sub_i32(int32_t *p, int32_t v) { return __atomic_sub_fetch(p, v, __ATOMIC_RELEASE); }
 
+static inline uint8_t load8(const uint8_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void store8(uint8_t *p, uint8_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline uint16_t load16(const uint16_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void store16(uint16_t *p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline void set_bits16(uint16_t *p, uint16_t v) { __atomic_fetch_or(p, v, __ATOMIC_ACQ_REL); }

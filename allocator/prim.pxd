@@ -19,6 +19,8 @@ cdef extern from "prim.h" nogil:
     int32_t load_i32(const int32_t* p) noexcept
     void store_i32(int32_t* p, int32_t v) noexcept
     int32_t sub_i32(int32_t* p, int32_t v) noexcept
+    uint8_t load8(const uint8_t* p) noexcept
+    void store8(uint8_t* p, uint8_t v) noexcept
     uint16_t load16(const uint16_t* p) noexcept
     void store16(uint16_t* p, uint16_t v) noexcept
     void set_bits16(uint16_t* p, uint16_t v) noexcept
