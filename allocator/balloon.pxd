@@ -20,4 +20,5 @@ cdef struct balloon_t:
 cdef class Balloon:
     cdef readonly Arena arena
     cdef balloon_t b
+    cdef bint registered
     cdef readonly object target     # pages

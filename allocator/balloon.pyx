@@ -95,12 +95,13 @@ cdef uint32_t inflate(balloon_t* b, uint32_t n) noexcept nogil:
     cdef uint32_t frame, done = 0
     while done < n and arena_alloc_frames(b.arena, 1, OWNER_BALLOON, 0, &frame) == 0:
         punch(b.arena, frame)
+        add64(&b.arena.reserved, 1)
+        # Movable before it is listed: until then isolate() refuses it, and no deflate() can find it.
+        set_page_movable(b.arena, frame, OWNER_BALLOON, 0)
         pthread_mutex_lock(&b.lock)
         insert_locked(b, frame)
         b.pages += 1
         pthread_mutex_unlock(&b.lock)
-        add64(&b.arena.reserved, 1)
-        set_page_movable(b.arena, frame, OWNER_BALLOON, LISTED)
         done += 1
     return done
 
@@ -121,8 +122,9 @@ cdef uint32_t deflate(balloon_t* b, uint32_t n) noexcept nogil:
         page_lock(b.arena, frame)
         clear_page_movable(b.arena, frame)
         page_unlock(b.arena, frame)
-        arena_free_block(b.arena, frame, 0)
+        # Before the frame is free: what is reserved is part of the pageblocks in use at any moment.
         sub64(&b.arena.reserved, 1)
+        arena_free_block(b.arena, frame, 0)
         done += 1
     return done
 
@@ -132,7 +134,8 @@ cdef uint32_t deflate(balloon_t* b, uint32_t n) noexcept nogil:
 cdef class Balloon:
     """Takes frames out of a pool so that the host has their memory, and gives them back.
 
-    One thread at a time calls it; the pool and migration go on meanwhile.
+    Any thread may call it; the pool and migration go on meanwhile. An arena takes one balloon at a
+    time: ValueError.
     """
 
     def __cinit__(self, Arena arena not None):
@@ -146,10 +149,12 @@ cdef class Balloon:
         owner.isolate = balloon_isolate
         owner.migrate = balloon_migrate
         owner.putback = balloon_putback
-        owner_register(self.b.arena, OWNER_BALLOON, &owner)
+        self.registered = owner_register(self.b.arena, OWNER_BALLOON, &owner)
+        if not self.registered:
+            raise ValueError("this arena has a balloon already")
 
     def __dealloc__(self):
-        if self.arena is not None and self.arena.a != NULL:
+        if self.registered and self.arena.a != NULL:
             with nogil:
                 owner_unregister(self.b.arena, OWNER_BALLOON)
                 deflate(&self.b, NONE32)
@@ -166,19 +171,19 @@ cdef class Balloon:
         """One step of at most `most` pages towards the target; with room, no more than that many
         frames are taken. Returns by how many pages the balloon grew (negative: shrank)."""
         cdef uint32_t n
-        self.arena.open()
-        wanted = self.target - self.b.pages
+        wanted = self.target - self.stats().pages
         if wanted > 0:
             n = max(0, min(wanted, most, wanted if room is None else room))
             with nogil:
                 n = inflate(&self.b, n)
             return n
-        n = min(-wanted, most)
+        n = max(0, min(-wanted, most))
         with nogil:
             n = deflate(&self.b, n)
         return -<int64_t>n
 
     def stats(self):
+        cdef uint64_t pages, isolated, migrated
         self.arena.open()
         pthread_mutex_lock(&self.b.lock)
         pages, isolated, migrated = self.b.pages, self.b.isolated, self.b.migrated

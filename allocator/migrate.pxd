@@ -14,7 +14,7 @@ cdef struct migrate_stats_t:
     uint64_t isolated
     uint64_t migrated
     uint64_t owner_gone         # freed by their owner after isolation
-    uint64_t unmovable          # frames met without an owner that can move them
+    uint64_t unmovable          # ranges with a frame that no owner can move
     uint64_t busy               # page lock or owner said not now
     uint64_t again              # -EAGAIN until the last pass
     uint64_t refused            # any other error of the owner
@@ -37,8 +37,9 @@ cdef struct compact_run_t:
 
 
 # An owner is registered before its first page becomes movable, and unregistered after its last one
-# has ceased to be; the latter waits for a migration under way.
-cdef void owner_register(arena_t* a, uint8_t owner, const page_owner_t* ops) noexcept nogil
+# has ceased to be, or before it takes them all back; the latter waits for a migration under way.
+# False: the number is taken.
+cdef bint owner_register(arena_t* a, uint8_t owner, const page_owner_t* ops) noexcept nogil
 cdef void owner_unregister(arena_t* a, uint8_t owner) noexcept nogil
 
 cdef bint page_trylock(arena_t* a, uint32_t frame) noexcept nogil
@@ -55,9 +56,10 @@ cdef bint clear_page_movable(arena_t* a, uint32_t frame) noexcept nogil
 cdef int migrate_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint32_t n,
                        compact_run_t* run) noexcept nogil
 
+# Both take migrate_lock, which guards the run. A run that is given up is ended by the next
+# compact_begin(), or by free(run.blocks).
 cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats, bint all_blocks) noexcept nogil
 cdef bint compact_step(arena_t* a, compact_run_t* run, migrate_stats_t* stats) noexcept nogil
-cdef void compact_end(compact_run_t* run) noexcept nogil
 
 cdef int alloc_contig_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint32_t n,
                             uint8_t owner, uint32_t ref) noexcept nogil
@@ -69,4 +71,3 @@ cdef class Migration:
     cdef readonly Arena arena
     cdef migrate_stats_t stats_
     cdef compact_run_t run_
-    cdef bint running

@@ -33,6 +33,8 @@ cdef enum:
     # Frames isolated at a time: a page under migration can't take new objects, so few are held at
     # once; 32 of them are copied in about 30 us.
     BATCH = 32
+    # Ranges that alloc_contig() tries to empty. Each costs a look at all frames in use, 16 bytes each.
+    CONTIG_TRIES = 16
 
 
 # ---- page locks and marks -----------------------------------------------------------------------
@@ -57,23 +59,27 @@ cdef void page_unlock(arena_t* a, uint32_t frame) noexcept nogil:
 
 
 cdef void set_page_movable(arena_t* a, uint32_t frame, uint8_t owner, uint32_t ref) noexcept nogil:
-    a.pages[frame].owner = owner
+    store8(&a.pages[frame].owner, owner)
     a.pages[frame].ref = ref
     set_bits16(&a.pages[frame].flags, PG_MOVABLE)
 
 
 cdef bint clear_page_movable(arena_t* a, uint32_t frame) noexcept nogil:
-    a.pages[frame].owner = OWNER_NONE
+    store8(&a.pages[frame].owner, OWNER_NONE)
     if load16(&a.pages[frame].flags) & PG_ISOLATED:
         return False
     clear_bits16(&a.pages[frame].flags, PG_MOVABLE)
     return True
 
 
-cdef void owner_register(arena_t* a, uint8_t owner, const page_owner_t* ops) noexcept nogil:
+cdef bint owner_register(arena_t* a, uint8_t owner, const page_owner_t* ops) noexcept nogil:
+    cdef bint vacant
     pthread_mutex_lock(&a.migrate_lock)
-    a.owners[owner] = ops[0]
+    vacant = a.owners[owner].ctx == NULL
+    if vacant:
+        a.owners[owner] = ops[0]
     pthread_mutex_unlock(&a.migrate_lock)
+    return vacant
 
 
 cdef void owner_unregister(arena_t* a, uint8_t owner) noexcept nogil:
@@ -87,22 +93,18 @@ cdef void owner_unregister(arena_t* a, uint8_t owner) noexcept nogil:
 cdef bint isolate_page(arena_t* a, migrate_stats_t* stats, uint32_t frame) noexcept nogil:
     """Takes a used frame out of its owner's hands for a move. Never waits."""
     cdef page_owner_t* owner
+    cdef uint8_t number
     cdef bint taken = False
-    if not load16(&a.pages[frame].flags) & PG_MOVABLE:
-        stats.unmovable += 1
-        return False
-    # The owner may be freeing it: the lock is only tried, and what was seen before it is seen again.
+    # The owner may be freeing it: the lock is only tried, and taking it proves that it is movable.
     if not page_trylock(a, frame):
-        stats.busy += 1
         return False
-    if not load16(&a.pages[frame].flags) & PG_ISOLATED:
-        owner = &a.owners[a.pages[frame].owner]
+    number = a.pages[frame].owner
+    if not load16(&a.pages[frame].flags) & PG_ISOLATED and number < NR_OWNERS:
+        owner = &a.owners[number]
         taken = owner.ctx != NULL and owner.isolate(owner.ctx, frame)
     if taken:
         set_bits16(&a.pages[frame].flags, PG_ISOLATED)
         stats.isolated += 1
-    else:
-        stats.busy += 1
     page_unlock(a, frame)
     return taken
 
@@ -128,15 +130,16 @@ cdef void put_back(arena_t* a, migrate_stats_t* stats, uint32_t frame) noexcept 
     stats.put_back += 1
 
 
-cdef int move_page(arena_t* a, migrate_stats_t* stats, uint32_t old, uint32_t new) noexcept nogil:
-    """0: old is free, and new too if it was not needed. Else the owner's word; nothing has changed."""
+cdef int move_page(arena_t* a, migrate_stats_t* stats, uint32_t old, uint32_t* spare) noexcept nogil:
+    """0: old is free, and *spare is NONE32 if that frame was used. Else the owner's word, and nothing
+    has changed."""
     cdef page_owner_t* owner
+    cdef uint32_t new = spare[0]
     cdef int r
     page_lock(a, old)
     if a.pages[old].owner == OWNER_NONE:
         stats.owner_gone += 1
         drop_locked(a, old)
-        arena_free_block(a, new, 0)
         return 0
     owner = &a.owners[a.pages[old].owner]
     # Nobody else knows the new page: its lock is there so that no second isolator can take it
@@ -149,6 +152,7 @@ cdef int move_page(arena_t* a, migrate_stats_t* stats, uint32_t old, uint32_t ne
         return r
     drop_locked(a, old)
     page_unlock(a, new)
+    spare[0] = NONE32
     stats.migrated += 1
     return 0
 
@@ -171,35 +175,40 @@ cdef uint32_t target_frame(arena_t* a, compact_run_t* run) noexcept nogil:
 
 cdef int migrate_pages(arena_t* a, migrate_stats_t* stats, uint32_t* pages, int n,
                        compact_run_t* run) noexcept nogil:
-    """Moves isolated pages; those that can't be moved are put back, and the first cause returned."""
-    cdef uint32_t new
-    cdef int worst = 0, r, i, left, current_pass
+    """Moves isolated pages; those that can't be moved are put back, and the first cause returned:
+    -ENOMEM without a target, -EBUSY where the owner would not."""
+    # A target that was not used serves the next page: given back, it would be behind the free scanner.
+    cdef uint32_t spare = NONE32
+    cdef int first = 0, r, i, left, current_pass
     for current_pass in range(PASSES):
         left = 0
         for i in range(n):
-            new = target_frame(a, run)
-            if new == NONE32:
+            if spare == NONE32:
+                spare = target_frame(a, run)
+            if spare == NONE32:
                 stats.no_target += 1
-                r = -ENOMEM
-            else:
-                r = move_page(a, stats, pages[i], new)
-                if r != 0:
-                    arena_free_block(a, new, 0)
+                first = first if first != 0 else -ENOMEM
+                put_back(a, stats, pages[i])
+                continue
+            r = move_page(a, stats, pages[i], &spare)
             if r == -EAGAIN:
                 pages[left] = pages[i]
                 left += 1
             elif r != 0:
-                stats.refused += r != -ENOMEM
-                worst = r
+                stats.refused += 1
+                first = first if first != 0 else -EBUSY
                 put_back(a, stats, pages[i])
         n = left
         if n == 0:
-            return worst
+            break
         relax(<unsigned int>current_pass + 64)
     for i in range(n):
         stats.again += 1
+        first = first if first != 0 else -EBUSY
         put_back(a, stats, pages[i])
-    return -EBUSY
+    if spare != NONE32:
+        arena_free_block(a, spare, 0)
+    return first
 
 
 cdef int migrate_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint32_t n,
@@ -215,6 +224,7 @@ cdef int migrate_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint3
             if not isolate_page(a, stats, frame):
                 if not load16(&a.pages[frame].flags) & PG_USED:
                     continue    # freed since the look
+                stats.busy += 1
                 # One that can't be moved decides for all: what was isolated goes back unmoved.
                 while nr > 0:
                     nr -= 1
@@ -238,7 +248,7 @@ cdef bint range_is_movable(arena_t* a, uint32_t first, uint32_t n) noexcept nogi
     cdef uint16_t flags
     for frame in range(first, first + n):
         flags = load16(&a.pages[frame].flags)
-        if flags & PG_USED and (not flags & PG_MOVABLE or flags & (PG_ISOLATED | PG_LOCKED)):
+        if flags & PG_USED and not flags & PG_MOVABLE:
             return False
     return True
 
@@ -275,32 +285,38 @@ cdef int alloc_contig_range(arena_t* a, migrate_stats_t* stats, uint32_t first, 
     return r
 
 
+cdef uint32_t next_range(arena_t* a, uint32_t n, uint32_t last, uint32_t* used) noexcept nogil:
+    """Of the aligned ranges of n frames that can be emptied the next one after last, which has *used
+    frames in use, in the order of frames in use (at least one), then of place. NONE32: no more."""
+    cdef uint32_t best = NONE32, least = n + 1, found, frame = 0, i, end
+    pthread_mutex_lock(&a.lock)
+    end = a.fresh * PAGEBLOCK_FRAMES
+    pthread_mutex_unlock(&a.lock)
+    while frame < end:
+        found = 0
+        for i in range(frame, frame + n):
+            found += (load16(&a.pages[i].flags) & PG_USED) != 0
+        if (found < least and (found > used[0] or (found == used[0] and last < frame))
+                and range_is_movable(a, frame, n)):
+            least = found
+            best = frame
+        frame += n
+    used[0] = least
+    return best
+
+
 cdef uint32_t alloc_contig(arena_t* a, migrate_stats_t* stats, int order, uint8_t owner,
                            uint32_t ref) noexcept nogil:
     """A block of 2^order frames: a free one, or one that is emptied for it, the aligned range with
     the fewest frames in use first. NONE32 if none can be had."""
-    cdef uint32_t n = 1u << order, first = arena_alloc_block(a, order, owner, ref)
-    cdef uint32_t best = NONE32, least, used, frame, limit = 0, i
-    if first != NONE32:
-        return first
-    while limit < n:
-        best = NONE32
-        least = n + 1
-        frame = 0
-        while frame < a.fresh * PAGEBLOCK_FRAMES:
-            used = 0
-            for i in range(frame, frame + n):
-                used += (load16(&a.pages[i].flags) & PG_USED) != 0
-            if limit <= used < least and range_is_movable(a, frame, n):
-                least = used
-                best = frame
-            frame += n
-        if best == NONE32:
-            return NONE32
-        if alloc_contig_range(a, stats, best, n, owner, ref) == 0:
-            return best
-        # The ranges with as few frames in use have had their chance.
-        limit = least + 1
+    cdef uint32_t n = 1u << order, frame = arena_alloc_block(a, order, owner, ref), used = 0
+    cdef int attempt
+    if frame != NONE32:
+        return frame
+    for attempt in range(CONTIG_TRIES):
+        frame = next_range(a, n, frame, &used)
+        if frame == NONE32 or alloc_contig_range(a, stats, frame, n, owner, ref) == 0:
+            return frame
     return NONE32
 
 
@@ -310,39 +326,55 @@ cdef inline uint32_t used_in(arena_t* a, uint32_t pb) noexcept nogil:
     return PAGEBLOCK_FRAMES - a.pageblocks[pb].nr_free
 
 
+cdef inline bint has_both_locked(arena_t* a, uint32_t pb) noexcept nogil:
+    """In use, with frames to move and free ones to move to."""
+    return a.pageblocks[pb].flags == PB_IN_USE and a.pageblocks[pb].nr_free != 0
+
+
+cdef void list_blocks_locked(arena_t* a, compact_run_t* run, uint32_t fresh, bint all_blocks) noexcept nogil:
+    """Sorts the first fresh pageblocks by their frames in use. Full ones are neither source nor target."""
+    cdef uint32_t start[PAGEBLOCK_FRAMES + 1]
+    cdef uint32_t pb, used
+    memset(start, 0, sizeof(start))
+    for pb in range(fresh):
+        if has_both_locked(a, pb):
+            start[used_in(a, pb) + 1] += 1
+    for used in range(1, PAGEBLOCK_FRAMES + 1):
+        start[used] += start[used - 1]
+    for pb in range(fresh):
+        if has_both_locked(a, pb):
+            used = used_in(a, pb)
+            run.blocks[start[used]] = pb
+            start[used] += 1
+            run.nr_blocks += 1
+            if all_blocks:
+                a.pageblocks[pb].skip = 0
+    if run.nr_blocks != 0:
+        run.free_pos = run.nr_blocks - 1
+        run.cursor = run.blocks[run.free_pos] * PAGEBLOCK_FRAMES
+
+
 cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats, bint all_blocks) noexcept nogil:
     """Lists the pageblocks in use, sparsest first; without all_blocks those that failed lately are
     passed by, each failure doubling for how many runs. -ENOMEM."""
-    cdef uint32_t start[PAGEBLOCK_FRAMES + 2]
-    cdef uint32_t pb, n = 0, used
+    cdef uint32_t fresh
+    cdef int r = -ENOMEM
+    pthread_mutex_lock(&a.migrate_lock)
+    free(run.blocks)
     memset(run, 0, sizeof(compact_run_t))
-    memset(start, 0, sizeof(start))
-    # malloc() of 4 bytes a pageblock: 2 KiB for each GiB of the pool, on the compactor's thread.
-    run.blocks = <uint32_t*>malloc((a.fresh + 1) * sizeof(uint32_t))
-    if run.blocks == NULL:
-        return -ENOMEM
     pthread_mutex_lock(&a.lock)
-    for pb in range(a.fresh):
-        if a.pageblocks[pb].flags == PB_IN_USE:
-            start[used_in(a, pb) + 1] += 1
-    for used in range(1, PAGEBLOCK_FRAMES + 2):
-        start[used] += start[used - 1]
-    for pb in range(a.fresh):
-        if a.pageblocks[pb].flags != PB_IN_USE:
-            continue
-        used = used_in(a, pb)
-        run.blocks[start[used]] = pb
-        start[used] += 1
-        n += 1
-        if all_blocks:
-            a.pageblocks[pb].skip = 0
+    fresh = a.fresh
     pthread_mutex_unlock(&a.lock)
-    run.nr_blocks = n
-    run.free_pos = n - 1 if n != 0 else 0
-    if n != 0:
-        run.cursor = run.blocks[run.free_pos] * PAGEBLOCK_FRAMES
-    stats.runs += 1
-    return 0
+    # malloc() of 4 bytes a pageblock: 2 KiB for each GiB of the pool, on the compactor's thread.
+    run.blocks = <uint32_t*>malloc((fresh + 1) * sizeof(uint32_t))
+    if run.blocks != NULL:
+        pthread_mutex_lock(&a.lock)
+        list_blocks_locked(a, run, fresh, all_blocks)
+        pthread_mutex_unlock(&a.lock)
+        stats.runs += 1
+        r = 0
+    pthread_mutex_unlock(&a.migrate_lock)
+    return r
 
 
 cdef bint worth_emptying_locked(arena_t* a, compact_run_t* run) noexcept nogil:
@@ -350,88 +382,98 @@ cdef bint worth_emptying_locked(arena_t* a, compact_run_t* run) noexcept nogil:
     cdef uint32_t need = used_in(a, run.blocks[run.migrate_pos]), i
     cdef uint64_t room = 0
     for i in range(run.free_pos, run.migrate_pos, -1):
-        room += a.pageblocks[run.blocks[i]].nr_free
+        # A pageblock that was given back since the run began is no target.
+        if a.pageblocks[run.blocks[i]].flags == PB_IN_USE:
+            room += a.pageblocks[run.blocks[i]].nr_free
         if room >= need:
             return True
     return False
+
+
+cdef bint pass_by_locked(arena_t* a, migrate_stats_t* stats, uint32_t pb) noexcept nogil:
+    """Given back since the run began, or deferred for a failure."""
+    if a.pageblocks[pb].flags != PB_IN_USE:
+        return True
+    if a.pageblocks[pb].skip == 0:
+        return False
+    a.pageblocks[pb].skip -= 1
+    stats.deferred += 1
+    return True
+
+
+cdef bint empty_block(arena_t* a, compact_run_t* run, migrate_stats_t* stats, uint32_t pb) noexcept nogil:
+    """False if the run is over, because the free scanner has come down to this pageblock."""
+    cdef pageblock_desc_t* desc = &a.pageblocks[pb]
+    cdef int r = empty_range(a, stats, pb * PAGEBLOCK_FRAMES, PAGEBLOCK_FRAMES, run, OWNER_NONE, 0)
+    if r == 0:
+        arena_free_block(a, pb * PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER)
+        run.freed += 1
+        stats.blocks_freed += 1
+    elif r != -ENOMEM:
+        pthread_mutex_lock(&a.lock)
+        desc.defer = min(<uint32_t>MAX_DEFER, desc.defer * 2 if desc.defer else 1u)
+        desc.skip = <uint16_t>desc.defer
+        pthread_mutex_unlock(&a.lock)
+    return r != -ENOMEM
 
 
 cdef bint compact_step(arena_t* a, compact_run_t* run, migrate_stats_t* stats) noexcept nogil:
     """Empties one pageblock, which goes back to the OS: at most 511 frames, about 0.7 ms. False when
     the scanners have met and the run is over."""
     cdef uint64_t began = now_ns()
-    cdef pageblock_desc_t* desc
+    cdef bint go_on, pass_by = False
     cdef uint32_t pb
-    cdef bint go_on
-    cdef int r
-    if run.migrate_pos >= run.free_pos:
-        return False
     pthread_mutex_lock(&a.migrate_lock)
-    pb = run.blocks[run.migrate_pos]
-    desc = &a.pageblocks[pb]
-    pthread_mutex_lock(&a.lock)
-    go_on = worth_emptying_locked(a, run)
-    pthread_mutex_unlock(&a.lock)
+    go_on = run.migrate_pos < run.free_pos
+    if go_on:
+        pb = run.blocks[run.migrate_pos]
+        pthread_mutex_lock(&a.lock)
+        go_on = worth_emptying_locked(a, run)
+        pass_by = go_on and pass_by_locked(a, stats, pb)
+        pthread_mutex_unlock(&a.lock)
     if go_on:
         run.migrate_pos += 1
-        if desc.skip != 0:
-            desc.skip -= 1
-            stats.deferred += 1
-        elif desc.flags == PB_IN_USE:
-            r = empty_range(a, stats, pb * PAGEBLOCK_FRAMES, PAGEBLOCK_FRAMES, run, OWNER_NONE, 0)
-            if r == 0:
-                arena_free_block(a, pb * PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER)
-                desc.defer = 0
-                run.freed += 1
-                stats.blocks_freed += 1
-            elif r == -ENOMEM:
-                go_on = False   # the free scanner has come down to this pageblock
-            else:
-                desc.defer = min(<uint32_t>MAX_DEFER, desc.defer * 2 if desc.defer else 1u)
-                desc.skip = <uint16_t>desc.defer
-    stats.ns += now_ns() - began
+        if not pass_by:
+            go_on = empty_block(a, run, stats, pb)
+        stats.ns += now_ns() - began
+    if not go_on:
+        free(run.blocks)
+        run.blocks = NULL
+        run.migrate_pos = run.free_pos = 0
     pthread_mutex_unlock(&a.migrate_lock)
     return go_on
-
-
-cdef void compact_end(compact_run_t* run) noexcept nogil:
-    free(run.blocks)
-    memset(run, 0, sizeof(compact_run_t))
 
 
 cdef class Migration:
     """Page migration on an arena: compaction runs and contiguous allocation.
 
-    One thread at a time may drive it; the pages' users go on meanwhile. step() does a slice of at
-    most about a millisecond.
+    There is one run at a time, which any thread may drive; the pages' users go on meanwhile. step()
+    does a slice of at most about a millisecond, for which a call from another thread waits.
     """
 
     def __cinit__(self, Arena arena not None):
         self.arena = arena
 
     def __dealloc__(self):
-        compact_end(&self.run_)
+        # Nobody can be at work on it any more; the arena may be closed.
+        free(self.run_.blocks)
 
     def begin(self, bint all_blocks=False):
         """Starts a run over the pageblocks in use, sparsest first. all_blocks: also those that are
         passed by for a while because they failed. Raises MemoryError."""
         cdef arena_t* a = self.arena.open()
         cdef int r
-        compact_end(&self.run_)
         with nogil:
             r = compact_begin(a, &self.run_, &self.stats_, all_blocks)
         if r != 0:
             raise MemoryError("no memory for the list of pageblocks (4 bytes each)")
-        self.running = True
 
     def step(self):
         """Empties the next pageblock. False when the scanners have met and the run is over."""
         cdef arena_t* a = self.arena.open()
-        cdef bint more = False
-        if self.running:
-            with nogil:
-                more = compact_step(a, &self.run_, &self.stats_)
-            self.running = more
+        cdef bint more
+        with nogil:
+            more = compact_step(a, &self.run_, &self.stats_)
         return more
 
     def run(self):
@@ -475,7 +517,13 @@ cdef class Migration:
 
     def stats(self):
         """CompactionStats since creation."""
-        return CompactionStats(**self.stats_)
+        cdef arena_t* a = self.arena.open()
+        cdef migrate_stats_t now
+        with nogil:
+            pthread_mutex_lock(&a.migrate_lock)
+            now = self.stats_
+            pthread_mutex_unlock(&a.migrate_lock)
+        return CompactionStats(**now)
 
     def pageblocks(self):
         """PageblockStats of every pageblock that was ever used, in order: 16 bytes are read for each,
@@ -484,22 +532,26 @@ cdef class Migration:
 
 
 cdef list pageblock_stats(arena_t* a):
-    cdef uint32_t pb, frame, movable, isolated, balloon, fresh
+    cdef uint32_t pb, frame, movable, isolated, balloon, fresh, nr_free
     cdef uint16_t flags
+    cdef bint in_use
     result = []
     pthread_mutex_lock(&a.lock)
     fresh = a.fresh
     pthread_mutex_unlock(&a.lock)
     for pb in range(fresh):
         movable = isolated = balloon = 0
-        if a.pageblocks[pb].flags & PB_IN_USE:
+        pthread_mutex_lock(&a.lock)
+        in_use = a.pageblocks[pb].flags & PB_IN_USE
+        nr_free = a.pageblocks[pb].nr_free
+        if in_use:
             for frame in range(pb * PAGEBLOCK_FRAMES, (pb + 1) * PAGEBLOCK_FRAMES):
                 flags = load16(&a.pages[frame].flags)
                 movable += (flags & PG_MOVABLE) != 0
                 isolated += (flags & PG_ISOLATED) != 0
-                balloon += a.pages[frame].owner == OWNER_BALLOON and (flags & PG_USED) != 0
-            result.append(PageblockStats(a.pageblocks[pb].nr_free, used_in(a, pb), movable, isolated,
-                                         balloon, True))
-        else:
-            result.append(PageblockStats(PAGEBLOCK_FRAMES, 0, 0, 0, 0, False))
+                balloon += load8(&a.pages[frame].owner) == OWNER_BALLOON and (flags & PG_USED) != 0
+        pthread_mutex_unlock(&a.lock)
+        if not in_use:
+            nr_free = PAGEBLOCK_FRAMES
+        result.append(PageblockStats(nr_free, PAGEBLOCK_FRAMES - nr_free, movable, isolated, balloon, in_use))
     return result

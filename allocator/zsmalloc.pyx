@@ -380,7 +380,7 @@ cdef inline size_class_t* class_of(pool_t* pool, uint64_t loc) noexcept nogil:
     cdef uint32_t number = loc_zspage(loc)
     cdef zspage_desc_t* z = &pool.arena.zspages[number]
     cdef size_class_t* c
-    if number < pool.arena.nr_frames and z.magic == ZSPAGE_MAGIC:
+    if number < pool.arena.nr_frames and z.magic == ZSPAGE_MAGIC and z.class_idx < NR_RAW_CLASSES:
         c = pool.by_index[z.class_idx]
         if loc_idx(loc) < c.objs:
             return c
@@ -612,7 +612,7 @@ cdef size_class_t* class_of_page(pool_t* pool, uint32_t frame, uint32_t* number)
     number[0] = pool.arena.pages[frame].ref
     if number[0] < pool.arena.nr_frames:
         z = &pool.arena.zspages[number[0]]
-        if z.magic == ZSPAGE_MAGIC:
+        if z.magic == ZSPAGE_MAGIC and z.class_idx < NR_RAW_CLASSES:
             c = pool.by_index[z.class_idx]
             for i in range(c.pages):
                 if z.frames[i] == frame:
@@ -850,7 +850,9 @@ cdef class Pool:
         """Object compaction, to the end: pool pages freed."""
         # The GIL is kept: python_pin() needs it under a class lock, and malloc() takes a class lock
         # with the GIL held.
-        return zs_compact(self.open())
+        freed = zs_compact(self.open())
+        zs_flush_deferred(self.pool)
+        return freed
 
     def set_limit(self, pages):
         """Pool pages that may be in use; 0 = no limit. What is stored stays."""
