@@ -109,7 +109,7 @@ def _verdicts(outcomes: Sequence[Outcome]) -> Table:
         table.add_row(
             outcome.setting.text,
             "–" if share is None else f"{100 * share:.1f} %", f"{100 * outcome.left:.1f} %",
-            "reached" if reached(outcome) else "NOT reached",
+            "yes" if reached(outcome) else "no",
         )
     return table
 
