@@ -64,6 +64,13 @@ class Served:
                 raise AssertionError(f"the child ended before {word}, after {self.said!r}; log:\n{self.log}")
             self.said += chunk
 
+    def forget(self) -> None:
+        """Drops what the child has said so far."""
+        # TypeError is how a text stream that does not block says that there is nothing to read.
+        with contextlib.suppress(TypeError):
+            self.process.stdout.read()
+        self.said = ""
+
     def wait(self) -> int:
         status = self.process.wait(TIMEOUT)
         self.said += self.process.stdout.read() or ""
