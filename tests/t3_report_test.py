@@ -172,6 +172,16 @@ def test_other_json_is_refused_with_a_reason(text: str, reason: str) -> None:
     assert "`zramfs report`" in str(caught.value)
 
 
+async def test_the_page_on_compaction_names_every_line_of_its_file(device: Device) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "compaction.md").read_text()
+    table = page.split("## What it says")[1].split("\n## ")[0]
+    named = re.findall(r"^\| ([a-z_, ]+) \|", table, re.M)
+    await device.command("disksize=64M")
+    lines = texts(device)["memory/compaction"].splitlines()
+    explained = [name for cell in named if cell != "name" for name in cell.split(", ")]
+    assert sorted(explained) == sorted(line.split()[0] for line in lines)
+
+
 # ---- the picture ------------------------------------------------------------------------------------
 def drawn(png: bytes):
     """The picture as an array of height x width x RGB, 0 to 255."""
