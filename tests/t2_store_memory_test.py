@@ -36,6 +36,7 @@ def look_everywhere(store: Store) -> None:
     assert not any(store.read(TIB // 3, 32 * MIB))
 
 
+@pytest.mark.requires("unsanitized")
 def test_a_tebibyte_costs_nothing_until_it_is_written() -> None:
     store = Store(TIB)
     file = memory_file(store)
@@ -60,6 +61,7 @@ def test_a_tebibyte_costs_the_process_nothing() -> None:
     store.close()
 
 
+@pytest.mark.requires("unsanitized")
 def test_the_largest_device() -> None:
     store = Store(1 << 48)
     store.write((1 << 48) - 1, b"!")
