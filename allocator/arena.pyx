@@ -422,9 +422,10 @@ cdef class Arena:
 
     def close(self):
         """Gives all memory back. Nobody may be at work on the arena; later calls raise ValueError."""
-        with nogil:
-            arena_delete(self.a)
+        cdef arena_t* a = self.a
         self.a = NULL
+        with nogil:
+            arena_delete(a)
 
     cdef arena_t* open(self) except NULL:
         if self.a == NULL:

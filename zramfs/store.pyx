@@ -373,15 +373,17 @@ cdef class Store:
 
     def close(self):
         """Gives all memory back. No other call, and no lane, may be at work on the store."""
+        cdef store_t* st = self.st
         cdef int i
+        # Closed before the GIL is released, so that a second close() or a late call finds no store.
+        self.st = NULL
         for i in range(self.nr_idle_ctx):
             ctx_free(self.idle_ctx[i])
         self.nr_idle_ctx = 0
-        if self.st != NULL and self.st.pool.wake_fd >= 0:
-            os.close(self.st.pool.wake_fd)
+        if st != NULL and st.pool.wake_fd >= 0:
+            os.close(st.pool.wake_fd)
         with nogil:
-            store_delete(self.st)
-        self.st = NULL
+            store_delete(st)
         if self.arena is not None:
             self.arena.close()
 
