@@ -851,7 +851,8 @@ cdef class Pool:
         # The GIL is kept: python_pin() needs it under a class lock, and malloc() takes a class lock
         # with the GIL held.
         freed = zs_compact(self.open())
-        zs_flush_deferred(self.pool)
+        with nogil:
+            zs_flush_deferred(self.pool)
         return freed
 
     def set_limit(self, pages):

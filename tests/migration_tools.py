@@ -7,14 +7,16 @@ import struct
 import threading
 from collections.abc import Callable
 
-from memory_file import FRAME, PAGE, MemoryFile
-from models import PAGEBLOCK_FRAMES
+from memory_file import FRAME, PAGE, MemoryFile, Zspage
+from models import CHAIN_8, PAGEBLOCK_FRAMES, SizeClass
+from pool_tools import largest, pattern, scatter
 
 from allocator import Arena, Balloon, Migration, Pool
 from allocator.check import check
 
 FREE, USED, MOVABLE, ISOLATED, LOCKED = 1, 2, 4, 8, 16  # page_desc_t.flags
 IN_USE = 1  # pageblock_desc_t.flags
+CLASSES = {c.index: c for c in CHAIN_8}
 
 
 def flags_of_frames(arena: Arena) -> list[int]:
@@ -88,3 +90,70 @@ def in_threads(*jobs: Callable[[], None], limit: float = 60) -> None:
         assert not thread.is_alive(), "a thread does not come back"
     if failures:
         raise failures[0]
+
+
+class PoolScene:
+    """A pool, what is in it, and its memory file. scattered: no zspage has neighbouring frames."""
+
+    def __init__(self, nr_pageblocks: int = 4, *, scattered: bool = False) -> None:
+        self.arena = Arena(0, nr_pageblocks)
+        if scattered:
+            scatter(self.arena)
+        self.others = self.arena.stats().frames_used
+        self.memory = MemoryFile(self.arena.fileno())
+        self.pool = Pool(self.arena)
+        self.migration = Migration(self.arena)
+        self.sizes: dict[int, int] = {}
+
+    def malloc(self, tag: int, size: int) -> None:
+        self.pool.malloc(tag, pattern(tag, size))
+        self.sizes[tag] = size
+
+    def free(self, *tags: int) -> None:
+        for tag in tags:
+            self.pool.free(tag)
+            del self.sizes[tag]
+
+    def fill(self, c: SizeClass, zspages: int = 1) -> list[int]:
+        """So many zspages full of the largest objects that the class takes: their tags, by place."""
+        tags = list(range(c.objs * zspages))
+        for tag in tags:
+            self.malloc(tag, largest(c))
+        return tags
+
+    def zspage(self, tag: int) -> Zspage:
+        return self.memory.zspage(self.pool.location(tag)[0])
+
+    def frames(self, tag: int) -> list[int]:
+        z = self.zspage(tag)
+        return list(z.frames[:CLASSES[z.class_idx].pages])
+
+    def chain(self, number: int) -> list[int]:
+        """Indices of a zspage's free objects in their order, read from the memory file."""
+        z = self.memory.zspage(number)
+        found, index = [], z.freeobj
+        while index < CLASSES[z.class_idx].objs:
+            assert index not in found
+            found.append(index)
+            off = self.memory.header_off(number << 8 | index, 32 + 16 * z.class_idx)
+            index = struct.unpack("<Q", os.pread(self.memory.fd, 8, off))[0] >> 1
+        return found
+
+    def move(self, first: int, n: int = 1) -> OSError | MemoryError | None:
+        """Empties n frames and frees them; what hindered it."""
+        try:
+            self.migration.alloc_contig_range(first, n)
+        except (OSError, MemoryError) as error:
+            return error
+        for frame in range(first, first + n):
+            self.arena.free(frame)
+        return None
+
+    def readable(self) -> None:
+        for tag, size in self.sizes.items():
+            assert self.pool.read(tag) == pattern(tag, size)
+
+    def settle(self, others: int = 0) -> None:
+        self.readable()
+        assert_at_rest(self.pool, others=self.others + others)
+        assert_balanced(self.migration)
