@@ -257,7 +257,8 @@ def test_a_balloon_ends_with_its_arena() -> None:
     balloon = Balloon(arena)
     to(balloon, 300)
     arena.close()
-    calls = [balloon.stats, partial(balloon.adjust, 1), partial(balloon.set_target, 1), partial(Balloon, arena)]
+    calls = [balloon.stats, partial(balloon.adjust, 1), partial(balloon.set_target, 1),
+             partial(Balloon, arena)]
     del balloon, arena
     while calls:
         with pytest.raises(ValueError, match="closed"):
