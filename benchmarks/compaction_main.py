@@ -24,7 +24,8 @@ from benchmarks.tools import BenchmarkError, Interrupt, Interrupted, LeftOutErro
 from zramfs.errors import ZramfsError
 
 PARTS = ("returned", "disturbance")
-WIDTH = 112
+WIDTH = 118
+QUIET = 0.1  # share of the CPUs that others may take
 
 
 @dataclass
@@ -133,6 +134,10 @@ def show(results: Results, console: Console) -> None:
     if results.costs:
         _titled(console, f"Reads and writes on such a device, compactor off and at work: medians of "
                 f"{results.options['reps']} runs of {results.options['seconds']} s", _costs(results))
+        if max(cost.elsewhere for cost in results.costs) > QUIET:
+            console.print("Other programs ran meanwhile (the last column: their share of the CPUs): these "
+                          "figures say little. Measure again when nothing else runs.", soft_wrap=True,
+                          highlight=False)
     if results.idle:
         idle = results.idle
         console.print(f"\nWhen nothing is to be won: {idle.cpu:.2f} s of CPU and {idle.slices} slices in "
@@ -173,7 +178,7 @@ def _returned(results: Results) -> Table:
 
 def _costs(results: Results) -> Table:
     table = _table("", "p50 µs\noff", "\nat work", "p99 µs\noff", "\nat work", "ratio", "MB/s\noff",
-                   "\nat work", "loss", "compactor's\ntime", "pages\nfreed", "pages\nmoved")
+                   "\nat work", "loss", "compactor's\ntime", "pages\nfreed", "pages\nmoved", "other\nload")
     for cost in results.costs:
         latency = [f"{cost.median(value, of):.0f}" for of in (lambda run: run.p50, lambda run: run.p99)
                    for value in (OFF, ON)]
@@ -182,6 +187,7 @@ def _costs(results: Results) -> Table:
             cost.row, *latency, f"{cost.p99_ratio:.2f}", *rates, f"{100 * cost.loss:.1f} %",
             f"{100 * cost.median(ON, lambda run: run.worked):.1f} %",
             *(f"{cost.median(ON, of):.0f}" for of in (lambda run: run.compacted, lambda run: run.migrated)),
+            f"{100 * cost.elsewhere:.0f} %",
         )
     return table
 

@@ -9,11 +9,13 @@ half, and what is discarded then is 60 % of the other one.
 """
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from benchmarks import discard, load, peers
 from benchmarks.load import MIB, PAGE, Row, Zone
@@ -24,6 +26,7 @@ ROWS = (
     Row("seq-read-1", "seq", "read", MIB, 1), Row("seq-write-1", "seq", "write", MIB, 1),
 )
 OFF, ON = 0, 100
+TICKS = os.sysconf("SC_CLK_TCK")
 SHARE = 0.30
 # fio needs about 0.3 s before its first request.
 START_SECONDS = 0.4
@@ -33,7 +36,8 @@ IDLE_SECONDS = 5.0
 @dataclass(frozen=True)
 class Run:
     """rate in bytes a second; p50 and p99 of the latency in microseconds; worked: share of the time
-    that the compactor spent in slices; compacted, migrated: pool pages freed and pages moved meanwhile."""
+    that the compactor spent in slices; compacted, migrated: pool pages freed and pages moved meanwhile;
+    elsewhere: share of all CPUs' time that other programs took, 0 to 1."""
 
     proactiveness: int
     rate: float
@@ -42,6 +46,7 @@ class Run:
     worked: float
     compacted: int
     migrated: int
+    elsewhere: float
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class Cost:
     def loss(self) -> float:
         """Share of the throughput that is lost to the compactor."""
         return 1 - self.median(ON, lambda run: run.rate) / self.median(OFF, lambda run: run.rate)
+
+    @property
+    def elsewhere(self) -> float:
+        """What other programs took of the CPUs: the mean of all runs."""
+        return statistics.mean(run.elsewhere for run in self.runs)
 
     def as_json(self) -> dict[str, object]:
         return {"row": self.row, "p99_ratio": self.p99_ratio, "loss": self.loss,
@@ -108,14 +118,14 @@ def _run(
         loaded, share = replace(zone, size=half), 2 * SHARE
         holed = replace(zone, offset=half, size=zone.size - half)
     discard.discard_random(peer.path, holed, share, seed, interrupt)
-    before = compaction(peer.server)
+    before, cpus = compaction(peer.server), CpuClock(peer.server)
     begin = threading.Timer(START_SECONDS, proactiveness.write_text, (f"{value}\n",))
     begin.start()
     try:
         took = load.fio(peer, row, loaded, seconds, interrupt)
     finally:
         begin.join()
-    after = compaction(peer.server)
+    after, elsewhere = compaction(peer.server), cpus.elsewhere()
     percentiles = took["clat_ns"]["percentile"]
     return Run(
         value,
@@ -125,7 +135,30 @@ def _run(
         worked=(after["time_ms"] - before["time_ms"]) / took["runtime"],
         compacted=int(after["pages_compacted"] - before["pages_compacted"]),
         migrated=int(after["pages_migrated"] - before["pages_migrated"]),
+        elsewhere=elsewhere,
     )
+
+
+class CpuClock:
+    """Tells how much of the CPUs others take from its making on: the server, this process and its
+    children are ours, all else on the machine is not."""
+
+    def __init__(self, server: peers.Server) -> None:
+        self._server = server
+        self._began = self._look()
+
+    def _look(self) -> tuple[float, float, float]:
+        """Seconds: of all CPUs, of these not idle, of these ours."""
+        # user nice system idle iowait irq softirq steal, in ticks
+        ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        total, idle = sum(ticks) / TICKS, (ticks[3] + ticks[4]) / TICKS
+        ours = load.server_cpu(self._server.pids) + sum(os.times()[:4])
+        return total, total - idle, ours
+
+    def elsewhere(self) -> float:
+        """Share of all CPUs' time, 0 to 1."""
+        total, busy, ours = (now - then for now, then in zip(self._look(), self._began, strict=True))
+        return max(0.0, busy - ours) / total
 
 
 def _idle(server: peers.Server, interrupt: Interrupt) -> Idle:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import capabilities
 import pytest
+from whole import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -22,7 +23,9 @@ sys.path.insert(0, str(ROOT))
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (pip install zramfs[report])")
 
 from benchmarks import discard, fragmentation_tables  # noqa: E402
+from benchmarks.disturbance import CpuClock  # noqa: E402
 from benchmarks.load import Zone  # noqa: E402
+from benchmarks.peers import Server  # noqa: E402
 
 FRAGMENTATION = (sys.executable, str(ROOT / "scripts/fragmentation"))
 COMPACTION = (sys.executable, str(ROOT / "benchmarks/compaction"))
@@ -170,6 +173,7 @@ def test_the_compactor_worked_in_every_second_run_and_only_then(compacted: Run) 
             for found in runs:
                 assert (found["compacted"] > 0) == (value == 100), row["row"]
                 assert 0 < found["p50"] <= found["p99"]
+                assert 0 <= found["elsewhere"] <= 1
         assert row["p99_ratio"] == pytest.approx(medians[100]["p99"] / medians[0]["p99"])
         assert row["loss"] == pytest.approx(1 - medians[100]["rate"] / medians[0]["rate"])
 
@@ -193,6 +197,29 @@ def test_floors_are_judged_by_the_worst(compacted: Run) -> None:
     assert len(re.findall(r"(?:NOT )?reached$", compacted.table, re.M)) == 3
     assert set(compacted.table.splitlines()) <= {line.rstrip() for line in compacted.screen.splitlines()}
     assert "…" not in compacted.table
+
+
+def test_what_others_take_of_the_cpus_is_told_apart(tmp_path: Path) -> None:
+    """The work of a child is ours; that of a process whose parent has gone is not."""
+    ended = tmp_path / "ended"
+    spin = f"import time\nwhile time.process_time() < 1: pass\nopen({str(ended)!r}, 'x')"
+    looked = []
+    clock = CpuClock(Server("zramfs", Path("none"), (os.getpid(),)))
+    looked.append(clock._look())
+    subprocess.run([sys.executable, "-c", spin], timeout=60, check=True)
+    looked.append(clock._look())
+    ended.unlink()
+    subprocess.run(["setsid", "--fork", sys.executable, "-c", spin], timeout=60, check=True)
+    wait_until(ended.exists, "the other process has done its work", 60)
+    looked.append(clock._look())
+    assert 0 < clock.elsewhere() <= 1
+    own, other = (
+        [now - then for now, then in zip(after, before, strict=True)]
+        for before, after in zip(looked, looked[1:], strict=False)
+    )
+    for total, busy, _ in (own, other):
+        assert 0.9 < busy <= total
+    assert own[2] > 0.9 > 0.5 > other[2]
 
 
 def test_discards_are_random_pages_of_the_zone_in_runs() -> None:
