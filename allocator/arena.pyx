@@ -320,7 +320,7 @@ cdef bint arena_isolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil:
     return taken
 
 
-cdef void arena_unisolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil:
+cdef bint arena_unisolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil:
     cdef bint whole
     pthread_mutex_lock(&a.lock)
     whole = a.pageblocks[pb].nr_free == PAGEBLOCK_FRAMES
@@ -333,6 +333,7 @@ cdef void arena_unisolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil:
     pthread_mutex_unlock(&a.lock)
     if whole:
         give_back(a, pb)
+    return whole
 
 
 cdef inline uint32_t free_head_of(arena_t* a, uint32_t frame) noexcept nogil:

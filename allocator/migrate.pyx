@@ -20,7 +20,7 @@ from libc.string cimport memset
 
 from allocator.arena cimport (
     Arena, arena_alloc_block, arena_alloc_inside, arena_claim_range, arena_free_block,
-    arena_free_frames, arena_isolate_pageblock, arena_t, arena_unisolate_pageblock, page_owner_t,
+    arena_isolate_pageblock, arena_t, arena_unisolate_pageblock, page_owner_t,
 )
 from allocator.layout cimport *
 from allocator.prim cimport *
@@ -253,34 +253,30 @@ cdef bint range_is_movable(arena_t* a, uint32_t first, uint32_t n) noexcept nogi
     return True
 
 
-cdef int empty_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint32_t n, compact_run_t* run,
-                     uint8_t owner, uint32_t ref) noexcept nogil:
-    """migrate_lock is held. Hands out the range after moving away what is in it: 0; or a negative
-    errno, and every page is whole at its old or a new place, outside or inside the range."""
-    cdef uint32_t pb = first // PAGEBLOCK_FRAMES
-    cdef int r = -EBUSY
+cdef int isolate_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint32_t n) noexcept nogil:
+    """Isolates the pageblock around a range that could win: 0 or -EBUSY."""
     if not range_is_movable(a, first, n):
         stats.unmovable += 1
         return -EBUSY
-    if not arena_isolate_pageblock(a, pb):
-        return -EBUSY
-    r = migrate_range(a, stats, first, n, run)
-    if r == 0 and not arena_claim_range(a, first, n, owner, ref):
-        r = -EBUSY
-    # Of a whole pageblock that was claimed nothing is free; ending the isolation keeps it in use.
-    arena_unisolate_pageblock(a, pb)
-    return r
+    return 0 if arena_isolate_pageblock(a, first // PAGEBLOCK_FRAMES) else -EBUSY
 
 
 cdef int alloc_contig_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint32_t n,
                             uint8_t owner, uint32_t ref) noexcept nogil:
     """Frames [first, first + n) of one pageblock in use. -EINVAL for another range; -EBUSY if
-    something in the way can't be moved; -ENOMEM if there is nowhere to move it."""
+    something in the way can't be moved; -ENOMEM if there is nowhere to move it. Then every page is
+    whole at its old or a new place, outside or inside the range."""
     cdef int r
     if n == 0 or first >= a.nr_frames or first // PAGEBLOCK_FRAMES != (first + n - 1) // PAGEBLOCK_FRAMES:
         return -EINVAL
     pthread_mutex_lock(&a.migrate_lock)
-    r = empty_range(a, stats, first, n, NULL, owner, ref)
+    r = isolate_range(a, stats, first, n)
+    if r == 0:
+        r = migrate_range(a, stats, first, n, NULL)
+        if r == 0 and not arena_claim_range(a, first, n, owner, ref):
+            r = -EBUSY
+        # Of a whole pageblock that was claimed nothing is free: it stays in use.
+        arena_unisolate_pageblock(a, first // PAGEBLOCK_FRAMES)
     pthread_mutex_unlock(&a.migrate_lock)
     return r
 
@@ -404,12 +400,13 @@ cdef bint pass_by_locked(arena_t* a, migrate_stats_t* stats, uint32_t pb) noexce
 cdef bint empty_block(arena_t* a, compact_run_t* run, migrate_stats_t* stats, uint32_t pb) noexcept nogil:
     """False if the run is over, because the free scanner has come down to this pageblock."""
     cdef pageblock_desc_t* desc = &a.pageblocks[pb]
-    cdef int r = empty_range(a, stats, pb * PAGEBLOCK_FRAMES, PAGEBLOCK_FRAMES, run, OWNER_NONE, 0)
+    cdef int r = isolate_range(a, stats, pb * PAGEBLOCK_FRAMES, PAGEBLOCK_FRAMES)
     if r == 0:
-        arena_free_block(a, pb * PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER)
-        run.freed += 1
-        stats.blocks_freed += 1
-    elif r != -ENOMEM:
+        r = migrate_range(a, stats, pb * PAGEBLOCK_FRAMES, PAGEBLOCK_FRAMES, run)
+        if arena_unisolate_pageblock(a, pb):
+            run.freed += 1
+            stats.blocks_freed += 1
+    if r == -EBUSY:
         pthread_mutex_lock(&a.lock)
         desc.defer = min(<uint32_t>MAX_DEFER, desc.defer * 2 if desc.defer else 1u)
         desc.skip = <uint16_t>desc.defer
