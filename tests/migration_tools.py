@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 from memory_file import FRAME, PAGE, MemoryFile, Zspage
 from models import CHAIN_8, PAGEBLOCK_FRAMES, SizeClass
@@ -72,8 +73,19 @@ def touch(arena: Arena, frames: list[int]) -> None:
         arena.frame(frame)[:] = bytes([frame & 0xFF]) * FRAME
 
 
-def in_threads(*jobs: Callable[[], None], limit: float = 60) -> None:
-    """Each in a thread of its own, to the end; the first exception is raised here."""
+def until(least: int, reached: Callable[[], bool], limit: float = 30) -> Iterator[int]:
+    """Counts rounds, at least so many, until something has come to pass in other threads."""
+    end = time.monotonic() + limit
+    n = 0
+    while n < least or not reached():
+        assert time.monotonic() < end, f"did not come to pass in {limit} s"
+        yield n
+        n += 1
+
+
+def in_threads(*jobs: Callable[[], None], over: threading.Event | None = None, limit: float = 60) -> None:
+    """Each in a thread of its own, to the end; the first exception is raised here. over is set when
+    one fails, so that those that wait for it end too."""
     failures: list[BaseException] = []
 
     def work(job: Callable[[], None]) -> None:
@@ -81,6 +93,8 @@ def in_threads(*jobs: Callable[[], None], limit: float = 60) -> None:
             job()
         except BaseException as error:
             failures.append(error)
+            if over is not None:
+                over.set()
 
     threads = [threading.Thread(target=work, args=(job,), daemon=True) for job in jobs]
     for thread in threads:

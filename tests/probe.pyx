@@ -17,7 +17,7 @@ from allocator.prim cimport fill_words, load16, load32, relax, same_filled, stor
 from allocator.zsmalloc cimport Pool, pool_t, zs_map, zs_unmap
 
 cdef enum:
-    MOST = 65536        # pages of a scripted owner
+    MOST = 1 << 20        # pages of a scripted owner
 
 FOR_EVER = 0xffffffff
 
@@ -173,7 +173,7 @@ cdef class ScriptedOwner:
         cdef uint32_t i = self.s.n
         cdef entry_t* e = &self.s.entries[i]
         if i == MOST:
-            raise IndexError(i)
+            raise IndexError(f"{MOST} pages at most")
         if arena_alloc_frames(self.s.arena, 1, self.s.number, i, &e.frame) != 0:
             raise MemoryError
         e.content = content

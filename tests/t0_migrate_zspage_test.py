@@ -14,7 +14,7 @@ from types import ModuleType
 import native
 import pytest
 from memory_file import MemoryFile
-from migration_tools import PoolScene, assert_at_rest, assert_balanced, in_threads
+from migration_tools import PoolScene, assert_at_rest, assert_balanced, in_threads, until
 from models import CHAIN_8, PAGEBLOCK_FRAMES, SizeClass, size_class
 from pool_tools import largest, pattern
 
@@ -252,7 +252,7 @@ def test_5_a_pool_ends_while_its_pages_are_moved() -> None:
     rng = random.Random(4)
 
     def owner() -> None:
-        for seed in range(60):
+        for seed in until(40, lambda: migration.stats().migrated > 500):
             pool = Pool(arena)
             tags = list(range(1200))
             for tag in tags:
@@ -269,7 +269,6 @@ def test_5_a_pool_ends_while_its_pages_are_moved() -> None:
         while not over.is_set():
             migration.run()
 
-    in_threads(owner, mover)
-    assert migration.stats().migrated > 0
+    in_threads(owner, mover, over=over)
     assert_balanced(migration)
     assert_at_rest(arena)
