@@ -13,7 +13,7 @@ from allocator.layout cimport *
 from allocator.migrate cimport (
     clear_page_movable, owner_register, owner_unregister, page_trylock, page_unlock, set_page_movable,
 )
-from allocator.prim cimport fill_words, load16, load32, relax, same_filled, store32
+from allocator.prim cimport add64, fill_words, load16, load32, relax, same_filled, store32
 from allocator.zsmalloc cimport Pool, pool_t, zs_map, zs_unmap
 
 cdef enum:
@@ -49,12 +49,12 @@ cdef struct script_t:
 cdef inline entry_t* entry_of(script_t* s, uint32_t frame) noexcept nogil:
     """The entry that a page names, by the number in its descriptor."""
     cdef entry_t* e = &s.entries[s.arena.pages[frame].ref]
-    s.violations += e.frame != frame
+    add64(&s.violations, e.frame != frame)
     return e
 
 
 cdef inline void expect(script_t* s, uint32_t frame, uint16_t flags) noexcept nogil:
-    s.violations += load16(&s.arena.pages[frame].flags) != flags
+    add64(&s.violations, load16(&s.arena.pages[frame].flags) != flags)
 
 
 cdef uint32_t lock_entry(script_t* s, entry_t* e) noexcept nogil:
@@ -76,7 +76,7 @@ cdef void give_up(script_t* s, uint32_t i) noexcept nogil:
     cdef uint32_t frame = lock_entry(s, &s.entries[i])
     cdef bint mine
     mine = clear_page_movable(s.arena, frame)
-    s.violations += mine == s.entries[i].isolated
+    add64(&s.violations, mine == s.entries[i].isolated)
     s.entries[i].isolated = False
     store32(&s.entries[i].frame, NONE32)
     page_unlock(s.arena, frame)
@@ -100,7 +100,7 @@ cdef bint script_isolate(void* ctx, uint32_t frame) noexcept nogil:
     cdef script_t* s = <script_t*>ctx
     cdef entry_t* e = entry_of(s, frame)
     expect(s, frame, PG_USED | PG_MOVABLE | PG_LOCKED)
-    s.violations += e.isolated
+    add64(&s.violations, e.isolated)
     e.isolates += 1
     call_once(&e.on_isolate)
     if e.refuse != 0:
@@ -115,7 +115,7 @@ cdef int script_migrate(void* ctx, uint32_t new, uint32_t old) noexcept nogil:
     cdef entry_t* e = entry_of(s, old)
     expect(s, old, PG_USED | PG_MOVABLE | PG_ISOLATED | PG_LOCKED)
     expect(s, new, PG_USED | PG_LOCKED)
-    s.violations += not e.isolated
+    add64(&s.violations, not e.isolated)
     e.migrates += 1
     call_once(&e.on_migrate)
     if e.again != 0:
@@ -125,7 +125,7 @@ cdef int script_migrate(void* ctx, uint32_t new, uint32_t old) noexcept nogil:
         return -e.error
     memcpy(frame_ptr(s.arena, new), frame_ptr(s.arena, old), FRAME_SIZE)
     set_page_movable(s.arena, new, s.number, <uint32_t>(e - s.entries))
-    s.violations += clear_page_movable(s.arena, old)
+    add64(&s.violations, clear_page_movable(s.arena, old))
     store32(&e.frame, new)
     e.isolated = False
     return 0
@@ -135,7 +135,7 @@ cdef void script_putback(void* ctx, uint32_t frame) noexcept nogil:
     cdef script_t* s = <script_t*>ctx
     cdef entry_t* e = entry_of(s, frame)
     expect(s, frame, PG_USED | PG_MOVABLE | PG_ISOLATED | PG_LOCKED)
-    s.violations += not e.isolated
+    add64(&s.violations, not e.isolated)
     e.putbacks += 1
     e.isolated = False
 
@@ -191,12 +191,12 @@ cdef class ScriptedOwner:
 
     def free(self, i):
         cdef entry_t* e = self.entry(i)
-        if e.frame != NONE32:
+        if load32(&e.frame) != NONE32:
             give_up(self.s, i)
 
     def frame(self, i):
         """Where the page lies; None once it is freed."""
-        cdef uint32_t frame = self.entry(i).frame
+        cdef uint32_t frame = load32(&self.entry(i).frame)
         return None if frame == NONE32 else frame
 
     def intact(self, i):
@@ -216,7 +216,7 @@ cdef class ScriptedOwner:
 
     def __len__(self):
         cdef uint32_t i
-        return sum(self.s.entries[i].frame != NONE32 for i in range(self.s.n))
+        return sum(load32(&self.s.entries[i].frame) != NONE32 for i in range(self.s.n))
 
     def close(self):
         """Frees all pages and ends the ownership."""
