@@ -88,13 +88,47 @@ def test_requests_are_answered_while_the_interpreter_stands_still():
 
 
 def test_several_threads_serve_at_once():
-    """A long write must not hold up a read behind it: 8 MiB through zstd 19 take far over a second."""
-    with wired(16 * MIB, algo="zstd", level=19, threads=2) as wire:
-        slow = [wire.send(Op.WRITE, write_in(n << 17, 1 << 17) + os.urandom(1 << 16) * 2) for n in range(2)]
-        fast = wire.send(Op.GETATTR, bytes(16))
-        order = [wire.receive().unique for _ in range(3)]
-        assert set(order) == {*slow, fast}
-        assert wire.lane.stats().write_ios == 2
+    """A long write does not hold up what comes behind it: zstd 19 works on this one for 10 ms."""
+    for threads in (1, 2):
+        with wired(16 * MIB, algo="zstd", level=19, threads=threads) as wire:
+            overtaken = 0
+            for _ in range(10):
+                slow = wire.send(Op.WRITE, write_in(0, 1 << 17) + os.urandom(1 << 17))
+                fast = wire.send(Op.GETATTR, bytes(16))
+                overtaken += [wire.receive().unique for _ in range(2)] == [fast, slow]
+            # The second thread needs a CPU to overtake with, which a busy machine may not have at once.
+            assert overtaken == 0 if threads == 1 else overtaken >= 3
+
+
+def waits() -> dict[str, int]:
+    """Lane thread -> how often it has waited for something."""
+    found = {}
+    for name, task in lane_threads().items():
+        lines = (task / "status").read_text().splitlines()
+        found[name] = int(next(line.split()[1] for line in lines if line.startswith("voluntary_ctxt")))
+    return found
+
+
+def test_one_client_keeps_one_thread_warm_and_many_get_them_all():
+    with wired(threads=3) as wire:
+        wire.attributes()
+        before = waits()
+        for n in range(300):
+            wire.write(n * PAGE % MIB, b"little" * 100)
+            wire.read(n * PAGE % MIB, PAGE)
+        after = waits()
+        # In turns it would be 200 each. A request that was held up for a moment calls another thread.
+        others = sum(after[name] - before[name] for name in ("zramfs-lane1", "zramfs-lane2"))
+        assert others < 150
+
+        def flood() -> bool:
+            for _ in range(100):
+                wire.send(Op.READ, read_in(0, 32 * PAGE))
+            assert not any(wire.receive().error for _ in range(100))
+            now = waits()
+            return all(now[name] > after[name] for name in now)
+
+        wait_for(flood)
 
 
 def test_many_requests_in_flight_get_their_own_answers():

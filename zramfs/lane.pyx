@@ -23,8 +23,8 @@ from zramfs.requests cimport (
 )
 from zramfs.store cimport Store, store_ctx_free, store_ctx_new, store_ctx_t, store_t
 from zramfs.threads cimport (
-    MAX_THREADS, crew_add, crew_free, crew_idle, crew_join, crew_start, crew_stop, crew_t, crew_wait,
-    thread_t,
+    MAX_THREADS, crew_add, crew_free, crew_idle, crew_init, crew_join, crew_start, crew_stop,
+    crew_t, crew_wait, thread_t,
 )
 
 cdef extern from "sys/eventfd.h" nogil:
@@ -87,7 +87,7 @@ cdef class Lane:
         if self.crew == NULL:
             raise MemoryError
         self.threads = threads
-        self.crew.fd = self.crew.null_fd = self.crew.done_fd = -1
+        crew_init(self.crew)
         self.crew.null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.crew.done_fd = eventfd(0, EFD_CLOEXEC)
         if self.crew.done_fd < 0:

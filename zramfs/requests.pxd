@@ -45,11 +45,15 @@ cdef struct worker_t:
     uint64_t nbytes[GROUPS]
     uint64_t ns[GROUPS]
     uint64_t longest_ns
+    uint64_t last_ns          # of the last I/O request; for the thread itself
     uint64_t protocol_errors
 
 # Answers the request of `got` bytes that was read to w.data - REQUEST_HEAD. The reply stands at
 # w.data - REPLY_HEAD; the result is its length, 0 if the request wants none.
 cdef size_t answer(worker_t* w, size_t got) noexcept nogil
+# True if the request of `got` bytes will probably take so long that another thread had better read
+# the next one meanwhile.
+cdef bint takes_long(const worker_t* w, size_t got) noexcept nogil
 # Makes the reply at w.data - REPLY_HEAD an error without data.
 cdef size_t refuse(worker_t* w, uint64_t unique, int error) noexcept nogil
 # Takes and leaves w.lock.

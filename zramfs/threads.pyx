@@ -11,8 +11,11 @@ from posix.mman cimport (
 from posix.signal cimport sigaction, sigaction_t, sigdelset, sigemptyset, sigfillset, sigset_t
 from posix.unistd cimport close, dup2, read, write
 
-from allocator.prim cimport load64, peek64, store64, sub64
-from zramfs.requests cimport MAX_IO, REPLY_HEAD, REQUEST_HEAD, answer, refuse
+from allocator.prim cimport (
+    add64, load64, peek64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_t, pthread_mutex_unlock, store64, sub64,
+)
+from zramfs.requests cimport MAX_IO, REPLY_HEAD, REQUEST_HEAD, answer, refuse, takes_long
 
 cdef extern from "pthread.h" nogil:
     ctypedef struct pthread_attr_t:
@@ -25,6 +28,11 @@ cdef extern from "pthread.h" nogil:
     int pthread_join(pthread_t thread, void** result)
     int pthread_kill(pthread_t thread, int sig)
     int pthread_setname_np(pthread_t thread, const char* name)
+    int pthread_cond_init(pthread_cond_t* c, const void* attr)
+    int pthread_cond_wait(pthread_cond_t* c, pthread_mutex_t* m)
+    int pthread_cond_signal(pthread_cond_t* c)
+    int pthread_cond_broadcast(pthread_cond_t* c)
+    int pthread_cond_destroy(pthread_cond_t* c)
     int pthread_sigmask(int how, const sigset_t* set, sigset_t* old)
 
 cdef extern from "signal.h" nogil:
@@ -46,6 +54,7 @@ cdef enum:
     THREAD_AT = PAGE + STACK
     DATA_AT = THREAD_AT + 2 * PAGE
     REGION = DATA_AT + MAX_IO
+    LOOK_EVERY = 8              # requests between two looks for more waiting; a power of two
 
 
 cdef void ignore_signal(int number) noexcept nogil:
@@ -76,37 +85,98 @@ cdef bint reply(thread_t* t, size_t size, uint64_t unique) noexcept nogil:
     return True
 
 
+cdef bint waiting(crew_t* crew) noexcept nogil:
+    """True if requests wait in the kernel's queue."""
+    cdef pollfd wait
+    wait.fd, wait.events = crew.fd, POLLIN
+    return poll(&wait, 1, 0) > 0
+
+
+cdef void rest(crew_t* crew, bint started) noexcept nogil:
+    """Until called, or until all have to end."""
+    pthread_mutex_lock(&crew.rest_lock)
+    add64(&crew.resting, 1)
+    # The last one to read may have turned to a long request before it could see us resting.
+    if not started or load64(&crew.reading):
+        while crew.called == 0 and not load64(&crew.stopping):
+            pthread_cond_wait(&crew.rest_over, &crew.rest_lock)
+    if crew.called:
+        crew.called -= 1
+    sub64(&crew.resting, 1)
+    pthread_mutex_unlock(&crew.rest_lock)
+
+
+cdef void call_one(crew_t* crew) noexcept nogil:
+    pthread_mutex_lock(&crew.rest_lock)
+    if crew.called < crew.resting:
+        crew.called += 1
+        pthread_cond_signal(&crew.rest_over)
+    pthread_mutex_unlock(&crew.rest_lock)
+
+
+cdef void stop_all(crew_t* crew) noexcept nogil:
+    """No thread begins another request; those that rest end."""
+    pthread_mutex_lock(&crew.rest_lock)
+    store64(&crew.stopping, 1)
+    pthread_cond_broadcast(&crew.rest_over)
+    pthread_mutex_unlock(&crew.rest_lock)
+
+
+cdef bint may_rest(thread_t* t) noexcept nogil:
+    # Long requests are worth a second reader: with resting in between, 1 MiB reads at depth 4 lose about
+    # 10 %.
+    return (t.requests % LOOK_EVERY == 0 and not t.long_request and load64(&t.crew.reading) != 0
+            and not waiting(t.crew))
+
+
 cdef void* serve(void* arg) noexcept nogil:
     cdef thread_t* t = <thread_t*> arg
+    cdef crew_t* crew = t.crew
+    if t.index:
+        rest(crew, False)
+    while not load64(&crew.stopping) and serve_one(t):
+        # Thread 0 never rests, so somebody always reads, or will when his request is done.
+        if t.index and may_rest(t):
+            rest(crew, True)
+    stop_all(crew)
+    store64(&t.running, 0)
+    leave(crew, 1)
+    return NULL
+
+
+cdef bint serve_one(thread_t* t) noexcept nogil:
+    """Reads a request and answers it. False if the connection has ended."""
     cdef crew_t* crew = t.crew
     cdef uint8_t* request = t.w.data - REQUEST_HEAD
     cdef ssize_t got
     cdef size_t size
     cdef uint64_t unique
     cdef pollfd wait
-    while not load64(&crew.stopping):
-        got = read(crew.fd, request, REQUEST_HEAD + MAX_IO)
-        if got < 0:
-            if errno == EINTR or errno == ENOENT:
-                continue        # ENOENT: the request was withdrawn while it was being read
-            if errno == EAGAIN:
-                wait.fd, wait.events = crew.fd, POLLIN
-                poll(&wait, 1, -1)
-                continue
-            if not ended(errno):
-                store64(&crew.end_errno, <uint64_t> errno)
-            break
-        if got == 0:
-            break               # a socket's other end was closed
-        store64(&t.w.serving, 1)
-        unique = (<uint64_t*> request)[1]
-        size = answer(&t.w, <size_t> got)
-        store64(&t.w.serving, 0)
-        if size and not reply(t, size, unique):
-            break
-    store64(&t.running, 0)
-    leave(crew, 1)
-    return NULL
+    add64(&crew.reading, 1)
+    got = read(crew.fd, request, REQUEST_HEAD + MAX_IO)
+    sub64(&crew.reading, 1)
+    if got < 0:
+        if errno == EINTR or errno == ENOENT:
+            return True         # ENOENT: the request was withdrawn while it was being read
+        if errno == EAGAIN:
+            wait.fd, wait.events = crew.fd, POLLIN
+            poll(&wait, 1, -1)
+            return True
+        if not ended(errno):
+            store64(&crew.end_errno, <uint64_t> errno)
+        return False
+    if got == 0:
+        return False            # a socket's other end was closed
+    store64(&t.w.serving, 1)
+    t.requests += 1
+    t.long_request = takes_long(&t.w, <size_t> got)
+    if load64(&crew.resting) and not load64(&crew.reading) and (
+            t.long_request or (t.requests % LOOK_EVERY == 0 and waiting(crew))):
+        call_one(crew)
+    unique = (<uint64_t*> request)[1]
+    size = answer(&t.w, <size_t> got)
+    store64(&t.w.serving, 0)
+    return size == 0 or reply(t, size, unique)
 
 
 cdef void leave(crew_t* crew, uint64_t threads) noexcept nogil:
@@ -116,6 +186,12 @@ cdef void leave(crew_t* crew, uint64_t threads) noexcept nogil:
         # instead of letting it hang. dup2 keeps the descriptor's number taken.
         dup2(crew.null_fd, crew.fd)
         write(crew.done_fd, &one, sizeof(one))
+
+
+cdef void crew_init(crew_t* crew) noexcept nogil:
+    crew.fd = crew.null_fd = crew.done_fd = -1
+    pthread_mutex_init(&crew.rest_lock, NULL)
+    pthread_cond_init(&crew.rest_over, NULL)
 
 
 cdef int crew_add(crew_t* crew) noexcept nogil:
@@ -129,6 +205,7 @@ cdef int crew_add(crew_t* crew) noexcept nogil:
     mprotect(base, PAGE, PROT_NONE)
     t = <thread_t*> (base + THREAD_AT)
     t.crew = crew
+    t.index = crew.count
     t.w.server = &crew.server
     t.w.data = base + DATA_AT
     if mlock(base + PAGE, REGION - PAGE) != 0:
@@ -187,7 +264,7 @@ cdef bint crew_wait(crew_t* crew, int timeout_ms) noexcept nogil:
 
 cdef void crew_stop(crew_t* crew) noexcept nogil:
     cdef int i
-    store64(&crew.stopping, 1)
+    stop_all(crew)
     # The signal may arrive just before a thread sleeps in read, so it is repeated.
     while load64(&crew.live) != 0:
         for i in range(crew.created):
@@ -204,10 +281,8 @@ cdef void crew_join(crew_t* crew) noexcept nogil:
 
 
 cdef bint crew_idle(crew_t* crew) noexcept nogil:
-    cdef pollfd wait
     cdef int i
-    wait.fd, wait.events = crew.fd, POLLIN
-    if poll(&wait, 1, 0) > 0:
+    if waiting(crew):
         return False
     for i in range(crew.count):
         if load64(&crew.threads[i].w.serving):
@@ -219,6 +294,8 @@ cdef void crew_free(crew_t* crew) noexcept nogil:
     cdef int i
     for i in range(crew.count):
         munmap(<uint8_t*> crew.threads[i] - THREAD_AT, REGION)
+    pthread_cond_destroy(&crew.rest_over)
+    pthread_mutex_destroy(&crew.rest_lock)
     if crew.fd >= 0:
         close(crew.fd)
     if crew.null_fd >= 0:
