@@ -40,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
         leftovers.sweep(leftovers.of_dead_runs)
         leftovers.sweep_directories()
         config.stash[GUARDIAN] = Guardian()  # before the name is in the environment: it is no leftover
+    # Ours must behave as on a machine where nobody has set this: what is written late fails late.
+    os.environ.pop("PYTHONUNBUFFERED", None)
     owner = leftovers.owner_name()
     # Everything temporary gets the run's name into its path: mount points, sockets, run directories.
     home = Path(tempfile.gettempdir()) / owner

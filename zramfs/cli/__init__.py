@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             mount(words)
             return 0
         result = zramfs.main(words, prog_name="zramfs", standalone_mode=False)
+        # At the interpreter's end nobody could catch that the reader has left.
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         error.show()
