@@ -18,6 +18,7 @@ from typing import NoReturn
 from . import bounded, busy, detach, loops, ramdisk, rundir
 from .config import DeviceConfig
 from .errors import ZramfsError
+from .ramdisk import FileSystem
 from .rundir import Rundir, State
 
 log = logging.getLogger(__name__)
@@ -33,17 +34,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Say = Callable[[str], None]
 
 
-def claim(directory: Path, kind: str, *, threads: int, shared: bool, say: Say) -> Rundir:
+def claim(
+    directory: Path, kind: str, *, threads: int, shared: bool, say: Say, name: str | None = None
+) -> Rundir:
     """A run directory for a new device whose tree (or, for a RAM disk, file system) goes to `directory`.
 
-    Creates `directory` if only its last part is missing. Cleans up what a dead daemon left there,
+    name: of the device; None = its directory's, escaped. Creates `directory` if only its last part is missing. Cleans up what a dead daemon left there,
     and says so. shared: others may pass through to `disk`. Raises ZramfsError: EBUSY when a device
     is there, ENOTDIR, ENOENT, EPERM.
     """
     if directory == Path("/"):
         raise ZramfsError(errno.EINVAL, "expected a directory to mount on; / would hide everything")
     base = rundir.bases()[0]
-    new = Rundir(base / rundir.escape(directory))
+    new = Rundir(base / (name or rundir.escape(directory)))
     end = time.monotonic() + END_TIMEOUT
     while True:
         with rundir.locked(base):
@@ -62,10 +65,8 @@ def claim(directory: Path, kind: str, *, threads: int, shared: bool, say: Say) -
         time.sleep(_PAUSE)
 
 
-def start(
-    new: Rundir, config: DeviceConfig, *, fs: str | None = None, mountpoint: Path | None = None
-) -> None:
-    """Brings the claimed device up, and for a RAM disk the file system `fs` on `mountpoint`.
+def start(new: Rundir, config: DeviceConfig, file_system: FileSystem | None = None) -> None:
+    """Brings the claimed device up, and the file system of a RAM disk.
 
     Returns when all of it is ready. On any failure, and on SIGINT, SIGTERM and SIGHUP, nothing is
     left. To be called while the process has one thread. Raises ZramfsError; SystemExit on a signal.
@@ -74,8 +75,8 @@ def start(
         signal.signal(number, _leave)
     try:
         detach.run(lambda on_ready: _serve(new, config, on_ready), new.log)
-        if fs is not None and mountpoint is not None:
-            _make_file_system(new, fs, mountpoint)
+        if file_system is not None:
+            _make_file_system(new, file_system)
         # A signal that comes now is too late: the device is there, and the exit status must say so.
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -86,9 +87,15 @@ def start(
         raise
 
 
-def run(new: Rundir, config: DeviceConfig, say: Say) -> None:
+def run(new: Rundir, config: DeviceConfig, say: Say, file_system: FileSystem | None = None) -> None:
     """Serves the claimed device in this very process until it ends. Raises ZramfsError."""
-    if _serve(new, config, lambda: say(f"{config.directory} is ready")):
+
+    def on_ready() -> None:
+        if file_system is not None:
+            _make_file_system(new, file_system)
+        say(f"{file_system.mountpoint if file_system else config.directory} is ready")
+
+    if _serve(new, config, on_ready):
         raise ZramfsError(errno.EIO, "the device did not end in order; what happened is in the lines above")
 
 
@@ -96,11 +103,11 @@ def _leave(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _make_file_system(new: Rundir, fs: str, mountpoint: Path) -> None:
+def _make_file_system(new: Rundir, wanted: FileSystem) -> None:
     device = loops.attach(new.disk)
-    new.update(loop=device, fs=fs)
-    ramdisk.make_file_system(fs, device)
-    ramdisk.mount(fs, device, mountpoint)
+    new.update(loop=device, fs=wanted.type)
+    ramdisk.make_file_system(wanted.type, device)
+    ramdisk.mount(wanted, device)
     new.update(phase="ready")
 
 

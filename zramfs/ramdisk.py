@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import busy
@@ -23,6 +24,22 @@ MKFS = {
     "btrfs": ["-q", "-K", "-m", "single", "-d", "single"],
 }
 _PACKAGE = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
+
+
+DEFAULT_OPTIONS = "discard"  # a deleted file gives its memory back
+
+
+@dataclass(frozen=True)
+class FileSystem:
+    """What to make on the device, and where to mount it; options as mount(8) takes them, may be empty.
+    mode, owner, group of the new root directory; None = as mkfs made it."""
+
+    type: str
+    mountpoint: Path
+    options: str = DEFAULT_OPTIONS
+    mode: int | None = None
+    owner: int | None = None
+    group: int | None = None
 
 
 def expect_able(fs: str) -> None:
@@ -51,12 +68,17 @@ def make_file_system(fs: str, device: str) -> None:
         raise ZramfsError(errno.EIO, f"`{' '.join(command)}` failed: {said}")
 
 
-def mount(fs: str, device: str, mountpoint: Path) -> None:
-    """With discard: a deleted file gives its memory back. Raises ZramfsError with what mount said."""
-    command = ["mount", "-t", fs, "-o", "discard", "--", device, str(mountpoint)]
+def mount(wanted: FileSystem, device: str) -> None:
+    """Raises ZramfsError with what mount said."""
+    options = ["-o", wanted.options] if wanted.options else []
+    command = ["mount", "-t", wanted.type, *options, "--", device, str(wanted.mountpoint)]
     done = _run(command)
     if done.returncode:
         raise ZramfsError(errno.EIO, f"`{' '.join(command)}` failed: {done.stderr.strip()}")
+    if wanted.owner is not None or wanted.group is not None:
+        os.chown(wanted.mountpoint, *(-1 if each is None else each for each in (wanted.owner, wanted.group)))
+    if wanted.mode is not None:
+        os.chmod(wanted.mountpoint, wanted.mode)
 
 
 def mounted(device: str, mountpoint: Path) -> bool:

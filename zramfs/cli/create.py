@@ -54,4 +54,4 @@ def ramdisk(dir: str, fs: str, **values: Any) -> None:
     file_systems.expect_able(fs)
     wanted, place = Wanted(**values), rundir.resolve(dir)
     new = lifecycle.claim(place, "ramdisk", threads=wanted.threads, shared=False, say=say)
-    lifecycle.start(new, wanted.config(new, new.tree, new.name), fs=fs, mountpoint=place)
+    lifecycle.start(new, wanted.config(new, new.tree, new.name), file_systems.FileSystem(fs, place))
