@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from zramfs.lane import LaneStats
+from zramfs.stats import NO_LATENCY, OPERATIONS
 
 
 class FakeLane:
@@ -14,7 +15,8 @@ class FakeLane:
     def __init__(self) -> None:
         self.open_count = 0
         self.alive = True
-        self.counters = LaneStats(**dict.fromkeys(LaneStats.__dataclass_fields__, 0))
+        nothing = dict.fromkeys(LaneStats.__dataclass_fields__, 0)
+        self.counters = LaneStats(**nothing | {"latency": (NO_LATENCY,) * len(OPERATIONS)})
         self.store = None
         self.started = False
         self.claimed = False

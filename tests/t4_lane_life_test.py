@@ -2,6 +2,7 @@
 """The lane's threads and their end, who may replace the store when, and what the counters say."""
 from __future__ import annotations
 
+import bisect
 import ctypes
 import errno
 import gc
@@ -34,6 +35,7 @@ from wire import (
 )
 
 from zramfs.lane import Lane
+from zramfs.stats import BUCKET_BOUNDS, OPERATIONS
 from zramfs.store import Store
 
 PLAIN = pytest.mark.skipif(
@@ -500,6 +502,37 @@ def test_counters():
         assert (stats.discard_ios, stats.discard_sectors) == (1, 16)
         assert (stats.flush_ios, stats.in_flight, stats.protocol_errors, stats.reply_errors) == (2, 0, 0, 0)
         assert 0 < stats.longest_us < 1_000_000
+
+
+def test_latencies():
+    """What a request adds to the time of its kind is the time by which it is counted."""
+    kinds = ("write", "read", "discard", "flush")
+    with wired(4 * MIB) as wire:
+        before = wire.lane.stats()
+        for n in range(160):
+            size = 1 << n % 20
+            kind = kinds[n // 20 % 4]
+            if kind == "write":
+                wire.write(0, os.urandom(size))
+            elif kind == "read":
+                wire.read(0, size)
+            elif kind == "discard":
+                wire.call(Op.FALLOCATE, fallocate_in(0, size, PUNCH_HOLE | KEEP_SIZE))
+            else:
+                wire.call(Op.FSYNC, bytes(16))
+            after = wire.lane.stats()
+            for operation, now, then in zip(OPERATIONS, after.latency, before.latency, strict=True):
+                new = now - then
+                bucket = bisect.bisect_left(BUCKET_BOUNDS, new.ns)
+                expected = [int(operation == kind and b == bucket) for b in range(len(BUCKET_BOUNDS) + 1)]
+                assert list(new.counts) == expected, (kind, size, new)
+            before = after
+        counts = [each.count for each in after.latency]
+        assert counts == [after.read_ios, after.write_ios, after.discard_ios, after.flush_ios]
+        times = [each.ns // 1_000_000 for each in after.latency]
+        assert times == [after.read_ms, after.write_ms, after.discard_ms, after.flush_ms]
+        used = {b for each in after.latency for b, n in enumerate(each.counts) if n}
+        assert len(used) > 3, "requests of 1 byte and of 512 KiB take different times"
 
 
 def test_times():

@@ -304,4 +304,6 @@ class Device:
 def _since(now: LaneStats, before: LaneStats | None) -> LaneStats:
     if before is None:
         return now
-    return replace(now, **{name: getattr(now, name) - getattr(before, name) for name in _LANE_COUNTERS})
+    latency = tuple(new - old for new, old in zip(now.latency, before.latency, strict=True))
+    counters = {name: getattr(now, name) - getattr(before, name) for name in _LANE_COUNTERS}
+    return replace(now, latency=latency, **counters)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import dataclass
 
+from .stats import Latency
 from .store import Store
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class LaneStats:
     unlocked_bytes: int  # of the threads' memory, that could not be locked
     protocol_minor: int  # FUSE 7.N agreed on with the kernel, 0 before its INIT
     can_resend: bool  # the kernel can send unanswered requests again (Linux 6.9)
+    latency: tuple[Latency, ...]  # of each of OPERATIONS, from taking a request up to its reply
 
 class Lane:
     threads: int

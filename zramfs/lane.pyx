@@ -18,9 +18,10 @@ from zramfs.fuse_abi cimport (
     ZRAMFS_FUSE_MINOR_MIN, fuse_notify_inval_inode_out, fuse_out_header,
 )
 from zramfs.requests cimport (
-    CLAIMED, DISCARDS, FLUSHES, GROUPS, READS, REFUSED, WRITES, server_t, worker_lock, worker_t,
-    worker_unlock,
+    BUCKET_SHIFT, BUCKETS, CLAIMED, DISCARDS, FLUSHES, GROUPS, READS, REFUSED, WRITES, server_t,
+    worker_lock, worker_t, worker_unlock,
 )
+from zramfs.stats import BUCKET_BOUNDS, Latency, OPERATIONS
 from zramfs.store cimport Store, store_ctx_free, store_ctx_new, store_ctx_t, store_t
 from zramfs.threads cimport (
     MAX_THREADS, crew_add, crew_free, crew_idle, crew_init, crew_join, crew_start, crew_stop,
@@ -30,6 +31,9 @@ from zramfs.threads cimport (
 cdef extern from "sys/eventfd.h" nogil:
     int eventfd(unsigned int value, int flags)
     enum: EFD_CLOEXEC
+
+assert BUCKET_BOUNDS == tuple([1 << BUCKET_SHIFT + i for i in range(BUCKETS - 1)])
+assert OPERATIONS.index("flush") == FLUSHES == GROUPS - 1
 
 cdef struct inval_inode_t:
     fuse_out_header head
@@ -61,6 +65,7 @@ class LaneStats:
     unlocked_bytes: int  # of the threads' memory, that could not be locked
     protocol_minor: int  # FUSE 7.N agreed on with the kernel, 0 before its INIT
     can_resend: bool  # the kernel can send unanswered requests again (Linux 6.9)
+    latency: tuple[Latency, ...]  # of each of OPERATIONS, from taking a request up to its reply
 
 
 @cython.no_gc_clear     # the threads use the store until __dealloc__ has joined them
@@ -262,27 +267,35 @@ cdef class Lane:
     def stats(self) -> LaneStats:
         """Counters since the start; a consistent picture only while nothing is in flight."""
         cdef server_t* server = &self.crew.server
+        cdef uint64_t counts[GROUPS][BUCKETS]
         cdef thread_t* t
-        cdef int i
-        ios, nbytes, ms = [0] * GROUPS, [0] * GROUPS, [0] * GROUPS
+        cdef int i, g, b
+        nbytes, ns = [0] * GROUPS, [0] * GROUPS
+        memset(counts, 0, sizeof(counts))
         bad = replies = unlocked = longest = 0
         for i in range(self.crew.count):
             t = self.crew.threads[i]
-            for group in range(GROUPS):
-                ios[group] += peek64(&t.w.ios[<int> group])
-                nbytes[group] += peek64(&t.w.nbytes[<int> group])
-                ms[group] += peek64(&t.w.ns[<int> group])
+            for g in range(GROUPS):
+                for b in range(BUCKETS):
+                    counts[g][b] += peek64(&t.w.ios[g][b])
+                nbytes[g] += peek64(&t.w.nbytes[g])
+                ns[g] += peek64(&t.w.ns[g])
             bad += peek64(&t.w.protocol_errors)
             replies += peek64(&t.reply_errors)
             unlocked += t.unlocked
             longest = max(longest, peek64(&t.w.longest_ns))
-        ns = [n // 1_000_000 for n in ms]
+        latency = []
+        for g in range(GROUPS):
+            latency.append(Latency(tuple([counts[g][b] for b in range(BUCKETS)]), ns[g]))
+        ios = [each.count for each in latency]
+        ms = [n // 1_000_000 for n in ns]
         return LaneStats(
-            ios[READS], nbytes[READS] // 512, ns[READS],
-            ios[WRITES], nbytes[WRITES] // 512, ns[WRITES],
-            peek64(&server.in_flight), peek64(&server.io_ns) // 1_000_000, sum(ms) // 1_000_000,
-            ios[DISCARDS], nbytes[DISCARDS] // 512, ns[DISCARDS],
-            ios[FLUSHES], ns[FLUSHES],
+            ios[READS], nbytes[READS] // 512, ms[READS],
+            ios[WRITES], nbytes[WRITES] // 512, ms[WRITES],
+            peek64(&server.in_flight), peek64(&server.io_ns) // 1_000_000, sum(ns) // 1_000_000,
+            ios[DISCARDS], nbytes[DISCARDS] // 512, ms[DISCARDS],
+            ios[FLUSHES], ms[FLUSHES],
             bad, longest // 1000, replies, unlocked,
             peek64(&server.minor), bool(peek64(&server.flags) & FUSE_HAS_RESEND),
+            tuple(latency),
         )

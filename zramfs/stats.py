@@ -1,6 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of a device's store: frozen, with units in the field comments."""
+"""Statistics of a device: frozen, with units in the field comments."""
+from __future__ import annotations
+
 from dataclasses import dataclass
+
+# Requests are counted by what they do, in the order of the block layer's `stat` file, and by the time
+# they take: up to each of these bounds in ns, and above the last one.
+OPERATIONS = ("read", "write", "discard", "flush")
+BUCKET_BOUNDS = tuple(1024 << i for i in range(25))
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long requests took. counts has one number more than BUCKET_BOUNDS."""
+
+    counts: tuple[int, ...]
+    ns: int  # of all together
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    def __sub__(self, before: Latency) -> Latency:
+        counts = (now - then for now, then in zip(self.counts, before.counts, strict=True))
+        return Latency(tuple(counts), self.ns - before.ns)
+
+
+NO_LATENCY = Latency((0,) * (len(BUCKET_BOUNDS) + 1), 0)
 
 
 @dataclass(frozen=True, slots=True)
