@@ -131,7 +131,8 @@ class Server:
         options = {"fsname": f"disk:{leftovers.owner_of(how['path']) or 'by-hand'}", "subtype": "zramfs-disk",
                    "default_permissions": True}
         self.how = how
-        self.lane = Lane(mounting.mount_file(how["path"], options=options), threads=how["threads"])
+        descriptor = mounting.mount_file(how["path"], options=options)
+        self.lane = Lane(descriptor, threads=how["threads"], poll_us=100)
         self.store = self.new_store(how["size"])
         self.lane.set_store(self.store)
         self.lane.start()

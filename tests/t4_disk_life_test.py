@@ -224,3 +224,23 @@ def test_a_change_of_size_is_seen_at_once(tmp_path: Path):
                     assert mapped[:] == bytes(size), "pages of the old store"
                     mapped[size - 4:] = b"last"
                 assert os.pread(fd, 100, size - 4) == b"last"
+
+
+# --- looking for requests before sleeping
+
+def test_a_device_that_was_busy_costs_nothing_when_idle(tmp_path: Path):
+    """Requests one after the other make a thread look for the next one; without any it sleeps."""
+    with served(tmp_path) as disk:
+        with disk.open() as fd:
+            for _ in range(3000):
+                os.pread(fd, PAGE, 0)
+        time.sleep(0.05)
+        before = cpu_ticks(disk.process.pid)
+        time.sleep(2)
+        assert cpu_ticks(disk.process.pid) - before <= 1
+
+
+def cpu_ticks(pid: int) -> int:
+    """CPU time of a process in units of 10 ms."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])

@@ -32,6 +32,8 @@ ANSWER_TIMEOUT = 10.0  # seconds for the first answer of a mount that was just m
 # A reader that has just been answered needs a moment to close its file.
 UNMOUNT_TRIES = 5
 UNMOUNT_PAUSE = 0.1
+# Longer than most gaps between the requests of one client; 50 and 200 measured the same at depth 1 to 16.
+POLL_US = 100
 END_TIMEOUT = 10.0  # seconds for the lane's threads and the tree's loop to end after their unmount
 
 
@@ -117,7 +119,7 @@ class _Daemon:
         options = {"fsname": f"zramfs-disk:{config.name}", "subtype": "zramfs-disk", **self.mount_options()}
         fd = await self.mount(self.disk, options)
         try:
-            lane = Lane(fd, threads=config.threads)
+            lane = Lane(fd, threads=config.threads, poll_us=poll_us())
         except BaseException:
             os.close(fd)
             raise
@@ -296,6 +298,11 @@ class _Daemon:
             await in_thread(self.lane.abort)
         await in_thread(self.lane.join)
         await self.device.close()
+
+
+def poll_us() -> int:
+    """On a single CPU whoever looks for a request keeps its sender from running."""
+    return POLL_US if len(os.sched_getaffinity(0)) > 1 else 0
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

@@ -74,8 +74,9 @@ cdef class Lane:
     """Serves one FUSE connection whose root is a regular file: the device.
 
     fd is a descriptor of /dev/fuse from mounting.mount_file(); once the constructor has returned
-    it belongs to the lane. Raises ValueError for a number of threads outside 1 to 64, OSError if
-    memory or descriptors are short.
+    it belongs to the lane. poll_us: how many microseconds a thread may look for the next request
+    before it sleeps (at most 10 000), 0 = it sleeps at once. Raises ValueError for a number of threads
+    outside 1 to 64 or another poll_us, OSError if memory or descriptors are short.
     """
     cdef crew_t* crew
     cdef Store store
@@ -83,11 +84,13 @@ cdef class Lane:
     cdef bint started
     cdef object __weakref__
 
-    def __cinit__(self, int fd, *, int threads=2):
+    def __cinit__(self, int fd, *, int threads=2, int poll_us=0):
         cdef server_t* server
         cdef int i, err
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"expected 1 to {MAX_THREADS} threads, got {threads}")
+        if not 0 <= poll_us <= 10_000:
+            raise ValueError(f"expected 0 to 10000 microseconds of polling, got {poll_us}")
         self.crew = <crew_t*> calloc(1, sizeof(crew_t))
         if self.crew == NULL:
             raise MemoryError
@@ -106,6 +109,7 @@ cdef class Lane:
         server.mode = 0o600
         server.uid, server.gid = getuid(), getgid()
         server.atime = server.mtime = server.ctime = <uint64_t> time.time_ns()
+        self.crew.poll_ns = <uint64_t> poll_us * 1000
         self.crew.fd = fd
 
     def __dealloc__(self):

@@ -12,7 +12,7 @@ from posix.signal cimport sigaction, sigaction_t, sigdelset, sigemptyset, sigfil
 from posix.unistd cimport close, dup2, read, write
 
 from allocator.prim cimport (
-    add64, load64, peek64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+    add64, cas64, load64, now_ns, peek64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_t, pthread_mutex_unlock, store64, sub64,
 )
 from zramfs.requests cimport MAX_IO, REPLY_HEAD, REQUEST_HEAD, answer, refuse, takes_long
@@ -55,6 +55,14 @@ cdef enum:
     DATA_AT = THREAD_AT + 2 * PAGE
     REGION = DATA_AT + MAX_IO
     LOOK_EVERY = 8              # requests between two looks for more waiting; a power of two
+    # Looking for a request before sleeping: see threads.pxd. Measured on two CPUs.
+    HOPE_NS = 300000            # sleeps shorter than this promise a request within a look: at depth 1
+                                # most take 30 to 60 us, nearly all of which is waking up
+    AT_ONCE_NS = 2000           # and one so short was none
+    MAX_ROW = 3                 # requests in a row without a wait: more come from a client with a deep
+                                # queue, who needs the CPU himself (without this 12 to 25 % less at depth 16)
+    MIN_CALM = 4                # waits in a row that promise one: a deep queue has single short ones
+    MAX_MISSES = 4              # looks in vain, then sleep; a new hope has one look
 
 
 cdef void ignore_signal(int number) noexcept nogil:
@@ -144,6 +152,39 @@ cdef void* serve(void* arg) noexcept nogil:
     return NULL
 
 
+cdef void look_for_request(thread_t* t) noexcept nogil:
+    """Returns when a request waits, or when it is time to sleep."""
+    cdef crew_t* crew = t.crew
+    cdef uint64_t until
+    if waiting(crew):
+        t.row += 1
+        t.hopeful = t.row <= MAX_ROW
+        return
+    t.row = 0
+    # One at a time: a second one would take a CPU from the client that it waits for.
+    if not cas64(&crew.polling, 0, 1):
+        return
+    until = now_ns() + crew.poll_ns
+    while not waiting(crew):
+        if now_ns() > until:
+            t.misses += 1
+            t.hopeful = t.misses < MAX_MISSES
+            break
+    else:
+        t.misses = 0
+    store64(&crew.polling, 0)
+
+
+cdef void note_wait(thread_t* t, uint64_t ns) noexcept nogil:
+    """A request came after ns nanoseconds of sleep, or of none."""
+    if ns < AT_ONCE_NS:
+        t.row += 1
+        return
+    t.calm = t.calm + 1 if ns < HOPE_NS and t.row <= MAX_ROW else 0
+    t.hopeful = t.calm >= MIN_CALM
+    t.row = 0
+
+
 cdef bint serve_one(thread_t* t) noexcept nogil:
     """Reads a request and answers it. False if the connection has ended."""
     cdef crew_t* crew = t.crew
@@ -152,9 +193,16 @@ cdef bint serve_one(thread_t* t) noexcept nogil:
     cdef size_t size
     cdef uint64_t unique
     cdef pollfd wait
+    cdef uint64_t began = 0
     add64(&crew.reading, 1)
+    if crew.poll_ns:
+        if t.hopeful:
+            look_for_request(t)
+        began = now_ns()
     got = read(crew.fd, request, REQUEST_HEAD + MAX_IO)
     sub64(&crew.reading, 1)
+    if crew.poll_ns and not t.hopeful:
+        note_wait(t, now_ns() - began)
     if got < 0:
         if errno == EINTR or errno == ENOENT:
             return True         # ENOENT: the request was withdrawn while it was being read
