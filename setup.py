@@ -66,13 +66,16 @@ def extension(name: str, *packages: tuple[str, str]) -> Extension:
     )
 
 
+COMPRESSORS = (("liblz4", "1.9.0"), ("libzstd", "1.5.0"))
+
 EXTENSIONS = [
     extension("allocator.arena"),
     extension("allocator.migrate"),
     extension("allocator.zsmalloc"),
     extension("allocator.balloon"),
     extension("allocator.check"),
-    extension("zramfs.codecs", ("liblz4", "1.9.0"), ("libzstd", "1.5.0")),
+    extension("zramfs.dictionary", *COMPRESSORS),
+    extension("zramfs.codecs", *COMPRESSORS),
     extension("zramfs.slots"),
     extension("zramfs.store"),
     extension("zramfs.requests"),

@@ -63,6 +63,15 @@ static inline uint64_t now_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
 
+/* Of the clock that goes on while the machine sleeps, as in the kernel's block_state. Ends after
+ * 136 years. */
+static inline uint32_t boot_seconds(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_BOOTTIME, &t);
+	return (uint32_t)t.tv_sec;
+}
+
 /* One round of waiting for a lock that is held for a few microseconds. The holder may have been
  * preempted, so after 64 pauses (about 2 us) the CPU is given away, and after 256 rounds the
  * waiter sleeps 50 us a time, which costs nothing while a stopped holder is stopped. */

@@ -28,6 +28,7 @@ cdef extern from "prim.h" nogil:
     bint cas16(uint16_t* p, uint16_t old, uint16_t v) noexcept
     void max64(uint64_t* p, uint64_t v) noexcept
     uint64_t now_ns() noexcept
+    uint32_t boot_seconds() noexcept
     void relax(unsigned int round) noexcept
     bint same_filled(const uint8_t* page, uint64_t* word) noexcept
     void fill_words(uint8_t* page, uint64_t word) noexcept
@@ -47,7 +48,7 @@ cdef extern from "<pthread.h>" nogil:
 cdef extern from "<sys/mman.h>" nogil:
     enum:
         PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
-        MADV_DONTDUMP, MFD_CLOEXEC
+        MADV_DONTDUMP, MADV_DONTNEED, MFD_CLOEXEC
     void* MAP_FAILED
     void* mmap(void* addr, size_t length, int prot, int flags, int fd, int64_t offset) noexcept
     int munmap(void* addr, size_t length) noexcept

@@ -44,7 +44,7 @@ PAGES = {
 # --- the C interface -------------------------------------------------------------------------
 
 class codec_t(ctypes.Structure):
-    _fields_ = [("algo", ctypes.c_int), ("level", ctypes.c_int)]
+    _fields_ = [("algo", ctypes.c_int), ("level", ctypes.c_int), ("dictionary", ctypes.c_void_p)]
 
 
 def exported(name: str, result: object, *arguments: object) -> Callable:
@@ -59,7 +59,7 @@ def exported(name: str, result: object, *arguments: object) -> Callable:
 
 INT, POINTER = ctypes.c_int, ctypes.c_void_p
 codec_init = exported("codec_init", INT, ctypes.POINTER(codec_t), INT, INT)
-codec_ctx_new = exported("codec_ctx_new", POINTER, ctypes.POINTER(codec_t))
+codec_ctx_new = exported("codec_ctx_new", POINTER, ctypes.POINTER(codec_t), INT)
 codec_ctx_free = exported("codec_ctx_free", None, POINTER)
 codec_compress = exported("codec_compress", INT, POINTER, POINTER, INT, POINTER, INT)
 codec_decompress = exported("codec_decompress", INT, POINTER, POINTER, INT, POINTER, INT)
@@ -70,7 +70,7 @@ C_NUMBERS = {"none": 0, "lz4": 1, "lz4hc": 2, "zstd": 3}
 def context(spec: str) -> Iterator[int]:
     c, codec = codec_t(), parse(spec)
     assert codec_init(c, C_NUMBERS[codec.algo], codec.level) == 0
-    ctx = codec_ctx_new(c)
+    ctx = codec_ctx_new(c, 1)
     assert ctx and ctx % PAGE == 0
     try:
         yield ctx

@@ -10,6 +10,7 @@ from typing import NamedTuple
 FRAME = 4096
 SLOT_TYPES = ("empty", "same", "same_obj", "obj", "huge", "written_back")
 SLOT_LOCK = 1
+FLAGS = {"locked": 0, "idle": 6, "incompressible": 7, "post": 8, "halves": 9}
 
 
 class Superblock(NamedTuple):
@@ -69,6 +70,10 @@ class Slot(NamedTuple):
     type: str
     halves: bool
     locked: bool
+    prio: int
+    idle: bool
+    incompressible: bool
+    post: bool
 
 
 SUPERBLOCK = struct.Struct("<QII8Q")
@@ -164,7 +169,8 @@ class MemoryFile:
 
     def slot(self, n: int) -> Slot:
         word = self.slot_word(n)
-        return Slot(word >> 24, SLOT_TYPES[word >> 1 & 7], bool(word & 1 << 9), bool(word & SLOT_LOCK))
+        flag = {name: bool(word & 1 << bit) for name, bit in FLAGS.items()}
+        return Slot(location=word >> 24, type=SLOT_TYPES[word >> 1 & 7], prio=word >> 4 & 3, **flag)
 
 
 def resident_set() -> int:

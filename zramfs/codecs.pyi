@@ -7,13 +7,17 @@ from typing_extensions import Buffer
 ALGORITHMS: Final[tuple[str, ...]]
 # Bytes: the longest that a codec takes and gives.
 MAX_INPUT: Final[int]
+# Bytes: the longest dictionary.
+MAX_DICTIONARY: Final[int]
 # The name of an algorithm is shorter than this; the kernel answers E2BIG to a longer one.
 NAME_LIMIT: Final[int]
 
 class Codec:
     algo: Final[str]
     level: Final[int]
-    def __init__(self, algo: str, level: int | None = None) -> None: ...
+    @property
+    def dictionary(self) -> bytes | None: ...
+    def __init__(self, algo: str, level: int | None = None, dictionary: bytes | None = None) -> None: ...
     def compress(self, data: Buffer, cap: int | None = None) -> bytes | None: ...
     def decompress(self, data: Buffer, size: int) -> bytes: ...
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compressors for pages: lz4, lz4hc, zstd, none.
 
-A codec is an algorithm with a level; a context is one thread's workspace for it. All memory of a
-context is one block made with the context, so compressing and decompressing allocate nothing
-(one exception, inside liblz4: see lz4hc in _ALGORITHMS). The store uses the C interface in
+A codec is an algorithm with a level and perhaps a dictionary; a context is one thread's workspace for
+it. All memory of a context is one block made with the context, so compressing and decompressing
+allocate nothing (one exception, inside liblz4: see lz4hc in _ALGORITHMS). The store uses the C interface in
 codecs.pxd; `Codec` is the same for Python.
 """
 import re
@@ -11,59 +11,16 @@ import threading
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EINVAL, EIO
+from libc.errno cimport EINVAL, EIO, ENOMEM
 from libc.limits cimport INT_MAX
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
-cdef extern from "<stdlib.h>" nogil:
-    void* aligned_alloc(size_t alignment, size_t size)
-
-cdef extern from "<lz4.h>" nogil:
-    int LZ4_sizeofState()
-    int LZ4_compressBound(int n)
-    int LZ4_compress_fast_extState(void* state, const char* src, char* dst, int n, int cap, int acceleration)
-    int LZ4_decompress_safe(const char* src, char* dst, int n, int cap)
-
-cdef extern from "<lz4hc.h>" nogil:
-    int LZ4_sizeofStateHC()
-    int LZ4_compress_HC_extStateHC(void* state, const char* src, char* dst, int n, int cap, int level)
-
-# The static contexts, their sizes and the magicless format belong to zstd's experimental part,
-# which the shared library exports.
-cdef extern from * nogil:
-    """
-    #define ZSTD_STATIC_LINKING_ONLY
-    #include <zstd.h>
-    """
-    ctypedef struct ZSTD_CCtx:
-        pass
-    ctypedef struct ZSTD_DCtx:
-        pass
-    ctypedef struct ZSTD_compressionParameters:
-        pass
-    ctypedef enum ZSTD_cParameter:
-        ZSTD_c_compressionLevel
-        ZSTD_c_contentSizeFlag
-        ZSTD_c_checksumFlag
-        ZSTD_c_dictIDFlag
-        ZSTD_c_format
-    ctypedef enum ZSTD_dParameter:
-        ZSTD_d_format
-    int ZSTD_f_zstd1_magicless
-    ZSTD_compressionParameters ZSTD_getCParams(int level, unsigned long long n, size_t dict_size)
-    size_t ZSTD_estimateCCtxSize_usingCParams(ZSTD_compressionParameters params)
-    size_t ZSTD_estimateDCtxSize()
-    ZSTD_CCtx* ZSTD_initStaticCCtx(void* block, size_t size)
-    ZSTD_DCtx* ZSTD_initStaticDCtx(void* block, size_t size)
-    size_t ZSTD_CCtx_setParameter(ZSTD_CCtx* ctx, ZSTD_cParameter parameter, int value)
-    size_t ZSTD_DCtx_setParameter(ZSTD_DCtx* ctx, ZSTD_dParameter parameter, int value)
-    size_t ZSTD_compress2(ZSTD_CCtx* ctx, void* dst, size_t cap, const void* src, size_t n)
-    size_t ZSTD_decompressDCtx(ZSTD_DCtx* ctx, void* dst, size_t cap, const void* src, size_t n)
-    size_t ZSTD_compressBound(size_t n)
-    unsigned int ZSTD_isError(size_t result)
+from allocator.prim cimport aligned_alloc
+from zramfs.compressors cimport *
+from zramfs.dictionary cimport DICTIONARY_MAX, dictionary_free, dictionary_new, dictionary_t
 
 
 cdef enum:
@@ -100,14 +57,14 @@ cdef inline size_t _round_up(size_t n, size_t unit) noexcept nogil:
     return (n + unit - 1) // unit * unit
 
 
-cdef size_t _zstd_cctx_size(int level) noexcept nogil:
+cdef size_t _zstd_cctx_size(int level, size_t dictionary) noexcept nogil:
     """Bytes that a compression of any length up to CODEC_MAX_INPUT needs: zstd takes its
     parameters by level and length, and those of a shorter input may need more."""
     cdef size_t most = 0
     cdef size_t need
     cdef unsigned long long n = 1024
     while n <= CODEC_MAX_INPUT:
-        need = ZSTD_estimateCCtxSize_usingCParams(ZSTD_getCParams(level, n, 0))
+        need = ZSTD_estimateCCtxSize_usingCParams(ZSTD_getCParams(level, n, dictionary))
         if need > most:
             most = need
         n *= 2
@@ -116,18 +73,24 @@ cdef size_t _zstd_cctx_size(int level) noexcept nogil:
 
 cdef int _zstd_start(codec_ctx_t* ctx, void* cctx, size_t cctx_size,
                      void* dctx, size_t dctx_size) noexcept nogil:
-    ctx.zstd = ZSTD_initStaticCCtx(cctx, cctx_size)
+    cdef dictionary_t* d = ctx.codec.dictionary
     ctx.unzstd = ZSTD_initStaticDCtx(dctx, dctx_size)
-    if ctx.zstd == NULL or ctx.unzstd == NULL:
+    if (ctx.unzstd == NULL
+            or ZSTD_isError(ZSTD_DCtx_setParameter(ctx.unzstd, ZSTD_d_format, ZSTD_f_zstd1_magicless))
+            or d != NULL and ZSTD_isError(ZSTD_DCtx_refDDict(ctx.unzstd, d.unzstd))):
         return -EINVAL
+    if cctx_size == 0:
+        return 0
+    ctx.zstd = ZSTD_initStaticCCtx(cctx, cctx_size)
     # The slot knows what a frame could say of itself. Without magic number, length and checksum
     # a page's frame has 5 bytes around its data instead of 11 to 15.
-    if (ZSTD_isError(ZSTD_CCtx_setParameter(ctx.zstd, ZSTD_c_compressionLevel, ctx.codec.level))
+    if (ctx.zstd == NULL
+            or ZSTD_isError(ZSTD_CCtx_setParameter(ctx.zstd, ZSTD_c_compressionLevel, ctx.codec.level))
             or ZSTD_isError(ZSTD_CCtx_setParameter(ctx.zstd, ZSTD_c_format, ZSTD_f_zstd1_magicless))
             or ZSTD_isError(ZSTD_CCtx_setParameter(ctx.zstd, ZSTD_c_contentSizeFlag, 0))
             or ZSTD_isError(ZSTD_CCtx_setParameter(ctx.zstd, ZSTD_c_checksumFlag, 0))
             or ZSTD_isError(ZSTD_CCtx_setParameter(ctx.zstd, ZSTD_c_dictIDFlag, 0))
-            or ZSTD_isError(ZSTD_DCtx_setParameter(ctx.unzstd, ZSTD_d_format, ZSTD_f_zstd1_magicless))):
+            or d != NULL and ZSTD_isError(ZSTD_CCtx_refCDict(ctx.zstd, d.zstd))):
         return -EINVAL
     return 0
 
@@ -142,10 +105,11 @@ cdef int codec_init(codec_t* c, int algo, int level) noexcept nogil:
         return -EINVAL
     c.algo = algo
     c.level = level
+    c.dictionary = NULL
     return 0
 
 
-cdef codec_ctx_t* codec_ctx_new(const codec_t* c) noexcept nogil:
+cdef codec_ctx_t* codec_ctx_new(const codec_t* c, bint compresses) noexcept nogil:
     cdef size_t head = _round_up(sizeof(codec_ctx_t), CACHE_LINE)
     cdef size_t lz4 = 0
     cdef size_t bounce = 0
@@ -153,14 +117,16 @@ cdef codec_ctx_t* codec_ctx_new(const codec_t* c) noexcept nogil:
     cdef size_t dctx = 0
     cdef uint8_t* block
     cdef codec_ctx_t* ctx
-    if c.algo == CODEC_LZ4:
+    if c.algo == CODEC_LZ4 and compresses:
         lz4 = <size_t>LZ4_sizeofState()
-    elif c.algo == CODEC_LZ4HC:
+    elif c.algo == CODEC_LZ4HC and compresses:
         lz4 = <size_t>LZ4_sizeofStateHC()
     elif c.algo == CODEC_ZSTD:
-        bounce = _round_up(ZSTD_compressBound(CODEC_MAX_INPUT), CACHE_LINE)
-        cctx = _round_up(_zstd_cctx_size(c.level), CACHE_LINE)
         dctx = ZSTD_estimateDCtxSize()
+        if compresses:
+            bounce = _round_up(ZSTD_compressBound(CODEC_MAX_INPUT), CACHE_LINE)
+            cctx = _round_up(
+                _zstd_cctx_size(c.level, c.dictionary.size if c.dictionary != NULL else 0), CACHE_LINE)
     # Whole pages of its own, so that the block can be locked into memory and unlocked again
     # without a word about its neighbours.
     block = <uint8_t*>aligned_alloc(PAGE, _round_up(head + lz4 + bounce + cctx + dctx, PAGE))
@@ -171,7 +137,7 @@ cdef codec_ctx_t* codec_ctx_new(const codec_t* c) noexcept nogil:
     ctx.codec = c[0]
     if lz4 > 0:
         ctx.lz4 = block + head
-    if cctx > 0:
+    if dctx > 0:
         ctx.bounce = block + head
         ctx.bounce_size = bounce
         if _zstd_start(ctx, block + head + bounce, cctx, block + head + bounce + cctx, dctx) != 0:
@@ -199,14 +165,27 @@ cdef int _zstd_compress(codec_ctx_t* ctx, const uint8_t* src, int n, uint8_t* ds
     return <int>done
 
 
+cdef int _lz4_compress(codec_ctx_t* ctx, const char* src, int n, char* dst, int cap) noexcept nogil:
+    cdef dictionary_t* d = ctx.codec.dictionary
+    if ctx.codec.algo == CODEC_LZ4HC:
+        if d == NULL:
+            return LZ4_compress_HC_extStateHC(ctx.lz4, src, dst, n, cap, ctx.codec.level)
+        memcpy(ctx.lz4, d.lz4hc, sizeof(LZ4_streamHC_t))
+        return LZ4_compress_HC_continue(<LZ4_streamHC_t*>ctx.lz4, src, dst, n, cap)
+    if d == NULL:
+        return LZ4_compress_fast_extState(ctx.lz4, src, dst, n, cap, ctx.codec.level)
+    # A copy of the prepared state, 16 KiB (lz4hc: 256 KiB), as liblz4 exports a call that refers to
+    # it only since 1.10; loading the dictionary anew would hash all of it for each page.
+    memcpy(ctx.lz4, d.lz4, sizeof(LZ4_stream_t))
+    return LZ4_compress_fast_continue(<LZ4_stream_t*>ctx.lz4, src, dst, n, cap, ctx.codec.level)
+
+
 cdef int codec_compress(codec_ctx_t* ctx, const uint8_t* src, int n, uint8_t* dst, int cap) noexcept nogil:
     if n < 0 or n > CODEC_MAX_INPUT or cap <= 0:
         return 0
-    if ctx.codec.algo == CODEC_LZ4:
-        return LZ4_compress_fast_extState(ctx.lz4, <const char*>src, <char*>dst, n, cap, ctx.codec.level)
-    if ctx.codec.algo == CODEC_LZ4HC:
-        return LZ4_compress_HC_extStateHC(ctx.lz4, <const char*>src, <char*>dst, n, cap, ctx.codec.level)
-    if ctx.codec.algo == CODEC_ZSTD:
+    if ctx.lz4 != NULL:
+        return _lz4_compress(ctx, <const char*>src, n, <char*>dst, cap)
+    if ctx.zstd != NULL:
         return _zstd_compress(ctx, src, n, dst, cap)
     return 0
 
@@ -230,12 +209,17 @@ cdef bint _zstd_one_frame(const uint8_t* src, int n) noexcept nogil:
 
 
 cdef int codec_decompress(codec_ctx_t* ctx, const uint8_t* src, int n, uint8_t* dst, int cap) noexcept nogil:
+    cdef dictionary_t* d = ctx.codec.dictionary
     cdef int got
     cdef size_t done
     if n <= 0 or cap < 0:
         return -EIO
     if ctx.codec.algo == CODEC_LZ4 or ctx.codec.algo == CODEC_LZ4HC:
-        got = LZ4_decompress_safe(<const char*>src, <char*>dst, n, cap)
+        if d == NULL:
+            got = LZ4_decompress_safe(<const char*>src, <char*>dst, n, cap)
+        else:
+            got = LZ4_decompress_safe_usingDict(<const char*>src, <char*>dst, n, cap,
+                                                <const char*>d.bytes, <int>d.size)
         return got if got >= 0 else -EIO
     if ctx.codec.algo == CODEC_ZSTD:
         if not _zstd_one_frame(src, n):
@@ -251,6 +235,7 @@ cdef int codec_decompress(codec_ctx_t* ctx, const uint8_t* src, int n, uint8_t* 
 _NUMBERS = {_ALGORITHMS[i].name.decode(): i for i in range(4)}
 ALGORITHMS = (*tuple(_NUMBERS)[1:], "none")
 MAX_INPUT = CODEC_MAX_INPUT
+MAX_DICTIONARY = DICTIONARY_MAX
 NAME_LIMIT = 128        # as in the kernel: names are shorter
 
 
@@ -288,12 +273,13 @@ cdef str _levels(int algo):
 
 
 cdef class Codec:
-    """An algorithm at a level, with a context of its own. level None takes the default.
+    """An algorithm at a level, with a context of its own. level None takes the default; dictionary:
+    1 to MAX_DICTIONARY bytes, for lz4, lz4hc and zstd.
 
-    Threads may share one; they take turns. ValueError for a bad name or level; MemoryError.
+    Threads may share one; they take turns. ValueError for a bad name, level or dictionary; MemoryError.
     """
 
-    def __cinit__(self, str algo not None, level=None):
+    def __cinit__(self, str algo not None, level=None, bytes dictionary=None):
         cdef int number = _number(algo)
         if level is None:
             level = _ALGORITHMS[number].standard
@@ -302,12 +288,31 @@ cdef class Codec:
                 or codec_init(&self.codec, number, level) != 0):
             raise ValueError(f"the level of {algo} is {_levels(number)}, not {level}")
         self.lock = threading.Lock()
-        self.ctx = codec_ctx_new(&self.codec)
+        if dictionary is not None:
+            self.take_dictionary(dictionary)
+        self.ctx = codec_ctx_new(&self.codec, True)
         if self.ctx == NULL:
             raise MemoryError(f"no memory for a context of {self!r}")
 
+    cdef int take_dictionary(self, bytes dictionary) except -1:
+        cdef const uint8_t* p = dictionary
+        cdef size_t n = <size_t>len(dictionary)
+        cdef int r
+        with nogil:
+            r = dictionary_new(&self.codec.dictionary, self.codec.algo, self.codec.level, p, n)
+        if r == -ENOMEM:
+            raise MemoryError(f"no memory for a dictionary of {n} bytes")
+        if r != 0:
+            if self.codec.algo == CODEC_NONE:
+                raise ValueError("none takes no dictionary")
+            if not 1 <= n <= DICTIONARY_MAX:
+                raise ValueError(f"a dictionary has 1 to {DICTIONARY_MAX} bytes, not {n}")
+            raise ValueError(f"these {n} bytes begin like a dictionary of {self.algo}, and are damaged")
+        return 0
+
     def __dealloc__(self):
         codec_ctx_free(self.ctx)
+        dictionary_free(self.codec.dictionary)
 
     @property
     def algo(self) -> str:
@@ -317,8 +322,15 @@ cdef class Codec:
     def level(self) -> int:
         return self.codec.level
 
+    @property
+    def dictionary(self) -> bytes | None:
+        cdef dictionary_t* d = self.codec.dictionary
+        return None if d == NULL else (<const char*>d.bytes)[:d.size]
+
     def __repr__(self):
-        return f"Codec({self.algo!r}, {self.level})"
+        cdef dictionary_t* d = self.codec.dictionary
+        extra = "" if d == NULL else f", <{d.size} bytes>"
+        return f"Codec({self.algo!r}, {self.level}{extra})"
 
     def compress(self, data, cap=None):
         """The compressed bytes of `data` (a buffer of up to MAX_INPUT bytes), or None where they

@@ -14,6 +14,15 @@
     prio  priority of the algorithm that compressed it, 0 = primary
     idl   idle: not used since it was marked       inc  incompressible by every algorithm
     P     under post-processing                    S    SAME: the word is two equal 32-bit halves
+    EMPTY is all zeros; SAME and SAME_OBJ have neither prio nor idl, inc, P.
+
+Post-processing (recompression, write-back) has two stages. The first selects a page: under the slot
+lock it sets P. Every read, write and free of the page clears P. The second does its slow work with
+no lock held, takes the slot lock again, and commits only if P is still set, which it clears: then
+the page still has the bytes that it had and nobody has asked for them. Its location may be another
+one by then, since object compaction moves objects and keeps P; so the location to free is that of
+the second look. One post-processing runs at a time in a store (whoever starts it sees to that), and
+leaves no P behind.
 
 A write commits with one store into its slot, which also drops the lock: at every instant a slot
 names a whole object. The old object is freed after that.
@@ -73,6 +82,11 @@ cdef struct store_t:
     uint64_t nr_chunks
     codec_t codec[NR_PRIO]
     uint32_t max_object         # largest compressed size that is kept; larger pages are huge
+    # access times: seconds since boot, one for each slot, written without a lock
+    uint32_t* atime             # atomic: NULL until tracking was switched on for the first time
+    uint64_t atime_len          # bytes of that mapping; under Store's GIL
+    uint32_t atime_on           # atomic: 0 or 1
+    uint32_t atime_since        # atomic: when it was switched on; no page counts as older
     # statistics: atomic, relaxed
     uint64_t pages_stored
     uint64_t compr_bytes
@@ -86,7 +100,7 @@ cdef struct store_t:
 
 cdef struct store_ctx_t:        # one thread's workspace
     store_t* st
-    codec_ctx_t* codec[NR_PRIO]
+    codec_ctx_t* codec[NR_PRIO]     # those of the secondary algorithms only decompress
     uint8_t* page               # a whole page in read-modify-write
     uint8_t* comp               # a compressed page
     uint8_t* scratch            # an object that straddles two frames
@@ -95,6 +109,7 @@ cdef struct store_ctx_t:        # one thread's workspace
     uint32_t size               # bytes of the object, 0 = none
     const uint8_t* data         # the object's bytes
     uint64_t word               # of a same-filled page
+    uint64_t bits               # what the slot holds besides type and location: a priority
 
 
 cdef store_ctx_t* ctx_new(store_t* st) noexcept nogil
@@ -115,12 +130,30 @@ cdef int page_update(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t star
                      uint32_t n) noexcept nogil
 cdef void page_free(store_t* st, uint64_t slot) noexcept nogil
 
+# For post-processing and those who look. The value of a locked slot, without the lock bit; the store
+# of a value that unlocks it. Held for a decompression or the copy of one object.
+cdef uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil
+cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil
+# The page that the value of a locked slot names; no access: flags and access time stay. 0 or -EIO.
+cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil
+# Stores what ctx.type, size, data, word and bits say in a locked slot, frees what its value old names,
+# and unlocks it. On an error (-ENOSPC, -EIO) the slot gets the value old.
+cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t old) noexcept nogil
+# Marks the pages of a chunk idle whose last access lies more than age seconds back (0: all of them),
+# and takes the mark from the others. Never SAME, SAME_OBJ and WRITTEN_BACK. The caller has pinned it.
+cdef void chunk_mark_idle(store_t* st, uint64_t chunk, uint32_t age) noexcept nogil
+# Seconds since boot; 0 while access times are not kept.
+cdef uint32_t last_access(store_t* st, uint64_t slot) noexcept nogil
+
 # Object compaction's hooks, see pool_ops_t. ctx is the store.
 cdef bint slot_pin(void* st, uint64_t slot, uint64_t loc) noexcept nogil
 cdef void slot_moved(void* st, uint64_t slot, uint64_t loc) noexcept nogil
 
 cdef inline uint32_t slot_type(uint64_t v) noexcept nogil:
     return <uint32_t>(v >> TYPE_SHIFT) & TYPE_MASK
+
+cdef inline uint32_t slot_prio(uint64_t v) noexcept nogil:
+    return <uint32_t>(v >> PRIO_SHIFT) & PRIO_MASK
 
 cdef inline bint has_object(uint64_t v) noexcept nogil:
     return slot_type(v) == OBJ or slot_type(v) == HUGE or slot_type(v) == SAME_OBJ

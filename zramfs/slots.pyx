@@ -32,7 +32,7 @@ cdef store_ctx_t* ctx_new(store_t* st) noexcept nogil:
     for prio in range(NR_PRIO):
         if prio != 0 and st.codec[prio].algo == 0:
             continue
-        ctx.codec[prio] = codec_ctx_new(&st.codec[prio])
+        ctx.codec[prio] = codec_ctx_new(&st.codec[prio], prio == 0)
         if ctx.codec[prio] == NULL:
             ctx_free(ctx)
             return NULL
@@ -87,8 +87,7 @@ cdef void chunk_unpin(store_t* st, uint64_t chunk) noexcept nogil:
 
 # ---- slots ------------------------------------------------------------------------------------
 
-cdef inline uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil:
-    """The slot's value, without the lock bit. Held for a decompression or the copy of one object."""
+cdef uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil:
     cdef unsigned int round = 0
     cdef uint64_t v
     while True:
@@ -99,7 +98,7 @@ cdef inline uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil:
         round += 1
 
 
-cdef inline void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
+cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
     store64(&st.slots[slot], v)
 
 
@@ -125,6 +124,43 @@ cdef void slot_moved(void* st, uint64_t slot, uint64_t loc) noexcept nogil:
     chunk_unpin(s, slot >> CHUNK_SHIFT)
 
 
+# ---- access times and idle pages ------------------------------------------------------------------
+
+cdef inline void touch(store_t* st, uint64_t slot) noexcept nogil:
+    if load32(&st.atime_on):
+        store32(&st.atime[slot], boot_seconds())
+
+
+cdef uint32_t last_access(store_t* st, uint64_t slot) noexcept nogil:
+    cdef uint32_t since, t
+    if not load32(&st.atime_on):
+        return 0
+    since = load32(&st.atime_since)
+    t = load32(&st.atime[slot])
+    return t if t > since else since
+
+
+cdef void chunk_mark_idle(store_t* st, uint64_t chunk, uint32_t age) noexcept nogil:
+    cdef uint64_t slot = chunk << CHUNK_SHIFT, end, v
+    cdef uint32_t now = boot_seconds()
+    end = slot + CHUNK_SLOTS
+    if end > st.nr_slots:
+        end = st.nr_slots
+    while slot < end:
+        v = load64(&st.slots[slot])
+        # A page that is locked has somebody at work on it; it is looked at all the same, for the
+        # reader may have begun long before the mark.
+        if slot_type(v) == OBJ or slot_type(v) == HUGE:
+            v = slot_lock(st, slot)
+            if slot_type(v) == OBJ or slot_type(v) == HUGE:
+                if age == 0 or <uint64_t>last_access(st, slot) + age < now:
+                    v |= SLOT_IDLE
+                else:
+                    v &= ~<uint64_t>SLOT_IDLE
+            slot_unlock(st, slot, v)
+        slot += 1
+
+
 # ---- what a slot names --------------------------------------------------------------------------
 
 cdef inline bint fits_slot(uint64_t word) noexcept nogil:
@@ -142,8 +178,8 @@ cdef inline uint64_t same_word(uint64_t v) noexcept nogil:
     return word << 32 | word if v & SLOT_HALVES else word
 
 
-cdef int load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil:
-    """The page that the value of a locked slot names. SAME and EMPTY need no lock: the value is all."""
+cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil:
+    # SAME and EMPTY need no lock: the value is all.
     cdef const uint8_t* p
     cdef uint64_t word
     cdef uint32_t size = 0, kind = slot_type(v)
@@ -158,7 +194,7 @@ cdef int load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept 
     if p == NULL:
         return -EIO
     if kind == OBJ:
-        if codec_decompress(ctx.codec[(v >> PRIO_SHIFT) & PRIO_MASK], p, <int>size, dst, PAGE) != PAGE:
+        if codec_decompress(ctx.codec[slot_prio(v)], p, <int>size, dst, PAGE) != PAGE:
             r = -EIO
     elif kind == HUGE and size == PAGE:
         memcpy(dst, p, PAGE)
@@ -190,6 +226,7 @@ cdef void release(store_t* st, uint64_t v) noexcept nogil:
 cdef void prepare(store_t* st, store_ctx_t* ctx, const uint8_t* page) noexcept nogil:
     """Decides how a page will be kept, and compresses it; touches nothing shared."""
     cdef int n
+    ctx.bits = 0
     if same_filled(page, &ctx.word):
         ctx.type = SAME if fits_slot(ctx.word) else SAME_OBJ
         ctx.data = <const uint8_t*>&ctx.word
@@ -207,7 +244,6 @@ cdef void prepare(store_t* st, store_ctx_t* ctx, const uint8_t* page) noexcept n
 
 
 cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t old) noexcept nogil:
-    """Stores the prepared page in a locked slot that holds old, and unlocks it either way."""
     cdef uint64_t loc = 0, new
     cdef int r
     if ctx.type == SAME:
@@ -219,7 +255,7 @@ cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t ol
         if r != 0:
             slot_unlock(st, slot, old)
             return -ENOSPC if r == -ENOMEM else r
-        new = <uint64_t>ctx.type << TYPE_SHIFT | loc << LOC_SHIFT
+        new = <uint64_t>ctx.type << TYPE_SHIFT | loc << LOC_SHIFT | ctx.bits
     if slot_type(old) == EMPTY:
         add32(&st.chunks[slot >> CHUNK_SHIFT], 1)
         add64(&st.pages_stored, 1)
@@ -241,16 +277,18 @@ cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t ol
 cdef int page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil:
     cdef uint64_t v = load64(&st.slots[slot])
     cdef int r
+    touch(st, slot)
     if not v & SLOT_LOCK and slot_type(v) <= SAME:
-        return load(st, ctx, v, dst)
+        return page_load(st, ctx, v, dst)
     v = slot_lock(st, slot)
-    r = load(st, ctx, v, dst)
-    slot_unlock(st, slot, v & ~<uint64_t>SLOT_IDLE)
+    r = page_load(st, ctx, v, dst)
+    slot_unlock(st, slot, v & ~<uint64_t>(SLOT_IDLE | SLOT_POST))
     return r
 
 
 cdef int page_write(store_t* st, store_ctx_t* ctx, uint64_t slot, const uint8_t* src) noexcept nogil:
     prepare(st, ctx, src)
+    touch(st, slot)
     return commit_locked(st, ctx, slot, slot_lock(st, slot))
 
 
@@ -261,7 +299,7 @@ cdef int page_update(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t star
     if src == NULL and slot_type(v) == EMPTY:
         slot_unlock(st, slot, v)
         return 0
-    r = load(st, ctx, v, ctx.page)
+    r = page_load(st, ctx, v, ctx.page)
     if r != 0:
         slot_unlock(st, slot, v)
         return r
@@ -269,6 +307,7 @@ cdef int page_update(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t star
         memcpy(ctx.page + start, src, n)
     else:
         memset(ctx.page + start, 0, n)
+    touch(st, slot)
     prepare(st, ctx, ctx.page)
     return commit_locked(st, ctx, slot, v)
 

@@ -38,6 +38,7 @@ cdef class Store:
     cdef object __weakref__
     cdef readonly str algo
     cdef readonly object level
+    cdef readonly tuple codecs      # by priority, NR_PRIO of them; keeps their dictionaries alive
 
     cdef store_ctx_t* take_ctx(self) except NULL
     cdef int put_ctx(self, store_ctx_t* ctx) except -1

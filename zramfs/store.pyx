@@ -21,7 +21,7 @@ from allocator.zsmalloc cimport (
     pool_ops_t, pool_stats, pool_t, zs_compact, zs_compact_class, zs_flush_deferred, zs_freeable, zs_map,
     zs_unmap, zs_wake_after,
 )
-from zramfs.codecs cimport Codec
+from zramfs.codecs cimport CODEC_NONE, Codec
 from zramfs.slots cimport *
 
 import os
@@ -241,6 +241,8 @@ cdef void store_delete(store_t* st) noexcept nogil:
     pool_delete(st.pool, False)
     if st.chunks != NULL:
         munmap(st.chunks, st.nr_chunks * sizeof(uint32_t))
+    if st.atime != NULL:
+        munmap(st.atime, st.atime_len)
     free(st)
 
 
@@ -301,7 +303,7 @@ cdef int check_object(store_t* st, uint64_t slot, uint64_t v, uint64_t* bytes) e
 
 
 cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
-    cdef uint64_t chunk, slot, v, stored = 0, same = 0, huge = 0, nbytes = 0, objects = 0
+    cdef uint64_t chunk, slot, v, flags, stored = 0, same = 0, huge = 0, nbytes = 0, objects = 0
     cdef uint32_t used
     for chunk in range(st.nr_chunks):
         if load32(&st.chunks[chunk]) == 0:
@@ -321,7 +323,12 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
             if has_object(v):
                 objects += 1
                 check_object(st, slot, v, &nbytes)
-            if level >= 3 and page_read(st, ctx, slot, ctx.page) != 0:
+            flags = v & (<uint64_t>PRIO_MASK << PRIO_SHIFT | SLOT_IDLE | SLOT_INCOMPRESSIBLE | SLOT_POST)
+            if flags & SLOT_POST or flags and (slot_type(v) == SAME or slot_type(v) == SAME_OBJ):
+                fail(f"slot {slot} of type {slot_type(v)} has the flags {flags:#x}")
+            if ctx.codec[slot_prio(v)] == NULL or slot_type(v) != OBJ and slot_prio(v):
+                fail(f"slot {slot} of type {slot_type(v)} has the priority {slot_prio(v)}")
+            if level >= 3 and page_load(st, ctx, v, ctx.page) != 0:
                 fail(f"the page of slot {slot} can't be decompressed")
         if used != load32(&st.chunks[chunk]):
             fail(f"chunk {chunk} has {used} slots in use and says {load32(&st.chunks[chunk]):#x}")
@@ -343,15 +350,20 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
 cdef class Store:
     """The pages of one device.
 
-    disksize: bytes, 1 to 2^48, rounded up to 4096. algo, level: see zramfs.codecs. mem_limit: bytes
-    of pool memory, rounded up to 4096, 0 = none.
+    disksize: bytes, 1 to 2^48, rounded up to 4096. algo, level, dictionary: the primary algorithm, see
+    zramfs.codecs. secondary: Codecs (or None) of priority 1 to 3, whose objects `recompress` makes.
+    mem_limit: bytes of pool memory, rounded up to 4096, 0 = none.
     Raises ValueError for a bad argument and MemoryError when address space is short. Every method
     may be called from any thread; the GIL is released while data moves.
     """
 
-    def __cinit__(self, disksize, *, str algo="lz4", level=None, mem_limit=0):
-        cdef Codec codec = Codec(algo, level)
+    def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0):
         cdef uint64_t nr_slots
+        cdef Codec codec
+        cdef int prio
+        self.codecs = (Codec(algo, level, dictionary), *secondary, *(None,) * (NR_PRIO - 1 - len(secondary)))
+        if len(self.codecs) != NR_PRIO:
+            raise ValueError(f"at most {NR_PRIO - 1} secondary algorithms expected, got {len(secondary)}")
         if not 1 <= disksize <= MAX_DISKSIZE:
             raise ValueError(f"a disk size of 1 to {MAX_DISKSIZE} bytes expected, got {disksize}")
         nr_slots = (disksize + PAGE - 1) >> PAGE_SHIFT
@@ -363,9 +375,14 @@ cdef class Store:
         self.st = store_new(self.arena.a, nr_slots)
         if self.st == NULL:
             raise MemoryError(f"no memory for the tables of a device of {disksize} bytes")
-        self.st.codec[0] = codec.codec
+        for prio in range(NR_PRIO):
+            if self.codecs[prio] is not None:
+                codec = self.codecs[prio]
+                if prio and codec.codec.algo == CODEC_NONE:
+                    raise ValueError("none makes nothing smaller, and is no secondary algorithm")
+                self.st.codec[prio] = codec.codec
         self.algo = algo
-        self.level = codec.level
+        self.level = self.codecs[0].level
         self.set_mem_limit(mem_limit)
 
     def __dealloc__(self):
@@ -504,6 +521,59 @@ cdef class Store:
         """The peak starts anew from what is in use."""
         self.check_range(0, 0)
         store64(&self.st.pool.max_pages, peek64(&self.st.pool.pages))
+
+    @property
+    def access_times(self):
+        """Whether the time of the last access of each page is kept; settable. It takes 4 bytes for
+        each page of the device that was used since. MemoryError when address space is short."""
+        self.check_range(0, 0)
+        return bool(load32(&self.st.atime_on))
+
+    @access_times.setter
+    def access_times(self, bint on):
+        cdef uint64_t n
+        cdef void* p
+        self.check_range(0, 0)
+        if on and self.st.atime == NULL:
+            n = self.st.nr_slots * sizeof(uint32_t)
+            p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+            if p == MAP_FAILED:
+                raise MemoryError(f"no address space for {n} bytes of access times")
+            self.st.atime, self.st.atime_len = <uint32_t*>p, n
+        if on and not load32(&self.st.atime_on):
+            store32(&self.st.atime_since, boot_seconds())
+        # The store of atime_on is what shows the mapping to the threads; it stays until close(),
+        # because a thread may be on its way to write there.
+        store32(&self.st.atime_on, on)
+        if not on and self.st.atime != NULL:
+            madvise(self.st.atime, self.st.atime_len, MADV_DONTNEED)
+
+    def mark_idle(self, age=None, first=0, uint64_t ns=0):
+        """Marks idle what was not accessed for more than age seconds (None: everything), and takes the
+        mark from the rest; same-filled and written-back pages are never idle. Any access clears it.
+
+        Goes on for about ns nanoseconds (0: to the end), from the chunk of 512 pages with the number
+        first. Returns the chunk where the next call goes on, or None at the end. ValueError for an age
+        while access times are not kept.
+        """
+        cdef uint64_t until = now_ns() + ns, chunk
+        cdef uint32_t seconds = 0
+        self.check_range(0, 0)
+        if age is not None:
+            if not self.access_times:
+                raise ValueError("access times are not kept: only all pages can be marked idle")
+            seconds = min(max(age, 0), (1 << 32) - 1)
+        chunk = first
+        with nogil:
+            while chunk < self.st.nr_chunks:
+                if load32(&self.st.chunks[chunk]) & CHUNK_USED != 0:
+                    chunk_pin(self.st, chunk)
+                    chunk_mark_idle(self.st, chunk, seconds)
+                    chunk_unpin(self.st, chunk)
+                chunk += 1
+                if ns != 0 and chunk & 15 == 0 and now_ns() >= until:
+                    break
+        return chunk if chunk < self.st.nr_chunks else None
 
     def compact(self):
         """Object compaction, to the end: pool pages freed."""
