@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds and takes down what a test run left on the machine: swaps, mounts, loops, processes.
+"""Finds and takes down what a test run left on the machine: swaps, mounts, loops, zrams, processes.
 
 A run owns what bears its name, zramfs_test_PID_STARTTIME, in a path, a mount's source or (for
 processes) in the environment variable ZRAMFS_TEST_OWNER. Runs go on side by side on one machine, so
@@ -27,6 +27,8 @@ from pathlib import Path
 ENVIRONMENT = "ZRAMFS_TEST_OWNER"
 _OWNER = re.compile(r"zramfs_test_(\d+)_(\d+)")
 RUN_DIRECTORIES = Path("/run/zramfs")
+# A zram device bears no name. An empty file OWNER.zramN stands for each that a run has added.
+ZRAM_MARKS = Path("/run")
 _STEP_SECONDS = 20
 
 
@@ -60,7 +62,7 @@ def lives(owner: str) -> bool:
 
 @dataclass(frozen=True)
 class Leftover:
-    """kind: swap | mount | loop | fuse mount | process | run directory; what: device, path or pid."""
+    """kind: swap | mount | loop | zram | fuse mount | process | run directory; what: device, path or pid."""
 
     kind: str
     what: str
@@ -94,6 +96,25 @@ def _loops() -> dict[str, str]:
         except OSError:
             continue
     return found
+
+
+def zram_mark(device: str, owner: str) -> Path:
+    """device: zramN."""
+    return ZRAM_MARKS / f"{owner}.{device}"
+
+
+def _zrams() -> list[Leftover]:
+    marks = ((path, owner_of(path.name)) for path in ZRAM_MARKS.glob("zramfs_test_*.zram*"))
+    return [Leftover("zram", path.suffix[1:], owner) for path, owner in marks if owner]
+
+
+def _remove_zram(leftover: Leftover) -> None:
+    device = leftover.what
+    with contextlib.suppress(OSError):
+        Path(f"/sys/block/{device}/reset").write_text("1")
+        Path("/sys/class/zram-control/hot_remove").write_text(device.removeprefix("zram"))
+    if not Path(f"/sys/block/{device}").exists():
+        zram_mark(device, leftover.owner).unlink(missing_ok=True)
 
 
 def _run_directories() -> list[tuple[Path, str]]:
@@ -133,6 +154,7 @@ def find(wanted: Callable[[str], bool]) -> list[Leftover]:
             mounts.append(Leftover("fuse mount" if is_fuse else "mount", point, owner, f"{kind}, {source}"))
     found += [m for m in mounts if m.kind == "mount"]
     found += [Leftover("loop", name, owner, _loops().get(name, "")) for name, owner in loops.items()]
+    found += _zrams()
     found += [m for m in mounts if m.kind == "fuse mount"]
     found += _processes()
     found += [Leftover("run directory", str(path), owner) for path, owner in _run_directories()]
@@ -171,6 +193,8 @@ def _take_down_once(found: list[Leftover]) -> None:
             _run("swapoff", leftover.what)
         elif leftover.kind == "loop":
             _run("losetup", "--detach", leftover.what)
+        elif leftover.kind == "zram":
+            _remove_zram(leftover)
         elif leftover.kind in ("mount", "fuse mount") and not _run("umount", leftover.what):
             _run("umount", "--lazy", leftover.what)
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from kernel_zram import kernel_zram
 from served import TIMEOUT, run, serving
 
 from zramfs.attributes import ATTRIBUTES
@@ -17,7 +18,6 @@ from zramfs.attributes import ATTRIBUTES
 pytestmark = pytest.mark.requires("fuse")
 
 MIB = 1 << 20
-CONTROL = Path("/sys/class/zram-control")
 READABLE = [a.name for a in ATTRIBUTES if a.show]
 
 
@@ -34,11 +34,8 @@ def served(tmp_path):
 @pytest.fixture
 def kernel():
     """The attributes of a device of our own at the live kernel."""
-    number = int((CONTROL / "hot_add").read_text())
-    directory = Path(f"/sys/block/zram{number}")
-    yield directory
-    (directory / "reset").write_text("1")
-    (CONTROL / "hot_remove").write_text(str(number))
+    with kernel_zram() as zram:
+        yield zram.directory
 
 
 def shell(command: str, directory: Path) -> tuple[int, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import failure, rows, state_of
+from kernel_zram import kernel_zram
 from whole import MIB, ZRAMFS, Device, device, opened, run, zramfs
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
@@ -63,14 +64,10 @@ def test_status_looks_like_zramctl(filled: Device) -> None:
 
 @pytest.mark.requires("zram", "zramctl")
 def test_status_has_the_headings_of_the_real_zramctl() -> None:
-    number = Path("/sys/class/zram-control/hot_add").read_text().strip()
-    try:
-        Path(f"/sys/block/zram{number}/disksize").write_text("1M")
+    with kernel_zram() as zram:
+        zram.write("disksize", b"1M")
         theirs = run("zramctl").stdout.splitlines()[0].split()
         everything = run("zramctl", "--output-all").stdout.splitlines()[0].split()
-    finally:
-        Path(f"/sys/block/zram{number}/reset").write_text("1")
-        Path("/sys/class/zram-control/hot_remove").write_text(number)
     assert theirs == ZRAMCTL.split()
     assert rows("-o", ",".join(everything)) == []
 
