@@ -48,23 +48,43 @@ def mount_at(path: Path) -> Mount | None:
     return next((m for m in reversed(mounts()) if m.mountpoint == path), None)
 
 
-def swaps() -> list[str]:
-    """Paths of the active swap areas."""
+@dataclass(frozen=True)
+class SwapArea:
+    """One line of /proc/swaps; size and used in bytes."""
+
+    path: str
+    size: int
+    used: int
+    priority: int
+
+
+def swap_areas() -> list[SwapArea]:
+    """The active swap areas."""
     try:
         with open("/proc/swaps", encoding="utf-8", errors="surrogateescape") as lines:
-            return [unescape(line.split()[0]) for line in lines.readlines()[1:]]
+            rows = [line.split() for line in lines.readlines()[1:]]
     except FileNotFoundError:  # a kernel without swap
         return []
+    return [
+        SwapArea(unescape(path), int(size) * 1024, int(used) * 1024, int(priority))
+        for path, _, size, used, priority in rows
+    ]
+
+
+def swaps() -> list[str]:
+    """Paths of the active swap areas."""
+    return [area.path for area in swap_areas()]
 
 
 def users_of(
-    paths: Collection[Path], *, devices: Collection[str] = (), but: Collection[int] = ()
+    paths: Collection[Path], *, devices: Collection[str] = (), but: Collection[int] = (),
+    own_swaps: Collection[str] = (),
 ) -> list[str]:
     """One phrase for each thing that keeps the mounts at `paths`, or the block `devices`, in use.
 
     Mounts below, mounts of the same elsewhere, swap areas, and processes that have a file of the
     mount open or mapped, work in it, or have it as root; processes of other mount namespaces too.
-    Processes in `but` and this one do not count. Of the processes of others an ordinary user sees
+    Processes in `but`, swap areas in `own_swaps` and this process do not count. Of the processes of others an ordinary user sees
     nothing.
     """
     table = mounts()
@@ -83,7 +103,7 @@ def users_of(
     phrases += [
         f"swap is on {area}"
         for area in swaps()
-        if area in devices or any(Path(area).is_relative_to(path) for path in paths)
+        if area not in own_swaps and (area in devices or any(Path(area).is_relative_to(path) for path in paths))
     ]
     for device in devices:
         with contextlib.suppress(FileNotFoundError):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 DEFAULT_ALGO = "lz4"
 DEFAULT_THREADS = 2
+# What a machine of 351 MB needed beside the rest; with none it hung (see docs/operations.md).
+DEFAULT_RESERVE = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,9 @@ class DeviceConfig:
     mem_limit    of the pool, 0 = none
     threads      of the lane, at least 1
     name         shown as the file system's source in /proc/mounts
+    reserve      memory kept ready for writes, rounded up to 2 MiB; above 0 the process is also locked in
+                 memory and set up for swap (safety.py); 0 = none of that
+    forced       go on without a setting that swap needs
     allow_other  other users may use the mounts (FUSE's option of that name)
     """
 
@@ -32,3 +37,5 @@ class DeviceConfig:
     threads: int = DEFAULT_THREADS
     name: str = "zramfs"
     allow_other: bool = False
+    reserve: int = 0
+    forced: bool = False

@@ -38,13 +38,15 @@ END_TIMEOUT = 10.0  # seconds for the lane's threads and the tree's loop to end 
 
 
 def serve(
-    config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None = None
+    config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None = None,
+    may_end: Callable[[], None] | None = None,
 ) -> int:
     """Serves one device until SIGTERM, SIGINT, SIGHUP, or until its tree or its lane is unmounted.
 
     on_ready is called once, when `disk` and the tree answer; teardown once at the end, while both
-    still do, to undo what was built on them. Both run in a thread. An exception of on_ready ends the
-    device and is raised again; one of teardown is logged.
+    still do, to undo what was built on them. may_end is called before each end that can be refused (a
+    signal, the loss of the tree): a ZramfsError of it is logged, and the device goes on. All run in a
+    thread. An exception of on_ready ends the device and is raised again; one of teardown is logged.
 
     Returns 0 after an orderly end; 1 if something had to be cut off from its users, or if teardown
     failed, or the lane had broken. Raises ZramfsError (or on_ready's exception) when the start
@@ -58,25 +60,28 @@ def serve(
         )
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     try:
-        return trio.run(_Daemon(config, on_ready, teardown).run)
+        return trio.run(_Daemon(config, on_ready, teardown, may_end).run)
     finally:
         faulthandler.unregister(signal.SIGUSR1)
 
 
 class _Daemon:
     def __init__(
-        self, config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None
+        self, config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None,
+        may_end: Callable[[], None] | None,
     ) -> None:
         self.config = config
         self.disk = config.rundir / "disk"
         self.on_ready = on_ready
         self.teardown = teardown
+        self.may_end = may_end
         self.lane: Lane | None = None
         self.device: Device | None = None
         self.mounts: dict[Path, busy.Mount | None] = {}
         self.tree_served = False
         self.tree_ended = trio.Event()
         self.stopping = trio.Event()
+        self.ready = False
         self.reason = ""
         self.status = 0
 
@@ -172,6 +177,7 @@ class _Daemon:
         if self.stopping.is_set():
             raise ZramfsError(errno.EINTR, f"the device had to end before it was ready: {self.reason}")
         await in_thread(self.on_ready)
+        self.ready = True
         log.info("%s: ready at %s", self.config.name, self.config.directory)
         await self.stopping.wait()
         log.info("%s: ending: %s", self.config.name, self.reason)
@@ -195,12 +201,22 @@ class _Daemon:
             self.reason = reason
             self.stopping.set()
 
+    async def ask_to_end(self, reason: str) -> None:
+        """Ends the device, unless may_end refuses."""
+        if self.may_end and self.ready and not self.stopping.is_set():
+            try:
+                await in_thread(self.may_end)
+            except ZramfsError as error:
+                log.warning("%s: %s, but the device goes on: %s", self.config.name, reason, error)
+                return
+        self.stop(reason)
+
     async def watch_signals(self, signals) -> None:
         async for number in signals:
             name = signal.Signals(number).name
             if self.stopping.is_set():
                 log.info("%s: %s: ending already", self.config.name, name)
-            self.stop(name)
+            await self.ask_to_end(name)
 
     async def watch_lane(self) -> None:
         await trio.lowlevel.wait_readable(self.lane.done_fd)
@@ -219,7 +235,8 @@ class _Daemon:
         try:
             while await self.pyfuse3_loop():
                 pass
-            self.stop(f"{self.config.directory} was unmounted")
+            self.tree_ended.set()
+            await self.ask_to_end(f"{self.config.directory} was unmounted")
         finally:
             self.tree_ended.set()
 

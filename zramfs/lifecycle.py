@@ -15,11 +15,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
-from . import bounded, busy, detach, loops, ramdisk, rundir
+from . import bounded, busy, detach, loops, ramdisk, rundir, swap
 from .config import DeviceConfig
 from .errors import ZramfsError
 from .ramdisk import FileSystem
 from .rundir import Rundir, State
+from .swap import Swap
 
 log = logging.getLogger(__name__)
 
@@ -32,30 +33,34 @@ _PAUSE = 0.02
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Say = Callable[[str], None]
+OnTop = FileSystem | Swap | None
 
 
 def claim(
-    directory: Path, kind: str, *, threads: int, shared: bool, say: Say, name: str | None = None
+    directory: Path | None, kind: str, *, threads: int, shared: bool, say: Say, name: str | None = None
 ) -> Rundir:
-    """A run directory for a new device whose tree (or, for a RAM disk, file system) goes to `directory`.
+    """A run directory for a new device whose tree (or, for a RAM disk, file system) goes to `directory`;
+    None, for swap: which has none but its name.
 
-    name: of the device; None = its directory's, escaped. Creates `directory` if only its last part is missing. Cleans up what a dead daemon left there,
-    and says so. shared: others may pass through to `disk`. Raises ZramfsError: EBUSY when a device
-    is there, ENOTDIR, ENOENT, EPERM.
+    name: of the device; None = its directory's, escaped. Creates `directory` if only its last part is
+    missing. Cleans up what a dead daemon left there, and says so. shared: others may pass through to
+    `disk`. Raises ZramfsError: EBUSY when a device is there, ENOTDIR, ENOENT, EPERM.
     """
     if directory == Path("/"):
         raise ZramfsError(errno.EINVAL, "expected a directory to mount on; / would hide everything")
     base = rundir.bases()[0]
-    new = Rundir(base / (name or rundir.escape(directory)))
+    new = Rundir(base / (name or rundir.escape(directory or Path("swap"))))
+    inside = directory is None
+    directory = directory or new.tree
     end = time.monotonic() + END_TIMEOUT
     while True:
         with rundir.locked(base):
             if not _ending(new, directory, end, say):
-                made = _make_directory(directory)
+                made = [] if inside else _make_directory(directory)
                 try:
                     os.mkdir(new.path, 0o711 if shared else 0o700)
                     os.chmod(new.path, 0o711 if shared else 0o700)
-                    if kind == "ramdisk":
+                    if kind in ("ramdisk", "swap"):
                         new.tree.mkdir(0o700)
                     new.write(_first_state(new, directory, kind, threads, made))
                 except BaseException:
@@ -65,8 +70,8 @@ def claim(
         time.sleep(_PAUSE)
 
 
-def start(new: Rundir, config: DeviceConfig, file_system: FileSystem | None = None) -> None:
-    """Brings the claimed device up, and the file system of a RAM disk.
+def start(new: Rundir, config: DeviceConfig, on_top: OnTop = None, say: Say | None = None) -> None:
+    """Brings the claimed device up, and the file system or the swap area on top of it.
 
     Returns when all of it is ready. On any failure, and on SIGINT, SIGTERM and SIGHUP, nothing is
     left. To be called while the process has one thread. Raises ZramfsError; SystemExit on a signal.
@@ -75,8 +80,7 @@ def start(new: Rundir, config: DeviceConfig, file_system: FileSystem | None = No
         signal.signal(number, _leave)
     try:
         detach.run(lambda on_ready: _serve(new, config, on_ready), new.log)
-        if file_system is not None:
-            _make_file_system(new, file_system)
+        _build(new, on_top, say)
         # A signal that comes now is too late: the device is there, and the exit status must say so.
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -87,13 +91,13 @@ def start(new: Rundir, config: DeviceConfig, file_system: FileSystem | None = No
         raise
 
 
-def run(new: Rundir, config: DeviceConfig, say: Say, file_system: FileSystem | None = None) -> None:
+def run(new: Rundir, config: DeviceConfig, say: Say, on_top: OnTop = None) -> None:
     """Serves the claimed device in this very process until it ends. Raises ZramfsError."""
 
     def on_ready() -> None:
-        if file_system is not None:
-            _make_file_system(new, file_system)
-        say(f"{file_system.mountpoint if file_system else config.directory} is ready")
+        _build(new, on_top, say)
+        if state := new.read():
+            say(f"{state.where} is ready")
 
     if _serve(new, config, on_ready):
         raise ZramfsError(errno.EIO, "the device did not end in order; what happened is in the lines above")
@@ -103,11 +107,19 @@ def _leave(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _make_file_system(new: Rundir, wanted: FileSystem) -> None:
+def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
+    """Each step stands in the state or in the kernel's tables before the next, for _undo()."""
+    if wanted is None:
+        return
     device = loops.attach(new.disk)
-    new.update(loop=device, fs=wanted.type)
-    ramdisk.make_file_system(wanted.type, device)
-    ramdisk.mount(wanted, device)
+    if isinstance(wanted, FileSystem):
+        new.update(loop=device, fs=wanted.type)
+        ramdisk.make_file_system(wanted.type, device)
+        ramdisk.mount(wanted, device)
+    else:
+        new.update(loop=device)
+        swap.make(device)
+        swap.on(device, wanted)
     new.update(phase="ready")
 
 
@@ -117,16 +129,17 @@ def _abandon(new: Rundir) -> None:
     with contextlib.suppress(OSError):
         state = new.read()
         if state is not None and state.alive() and state.pid != os.getpid():
-            _undo_file_system(new, state)
+            _undo(new, state)
             _end(state)
         with rundir.locked(new.path.parent):
             _clean(new, state)
 
 
-def stop(old: Rundir, say: Say) -> None:
-    """Takes a device down: file system, loop device, daemon, mounts, run directory.
+def stop(old: Rundir, say: Say, *, force: bool = False) -> None:
+    """Takes a device down: file system or swap area, loop device, daemon, mounts, run directory.
 
-    Changes nothing when something is in use. Raises ZramfsError: EBUSY with what uses it.
+    Changes nothing when something is in use. force: ends a swap area even if memory may not take what
+    is in it. Raises ZramfsError: EBUSY with what uses it, ENOMEM.
     """
     # Whoever stands in the device when he calls this would be its own obstacle.
     os.chdir("/")
@@ -139,7 +152,10 @@ def stop(old: Rundir, say: Say) -> None:
         return
     _expect_answer(state)
     _expect_unused(old, state)
-    _undo_file_system(old, state)
+    if state.kind == "swap" and not force:
+        for device in loops.find(old.disk):
+            swap.expect_room(device)
+    _undo(old, state)
     _end(state)
     with rundir.locked(old.path.parent):
         # The daemon has done this, unless it was killed on the way.
@@ -147,16 +163,27 @@ def stop(old: Rundir, say: Say) -> None:
             _clean(old, state)
 
 
-def teardown(old: Rundir) -> None:
-    """For the daemon that was told to end without `stop`: takes the file system down as far as that
-    goes without waiting for its users, who get I/O errors soon."""
+def may_end(old: Rundir) -> None:
+    """For the daemon that was told to end without `stop`: brings every page in swap back, or raises
+    ZramfsError where memory does not suffice: the pages belong to programs that would die without."""
     state = old.read()
-    if state is None or state.mountpoint is None:
+    if state is None or state.kind != "swap":
         return
     for device in loops.find(old.disk):
-        mountpoint = Path(state.mountpoint)
+        swap.expect_room(device)
+        swap.off(device)
+
+
+def teardown(old: Rundir) -> None:
+    """For the daemon that ends without `stop`: takes down what was built on `disk` as far as that goes
+    without waiting for its users, who get I/O errors soon."""
+    state = old.read()
+    if state is None or state.kind == "device":
+        return
+    for device in loops.find(old.disk):
+        mountpoint = Path(state.mountpoint) if state.mountpoint else None
         try:
-            if ramdisk.mounted(device, mountpoint):
+            if mountpoint and ramdisk.mounted(device, mountpoint):
                 try:
                     ramdisk.unmount(mountpoint)
                 except ZramfsError as error:
@@ -179,7 +206,7 @@ def _serve(new: Rundir, config: DeviceConfig, on_ready: Callable[[], None]) -> i
     new.update(pid=os.getpid(), pid_start=rundir.process_start(os.getpid()))
     rundir.keep(new)
     try:
-        return daemon.serve(config, ready, lambda: teardown(new))
+        return daemon.serve(config, ready, lambda: teardown(new), lambda: may_end(new))
     finally:
         with rundir.locked(new.path.parent):
             _clean(new, new.read())
@@ -229,8 +256,9 @@ def _ending(new: Rundir, directory: Path, end: float, say: Say) -> bool:
             what = "is just being started" if state.phase == "starting" else "is there"
             raise ZramfsError(
                 errno.EBUSY,
-                f"a zramfs device {what} on {directory} (daemon pid {state.pid}, since {state.created}); "
-                f"use another directory, or `zramfs stop {directory}` first",
+                f"a zramfs device {what} on {state.where} (daemon pid {state.pid}, since {state.created}); "
+                f"use another {'name' if state.kind == 'swap' else 'directory'}, or "
+                f"`zramfs stop {state.where}` first",
             )
     mount = busy.mount_at(directory)
     if mount is not None and mount.fstype == FSTYPE:
@@ -279,6 +307,8 @@ def _expect_unused(old: Rundir, state: State | None) -> None:
     places = {old.disk, old.tree}
     if state is not None:
         places.add(Path(state.directory))
+    if state is not None and state.kind == "swap":
+        own = [device for device in standing if state.loop in (device, None)]
     if state is not None and state.mountpoint:
         own = [device for device in standing if state.loop in (device, None)]
         if any(ramdisk.mounted(device, Path(state.mountpoint)) for device in own):
@@ -288,19 +318,23 @@ def _expect_unused(old: Rundir, state: State | None) -> None:
         [place for place in places if busy.mount_at(place)],
         devices=standing,
         but=[state.pid] if state else [],
+        own_swaps=own if state and state.kind == "swap" else [],
     )
     if phrases:
-        where = (state.mountpoint or state.directory) if state else str(old.path)
+        where = state.where if state else str(old.path)
         listed = "".join(f"\n  {phrase}" for phrase in phrases)
         raise ZramfsError(errno.EBUSY, f"{where} is in use, so nothing was changed:{listed}")
 
 
-def _undo_file_system(old: Rundir, state: State) -> None:
-    if state.kind != "ramdisk" or state.mountpoint is None:
+def _undo(old: Rundir, state: State) -> None:
+    """Takes down what was built on `disk`."""
+    if state.kind not in ("ramdisk", "swap"):
         return
     for device in loops.find(old.disk):
-        if ramdisk.mounted(device, Path(state.mountpoint)):
+        if state.mountpoint and ramdisk.mounted(device, Path(state.mountpoint)):
             ramdisk.unmount(Path(state.mountpoint))
+        if state.kind == "swap":
+            swap.off(device)
         loops.detach(device, old.disk)
 
 
@@ -338,7 +372,7 @@ def _clean(old: Rundir, state: State | None) -> None:
     if not old.path.exists():
         return
     if state is not None:
-        _undo_file_system(old, state)
+        _undo(old, state)
     for place in [*([Path(state.directory)] if state else []), old.tree, old.disk]:
         mount = busy.mount_at(place)
         if mount is not None and mount.fstype.startswith("fuse"):
@@ -357,6 +391,6 @@ def _remove(old: Rundir, made: list[str]) -> None:
 def _stale_message(old: Rundir, state: State | None) -> str:
     if state is None:
         return f"cleaned up {old.path}, left by a start that never finished"
-    where = state.mountpoint or state.directory
+    where = state.where
     daemon = f"its daemon (pid {state.pid}, since {state.created})"
     return f"cleaned up {where}: {daemon} had died, and its data with it"

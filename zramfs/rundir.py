@@ -5,7 +5,7 @@
     $XDG_RUNTIME_DIR/zramfs/NAME  of others, or /tmp/zramfs-UID/NAME when there is none
     $ZRAMFS_RUN_DIR/NAME          of whoever sets that
         disk        regular file the lane is mounted on
-        tree        where the tree of a RAM disk is mounted
+        tree        where the tree of a RAM disk or a swap device is mounted
         state.json  see State
         log         what the daemon says
 
@@ -40,12 +40,12 @@ _NAME_MAX = 200
 @dataclass(frozen=True)
 class State:
     """What state.json says. pid and pid_start (clock ticks after boot) name one process for ever
-    within boot_id; a RAM disk has loop, mountpoint and fs, another device None there."""
+    within boot_id; a RAM disk has loop, mountpoint and fs, a swap device loop, else they are None."""
 
     name: str
     directory: str
     disk: str
-    kind: str  # "device" or "ramdisk"
+    kind: str  # "device", "ramdisk" or "swap"
     phase: str  # "starting" until the daemon serves, then "ready"
     pid: int
     pid_start: int
@@ -56,11 +56,17 @@ class State:
     loop: str | None = None
     mountpoint: str | None = None
     fs: str | None = None
+    warnings: list[str] = field(default_factory=list)  # what a swap device has to do without
     version: int = _STATE_VERSION
 
     def alive(self) -> bool:
         """True as long as the very process that wrote its pid here runs."""
         return self.boot_id == boot_id() and self.pid_start == process_start(self.pid)
+
+    @property
+    def where(self) -> str:
+        """What its user calls it: the directory that he gave, or the name of a swap device."""
+        return self.mountpoint or (self.name if self.kind == "swap" else self.directory)
 
     def places(self) -> set[str]:
         return {place for place in (self.directory, self.mountpoint) if place}

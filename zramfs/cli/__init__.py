@@ -18,6 +18,7 @@ from .output import say
 from .report import report
 from .status import status
 from .stop import stop
+from .swap import swap
 
 # What a login shell would have. mount(8) starts its helpers without PATH.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -43,7 +44,7 @@ def zramfs() -> None:
     """Compressed block devices in RAM, each served as one FUSE file."""
 
 
-for command in (create, ramdisk, stop, status, report, control):
+for command in (create, ramdisk, swap, stop, status, report, control):
     zramfs.add_command(command)
 
 

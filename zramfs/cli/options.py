@@ -31,10 +31,11 @@ class Wanted:
     threads: int = DEFAULT_THREADS
     allow_other: bool = False
 
-    def config(self, new: Rundir, directory: Path, name: str) -> DeviceConfig:
+    def config(self, new: Rundir, directory: Path, name: str, **more: Any) -> DeviceConfig:
+        """more: fields of DeviceConfig that only one kind of device has."""
         return DeviceConfig(
             directory=directory, rundir=new.path, size=self.size or 0, algo=self.algo[0], level=self.algo[1],
-            mem_limit=self.mem_limit, threads=self.threads, name=name, allow_other=self.allow_other,
+            mem_limit=self.mem_limit, threads=self.threads, name=name, allow_other=self.allow_other, **more,
         )
 
 
@@ -131,7 +132,7 @@ def tree(text: str) -> Path:
 
 def no_device(text: str) -> ZramfsError:
     known = [
-        (state.mountpoint or state.directory) if state else each.name
+        state.where if state else each.name
         for each in rundir.rundirs()
         for state in [each.read()]
     ]

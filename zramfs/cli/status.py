@@ -194,7 +194,7 @@ def _attributes(directory: Path) -> dict[str, str]:
 
 
 def _advice(row: Row) -> str:
-    where = row.state.mountpoint or row.directory if row.state else row.directory
+    where = row.state.where if row.state else row.directory
     if row.health == "hangs":
         pid = f" (pid {row.state.pid})" if row.state else ""
         return f"its daemon{pid} has not answered for {lifecycle.ANSWER_TIMEOUT:g} s"

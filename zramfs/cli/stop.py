@@ -11,10 +11,12 @@ from .output import say
 
 @click.command()
 @click.argument("dir")
-def stop(dir: str) -> None:
+@click.option("--force", is_flag=True, help="End swap even if memory may not take what is in it.")
+def stop(dir: str, force: bool) -> None:
     """End the device DIR and free its memory: its data is gone.
 
-    DIR is the directory given to create or ramdisk, or the device's name. Undoes all that those
-    did. When something is in use, says what by whom, and changes nothing.
+    DIR is the directory given to create or ramdisk, or the device's name. Undoes all that those and
+    swap did; every page in swap is brought back first. When something is in use, says what by whom,
+    and changes nothing; and so when memory would not take what is in swap.
     """
-    lifecycle.stop(device(dir), say)
+    lifecycle.stop(device(dir), say, force=force)

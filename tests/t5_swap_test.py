@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`zramfs swap`: the way up, the way down, and the way back from every step that fails."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import failure, kill_daemon, nothing_left, rows
+from whole import MIB, ZRAMFS, run, wait_until, zramfs
+
+from zramfs import busy, loops, rundir
+from zramfs.rundir import State
+
+pytestmark = [pytest.mark.requires("root", "fuse", "loop", "swap"), pytest.mark.timeout(120)]
+
+
+@pytest.fixture(autouse=True)
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ZRAMFS_RUN_DIR", str(tmp_path / "run"))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def swap0() -> Iterator[State]:
+    """Swap of 64 MiB, below every other so that nobody's pages go there; taken down if need be."""
+    zramfs("swap", "--size", "64M", "--priority", "0")
+    try:
+        yield named("swap0")
+    finally:
+        if rundir.find("swap0"):
+            zramfs("stop", "swap0")
+
+
+def named(name: str) -> State:
+    found = rundir.find(name)
+    assert found is not None
+    state = found.read()
+    assert state is not None
+    return state
+
+
+def gone(base: Path, state: State | None = None) -> None:
+    nothing_left(base, base)
+    assert not [area for area in busy.swap_areas() if state and area.path == state.loop]
+
+
+def test_swap_from_one_command(base: Path) -> None:
+    done = zramfs("swap", "fast", "--size", "128M", "--priority", "7", "--algo", "zstd:1")
+    assert done.stdout == ""
+    try:
+        state = named("fast")
+        assert (state.kind, state.phase, state.where) == ("swap", "ready", "fast")
+        [area] = [area for area in busy.swap_areas() if area.path == state.loop]
+        assert (area.size, area.used, area.priority) == (128 * MIB - 4096, 0, 7)
+        queue = Path(f"/sys/block/{Path(state.loop).name}")
+        assert (queue / "queue/logical_block_size").read_text() == "4096\n"
+        assert (queue / "loop/dio").read_text() == "1\n"
+        assert rows("fast", "-o", "MOUNTPOINT,ALGORITHM,STATE") == [
+            {"mountpoint": "[SWAP]", "algorithm": "zstd", "state": "ready"}
+        ]
+    finally:
+        done = zramfs("stop", "fast")
+    assert (done.stdout, done.stderr) == ("", "")
+    gone(base, state)
+
+
+def test_names_are_given_in_order_and_a_taken_one_is_refused(swap0: State) -> None:
+    zramfs("swap", "--size", "64M", "--priority", "0")
+    try:
+        assert named("swap1").loop != swap0.loop
+        said = failure("swap", "swap0", "--size", "64M")
+        assert f"a zramfs device is there on swap0 (daemon pid {swap0.pid}, since " in said
+        assert "use another name, or `zramfs stop swap0` first" in said
+    finally:
+        zramfs("stop", "swap1")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["a/b", "--size", "1M"], "expected a NAME of 1 to 64 letters, digits and _ : . -, got 'a/b'"),
+        (["..", "--size", "1M"], "expected a NAME"),
+        (["--size", "32K"], "expected a size of at least 40960 bytes, got 32768"),
+        (["--size", "1M", "--priority", "-2"], "-2 is not in the range 0<=x<=32767"),
+        (["--size", "1M", "--discard", "never"], "'never' is not one of 'both', 'once', 'pages', 'none'"),
+        ([], "Missing option '--size'"),
+    ],
+)
+def test_wrong_calls(words: list[str], reason: str, base: Path) -> None:
+    assert reason in failure("swap", *words, code=2)
+    assert not base.exists()
+
+
+@pytest.mark.parametrize("program", ["mkswap", "swapon"])
+def test_a_step_that_fails_undoes_everything_and_is_quoted(tmp_path: Path, base: Path, program: str) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / program).write_text("#!/bin/sh\necho 'not today' >&2\nexit 1\n")
+    (tmp_path / "bin" / program).chmod(0o755)
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    done = run(*ZRAMFS, "swap", "--size", "16M", check=False, env={**os.environ, "PATH": path})
+    assert done.returncode == 1
+    assert "` failed: not today" in done.stderr
+    gone(base)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_daemon_that_is_told_to_end_takes_the_swap_down(swap0: State, base: Path, number: int) -> None:
+    os.kill(swap0.pid, number)
+    wait_until(lambda: not swap0.alive(), "the daemon has ended", 30)
+    gone(base, swap0)
+
+
+def test_an_unmounted_tree_ends_it_in_order(swap0: State, base: Path) -> None:
+    run("umount", swap0.directory)
+    wait_until(lambda: not swap0.alive(), "the daemon has ended", 30)
+    gone(base, swap0)
+
+
+def test_stop_after_somebody_else_has_ended_the_swap(swap0: State, base: Path) -> None:
+    run("swapoff", swap0.loop)
+    run("losetup", "--detach", swap0.loop)
+    wait_until(lambda: not loops.backing_file(swap0.loop), "the loop device has let go")
+    zramfs("stop", "swap0")
+    gone(base, swap0)
+
+
+def test_stop_names_what_else_uses_the_device_and_changes_nothing(swap0: State) -> None:
+    code = "import sys; f = open(sys.argv[1], 'rb'); print('there', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        ["python3", "-c", code, swap0.disk], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            process.stdout.readline()
+            said = failure("stop", "swap0")
+            assert said.startswith("zramfs: swap0 is in use, so nothing was changed:\n")
+            assert f" (pid {process.pid}) has " in said
+            assert len(said.splitlines()) == 2
+        finally:
+            process.kill()
+    assert swap0.loop in busy.swaps()
+
+
+def test_the_swap_of_a_daemon_that_died_is_taken_down(swap0: State, base: Path) -> None:
+    kill_daemon(swap0)
+    assert rows(code=1, *("-o", "NAME,STATE")) == [{"name": "swap0", "state": "dead"}]
+    said = zramfs("stop", "swap0").stderr
+    assert f"cleaned up swap0: its daemon (pid {swap0.pid}, since " in said
+    gone(base, swap0)
+
+
+def test_the_name_of_a_daemon_that_died_can_be_taken_again(swap0: State) -> None:
+    kill_daemon(swap0)
+    assert "cleaned up swap0: " in zramfs("swap", "swap0", "--size", "64M", "--priority", "0").stderr
+    assert swap0.loop not in busy.swaps() or named("swap0").loop == swap0.loop

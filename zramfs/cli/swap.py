@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""zramfs swap"""
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import click
+
+from .. import lifecycle, rundir, sizes
+from .. import swap as areas
+from ..config import DEFAULT_RESERVE
+from .options import DEVICE_SIZE, Wanted, device_options
+from .output import say
+
+_NAME = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_:.-]{0,63}")
+
+
+class _Size(click.ParamType):
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return sizes.parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option(
+    "--size", type=DEVICE_SIZE, metavar="SIZE", required=True,
+    help="Size of the swap area before compression: 512M, 4G, 50% (of the RAM).",
+)
+@click.option(
+    "--priority", type=click.IntRange(0, areas.MAX_PRIORITY), default=areas.DEFAULT_PRIORITY,
+    metavar="NUMBER", show_default=True, help="Swap areas of a higher priority are filled first.",
+)
+@click.option(
+    "--discard", type=click.Choice(areas.DISCARDS), default="both", show_default=True,
+    help="When the kernel tells the device what it no longer needs: at once for the whole area, for "
+         "pages that were freed, or both.",
+)
+@click.option(
+    "--reserve", type=_Size(), default=DEFAULT_RESERVE, metavar="SIZE",
+    help="Memory kept ready, so that storing a page never waits for any.  [default: 16M]",
+)
+@click.option(
+    "--min-free", type=_Size(), metavar="SIZE",
+    help="Raise vm.min_free_kbytes to this until the device is stopped.  [default: by the RAM, 16M to 64M]",
+)
+@click.option("--force", is_flag=True, help="Go on without what keeps the machine from hanging.")
+@click.option("--foreground", is_flag=True, help="Stay attached until the device ends.")
+@device_options
+def swap(
+    name: str | None, priority: int, discard: str, reserve: int, min_free: int | None, force: bool,
+    foreground: bool, **values: Any,
+) -> None:
+    """Make a device and swap on it, NAME or else the first free of swap0, swap1, ... Needs root.
+
+    Locks its process in memory, keeps memory ready, and raises the memory that the kernel keeps free:
+    without these a machine short of memory hangs. Refuses when one of them can't be had. `zramfs stop
+    NAME` brings every page back and undoes it all.
+    """
+    areas.expect_able()
+    if name is not None and not _NAME.fullmatch(name):
+        raise click.UsageError(f"expected a NAME of 1 to 64 letters, digits and _ : . -, got {name!r}")
+    wanted = Wanted(**values)
+    if (wanted.size or 0) < areas.MIN_SIZE:
+        raise click.UsageError(f"expected a size of at least {areas.MIN_SIZE} bytes, got {wanted.size}")
+    new = lifecycle.claim(
+        None, "swap", threads=wanted.threads, shared=False, say=say, name=name or _free_name()
+    )
+    config = wanted.config(new, new.tree, new.name, reserve=reserve, forced=force)
+    on_top = areas.Swap(priority, discard, min_free, force)
+    if foreground:
+        lifecycle.run(new, config, say, on_top)
+    else:
+        lifecycle.start(new, config, on_top, say)
+
+
+def _free_name() -> str:
+    taken = {each.name for each in rundir.rundirs()}
+    return next(name for number in itertools.count() if (name := f"swap{number}") not in taken)
