@@ -76,7 +76,7 @@ cdef arena_t* arena_new(uint64_t user_size, uint64_t nr_pageblocks) noexcept nog
         a.free_head[0][order] = NONE32
         a.free_head[1][order] = NONE32
     a.returned = NONE32
-    pthread_mutex_init(&a.lock, NULL)
+    short_mutex_init(&a.lock)
     pthread_mutex_init(&a.migrate_lock, NULL)
     return a
 

@@ -2,6 +2,15 @@
 """Atomic operations, waits, POSIX mutexes and the few system calls the core makes."""
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t* m, const void* attr) noexcept
+    int pthread_mutex_destroy(pthread_mutex_t* m) noexcept
+    int pthread_mutex_lock(pthread_mutex_t* m) noexcept
+    int pthread_mutex_trylock(pthread_mutex_t* m) noexcept
+    int pthread_mutex_unlock(pthread_mutex_t* m) noexcept
+
 cdef extern from "prim.h" nogil:
     uint64_t load64(const uint64_t* p) noexcept
     void store64(uint64_t* p, uint64_t v) noexcept
@@ -30,20 +39,12 @@ cdef extern from "prim.h" nogil:
     uint64_t now_ns() noexcept
     uint32_t boot_seconds() noexcept
     void relax(unsigned int round) noexcept
+    void short_mutex_init(pthread_mutex_t* m) noexcept
     bint same_filled(const uint8_t* page, uint64_t* word) noexcept
     void fill_words(uint8_t* page, uint64_t word) noexcept
 
 cdef extern from "<stdlib.h>" nogil:
     void* aligned_alloc(size_t alignment, size_t size) noexcept
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t* m, const void* attr) noexcept
-    int pthread_mutex_destroy(pthread_mutex_t* m) noexcept
-    int pthread_mutex_lock(pthread_mutex_t* m) noexcept
-    int pthread_mutex_trylock(pthread_mutex_t* m) noexcept
-    int pthread_mutex_unlock(pthread_mutex_t* m) noexcept
 
 cdef extern from "<sys/mman.h>" nogil:
     enum:

@@ -70,7 +70,7 @@ cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noe
     pool.free_number = NONE32
     pool.deferred = NONE32
     pool.wake_fd = -1
-    pthread_mutex_init(&pool.number_lock, NULL)
+    short_mutex_init(&pool.number_lock)
     a.sb.chain_max = chain_max
     for i in range(NR_RAW_CLASSES - 1, -1, -1):
         size = <uint32_t>(ZS_MIN_ALLOC + i * ZS_CLASS_DELTA)
@@ -88,7 +88,7 @@ cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noe
         c.objs = objs
         c.pages = pages
         c.index = <uint32_t>i
-        pthread_mutex_init(&c.lock, NULL)
+        short_mutex_init(&c.lock)
         for group in range(NR_FULLNESS):
             c.head[group] = NONE32
         pool.by_index[i] = c

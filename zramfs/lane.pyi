@@ -27,6 +27,7 @@ class LaneStats:
     longest_us: int  # the longest request
     reply_errors: int  # replies that the kernel refused for an unexpected reason
     unlocked_bytes: int  # of the threads' memory, that could not be locked
+    helped_pieces: int  # of 32 KiB, of large requests, done by another thread than the request's
     protocol_minor: int  # FUSE 7.N agreed on with the kernel, 0 before its INIT
     can_resend: bool  # the kernel can send unanswered requests again (Linux 6.9)
     latency: tuple[Latency, ...]  # of each of OPERATIONS, from taking a request up to its reply

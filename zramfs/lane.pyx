@@ -63,6 +63,7 @@ class LaneStats:
     longest_us: int  # the longest request
     reply_errors: int  # replies that the kernel refused for an unexpected reason
     unlocked_bytes: int  # of the threads' memory, that could not be locked
+    helped_pieces: int  # of 32 KiB, of large requests, done by another thread than the request's
     protocol_minor: int  # FUSE 7.N agreed on with the kernel, 0 before its INIT
     can_resend: bool  # the kernel can send unanswered requests again (Linux 6.9)
     latency: tuple[Latency, ...]  # of each of OPERATIONS, from taking a request up to its reply
@@ -276,7 +277,7 @@ cdef class Lane:
         cdef int i, g, b
         nbytes, ns = [0] * GROUPS, [0] * GROUPS
         memset(counts, 0, sizeof(counts))
-        bad = replies = unlocked = longest = 0
+        bad = replies = unlocked = longest = helped = 0
         for i in range(self.crew.count):
             t = self.crew.threads[i]
             for g in range(GROUPS):
@@ -287,6 +288,7 @@ cdef class Lane:
             bad += peek64(&t.w.protocol_errors)
             replies += peek64(&t.reply_errors)
             unlocked += t.unlocked
+            helped += peek64(&t.w.helped)
             longest = max(longest, peek64(&t.w.longest_ns))
         latency = []
         for g in range(GROUPS):
@@ -299,7 +301,7 @@ cdef class Lane:
             peek64(&server.in_flight), peek64(&server.io_ns) // 1_000_000, sum(ns) // 1_000_000,
             ios[DISCARDS], nbytes[DISCARDS] // 512, ms[DISCARDS],
             ios[FLUSHES], ms[FLUSHES],
-            bad, longest // 1000, replies, unlocked,
+            bad, longest // 1000, replies, unlocked, helped,
             peek64(&server.minor), bool(peek64(&server.flags) & FUSE_HAS_RESEND),
             tuple(latency),
         )

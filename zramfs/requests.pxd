@@ -9,6 +9,8 @@ cdef enum:
     MAX_IO = 1048576          # bytes of one READ or WRITE: the kernel's limit of 256 pages
     REQUEST_HEAD = 80         # request header and WRITE arguments: the payload follows
     REPLY_HEAD = 16
+    # Requests of this many bytes are worth a second thread, which costs a wake-up.
+    SHARED_BYTES = 131072
 
 cdef enum:                    # groups, columns of the block layer's `stat` file
     READS, WRITES, DISCARDS, FLUSHES, GROUPS
@@ -38,6 +40,25 @@ cdef struct server_t:
     uint64_t in_flight        # I/O requests in hand
     uint64_t stamp            # io_ns is right up to this moment
     uint64_t io_ns            # time with at least one request in hand
+    # Wakes up to so many threads that rest, to help() with a job; constant.
+    void (*summon)(void* crew, uint64_t threads) noexcept nogil
+    void* crew
+
+# A large READ or WRITE, cut into pieces that other threads may take: it ends when the last piece has.
+#
+#    63                32 31      16 15       0
+#    +-------------------+----------+---------+    A piece belongs to whoever moves `taken` over it by a
+#    | number of the job | pieces   | taken   |    compare-and-swap; the owner waits for done = pieces
+#    +-------------------+----------+---------+    before it writes any of the other fields again.
+cdef struct job_t:
+    uint64_t word             # atomic
+    uint64_t done             # atomic: pieces that are over, those left out after an error too
+    uint64_t error            # atomic: errno of a piece that failed, 0 = none has
+    store_t* st               # written by the owner before the word
+    uint8_t* data             # of the first byte
+    uint64_t off              # on the device
+    uint64_t end
+    bint writes
 
 # One thread. Only the thread itself writes the counters; others read them with atomics.
 cdef struct worker_t:
@@ -46,6 +67,7 @@ cdef struct worker_t:
     int32_t lock              # held while st and ctx are used or replaced
     store_t* st               # NULL: a device without a size
     store_ctx_t* ctx
+    job_t job                 # of the request in hand
     uint64_t serving          # 1 from the moment a request was read until it is answered
     uint64_t ios[GROUPS][BUCKETS]  # requests by the time they took
     uint64_t nbytes[GROUPS]
@@ -53,13 +75,18 @@ cdef struct worker_t:
     uint64_t longest_ns
     uint64_t last_ns          # of the last I/O request; for the thread itself
     uint64_t protocol_errors
+    uint64_t helped           # pieces done of other threads' requests
 
 # Answers the request of `got` bytes that was read to w.data - REQUEST_HEAD. The reply stands at
 # w.data - REPLY_HEAD; the result is its length, 0 if the request wants none.
 cdef size_t answer(worker_t* w, size_t got) noexcept nogil
-# True if the request of `got` bytes will probably take so long that another thread had better read
-# the next one meanwhile.
-cdef bint takes_long(const worker_t* w, size_t got) noexcept nogil
+# Bytes of data that the request of `got` bytes wants read or written.
+cdef uint64_t payload_of(const worker_t* w, size_t got) noexcept nogil
+# True if the request, with that many bytes of data, will probably take so long that another thread
+# had better read the next one meanwhile.
+cdef bint takes_long(const worker_t* w, uint64_t payload) noexcept nogil
+# Works on the job of another thread as long as it has pieces to take. True if there were some.
+cdef bint help(worker_t* w, worker_t* owner) noexcept nogil
 # Makes the reply at w.data - REPLY_HEAD an error without data.
 cdef size_t refuse(worker_t* w, uint64_t unique, int error) noexcept nogil
 # Takes and leaves w.lock.

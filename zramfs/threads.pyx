@@ -15,7 +15,9 @@ from allocator.prim cimport (
     add64, cas64, load64, now_ns, peek64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_t, pthread_mutex_unlock, store64, sub64,
 )
-from zramfs.requests cimport MAX_IO, REPLY_HEAD, REQUEST_HEAD, answer, refuse, takes_long
+from zramfs.requests cimport (
+    MAX_IO, REPLY_HEAD, REQUEST_HEAD, SHARED_BYTES, answer, help, payload_of, refuse, takes_long,
+)
 
 cdef extern from "pthread.h" nogil:
     ctypedef struct pthread_attr_t:
@@ -114,12 +116,34 @@ cdef void rest(crew_t* crew, bint started) noexcept nogil:
     pthread_mutex_unlock(&crew.rest_lock)
 
 
-cdef void call_one(crew_t* crew) noexcept nogil:
+cdef void call(void* arg, uint64_t threads) noexcept nogil:
+    """Wakes up to so many of those that rest."""
+    cdef crew_t* crew = <crew_t*> arg
+    if load64(&crew.resting) == 0:
+        return
     pthread_mutex_lock(&crew.rest_lock)
-    if crew.called < crew.resting:
+    while threads > 0 and crew.called < crew.resting:
         crew.called += 1
+        threads -= 1
         pthread_cond_signal(&crew.rest_over)
     pthread_mutex_unlock(&crew.rest_lock)
+
+
+cdef bint help_others(thread_t* t) noexcept nogil:
+    cdef int i
+    cdef bint helped = False
+    for i in range(t.crew.count):
+        if i != t.index and help(&t.w, &t.crew.threads[i].w):
+            helped = True
+    return helped
+
+
+cdef void rest_and_help(thread_t* t, bint started) noexcept nogil:
+    """Until there is a request to read."""
+    rest(t.crew, started)
+    while not load64(&t.crew.stopping) and not waiting(t.crew) and help_others(t):
+        # Whoever was helped reads again in a moment, or is stopped.
+        rest(t.crew, False)
 
 
 cdef void stop_all(crew_t* crew) noexcept nogil:
@@ -131,21 +155,29 @@ cdef void stop_all(crew_t* crew) noexcept nogil:
 
 
 cdef bint may_rest(thread_t* t) noexcept nogil:
-    # Long requests are worth a second reader: with resting in between, 1 MiB reads at depth 4 lose about
-    # 10 %.
-    return (t.requests % LOOK_EVERY == 0 and not t.long_request and load64(&t.crew.reading) != 0
-            and not waiting(t.crew))
+    if t.requests % LOOK_EVERY and not t.long_request:
+        return False
+    if load64(&t.crew.reading) == 0 or waiting(t.crew):
+        t.alone = 0
+        return False
+    # Long requests are worth a second reader while there are several: with resting in between, 1 MiB
+    # reads at depth 4 lose about 10 %. Where there is only one at a time, its reader wants help.
+    t.alone += 1
+    if t.long_request and t.alone < LOOK_EVERY:
+        return False
+    t.alone = 0
+    return True
 
 
 cdef void* serve(void* arg) noexcept nogil:
     cdef thread_t* t = <thread_t*> arg
     cdef crew_t* crew = t.crew
     if t.index:
-        rest(crew, False)
+        rest_and_help(t, False)
     while not load64(&crew.stopping) and serve_one(t):
         # Thread 0 never rests, so somebody always reads, or will when his request is done.
         if t.index and may_rest(t):
-            rest(crew, True)
+            rest_and_help(t, True)
     stop_all(crew)
     store64(&t.running, 0)
     leave(crew, 1)
@@ -191,7 +223,7 @@ cdef bint serve_one(thread_t* t) noexcept nogil:
     cdef uint8_t* request = t.w.data - REQUEST_HEAD
     cdef ssize_t got
     cdef size_t size
-    cdef uint64_t unique
+    cdef uint64_t unique, payload
     cdef pollfd wait
     cdef uint64_t began = 0
     add64(&crew.reading, 1)
@@ -217,10 +249,12 @@ cdef bint serve_one(thread_t* t) noexcept nogil:
         return False            # a socket's other end was closed
     store64(&t.w.serving, 1)
     t.requests += 1
-    t.long_request = takes_long(&t.w, <size_t> got)
-    if load64(&crew.resting) and not load64(&crew.reading) and (
+    payload = payload_of(&t.w, <size_t> got)
+    t.long_request = takes_long(&t.w, payload)
+    # Whoever is called for a shared request (call() by the request itself) reads if others wait.
+    if payload < SHARED_BYTES and not load64(&crew.reading) and (
             t.long_request or (t.requests % LOOK_EVERY == 0 and waiting(crew))):
-        call_one(crew)
+        call(crew, 1)
     unique = (<uint64_t*> request)[1]
     size = answer(&t.w, <size_t> got)
     store64(&t.w.serving, 0)
@@ -240,6 +274,8 @@ cdef void crew_init(crew_t* crew) noexcept nogil:
     crew.fd = crew.null_fd = crew.done_fd = -1
     pthread_mutex_init(&crew.rest_lock, NULL)
     pthread_cond_init(&crew.rest_over, NULL)
+    crew.server.summon = call
+    crew.server.crew = crew
 
 
 cdef int crew_add(crew_t* crew) noexcept nogil:
