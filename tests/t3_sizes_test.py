@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zramfs.sizes import format_size, parse_size, total_ram
+from zramfs.sizes import format_size, format_time, parse_size, total_ram
 
 GIB = 1 << 30
 
@@ -121,3 +121,12 @@ def test_format_as_lsblk(tmp_path: Path, sectors: int) -> None:
     finally:
         subprocess.run(["losetup", "--detach", device], check=True, timeout=20)
     assert format_size(sectors * 512) == shown
+
+
+@pytest.mark.parametrize("seconds, text", [
+    (0, "0"), (80e-9, "0.1 us"), (8.24e-6, "8.2 us"), (9.96e-6, "10 us"), (512e-6, "512 us"),
+    (999.4e-6, "999 us"), (999.6e-6, "1.0 ms"), (0.0024, "2.4 ms"), (0.9996, "1.0 s"), (17.2, "17 s"),
+    (4000, "4000 s"),
+])
+def test_times(seconds: float, text: str) -> None:
+    assert format_time(seconds) == text

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from kernel_zram import kernel_zram
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from served import TIMEOUT, run, serving
 
 from zramfs.attributes import ATTRIBUTES
+from zramfs.sizes import format_time
 
 pytestmark = pytest.mark.requires("fuse")
 
@@ -185,7 +187,7 @@ def test_listing(served):
     done = run("ls", "-laR", ".", cwd=served.directory)
     assert done.returncode == 0 and done.stderr == ""
     assert f"disk -> {served.rundir}/disk" in done.stdout
-    assert sorted(os.listdir(served.directory)) == ["control", "disk", "memory", "zram", "zsmalloc"]
+    assert sorted(os.listdir(served.directory)) == ["control", "disk", "memory", "metrics", "zram", "zsmalloc"]
     assert os.listdir(served.directory / "zram") == [a.name for a in ATTRIBUTES]
     # find goes by the link count of directories.
     done = run("find", ".", "-type", "f", cwd=served.directory)
@@ -240,11 +242,41 @@ def test_a_failed_write_to_disk_is_counted_and_logged_once(served):
     assert served.log.count("failed_writes went") == 1
 
 
+def test_metrics_of_real_requests(served):
+    served.write("zram/disksize", "64M")
+    with open(served.disk, "r+b", buffering=0) as disk:
+        for size in (1, 512, 4096, 65536, MIB):
+            disk.write(os.urandom(size))
+        disk.seek(0)
+        while disk.read(100_000):
+            pass
+        os.fsync(disk)
+    # In small pieces, which are of one moment all the same.
+    with open(served.directory / "metrics", "rb", buffering=0) as file:
+        text = b"".join(iter(lambda: file.read(1000), b"")).decode()
+    numbers = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = {name: value for name, value in sample.labels.items() if name != "device"}
+            numbers[sample.name.removeprefix("zramfs_"), *labels.values()] = sample.value
+    r, _, rs, r_ms, w, _, ws, w_ms, *_, f, f_ms = map(int, served.read("zram/stat").split())
+    for operation, requests, ms in (("read", r, r_ms), ("write", w, w_ms), ("flush", f, f_ms)):
+        assert numbers["request_duration_seconds_count", operation] == requests > 0
+        assert int(numbers["request_duration_seconds_sum", operation] * 1000) == ms
+    assert numbers["request_bytes_total", "read"] == rs * 512 == 64 * MIB
+    assert numbers["request_bytes_total", "write"] // 512 == ws
+    stat = [int(word) for word in served.read("zram/mm_stat").split()]
+    assert [numbers[f"{name}_bytes",] for name in ("orig_data", "compr_data", "mem_used")] == stat[:3]
+    longest = numbers["longest_request_seconds",]
+    assert 0 < longest <= max(numbers["request_duration_seconds_sum", name] for name in ("read", "write"))
+    assert f"the longest took {format_time(longest)}" in served.read("control")
+
+
 def test_many_at_once(served):
     """Readers of everything, a writer of commands, and users of disk, for two seconds."""
     served.write("zram/disksize", "64M")
     loops = [
-        "while :; do cat zram/*stat control zsmalloc/classes memory/* > /dev/null || exit 1; done",
+        "while :; do cat zram/*stat control metrics zsmalloc/classes memory/* > /dev/null || exit 1; done",
         "while :; do ls -lR . > /dev/null || exit 1; done",
         "while :; do echo 1 > zram/compact || exit 1; done",
         "while :; do printf 'mem_limit=1G\\ncompact\\nmem_limit=0\\n' > control || exit 1; done",

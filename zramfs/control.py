@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .errors import ZramfsError
 from .memparse import U64_MAX, printable
-from .sizes import format_size, parse_size
+from .sizes import format_size, format_time, parse_size
 
 if TYPE_CHECKING:
     from .device import Device, DeviceStats
@@ -166,6 +166,11 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
         ]
     else:
         rows.append(("memory", limit))
+    rows.append((
+        "requests",
+        f"{lane.read_ios} reads, {lane.write_ios} writes, {lane.discard_ios} discards, {lane.flush_ios} "
+        f"flushes; the longest took {format_time(lane.longest_us / 1e6)}",
+    ))
     alive = "" if stats.alive else "; it has ended, disk does not answer any more"
     rows.append((
         "lane",

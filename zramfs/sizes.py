@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes as people write and read them: 512M, 1.5G, 50% in; 512M, 1.3G out, as util-linux prints them."""
+"""Sizes as people write and read them: 512M, 1.5G, 50% in; 512M, 1.3G out, as util-linux prints them.
+Times as people read them: 8.2 us, 1.3 ms."""
 from __future__ import annotations
 
 import re
@@ -73,3 +74,14 @@ def format_size(size: int) -> str:
         whole, tenths = whole + 1, 0
     letter = (_UNITS + "E")[power - 1]
     return f"{whole}.{tenths}{letter}" if tenths else f"{whole}{letter}"
+
+
+def format_time(seconds: float) -> str:
+    """Two or three digits and a unit: 0, 8.2 us, 512 us, 1.3 ms, 17 s."""
+    if not seconds:
+        return "0"
+    value, unit = seconds * 1e6, "us"
+    for larger in ("ms", "s"):
+        if value >= 999.5:
+            value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if value >= 9.95 else f"{value:.1f} {unit}"

@@ -25,7 +25,7 @@ import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
-from . import attributes, control
+from . import attributes, control, metrics
 from .attributes import Attribute
 from .device import Device
 from .errors import ZramfsError
@@ -138,6 +138,7 @@ def build(device: Device, disk: Path) -> Directory:
         Link(name="disk", mode=0o777, size=len(target), target=target),
         File(name="control", mode=0o600, write=write_control,
              read=lambda: control.state(device.stats()).encode(errors="replace")),
+        File(name="metrics", mode=0o444, read=lambda: metrics.text(device)),
         Directory(name="zram", mode=0o755, children=[attribute(a) for a in attributes.ATTRIBUTES]),
         # 0700 like /sys/kernel/debug, where the kernel has it.
         Directory(name="zsmalloc", mode=0o700, children=[

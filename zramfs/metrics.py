@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file `metrics`: every number that the device knows, in the OpenMetrics text format.
+
+TABLE is all there is to say about them. Only counters, gauges and histograms: node_exporter's textfile
+collector refuses a file with any other type. Every sample has the label `device`.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .attributes import FULLNESS_GROUPS, PAGE
+from .stats import BUCKET_BOUNDS, EMPTY, OPERATIONS, Latency, StoreStats
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric as Family
+
+    from allocator.stats import ClassStats
+
+    from .device import Device, DeviceStats, MemoryStats
+    from .lane import LaneStats
+
+COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+NS_PER_SECOND = 1e9
+SECTOR = 512
+
+Number = int | float
+# One sample, or one for each combination of label values, in the order of Metric.labels.
+Value = Number | Latency | Mapping[tuple[str, ...], Number | Latency]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the table is read from. memory is None and classes are empty while there is no pool."""
+
+    device: DeviceStats
+    memory: MemoryStats | None
+    classes: Sequence[ClassStats]
+
+    @property
+    def store(self) -> StoreStats:
+        return self.device.store or EMPTY
+
+    @property
+    def lane(self) -> LaneStats:
+        return self.device.lane
+
+
+@dataclass(frozen=True)
+class Metric:
+    """name: without the prefix zramfs_ and without a counter's _total; it ends with the unit, if there
+    is one. value None: there is nothing to say, and the family is left out."""
+
+    kind: str
+    name: str
+    help: str
+    value: Callable[[Figures], Value | None]
+    unit: str = ""
+    labels: tuple[str, ...] = ()
+
+
+def _memory(value: Callable[[MemoryStats], Value]) -> Callable[[Figures], Value | None]:
+    return lambda f: None if f.memory is None else value(f.memory)
+
+
+def _by(names: Iterable[str], values: Iterable[Number | Latency]) -> Value:
+    return {(name,): value for name, value in zip(names, values, strict=True)}
+
+
+def _by_class(value: Callable[[ClassStats], Number]) -> Callable[[Figures], Value | None]:
+    """Of the size classes that hold anything."""
+    return lambda f: {(str(c.size),): value(c) for c in f.classes if c.pages_used}
+
+
+def _zspages(f: Figures) -> Value:
+    groups = ("0%", *FULLNESS_GROUPS)
+    return {
+        (str(c.size), group): zspages
+        for c in f.classes
+        for group, zspages in zip(groups, c.zspages_by_group, strict=True)
+        if zspages
+    }
+
+
+_INFO_LABELS = ("directory", "algorithm", "level", "version")
+
+
+def _info(f: Figures) -> Value:
+    d = f.device
+    level = "default" if d.level is None else str(d.level)
+    return {(str(d.directory), d.algo, level, __version__): 1}
+
+
+TABLE = (
+    # the device
+    Metric(GAUGE, "device_info", "1; what it is, in the labels.", _info, labels=_INFO_LABELS),
+    Metric(GAUGE, "disksize_bytes", "Size of the block device, 0 before it is set up.",
+           lambda f: f.device.disksize, "bytes"),
+    Metric(GAUGE, "disk_opens", "Open files on disk.", lambda f: f.device.open_count),
+    # mm_stat
+    Metric(GAUGE, "orig_data_bytes", "Data stored, in whole pages, same-filled ones included.",
+           lambda f: f.store.orig_data_size, "bytes"),
+    Metric(GAUGE, "compr_data_bytes", "What it was compressed to, same-filled pages left out.",
+           lambda f: f.store.compr_data_size, "bytes"),
+    Metric(GAUGE, "mem_used_bytes", "Memory of the pool for that.",
+           lambda f: f.store.mem_used_total, "bytes"),
+    Metric(GAUGE, "mem_limit_bytes", "The most that the pool may take, 0 for no limit.",
+           lambda f: f.device.mem_limit, "bytes"),
+    Metric(GAUGE, "mem_used_max_bytes", "Peak of mem_used_bytes.", lambda f: f.store.mem_used_max, "bytes"),
+    Metric(GAUGE, "same_pages", "Stored pages that hold one repeated word and take no memory.",
+           lambda f: f.store.same_pages),
+    Metric(COUNTER, "pages_compacted", "Pages of the pool freed by object compaction.",
+           lambda f: f.store.pages_compacted),
+    Metric(GAUGE, "huge_pages", "Stored pages that do not compress.", lambda f: f.store.huge_pages),
+    Metric(COUNTER, "huge_pages_stored", "Pages that did not compress when they were stored.",
+           lambda f: f.store.huge_pages_since),
+    # io_stat
+    Metric(COUNTER, "failed_reads", "Pages that could not be read.", lambda f: f.store.failed_reads),
+    Metric(COUNTER, "failed_writes", "Pages that could not be stored.", lambda f: f.store.failed_writes),
+    Metric(COUNTER, "notify_free", "Pages discarded or zeroed as a whole.", lambda f: f.store.notify_free),
+    # stat, and what else the lane knows
+    Metric(HISTOGRAM, "request_duration_seconds", "Time from taking a request up to its reply.",
+           lambda f: _by(OPERATIONS, f.lane.latency), "seconds", ("operation",)),
+    Metric(COUNTER, "request_bytes", "Bytes read, written and discarded.",
+           lambda f: _by(OPERATIONS[:3], (n * SECTOR for n in (
+               f.lane.read_sectors, f.lane.write_sectors, f.lane.discard_sectors))), "bytes", ("operation",)),
+    Metric(GAUGE, "requests_in_flight", "Requests in hand.", lambda f: f.lane.in_flight),
+    Metric(COUNTER, "io_time_seconds", "Time with at least one request in hand.",
+           lambda f: f.lane.io_ms / 1000, "seconds"),
+    Metric(GAUGE, "longest_request_seconds", "The longest that a request took, since the lane began.",
+           lambda f: f.lane.longest_us / 1e6, "seconds"),
+    Metric(GAUGE, "lane_alive", "1 while disk answers.", lambda f: int(f.device.alive)),
+    Metric(GAUGE, "lane_threads", "Threads that serve disk.", lambda f: f.device.threads),
+    Metric(GAUGE, "lane_unlocked_bytes", "Memory of these threads that could not be locked.",
+           lambda f: f.lane.unlocked_bytes, "bytes"),
+    Metric(COUNTER, "protocol_errors", "Requests of the kernel that did not hold together.",
+           lambda f: f.lane.protocol_errors),
+    Metric(COUNTER, "reply_errors", "Replies that the kernel refused for an unexpected reason.",
+           lambda f: f.lane.reply_errors),
+    Metric(GAUGE, "fuse_minor", "N of the protocol FUSE 7.N agreed on, 0 before that.",
+           lambda f: f.lane.protocol_minor),
+    Metric(GAUGE, "fuse_can_resend", "1 if the kernel can send unanswered requests again.",
+           lambda f: int(f.lane.can_resend)),
+    # the arena
+    Metric(GAUGE, "resident_bytes", "Memory of the pageblocks in use.", lambda f: f.store.resident, "bytes"),
+    Metric(GAUGE, "pageblocks_in_use", "Pageblocks of 2 MiB in use.", lambda f: f.store.pageblocks_in_use),
+    Metric(GAUGE, "pageblocks_most", "As many as can ever be in use.", lambda f: f.store.pageblocks_total),
+    Metric(COUNTER, "returned_bytes", "Memory given back to the OS.",
+           lambda f: f.store.bytes_returned, "bytes"),
+    Metric(GAUGE, "frames", "Frames of 4 KiB in the pageblocks in use.",
+           lambda f: _by(("used", "free"), (f.store.frames_used, f.store.frames_free)), labels=("state",)),
+    Metric(COUNTER, "corrupt", "Locations that named no object: 0 in a sound pool.",
+           lambda f: f.store.corrupt),
+    Metric(GAUGE, "free_blocks", "Free blocks of 2^order frames, as in memory/buddyinfo.",
+           _memory(lambda m: _by(map(str, range(len(m.orders))), m.orders)), labels=("order",)),
+    # memory/compaction
+    Metric(GAUGE, "compaction_proactiveness", "How readily the pool is compacted unasked, 0 to 100.",
+           _memory(lambda m: m.compactor.proactiveness)),
+    Metric(GAUGE, "compaction_threshold_ratio", "Winnable share from which on the compactor works.",
+           _memory(lambda m: m.compactor.threshold), "ratio"),
+    Metric(GAUGE, "compaction_winnable_ratio", "Share of the pageblocks in use that compaction could empty.",
+           _memory(lambda m: m.compactor.winnable), "ratio"),
+    Metric(GAUGE, "compaction_unusable_ratio", "Share of the free frames outside whole free pageblocks.",
+           _memory(lambda m: m.unusable_index), "ratio"),
+    Metric(COUNTER, "compactor_rounds", "Rounds of work that the compactor has begun by itself.",
+           _memory(lambda m: m.compactor.runs)),
+    Metric(COUNTER, "compactor_slices", "Slices of about 1 ms that it has worked.",
+           _memory(lambda m: m.compactor.slices)),
+    Metric(COUNTER, "compactor_time_seconds", "Time spent in these slices.",
+           _memory(lambda m: m.compactor.ns / NS_PER_SECOND), "seconds"),
+    Metric(COUNTER, "migration_runs", "Runs of page migration.", _memory(lambda m: m.migration.runs)),
+    Metric(COUNTER, "migration_time_seconds", "Time spent in these runs.",
+           _memory(lambda m: m.migration.ns / NS_PER_SECOND), "seconds"),
+    Metric(COUNTER, "migration_pages_scanned", "Frames looked at.", _memory(lambda m: m.migration.scanned)),
+    Metric(COUNTER, "migration_pages_isolated", "Frames taken from their owners for a move.",
+           _memory(lambda m: m.migration.isolated)),
+    Metric(COUNTER, "migration_pages_migrated", "Frames moved.", _memory(lambda m: m.migration.migrated)),
+    Metric(COUNTER, "migration_pages_put_back", "Isolated frames that stayed where they were.",
+           _memory(lambda m: m.migration.put_back)),
+    Metric(COUNTER, "migration_pages_owner_gone", "Frames freed by their owner after isolation.",
+           _memory(lambda m: m.migration.owner_gone)),
+    Metric(COUNTER, "migration_failures", "Frames not moved, and pageblocks given up (unmovable), by reason.",
+           _memory(lambda m: _by(("busy", "again", "refused", "unmovable", "no_target"), (
+               m.migration.busy, m.migration.again, m.migration.refused, m.migration.unmovable,
+               m.migration.no_target))), labels=("reason",)),
+    Metric(COUNTER, "migration_pageblocks_freed", "Pageblocks emptied and given back to the OS.",
+           _memory(lambda m: m.migration.blocks_freed)),
+    Metric(COUNTER, "migration_pageblocks_deferred", "Pageblocks passed by because they failed lately.",
+           _memory(lambda m: m.migration.deferred)),
+    # memory/balloon
+    Metric(GAUGE, "balloon_target_bytes", "Memory that shall be kept from the pool.",
+           _memory(lambda m: m.balloon.target * PAGE), "bytes"),
+    Metric(GAUGE, "balloon_bytes", "Memory that is kept from the pool.",
+           _memory(lambda m: m.balloon.pages * PAGE), "bytes"),
+    Metric(GAUGE, "balloon_isolated_pages", "Pages of the balloon under migration.",
+           _memory(lambda m: m.balloon.isolated)),
+    Metric(COUNTER, "balloon_migrated_pages", "Pages of the balloon that were moved.",
+           _memory(lambda m: m.balloon.migrated)),
+    # zsmalloc/classes
+    Metric(GAUGE, "class_obj_allocated", "Places for objects, by size class in bytes.",
+           _by_class(lambda c: c.obj_allocated), labels=("size",)),
+    Metric(GAUGE, "class_obj_used", "Objects.", _by_class(lambda c: c.obj_used), labels=("size",)),
+    Metric(GAUGE, "class_pages_used", "Pages of the pool.",
+           _by_class(lambda c: c.pages_used), labels=("size",)),
+    Metric(GAUGE, "class_pages_per_zspage", "Pages of one zspage.",
+           _by_class(lambda c: c.pages_per_zspage), labels=("size",)),
+    Metric(GAUGE, "class_freeable_pages", "Pages that object compaction could free.",
+           _by_class(lambda c: c.freeable), labels=("size",)),
+    Metric(GAUGE, "class_zspages", "Zspages by how full they are: up to 10 %, 20 % ...; zeros are left out.",
+           _zspages, labels=("size", "fullness")),
+)
+
+
+def text(device: Device) -> bytes:
+    """The content of the file `metrics` at this moment."""
+    # Takes 40 ms and 5 MiB, which a device whose metrics nobody reads need not spend.
+    from prometheus_client.openmetrics.exposition import generate_latest
+
+    return generate_latest(Collector(Figures(device.stats(), device.memory(), device.classes())))
+
+
+class Collector:
+    """A prometheus_client collector, and a registry of that alone."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Family]:
+        name = self._figures.device.name
+        for metric in TABLE:
+            value = metric.value(self._figures)
+            if value is not None:
+                yield _family(metric, value if isinstance(value, Mapping) else {(): value}, name)
+
+
+def _family(metric: Metric, values: Mapping[tuple[str, ...], Any], device: str) -> Family:
+    from prometheus_client.metrics_core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+    )
+
+    kinds = {COUNTER: CounterMetricFamily, GAUGE: GaugeMetricFamily, HISTOGRAM: HistogramMetricFamily}
+    family = kinds[metric.kind](
+        f"zramfs_{metric.name}", metric.help, labels=("device", *metric.labels), unit=metric.unit
+    )
+    for labels, value in values.items():
+        # A path may hold bytes that are no text.
+        words = [word.encode(errors="replace").decode() for word in (device, *labels)]
+        if metric.kind == HISTOGRAM:
+            family.add_metric(words, _buckets(value), sum_value=value.ns / NS_PER_SECOND)
+        else:
+            family.add_metric(words, value)
+    return family
+
+
+def _buckets(latency: Latency) -> list[tuple[str, int]]:
+    """Upper bounds in seconds, with the number of requests that took at most that."""
+    bounds = [*(str(bound / NS_PER_SECOND) for bound in BUCKET_BOUNDS), "+Inf"]
+    total, buckets = 0, []
+    for bound, count in zip(bounds, latency.counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return buckets
