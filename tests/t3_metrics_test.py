@@ -149,6 +149,7 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("protocol_errors_total", lane.protocol_errors)
     expect("reply_errors_total", lane.reply_errors)
     expect("lane_unlocked_bytes", lane.unlocked_bytes)
+    expect("helped_pieces_total", lane.helped_pieces)
     expect("fuse_minor", lane.protocol_minor)
     expect("fuse_can_resend", 1)
     expect("lane_alive", 1)

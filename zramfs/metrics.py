@@ -139,6 +139,8 @@ TABLE = (
            lambda f: f.lane.protocol_errors),
     Metric(COUNTER, "reply_errors", "Replies that the kernel refused for an unexpected reason.",
            lambda f: f.lane.reply_errors),
+    Metric(COUNTER, "helped_pieces", "Pieces of 32 KiB of large requests done by another thread.",
+           lambda f: f.lane.helped_pieces),
     Metric(GAUGE, "fuse_minor", "N of the protocol FUSE 7.N agreed on, 0 before that.",
            lambda f: f.lane.protocol_minor),
     Metric(GAUGE, "fuse_can_resend", "1 if the kernel can send unanswered requests again.",
