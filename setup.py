@@ -78,6 +78,7 @@ EXTENSIONS = [
     extension("zramfs.codecs", *COMPRESSORS),
     extension("zramfs.slots"),
     extension("zramfs.store"),
+    extension("zramfs.recompress"),
     extension("zramfs.requests"),
     extension("zramfs.threads"),
     extension("zramfs.lane"),

@@ -11,7 +11,10 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.arena cimport Arena, arena_t
-from allocator.layout cimport LOC_IDX_BITS, NR_FULLNESS, NR_RAW_CLASSES, zspage_desc_t
+from allocator.layout cimport (
+    LOC_IDX_BITS, NR_FULLNESS, NR_RAW_CLASSES, OBJ_HEADER, ZS_CLASS_DELTA, ZS_MAX_ALLOC, ZS_MIN_ALLOC,
+    zspage_desc_t,
+)
 from allocator.prim cimport pthread_mutex_t
 
 
@@ -99,6 +102,15 @@ cdef inline uint32_t loc_zspage(uint64_t loc) noexcept nogil:
 
 cdef inline uint32_t loc_idx(uint64_t loc) noexcept nogil:
     return <uint32_t>(loc & ((1u << LOC_IDX_BITS) - 1))
+
+# The class of objects of so many bytes; of two sizes, the one in the smaller class takes less memory.
+cdef inline size_class_t* class_for(pool_t* pool, uint32_t size) noexcept nogil:
+    cdef uint32_t total = size + OBJ_HEADER
+    if total <= ZS_MIN_ALLOC:
+        return pool.by_index[0]
+    if total > ZS_MAX_ALLOC:
+        total = ZS_MAX_ALLOC
+    return pool.by_index[(total - ZS_MIN_ALLOC + ZS_CLASS_DELTA - 1) // ZS_CLASS_DELTA]
 
 # The header word of object idx; the caller holds the class lock, or the zspage for reading.
 cdef uint64_t* header_ptr(pool_t* pool, zspage_desc_t* z, size_class_t* c, uint32_t idx) noexcept nogil

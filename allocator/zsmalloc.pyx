@@ -124,15 +124,6 @@ cdef void pool_delete(pool_t* pool, bint arena_stays) noexcept nogil:
     free(pool)
 
 
-cdef inline size_class_t* class_for(pool_t* pool, uint32_t size) noexcept nogil:
-    cdef uint32_t total = size + OBJ_HEADER
-    if total <= ZS_MIN_ALLOC:
-        return pool.by_index[0]
-    if total > ZS_MAX_ALLOC:
-        total = ZS_MAX_ALLOC
-    return pool.by_index[(total - ZS_MIN_ALLOC + ZS_CLASS_DELTA - 1) // ZS_CLASS_DELTA]
-
-
 cdef inline bint is_huge(const size_class_t* c) noexcept nogil:
     return c.objs == 1
 

@@ -47,3 +47,23 @@ def page_of_size(size: int) -> bytes:
         if models.lz4_size(page) == size:
             return page
     raise AssertionError(f"no page of {size} compressed bytes found")
+
+
+@functools.cache
+def prose(seed: int) -> bytes:
+    """A page that lz4 makes to about 2400 bytes and zstd to about 1500."""
+    rng = random.Random(seed)
+    words = [bytes(rng.choices(b"etaoinshrdlucmfwyp", k=rng.randrange(3, 9))) for _ in range(250)]
+    return b" ".join(rng.choices(words, k=900))[:PAGE]
+
+
+@functools.cache
+def hard(seed: int) -> bytes:
+    """A page that lz4 stores raw, and zstd makes to about 3200 bytes."""
+    return bytes(random.Random(seed).choices(range(76), k=PAGE))
+
+
+@functools.cache
+def noise(seed: int) -> bytes:
+    """A page that nothing makes smaller."""
+    return random.Random(seed).randbytes(PAGE)

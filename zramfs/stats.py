@@ -2,6 +2,8 @@
 """Statistics of a device: frozen, with units in the field comments."""
 from __future__ import annotations
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 # Requests are counted by what they do, in the order of the block layer's `stat` file, and by the time
@@ -56,3 +58,19 @@ class StoreStats:
 
 
 EMPTY = StoreStats(*[0] * len(StoreStats.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class RecompressionStats:
+    """What recompression has done: pages, but for the bytes. tried = won + kept + no_room + busy."""
+
+    tried: int = 0  # pages compressed with a secondary algorithm
+    won: int = 0  # that became smaller
+    bytes_saved: int = 0  # of compressed data, by them
+    kept: int = 0  # that did not, and stay as they are
+    incompressible: int = 0  # of those, marked so that they are not tried again
+    no_room: int = 0  # for whose new object the pool had no memory
+    busy: int = 0  # used while they were being compressed, and left alone
+
+    def __add__(self, other: RecompressionStats) -> RecompressionStats:
+        return RecompressionStats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))

@@ -35,6 +35,7 @@ cdef class Store:
     cdef store_ctx_t* idle_ctx[8]   # contexts for calls from Python; guarded by the GIL
     cdef int nr_idle_ctx
     cdef uint32_t compact_class     # where the next slice of object compaction goes on
+    cdef bint post_processing       # one is under way; guarded by the GIL
     cdef object __weakref__
     cdef readonly str algo
     cdef readonly object level
@@ -43,3 +44,6 @@ cdef class Store:
     cdef store_ctx_t* take_ctx(self) except NULL
     cdef int put_ctx(self, store_ctx_t* ctx) except -1
     cdef int check_range(self, off, n) except -1
+    # Around a post-processing (see slots.pxd). begin raises OSError(EBUSY) beside another one.
+    cdef int begin_post(self) except -1
+    cdef int end_post(self) except -1

@@ -2,7 +2,7 @@
 # Lock order: slots.pxd. A range takes the chunks it covers one after the other, pinned one at a time.
 """The store of a device: any byte range, read, written, zeroed and sought, over the slot table."""
 cimport cython
-from libc.errno cimport EINVAL, EIO, ENOMEM, ENOSPC, ENXIO
+from libc.errno cimport EBUSY, EINVAL, EIO, ENOMEM, ENOSPC, ENXIO
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -422,6 +422,17 @@ cdef class Store:
             self.nr_idle_ctx += 1
         else:
             ctx_free(ctx)
+        return 0
+
+    cdef int begin_post(self) except -1:
+        self.check_range(0, 0)
+        if self.post_processing:
+            raise OSError(EBUSY, "another recompression or write-back is under way on this device")
+        self.post_processing = True
+        return 0
+
+    cdef int end_post(self) except -1:
+        self.post_processing = False
         return 0
 
     cdef int check_range(self, off, n) except -1:
