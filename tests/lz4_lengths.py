@@ -10,6 +10,9 @@ finds a last match more in about one page of twenty, and is never longer.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+
+import models
 
 PAGE = 4096
 MATCH = 4  # the shortest
@@ -26,6 +29,14 @@ def kernel_length(page: bytes, acceleration: int = 1) -> int:
 def library_length(page: bytes, acceleration: int = 1) -> int:
     """Bytes that LZ4_compress_fast of liblz4 1.9 makes of a page."""
     return _length(page, acceleration, len(page) - LAST_START + 1)
+
+
+def kept(page: bytes, length: Callable[[bytes], int]) -> int:
+    """Bytes of a page that zram counts as compressed data."""
+    if page == page[:8] * (PAGE // 8):
+        return 0
+    size = length(page)
+    return size if size < models.HUGE else PAGE
 
 
 @functools.lru_cache(maxsize=1 << 14)

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import models
 import pytest
-from kernel_zram import kernel_zram
-from lz4_lengths import kernel_length, library_length
+from hostile_text import NAMES, NUMBERS, SIZES
+from lz4_lengths import kept, kernel_length, library_length
 from page_kinds import block
 from real_pages import real_pages
-from twins import Ours, Theirs, Twin
-from whole import MIB, MM_STAT, PAGE, device
+from twins import Pair, Twin, both, mm_stat, reset_both, twin_devices
+from whole import MIB, PAGE
 
 pytestmark = pytest.mark.requires("fuse", "zram")
 
@@ -25,47 +24,19 @@ CONTROL_PAGE = Path(__file__).parent.parent / "docs/control.md"
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Theirs, Ours]]:
-    with kernel_zram() as zram, device(tmp_path_factory.mktemp("twins") / "z", None) as z:
-        z.write("memory/proactiveness", "0")
-        theirs, ours = Theirs(zram), Ours(z)
-        yield theirs, ours
-        theirs.let_go()
-        ours.let_go()
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    with twin_devices(tmp_path_factory.mktemp("twins") / "z") as pair:
+        yield pair
 
 
 @pytest.fixture
-def twins(pair: tuple[Theirs, Ours]) -> tuple[Theirs, Ours]:
-    """Both as a new device is, with lz4."""
-    for twin in pair:
-        twin.let_go()
-        assert twin.store("reset", b"1") == 1
-        assert twin.store("comp_algorithm", b"lz4") == 3
+def twins(pair: Pair) -> Pair:
+    reset_both(pair)
     return pair
-
-
-def both(twins: tuple[Theirs, Ours], call: Callable[[Twin], object]) -> object:
-    """What it answers for either, which must be the same."""
-    theirs, ours = map(call, twins)
-    assert ours == theirs
-    return theirs
-
-
-def mm_stat(twin: Twin) -> dict[str, int]:
-    return dict(zip(MM_STAT, twin.numbers("mm_stat"), strict=True))
 
 
 # ---- writes to attributes --------------------------------------------------------------------------
 
-SIZES = (b"0", b"4096", b"4097", b"1k", b"3K", b"2M", b"1G", b"1T", b"1P", b"1E", b"16E", b"010", b"0x10K",
-         b"0X10k", b"0xg", b"09", b"1junk", b"5000 ", b"5000\n", b"8192\0junk", b"K", b"M\n",
-         b"99999999999999999999999", b"18446744073709551615", b"junk", b" 5000", b"+5000", b"-1", b"\0",
-         b"\n", b"\xff\xfe", b"4K" + b"x" * 5000)
-NUMBERS = (b"0", b"0\n", b"00", b"+0", b"-0", b"0x0", b"1", b"+1", b"1\n", b"65535", b"65536", b"0 ", b" 1",
-           b"1 ", b"0\n\n", b"1\n\n", b"0\0junk", b"1\0x", b"99999999999999999999999", b"junk", b"-1", b"\n",
-           b"\xd9\xa1", b"1" * 4096)
-NAMES = (b"lz4", b"lz4\n", b"lz4 ", b" lz4", b"LZ4", b"lz", b"lz4\0junk", b"lz4:1", b"[lz4]", b"\n", b"\0",
-         b"x" * 126 + b"\n", b"x" * 127, b"x" * 127 + b"\n", b"x" * 128, b"x" * 5000, b"\xff")
 # None of them sets a device up.
 NO_SIZES = (b"0", b"junk", b"K", b" 4096", b"+4096", b"-1", b"16E", b"1E", b"15E", b"18446744073709551615",
             b"\0", b"\n")
@@ -79,7 +50,7 @@ WITH_SIZE = BEFORE_SIZE | {"disksize": SIZES}
 SHOWN = ("disksize", "initstate", "mm_stat", "io_stat")
 
 
-def same_stores(twins: tuple[Theirs, Ours], name: str, values: tuple[bytes, ...], before=None) -> None:
+def same_stores(twins: Pair, name: str, values: tuple[bytes, ...], before=None) -> None:
     """before: what to do to either in front of each of them."""
     different = {}
     for value in values:
@@ -159,7 +130,7 @@ def test_reset_forgets_the_settings(twins):
 
 # ---- data --------------------------------------------------------------------------------------------
 
-def same_numbers(twins: tuple[Theirs, Ours]) -> dict[str, int]:
+def same_numbers(twins: Pair) -> dict[str, int]:
     """Columns 1, 2, 4, 6, 8 and 9 of mm_stat, and io_stat, to the byte, and column 3 within 1 %."""
     theirs, ours = map(mm_stat, twins)
     for name in ("orig_data_size", "compr_data_size", "mem_limit", "same_pages", "huge_pages",
@@ -170,7 +141,7 @@ def same_numbers(twins: tuple[Theirs, Ours]) -> dict[str, int]:
     return theirs
 
 
-def set_up(twins: tuple[Theirs, Ours], size: bytes = b"1M") -> None:
+def set_up(twins: Pair, size: bytes = b"1M") -> None:
     assert both(twins, lambda twin: twin.store("disksize", size)) == len(size)
 
 
@@ -266,14 +237,6 @@ def test_peak_and_compaction(twins):
 
 
 # ---- real files ----------------------------------------------------------------------------------------
-
-def kept(page: bytes, length: Callable[[bytes], int]) -> int:
-    """Bytes that count as compressed data."""
-    if page == page[:8] * (PAGE // 8):
-        return 0
-    size = length(page)
-    return size if size < models.HUGE else PAGE
-
 
 def test_pages_of_real_files(twins):
     """Column 2 to the byte: each side's own LZ4, which differ in one rule (see lz4_lengths), says it."""

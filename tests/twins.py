@@ -3,17 +3,18 @@
 became of it, as a value that can be compared."""
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kernel_zram import CONTROL, KernelZram, unbothered
-from whole import PAGE, Device
+from kernel_zram import CONTROL, KernelZram, kernel_zram, unbothered
+from whole import MM_STAT, PAGE, Device, device
 
 BLKDISCARD, BLKZEROOUT = 0x1277, 0x127F
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
@@ -127,3 +128,39 @@ class Ours(Twin):
                 raise OSError(ctypes.get_errno(), "fallocate")
 
         return self.io(call)
+
+
+Pair = tuple[Theirs, Ours]
+
+
+@contextlib.contextmanager
+def twin_devices(directory: Path) -> Iterator[Pair]:
+    """directory: of ours."""
+    with kernel_zram() as zram, device(directory, None) as z:
+        # The kernel has no compactor: what ours does unasked is no difference that a test is to find.
+        z.write("memory/proactiveness", "0")
+        pair = Theirs(zram), Ours(z)
+        try:
+            yield pair
+        finally:
+            for twin in pair:
+                twin.let_go()
+
+
+def reset_both(pair: Pair) -> None:
+    """As a new device is, but that the kernel's default algorithm is another."""
+    for twin in pair:
+        twin.let_go()
+        assert twin.store("reset", b"1") == 1
+        assert twin.store("comp_algorithm", b"lz4") == 3
+
+
+def both(pair: Pair, call: Callable[[Twin], object]) -> object:
+    """What it answers for either, which must be the same."""
+    theirs, ours = map(call, pair)
+    assert ours == theirs
+    return theirs
+
+
+def mm_stat(twin: Twin) -> dict[str, int]:
+    return dict(zip(MM_STAT, twin.numbers("mm_stat"), strict=True))

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people and scripts write into attributes, and what nobody should: by hand, and by hypothesis."""
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+SIZES = (b"0", b"4096", b"4097", b"1k", b"3K", b"2M", b"1G", b"1T", b"1P", b"1E", b"16E", b"010", b"0x10K",
+         b"0X10k", b"0xg", b"09", b"1junk", b"5000 ", b"5000\n", b"8192\0junk", b"K", b"M\n",
+         b"99999999999999999999999", b"18446744073709551615", b"junk", b" 5000", b"+5000", b"-1", b"\0",
+         b"\n", b"\xff\xfe", b"4K" + b"x" * 5000)
+NUMBERS = (b"0", b"0\n", b"00", b"+0", b"-0", b"0x0", b"1", b"+1", b"1\n", b"65535", b"65536", b"0 ", b" 1",
+           b"1 ", b"0\n\n", b"1\n\n", b"0\0junk", b"1\0x", b"99999999999999999999999", b"junk", b"-1", b"\n",
+           b"\xd9\xa1", b"1" * 4096)
+NAMES = (b"lz4", b"lz4\n", b"lz4 ", b" lz4", b"LZ4", b"lz", b"lz4\0junk", b"lz4:1", b"[lz4]", b"\n", b"\0",
+         b"x" * 126 + b"\n", b"x" * 127, b"x" * 127 + b"\n", b"x" * 128, b"x" * 5000, b"\xff")
+
+# Pieces that parsers look for, in any order, and any bytes at all.
+_PIECES = (b"0", b"1", b"7", b"8", b"9", b"0x", b"f", b"K", b"m", b"G", b"E", b"+", b"-", b" ", b"\t", b"\n",
+           b"\0", b"=", b'"', b"'", b"#", b".", b"%", b"lz4", b"junk", b"18446744073709551616",
+           b"\xff", b"\xc3\xa9")
+assembled = st.lists(st.sampled_from(_PIECES), max_size=8).map(b"".join)
+texts = st.one_of(assembled, st.binary(max_size=12))
