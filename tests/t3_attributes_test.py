@@ -91,7 +91,9 @@ def test_memparse(text, limit):
 
 @pytest.mark.parametrize("text, value", [
     (b"1", 1), (b"+1", 1), (b"1\n", 1), (b"007", 7), (b"65535", 65535), (b"3\0junk", 3),
-    (b"65536", errno.ERANGE), (b"9" * 4096, errno.ERANGE), (b"", errno.EINVAL), (b"\n", errno.EINVAL),
+    (b"65536", errno.ERANGE), (b"65536x", errno.EINVAL), (b"9" * 4096, errno.ERANGE),
+    (b"18446744073709551616x", errno.ERANGE), (b"18446744073709551615x", errno.EINVAL),
+    (b"0" * 4000 + b"7", 7), (b"", errno.EINVAL), (b"\n", errno.EINVAL),
     (b"1\n\n", errno.EINVAL), (b" 1", errno.EINVAL), (b"-1", errno.EINVAL), (b"++1", errno.EINVAL),
     (b"0x1", errno.EINVAL), (b"\xd9\xa1", errno.EINVAL),
 ])

@@ -15,6 +15,7 @@ PAGE_SIZE = 4096
 U64_MAX = (1 << 64) - 1
 SHIFTS = {b"K": 10, b"M": 20, b"G": 30, b"T": 40, b"P": 50, b"E": 60}
 
+_DECIMAL = re.compile(rb"\+?0*(?P<digits>[0-9]+)")
 _NUMBER = re.compile(rb"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
 
 
@@ -47,13 +48,15 @@ def memparse(data: bytes) -> tuple[int, int]:
 def kstrtoull(data: bytes, limit: int = U64_MAX) -> int:
     """A decimal number, a leading + allowed, one newline at its end allowed, nothing else.
 
-    Raises ZramfsError: EINVAL for anything else, ERANGE above `limit`.
+    Raises ZramfsError: EINVAL for anything else, ERANGE above `limit`. A number of more than 64 bits is
+    ERANGE whatever follows it.
     """
-    text = c_string(data).removesuffix(b"\n")
-    digits = text.removeprefix(b"+")
-    if not digits.isdigit():
+    text = c_string(data)
+    match = _DECIMAL.match(text)
+    # 21 digits are more than 64 bits, and as many as Python can be asked to read.
+    value = int(match["digits"][:21]) if match else None
+    if value is None or (value <= U64_MAX and text[match.end():] not in (b"", b"\n")):
         raise ZramfsError(errno.EINVAL, f"expected a decimal number, got {printable(text)}")
-    value = int(digits)
     if value > limit:
         raise ZramfsError(errno.ERANGE, f"expected a number of at most {limit}, got {printable(text)}")
     return value
