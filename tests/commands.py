@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from whole import wait_until, zramfs
+from whole import ZRAMFS, wait_until, zramfs
 
 from zramfs import busy, loops, rundir
 from zramfs.rundir import State
@@ -70,3 +71,14 @@ def child(code: str, *words: object, **more: object) -> Iterator[int]:
             yield process.pid
         finally:
             process.kill()
+
+
+def systemd_units(target: Path) -> Path:
+    """The units of systemd/, as an installation for this interpreter would have them."""
+    program = target.parent / "zramfs"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(ZRAMFS)} "$@"\n')
+    program.chmod(0o755)
+    target.mkdir()
+    for unit in (Path(__file__).parent.parent / "systemd").glob("*.service"):
+        (target / unit.name).write_text(unit.read_text().replace("/usr/bin/zramfs", str(program)))
+    return target

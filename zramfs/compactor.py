@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .config import DEFAULT_PROACTIVENESS
+
 if TYPE_CHECKING:
     from .store import Store
 
 log = logging.getLogger(__name__)
 
-DEFAULT_PROACTIVENESS = 20  # as vm.compaction_proactiveness
 SLICE_NS = 1_000_000
 # Share of the time that slices may take: while nobody uses the device, while somebody does, and when
 # the pool comes near its limit and writers would soon see ENOSPC.

@@ -9,6 +9,9 @@ DEFAULT_ALGO = "lz4"
 DEFAULT_THREADS = 2
 # What a machine of 351 MB needed beside the rest; with none it hung (see docs/operations.md).
 DEFAULT_RESERVE = 16 << 20
+# More threads than this never helped on one connection, and each keeps buffers of 1 MiB.
+MAX_THREADS = 64
+DEFAULT_PROACTIVENESS = 20  # as vm.compaction_proactiveness
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class DeviceConfig:
                  memory and set up for swap (safety.py); 0 = none of that
     forced       go on without a setting that swap needs
     allow_other  other users may use the mounts (FUSE's option of that name)
+    proactiveness  of compaction, 0 to 100
+    mode, owner, group  of `disk`; None = 0600 and whoever starts the device
     """
 
     directory: Path
@@ -39,3 +44,7 @@ class DeviceConfig:
     allow_other: bool = False
     reserve: int = 0
     forced: bool = False
+    proactiveness: int = DEFAULT_PROACTIVENESS
+    mode: int | None = None
+    owner: int | None = None
+    group: int | None = None

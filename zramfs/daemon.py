@@ -7,7 +7,6 @@ import faulthandler
 import logging
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import TypeVar
 import pyfuse3
 import trio
 
-from . import busy, mounting
+from . import busy, mounting, service
 from .config import DeviceConfig
 from .device import Device
 from .errors import ZramfsError
 from .lane import Lane
+from .service import Notifier
 from .tree import Tree, build
 from .watch import watch_errors
 
@@ -39,7 +39,7 @@ END_TIMEOUT = 10.0  # seconds for the lane's threads and the tree's loop to end 
 
 def serve(
     config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None = None,
-    may_end: Callable[[], None] | None = None,
+    may_end: Callable[[], None] | None = None, notifier: Notifier | None = None,
 ) -> int:
     """Serves one device until SIGTERM, SIGINT, SIGHUP, or until its tree or its lane is unmounted.
 
@@ -47,6 +47,7 @@ def serve(
     still do, to undo what was built on them. may_end is called before each end that can be refused (a
     signal, the loss of the tree): a ZramfsError of it is logged, and the device goes on. All run in a
     thread. An exception of on_ready ends the device and is raised again; one of teardown is logged.
+    notifier: tells a service manager.
 
     Returns 0 after an orderly end; 1 if something had to be cut off from its users, or if teardown
     failed, or the lane had broken. Raises ZramfsError (or on_ready's exception) when the start
@@ -54,13 +55,10 @@ def serve(
 
     To be called in the main thread of a process that serves nothing else: pyfuse3 has one tree.
     """
-    if not logging.getLogger().handlers:
-        logging.basicConfig(
-            level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+    service.log_to_stderr()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     try:
-        return trio.run(_Daemon(config, on_ready, teardown, may_end).run)
+        return trio.run(_Daemon(config, on_ready, teardown, may_end, notifier).run)
     finally:
         faulthandler.unregister(signal.SIGUSR1)
 
@@ -68,9 +66,10 @@ def serve(
 class _Daemon:
     def __init__(
         self, config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None,
-        may_end: Callable[[], None] | None,
+        may_end: Callable[[], None] | None, notifier: Notifier | None,
     ) -> None:
         self.config = config
+        self.notifier = notifier
         self.disk = config.rundir / "disk"
         self.on_ready = on_ready
         self.teardown = teardown
@@ -99,7 +98,11 @@ class _Daemon:
                         (watch_errors, self.device), (self.device.compactor.run,),
                     ):
                         nursery.start_soon(self.guard, task, *arguments)
-                    await self.serve()
+                    await self.become_ready()
+                    if self.notifier:
+                        nursery.start_soon(self.guard, self.notifier.watch, self.device, self.disk)
+                    await self.stopping.wait()
+                    log.info("%s: ending: %s", self.config.name, self.reason)
                 except Exception as error:
                     failure = error
                 finally:
@@ -170,17 +173,26 @@ class _Daemon:
     def mount_options(self) -> dict[str, str | bool]:
         return {"default_permissions": True, "allow_other": self.config.allow_other}
 
-    async def serve(self) -> None:
-        """Reports readiness, then waits for the end. Raises what makes the start fail."""
+    async def become_ready(self) -> None:
+        """Returns when everybody knows that the device is ready. Raises what makes the start fail."""
         for path in (self.disk, self.config.directory / "control"):
             await self.expect_answer(path)
         if self.stopping.is_set():
             raise ZramfsError(errno.EINTR, f"the device had to end before it was ready: {self.reason}")
+        await in_thread(self.set_owner)
         await in_thread(self.on_ready)
         self.ready = True
+        if self.notifier:
+            await self.notifier.tell("READY=1")
         log.info("%s: ready at %s", self.config.name, self.config.directory)
-        await self.stopping.wait()
-        log.info("%s: ending: %s", self.config.name, self.reason)
+
+    def set_owner(self) -> None:
+        """Of `disk`. The lane answers it, so it cannot be done before."""
+        config = self.config
+        if config.owner is not None or config.group is not None:
+            os.chown(self.disk, *(-1 if each is None else each for each in (config.owner, config.group)))
+        if config.mode is not None:
+            os.chmod(self.disk, config.mode)
 
     async def expect_answer(self, path: Path) -> None:
         try:
@@ -255,6 +267,8 @@ class _Daemon:
 
     async def shut_down(self) -> None:
         """Takes down whatever stands. Nothing that goes wrong in a step keeps the next from its work."""
+        if self.notifier:
+            await self.notifier.tell("STOPPING=1", f"STATUS=ending: {self.reason or 'the start failed'}")
         if self.teardown and self.lane:
             await self.attempt("undoing what was built on disk", in_thread, self.teardown)
         await self.attempt("unmounting the tree", self.unmount, self.config.directory)

@@ -96,6 +96,7 @@ class Device:
         self._worker = trio.CapacityLimiter(1)
         self._won: str | None = None
         self.compactor = Compactor(lambda: self._store, self._requests)
+        self.compactor.proactiveness = config.proactiveness
 
     async def start(self) -> None:
         """Sets up a device that is configured with a size. To be called before the lane starts.

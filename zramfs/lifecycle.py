@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from . import bounded, busy, detach, loops, ramdisk, rundir, swap
 from .config import DeviceConfig
@@ -21,6 +21,9 @@ from .errors import ZramfsError
 from .ramdisk import FileSystem
 from .rundir import Rundir, State
 from .swap import Swap
+
+if TYPE_CHECKING:
+    from .service import Notifier
 
 log = logging.getLogger(__name__)
 
@@ -92,14 +95,17 @@ def start(new: Rundir, config: DeviceConfig, on_top: OnTop = None, say: Say | No
 
 
 def run(new: Rundir, config: DeviceConfig, say: Say, on_top: OnTop = None) -> None:
-    """Serves the claimed device in this very process until it ends. Raises ZramfsError."""
+    """Serves the claimed device in this very process until it ends, and tells a service manager about
+    it that wants to know. Raises ZramfsError."""
+    from .service import Notifier  # brings trio
+
 
     def on_ready() -> None:
         _build(new, on_top, say)
         if state := new.read():
             say(f"{state.where} is ready")
 
-    if _serve(new, config, on_ready):
+    if _serve(new, config, on_ready, Notifier.from_environment()):
         raise ZramfsError(errno.EIO, "the device did not end in order; what happened is in the lines above")
 
 
@@ -194,7 +200,9 @@ def teardown(old: Rundir) -> None:
             log.warning("%s", error)
 
 
-def _serve(new: Rundir, config: DeviceConfig, on_ready: Callable[[], None]) -> int:
+def _serve(
+    new: Rundir, config: DeviceConfig, on_ready: Callable[[], None], notifier: Notifier | None = None
+) -> int:
     from . import daemon  # brings trio and pyfuse3, which only the daemon needs
 
     def ready() -> None:
@@ -206,7 +214,7 @@ def _serve(new: Rundir, config: DeviceConfig, on_ready: Callable[[], None]) -> i
     new.update(pid=os.getpid(), pid_start=rundir.process_start(os.getpid()))
     rundir.keep(new)
     try:
-        return daemon.serve(config, ready, lambda: teardown(new), lambda: may_end(new))
+        return daemon.serve(config, ready, lambda: teardown(new), lambda: may_end(new), notifier)
     finally:
         with rundir.locked(new.path.parent):
             _clean(new, new.read())

@@ -3,6 +3,8 @@
 Times as people read them: 8.2 us, 1.3 ms."""
 from __future__ import annotations
 
+import errno
+import os
 import re
 from fractions import Fraction
 
@@ -16,13 +18,13 @@ _EXPECTED = (
 _MAX = 2**63 - 1
 
 
-def total_ram() -> int:
-    """MemTotal of /proc/meminfo in bytes."""
-    with open("/proc/meminfo", encoding="ascii") as meminfo:
+def total_ram(file: str | os.PathLike[str] = "/proc/meminfo") -> int:
+    """MemTotal of /proc/meminfo in bytes. Raises OSError, also for a file without it."""
+    with open(file, encoding="ascii", errors="replace") as meminfo:
         for line in meminfo:
             if line.startswith("MemTotal:"):
                 return int(line.split()[1]) * 1024
-    raise OSError("/proc/meminfo has no MemTotal line, so a size in percent means nothing here")
+    raise OSError(errno.EINVAL, f"{file} has no MemTotal line, so no size can be a share of the RAM")
 
 
 def parse_size(text: str, ram: int | None = None) -> int:

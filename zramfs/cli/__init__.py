@@ -11,6 +11,7 @@ import click
 
 from .. import __version__
 from ..errors import ZramfsError
+from .configured import check_config, down, systemd_generator, up
 from .control import control
 from .create import create, ramdisk
 from .mount import is_mount_call, mount
@@ -44,7 +45,9 @@ def zramfs() -> None:
     """Compressed block devices in RAM, each served as one FUSE file."""
 
 
-for command in (create, ramdisk, swap, stop, status, report, control):
+for command in (
+    create, ramdisk, swap, stop, up, down, check_config, status, report, control, systemd_generator,
+):
     zramfs.add_command(command)
 
 

@@ -11,12 +11,9 @@ from typing import Any, TypeVar
 import click
 
 from .. import busy, lifecycle, rundir, sizes
-from ..config import DEFAULT_ALGO, DEFAULT_THREADS, DeviceConfig
+from ..config import DEFAULT_ALGO, DEFAULT_THREADS, MAX_THREADS, DeviceConfig
 from ..errors import ZramfsError
 from ..rundir import Rundir
-
-# More threads than this never helped on one connection, and each keeps buffers of 1 MiB.
-MAX_THREADS = 64
 
 C = TypeVar("C", bound=Callable[..., Any])
 

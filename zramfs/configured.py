@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices as they are configured: up, down, and what that means in words."""
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import lifecycle, ramdisk, rundir
+from .config import DeviceConfig
+from .errors import ZramfsError
+from .lifecycle import Say
+from .rundir import Rundir, State
+from .settings import Settings
+from .sizes import format_size
+
+
+def up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
+    """Brings a device up, unless it is up already or this machine is to go without it: says so then.
+
+    foreground: returns when the device has ended, and nothing to serve is a failure. To be called
+    while the process has one thread. Raises ZramfsError.
+    """
+    if wanted.skip is not None:
+        if foreground:
+            raise ZramfsError(errno.ENODEV, f"it is left out: {wanted.skip}")
+        say(f"{wanted.name} is left out: {wanted.skip}")
+        return
+    place = rundir.resolve(wanted.place) if wanted.place else None
+    standing = _standing(wanted.name)
+    if standing is not None:
+        _expect_same(wanted, place, standing)
+        if foreground:
+            raise ZramfsError(errno.EBUSY, f"it is up already, served by pid {standing.pid}")
+        say(f"{wanted.name} is up already")
+        return
+    if wanted.kind == "swap":
+        raise ZramfsError(errno.ENOSYS, "swap devices cannot be set up by this version")
+    assert place is not None
+    file_system = _file_system(wanted, place)
+    if file_system is not None:
+        ramdisk.expect_able(file_system.type)
+    _make_parents(place)
+    new = lifecycle.claim(
+        place, wanted.kind, threads=wanted.threads, shared=wanted.allow_other, say=say, name=wanted.name
+    )
+    config = _device_config(wanted, new, new.tree if file_system else place)
+    if foreground:
+        lifecycle.run(new, config, say, file_system)
+    else:
+        lifecycle.start(new, config, file_system)
+        say(f"{wanted.name} is up on {place}")
+
+
+def _make_parents(place: Path) -> None:
+    """As systemd does it for its mount units; they stay."""
+    try:
+        os.makedirs(place.parent, mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise ZramfsError(
+            error.errno or errno.EIO, f"{place.parent} is not there and cannot be made: {error.strerror}"
+        ) from None
+
+
+def down(name: str, say: Say) -> bool:
+    """Ends the device that was brought up under this name. False if there is none.
+
+    Raises ZramfsError: EBUSY with what uses it.
+    """
+    found = _find(name)
+    if found is not None:
+        lifecycle.stop(found, say)
+    return found is not None
+
+
+def known(name: str) -> bool:
+    """Whether a device of this name is there, alive or dead."""
+    return _find(name) is not None
+
+
+def _find(name: str) -> Rundir | None:
+    return next((each for each in rundir.rundirs() if each.name == name), None)
+
+
+def _standing(name: str) -> State | None:
+    """The state of the device that is up under this name. One that died is none: claim() cleans it up."""
+    found = _find(name)
+    state = found.read() if found else None
+    return state if state is not None and state.alive() else None
+
+
+def _expect_same(wanted: Settings, place: Path | None, standing: State) -> None:
+    there = standing.mountpoint or standing.directory
+    if standing.phase != "ready":
+        raise ZramfsError(
+            errno.EBUSY,
+            f"it is just being started (daemon pid {standing.pid}, since {standing.created})",
+        )
+    if wanted.kind != standing.kind or (place is not None and str(place) != there):
+        raise ZramfsError(
+            errno.EBUSY,
+            f"it is up as a {standing.kind} on {there}, and configured as a {wanted.kind}"
+            f"{f' on {place}' if place else ''}: `zramfs down {wanted.name}` first",
+        )
+
+
+def _file_system(wanted: Settings, place: Path) -> ramdisk.FileSystem | None:
+    if wanted.kind != "ramdisk":
+        return None
+    return ramdisk.FileSystem(
+        wanted.fs, place, options=wanted.options, mode=wanted.mode, owner=wanted.owner, group=wanted.group
+    )
+
+
+def _device_config(wanted: Settings, new: Rundir, directory: Path) -> DeviceConfig:
+    """mode, owner and group are those of `disk`, or of the file system on it."""
+    primary = wanted.algorithms.chosen[0]
+    level = dict(primary.parameters).get("level")
+    plain = wanted.kind == "device"
+    return DeviceConfig(
+        directory=directory, rundir=new.path, size=wanted.size, algo=primary.name,
+        level=None if level is None else int(level), mem_limit=wanted.mem_limit, threads=wanted.threads,
+        name=wanted.name, allow_other=wanted.allow_other, proactiveness=wanted.proactiveness,
+        mode=wanted.mode if plain else None, owner=wanted.owner if plain else None,
+        group=wanted.group if plain else None,
+    )
+
+
+def describe(wanted: Settings) -> Iterator[str]:
+    """Lines for people: what a device is, with everything that is not left to its default."""
+    match wanted.kind:
+        case "ramdisk":
+            options = f" with {wanted.options}" if wanted.options else ""
+            yield f"a RAM disk: {wanted.fs} on {wanted.mount_point}, mounted{options}"
+        case "device":
+            yield f"a plain device: {wanted.directory}/disk" + (", for all users" if wanted.allow_other else "")
+        case _:
+            options = f" with {wanted.options}" if wanted.options else ""
+            yield f"swap of priority {wanted.swap_priority}{options}"
+    if wanted.skip is not None:
+        yield f"left out here: {wanted.skip}"
+    limit = f", at most {format_size(wanted.mem_limit)} of memory" if wanted.mem_limit else ""
+    yield f"size {format_size(wanted.size)}{limit}"
+    first, *others = wanted.algorithms.chosen
+    then = f", recompressed with {' then '.join(map(str, others))}" if others else ""
+    yield f"compressed with {first}{then}"
+    if wanted.writeback_device is not None:
+        yield f"written back to {wanted.writeback_device}"
+    rights = [
+        text for value, text in (
+            (wanted.mode, f"mode {wanted.mode or 0:04o}"), (wanted.owner, f"owner {wanted.owner}"),
+            (wanted.group, f"group {wanted.group}"),
+        ) if value is not None
+    ]
+    if rights:
+        yield ", ".join(rights)
+    yield f"{wanted.threads} threads, proactiveness {wanted.proactiveness}"

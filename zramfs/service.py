@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""At home under a service manager: readiness, status and watchdog as sd_notify(3) has them, and a log
+without a second time stamp.
+
+The protocol is one datagram of NAME=value lines. The Python packages for it have stood still since
+2017 (sdnotify) or need the headers of libsystemd, and none knows how to ask the lane.
+"""
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+import trio
+
+from .device import Device, DeviceStats
+from .sizes import format_size
+
+log = logging.getLogger(__name__)
+
+SEND_TIMEOUT = 5.0  # seconds; the manager's queue is full only when it is stuck itself
+STATUS_INTERVAL = 5.0  # seconds between two looks whether the status text has changed
+# Questions to the lane within the manager's limit: one may be late by half of it without harm.
+PROBES = 4
+
+
+class Notifier:
+    """watchdog: seconds within which the manager wants a sign of life, None = it does not."""
+
+    def __init__(self, address: str, watchdog: float | None = None) -> None:
+        self.address = "\0" + address[1:] if address.startswith("@") else address
+        self.watchdog = watchdog
+        self._failed = False
+
+    @classmethod
+    def from_environment(cls) -> Notifier | None:
+        """None when nobody wants to be told. Takes the variables away: programs that this process
+        starts are not the service."""
+        address = os.environ.pop("NOTIFY_SOCKET", "")
+        limit, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
+        if not address.startswith(("/", "@")):
+            return None
+        ours = limit.isdecimal() and int(limit) > 0 and pid in ("", str(os.getpid()))
+        return cls(address, int(limit) / 1e6 if ours else None)
+
+    def send(self, *lines: str) -> None:
+        """Blocks for SEND_TIMEOUT at most. A failure is logged once: without its manager a service
+        still has work to do."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(SEND_TIMEOUT)
+                sock.sendto("\n".join(lines).encode(), self.address)
+        except OSError as error:
+            if not self._failed:
+                log.warning("the service manager cannot be told (%s): %s", lines[0], error)
+            self._failed = True
+
+    async def tell(self, *lines: str) -> None:
+        await trio.to_thread.run_sync(self.send, *lines)
+
+    async def watch(self, device: Device, disk: Path) -> None:
+        """Tells the state, and that the lane is alive, until it is cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_status, device)
+            if self.watchdog is not None:
+                nursery.start_soon(self._probe_lane, disk, self.watchdog / PROBES)
+
+    async def _probe_lane(self, disk: Path, interval: float) -> None:
+        """A sign of life for each answer of the lane, and none while it does not answer.
+
+        statfs is answered by a thread of the lane and by no cache, and opens nothing that `reset`
+        would find open. One question at a time: the thread that waits for a lane that hangs stays.
+        """
+        while True:
+            try:
+                await trio.to_thread.run_sync(os.statvfs, disk, abandon_on_cancel=True)
+            except OSError as error:
+                log.warning("%s does not answer any more: %s", disk, error.strerror)
+                return
+            await self.tell("WATCHDOG=1")
+            await trio.sleep(interval)
+
+    async def _tell_status(self, device: Device) -> None:
+        told = ""
+        while True:
+            if (line := status_line(device.stats())) != told:
+                told = line
+                await self.tell(f"STATUS={line}")
+            await trio.sleep(STATUS_INTERVAL)
+
+
+def status_line(stats: DeviceStats) -> str:
+    """The state of a device on one line, for `systemctl status`."""
+    if not stats.alive:
+        return "the lane has ended; disk does not answer any more"
+    store = stats.store
+    if store is None:
+        return "not set up: it has no size yet"
+    ratio = f", ratio {store.orig_data_size / store.mem_used_total:.2f}" if store.mem_used_total else ""
+    limit = f" of {format_size(stats.mem_limit)}" if stats.mem_limit else ""
+    failed = "".join(
+        f"; {count} {what} failed" for count, what in ((store.failed_writes, "writes"), (store.failed_reads, "reads"))
+        if count
+    )
+    return (f"{format_size(store.orig_data_size)} of {format_size(stats.disksize)} stored in "
+            f"{format_size(store.mem_used_total)}{limit}{ratio}{failed}")
+
+
+class JournalFormatter(logging.Formatter):
+    """As sd-daemon(3) wants it: a priority before each line; the journal has time and process itself."""
+
+    _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+    def __init__(self) -> None:
+        super().__init__("%(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((number for level, number in self._PRIORITIES if record.levelno >= level), 7)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
+
+
+def log_to_stderr() -> None:
+    """Sets the root logger up, unless somebody has."""
+    root = logging.getLogger()
+    if root.handlers:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    if _is_journal(2):
+        handler.setFormatter(JournalFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+def _is_journal(fd: int) -> bool:
+    """Whether the descriptor is the stream that JOURNAL_STREAM names, and not what it was changed to."""
+    try:
+        seen = os.fstat(fd)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{seen.st_dev}:{seen.st_ino}"

@@ -1,0 +1,498 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the configuration files say: the keys, their values, and the devices they make together.
+
+Keys that zram-generator.conf has too mean what they mean there; docs/configuration.md has them all.
+"""
+from __future__ import annotations
+
+import difflib
+import grp
+import os
+import pwd
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import conffiles, ramdisk
+from .codecs import ALGORITHMS, Codec
+from .conffiles import Complaint, Setting
+from .config import DEFAULT_ALGO, DEFAULT_PROACTIVENESS, DEFAULT_THREADS, MAX_THREADS
+from .expression import evaluate
+from .store import MAX_DISKSIZE
+
+MIB = 1 << 20
+DEFAULT_SIZE = "min(ram / 2, 4096)"
+DEFAULT_FS = "ext4"
+DEFAULT_SWAP_PRIORITY = 100
+# zram-generator warns from there: nothing but zeros compresses that well.
+IMPROBABLE_RATIO = 32
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A compressor with its parameters, as `zstd(level=3,dict=/etc/zramfs/dict)` names them."""
+
+    name: str
+    parameters: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        inside = ",".join(f"{key}={value}" for key, value in self.parameters)
+        return f"{self.name}({inside})" if inside else self.name
+
+
+@dataclass(frozen=True)
+class Algorithms:
+    """The first compresses, the others recompress; `recompress` holds the parameters of a (list) that
+    stands alone."""
+
+    chosen: tuple[Algorithm, ...] = (Algorithm(DEFAULT_ALGO),)
+    recompress: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One device. Sizes in bytes. skip: why this machine is to go without it, None = it is wanted.
+
+    kind: "swap", "ramdisk" (a file system on mount_point) or "device" (its tree on directory).
+    """
+
+    name: str
+    kind: str
+    size: int
+    skip: str | None = None
+    mem_limit: int = 0
+    algorithms: Algorithms = Algorithms()
+    writeback_device: Path | None = None
+    swap_priority: int = DEFAULT_SWAP_PRIORITY
+    mount_point: Path | None = None
+    directory: Path | None = None
+    fs: str = DEFAULT_FS
+    options: str = ramdisk.DEFAULT_OPTIONS
+    threads: int = DEFAULT_THREADS
+    proactiveness: int = DEFAULT_PROACTIVENESS
+    allow_other: bool = False
+    mode: int | None = None
+    owner: int | None = None
+    group: int | None = None
+
+    @property
+    def place(self) -> Path | None:
+        """The directory that the device is known by; None for swap."""
+        return self.mount_point or self.directory
+
+
+@dataclass
+class Device:
+    """What is known of a name; settings None if there is an error among the complaints about it."""
+
+    name: str
+    files: list[Path] = field(default_factory=list)
+    settings: Settings | None = None
+    complaints: list[Complaint] = field(default_factory=list)
+
+
+@dataclass
+class Configuration:
+    """complaints: about files and sections that belong to no device."""
+
+    devices: dict[str, Device]
+    complaints: list[Complaint]
+
+    @property
+    def errors(self) -> list[Complaint]:
+        everything = [*self.complaints, *(each for device in self.devices.values() for each in device.complaints)]
+        return [each for each in everything if each.is_error]
+
+
+# ---- values: each parser answers the value or raises ValueError with what was expected -------------
+def _expression(text: str) -> str:
+    """Checked with some RAM; its value on this machine is found when all is known."""
+    try:
+        evaluate(text, {"ram": 4096.0})
+    except ValueError as error:
+        raise ValueError(f"{error}; sizes are in MiB (4096 is 4 GiB), and ram is the machine's") from None
+    return text
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise ValueError(f"expected a whole number from {least} to {most}, got {text!r}")
+        return int(text)
+    return parse
+
+
+def _limit_or_none(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not re.fullmatch(r"[0-9]{1,12}", text):
+        raise ValueError(f"expected a whole number of MiB or none, got {text!r}")
+    return int(text)
+
+
+def _path(text: str) -> Path:
+    if not text.startswith("/") or ".." in text.split("/"):
+        raise ValueError(f"expected an absolute path without .., got {text!r}")
+    return Path(os.path.normpath("/" + text.lstrip("/")))
+
+
+def _place(text: str) -> Path:
+    path = _path(text)
+    if path == Path("/"):
+        raise ValueError("expected a directory to mount on; / would hide everything")
+    return path
+
+
+def _fs_type(text: str) -> str:
+    known = [*sorted(ramdisk.MKFS), "swap"]
+    if text not in known:
+        raise ValueError(f"expected one of {', '.join(known)}, got {text!r}")
+    return text
+
+
+def _options(text: str) -> str:
+    if any(character.isspace() for character in text):
+        raise ValueError(f"expected options with commas and without blanks between, got {text!r}")
+    return text
+
+
+_BOOLEANS = {"yes": True, "true": True, "on": True, "1": True,
+             "no": False, "false": False, "off": False, "0": False}
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in _BOOLEANS:
+        raise ValueError(f"expected yes or no, got {text!r}")
+    return _BOOLEANS[text.lower()]
+
+
+def _mode(text: str) -> int:
+    if not re.fullmatch(r"0?[0-7]{3,4}", text):
+        raise ValueError(f"expected an octal mode such as 1777 or 0640, got {text!r}")
+    return int(text, 8)
+
+
+def _user(text: str) -> int:
+    return _identity(text, "user", lambda name: pwd.getpwnam(name).pw_uid)
+
+
+def _group(text: str) -> int:
+    return _identity(text, "group", lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _identity(text: str, what: str, look_up: Callable[[str], int]) -> int:
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return int(text)
+    try:
+        return look_up(text)
+    except KeyError:
+        raise ValueError(f"expected a {what} of this machine or a number, got {text!r}") from None
+
+
+_ALGORITHM = re.compile(r"(?P<name>[A-Za-z0-9_-]*)(?:\((?P<inside>[^()\s]*)\))?")
+
+
+def _algorithms(text: str) -> Algorithms:
+    chosen: list[Algorithm] = []
+    recompress: tuple[tuple[str, str], ...] = ()
+    for word in text.split():
+        match = _ALGORITHM.fullmatch(word)
+        if match is None:
+            raise ValueError(
+                f"expected names with parameters, such as `zstd(level=3) lz4`, without blanks inside the "
+                f"parentheses, got {word!r}"
+            )
+        parameters = _parameters(match["inside"] or "")
+        if match["name"]:
+            chosen.append(_sound(Algorithm(match["name"], parameters)))
+        else:
+            recompress += parameters
+    if not chosen:
+        raise ValueError(f"expected at least one algorithm, got {text!r}")
+    return Algorithms(tuple(chosen), recompress)
+
+
+def _sound(algorithm: Algorithm) -> Algorithm:
+    """Raises ValueError for one that no device could use."""
+    if algorithm.name not in ALGORITHMS:
+        raise ValueError(f"expected one of {', '.join(ALGORITHMS)}, got {algorithm.name!r}")
+    level = None
+    for key, value in algorithm.parameters:
+        if key != "level":
+            raise ValueError(f"expected the parameter level of {algorithm.name}, got {key!r}")
+        if not re.fullmatch(r"-?[0-9]{1,9}", value):
+            raise ValueError(f"expected a whole number as the level of {algorithm.name}, got {value!r}")
+        level = int(value)
+    Codec(algorithm.name, level)
+    return algorithm
+
+
+def _parameters(inside: str) -> tuple[tuple[str, str], ...]:
+    found = []
+    for part in filter(None, inside.split(",")):
+        key, equals, value = part.partition("=")
+        if not (key and equals and value):
+            raise ValueError(f"expected parameters as key=value with commas between, got {part!r}")
+        found.append((key, value))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Key:
+    """kinds: of devices for which it means something."""
+
+    parse: Callable[[str], Any]
+    kinds: tuple[str, ...] = ("swap", "ramdisk", "device")
+
+
+KEYS: dict[str, Key] = {
+    "host-memory-limit": Key(_limit_or_none),
+    "zram-size": Key(_expression),
+    "zram-resident-limit": Key(_expression),
+    "compression-algorithm": Key(_algorithms),
+    "writeback-device": Key(_path),
+    "swap-priority": Key(_whole(-1, 32767), ("swap",)),
+    "mount-point": Key(_place),
+    "fs-type": Key(_fs_type),
+    "options": Key(_options, ("swap", "ramdisk")),
+    "directory": Key(_place),
+    "threads": Key(_whole(1, MAX_THREADS)),
+    "proactiveness": Key(_whole(0, 100)),
+    "allow-other": Key(_boolean, ("device",)),
+    "mode": Key(_mode, ("ramdisk", "device")),
+    "owner": Key(_user, ("ramdisk", "device")),
+    "group": Key(_group, ("ramdisk", "device")),
+}
+ALIASES = {"memory-limit": "host-memory-limit"}
+# Of zram-generator.conf, and what to write instead.
+_OBSOLETE = {
+    "zram-fraction": "write zram-size = ram * FRACTION",
+    "max-zram-size": "write zram-size = min(ram * FRACTION, MIB)",
+}
+
+
+# ---- from files to devices -------------------------------------------------------------------------
+def load(top: Path | None = None, ram: int | None = None) -> Configuration:
+    """Everything that is configured below `top` (None: conffiles.root()). ram in bytes, None = this
+    machine's. Whatever is wrong is a complaint; nothing is raised."""
+    top = conffiles.root() if top is None else top
+    files = conffiles.find(top)
+    collector = _Collector(list(files.complaints))
+    for name, file in files.main.items():
+        collector.read(file, name)
+    for file in files.shared:
+        collector.read(file, None)
+    for name, own in files.own.items():
+        for file in own:
+            collector.read(file, name, adds=True)
+    return collector.configuration(total_ram(top) if ram is None else ram)
+
+
+def load_file(file: Path, ram: int | None = None) -> Configuration:
+    """What one file says, wherever it stands: with sections in conf.d, else of the device it is named after."""
+    collector = _Collector([])
+    shared = file.parent.name == conffiles.SHARED
+    own = file.parent.name.removesuffix(f"{conffiles.SUFFIX}.d")
+    name = own if own != file.parent.name else file.name.removesuffix(conffiles.SUFFIX)
+    collector.read(file, None if shared else name)
+    return collector.configuration(total_ram(conffiles.root()) if ram is None else ram)
+
+
+def total_ram(top: Path) -> int:
+    """MemTotal in bytes: of `top`, so that a test or an image can bring its own, else this machine's."""
+    from . import sizes
+
+    own = top / "proc/meminfo"
+    return sizes.total_ram(own if own.exists() else Path("/proc/meminfo"))
+
+
+class _Collector:
+    """Sorts the settings of all files by device; the later one of a key wins."""
+
+    def __init__(self, complaints: list[Complaint]) -> None:
+        self.complaints = complaints
+        self.devices: dict[str, Device] = {}
+        self.values: dict[str, dict[str, Setting]] = {}
+
+    def read(self, file: Path, owner: str | None, *, adds: bool = False) -> None:
+        """owner: the device that the file is about; None: its sections say. adds: to a device that
+        another file must have named."""
+        found: list[Complaint] = []
+        text = conffiles.read(file, found)
+        if text is None and not found:
+            return  # masked
+        if owner is None:
+            self.complaints += found
+        elif not self._allowed(file, owner, adds):
+            return
+        else:
+            self._device(owner, file).complaints += found
+        if text is not None:
+            self._sort(file, text, owner)
+
+    def _allowed(self, file: Path, name: str, adds: bool) -> bool:
+        if not conffiles.NAME.fullmatch(name) or len(name) > conffiles.MAX_NAME:
+            sentence = (f"expected a name of at most {conffiles.MAX_NAME} letters, digits and _ . -, "
+                        f"got {name!r}")
+            self.complaints.append(Complaint(file, None, None, sentence))
+            return False
+        if adds and name not in self.devices:
+            sentence = f"nothing is configured under the name {name}, so this adds to nothing"
+            self.complaints.append(Complaint(file, None, None, sentence, is_error=False))
+            return False
+        return True
+
+    def _device(self, name: str, file: Path) -> Device:
+        device = self.devices.setdefault(name, Device(name))
+        if file not in device.files:
+            device.files.append(file)
+        self.values.setdefault(name, {})
+        return device
+
+    def _sort(self, file: Path, text: str, owner: str | None) -> None:
+        about = self.complaints if owner is None else self.devices[owner].complaints
+        for section, line, setting in conffiles.settings(file, text, about):
+            name = owner if section is None else section
+            if name is None:
+                assert setting is not None
+                hint = ("; programs are not run for a configuration" if setting.key.startswith("set!") else "")
+                about.append(setting.complain(f"expected a heading [NAME] before the first setting{hint}"))
+            elif owner is not None and name != owner:
+                if setting is None:
+                    sentence = f"expected settings of {owner} only, got the heading [{name}]; conf.d takes any"
+                    about.append(Complaint(file, line, None, sentence))
+            elif setting is None:
+                if owner is None and self._allowed_section(file, line, name):
+                    self._device(name, file)
+            elif name in self.devices:
+                self._put(self.devices[name], setting)
+
+    def _allowed_section(self, file: Path, line: int, name: str) -> bool:
+        if conffiles.NAME.fullmatch(name) and len(name) <= conffiles.MAX_NAME:
+            return True
+        sentence = f"expected the name of a device, of letters, digits and _ . -, got [{name}]"
+        self.complaints.append(Complaint(file, line, None, sentence))
+        return False
+
+    def _put(self, device: Device, setting: Setting) -> None:
+        key = ALIASES.get(setting.key, setting.key)
+        if key in _OBSOLETE:
+            device.complaints.append(setting.complain(f"this key is obsolete; {_OBSOLETE[key]}"))
+        elif key in KEYS:
+            self.values[device.name][key] = setting
+        else:
+            # zram-generator, and systemd, go on without it, and so can a file for a later version of us.
+            close = difflib.get_close_matches(key, KEYS, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            device.complaints.append(setting.complain(f"unknown key, left out{hint}", is_error=False))
+
+    def configuration(self, ram: int) -> Configuration:
+        for device in self.devices.values():
+            _settle(device, self.values[device.name], ram)
+        _expect_own_places(self.devices.values(), self.values)
+        return Configuration(dict(sorted(self.devices.items())), self.complaints)
+
+
+def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
+    """Makes the device's settings of the values, unless something is wrong with them."""
+    values: dict[str, Any] = {}
+    for key, setting in settings.items():
+        # Nothing behind the = is the default again, but for options, which may be none at all.
+        if setting.value or key == "options":
+            try:
+                values[key] = KEYS[key].parse(setting.value)
+            except ValueError as error:
+                device.complaints.append(setting.complain(str(error)))
+    kind = _kind(device, values, settings)
+    for key in [key for key in values if kind not in KEYS[key].kinds]:
+        del values[key]
+        sentence = f"means nothing for a {_KIND_NAMES[kind]}"
+        device.complaints.append(settings[key].complain(sentence, is_error=False))
+    mib = ram // MIB
+    size = _size(device, settings.get("zram-size"), values.get("zram-size", DEFAULT_SIZE), ram)
+    limit = _size(device, settings.get("zram-resident-limit"), values.get("zram-resident-limit", "0"), ram)
+    host = values.get("host-memory-limit")
+    skip = None
+    if host is not None and mib > host:
+        skip = f"the machine has {mib} MiB of RAM, more than host-memory-limit = {host}"
+    elif size == 0:
+        skip = f"zram-size = {values.get('zram-size', DEFAULT_SIZE)} is 0 with {mib} MiB of RAM"
+    device.complaints.sort(key=lambda each: (device.files.index(each.file), each.line or 0))
+    if any(each.is_error for each in device.complaints):
+        return
+    fs = values.get("fs-type", DEFAULT_FS)
+    device.settings = Settings(
+        name=device.name, kind=kind, size=size, skip=skip, mem_limit=limit, fs=fs,
+        algorithms=values.get("compression-algorithm", Algorithms()),
+        **{name: values[key] for name, key in _PLAIN.items() if key in values},
+    )
+
+
+_KIND_NAMES = {"swap": "swap device", "ramdisk": "RAM disk", "device": "plain device"}
+# Values that go into Settings as they are.
+_PLAIN = {
+    name: name.replace("_", "-") for name in (
+        "writeback_device", "swap_priority", "mount_point", "directory", "options", "threads",
+        "proactiveness", "allow_other", "mode", "owner", "group",
+    )
+}
+
+
+def _kind(device: Device, values: dict[str, Any], settings: dict[str, Setting]) -> str:
+    fs = values.get("fs-type")
+    if "directory" in values:
+        for other in ("mount-point", "fs-type"):
+            if other in values:
+                device.complaints.append(settings[other].complain(
+                    "expected either directory, for a plain device, or mount-point, for a file system"
+                ))
+        return "device"
+    if "mount-point" in values:
+        if fs == "swap":
+            device.complaints.append(settings["fs-type"].complain("swap has no mount-point: leave one out"))
+        return "ramdisk"
+    if fs not in (None, "swap"):
+        device.complaints.append(settings["fs-type"].complain(f"a file system {fs} needs a mount-point"))
+        return "ramdisk"
+    return "swap"
+
+
+def _size(device: Device, setting: Setting | None, expression: str, ram: int) -> int:
+    """Bytes. setting: where the expression stands; None for a default, which is never wrong."""
+    try:
+        mib = evaluate(expression, {"ram": float(ram // MIB)})
+        if mib < 0:
+            raise ValueError(f"expected a size of at least 0 MiB, got {mib:g}")
+        if mib * MIB > MAX_DISKSIZE:
+            raise ValueError(
+                f"expected at most {MAX_DISKSIZE // MIB} MiB, got {mib:.0f}; sizes are in MiB, so 4 GiB is 4096"
+            )
+    except ValueError as error:
+        assert setting is not None
+        device.complaints.append(setting.complain(str(error)))
+        return 0
+    if setting is not None and mib > IMPROBABLE_RATIO * (ram // MIB):
+        device.complaints.append(setting.complain(
+            f"{mib:.0f} MiB are more than {IMPROBABLE_RATIO} times the machine's {ram // MIB}; sizes are in MiB",
+            is_error=False,
+        ))
+    return int(mib * MIB)
+
+
+def _expect_own_places(devices: Iterable[Device], values: dict[str, dict[str, Setting]]) -> None:
+    """Two devices cannot have one directory; the later one, by name, is the wrong one."""
+    taken: dict[Path, str] = {}
+    for device in sorted(devices, key=lambda each: each.name):
+        place = device.settings.place if device.settings else None
+        if place is None:
+            continue
+        if place in taken:
+            key = "mount-point" if device.settings.kind == "ramdisk" else "directory"
+            device.complaints.append(values[device.name][key].complain(
+                f"expected a directory of its own, but {place} is that of {taken[place]}"
+            ))
+            device.settings = None
+        else:
+            taken[place] = device.name
