@@ -22,7 +22,7 @@ _PACKAGE = {
     "fusermount3": "fuse3", "fio": "fio", "mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs",
     "mkfs.xfs": "xfsprogs", "xfs_repair": "xfsprogs", "mkfs.btrfs": "btrfs-progs",
     "btrfs": "btrfs-progs", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils", "setfattr": "attr",
-    "setfacl": "acl",
+    "setfacl": "acl", "systemd-analyze": "systemd", "systemd-escape": "systemd",
 }
 
 

@@ -86,7 +86,7 @@ def test_one_that_fails_keeps_no_other_from_coming_up(top: Path) -> None:
         "zramfs: a-bad: its configuration is wrong (above), so it is left down",
         f"zramfs: d-absent is left out: the machine has {ram()} MiB of RAM, more than host-memory-limit = 1",
         f"zramfs: b-full: {top}/file is not there and cannot be made: File exists",
-        f"{top}/etc/zramfs/c-good.conf:2: warning: threds: unknown key, left out; did you mean threads?",
+        f"{top}/etc/zramfs/c-good.conf:3: warning: threds: unknown key, left out; did you mean threads?",
         f"zramfs: c-good is up on {top}/good",
     ]
     assert zramfs("down").stderr == "zramfs: c-good is down\n"
