@@ -84,8 +84,10 @@ def test_every_value_arrives(top: Path) -> None:
     one(top, "directory=/d\nallow-other=on\n")
     got = load(top, RAM).devices["z"].settings
     assert got == Settings(name="z", kind="device", size=4 << 30, directory=Path("/d"), allow_other=True)
-    one(top, "swap-priority=-1\n")
-    assert load(top, RAM).devices["z"].settings == Settings(name="z", kind="swap", size=4 << 30, swap_priority=-1)
+    one(top, "swap-priority=-1\nreserve=32\nmin-free=ram/64\noptions=discard=once\n")
+    got = load(top, RAM).devices["z"].settings
+    assert got == Settings(name="z", kind="swap", size=4 << 30, swap_priority=-1, reserve=32 << 20,
+                           min_free=128 << 20, options="discard=once")
 
 
 @pytest.mark.parametrize(("text", "settings_of"), [
@@ -114,13 +116,13 @@ def errors(top: Path) -> str:
 def test_files_that_others_could_have_written_are_left_out(top: Path) -> None:
     file = one(top, "zram-size = 1")
     file.chmod(0o664)
-    assert errors(top) == ("/etc/zramfs/z.conf: expected a file that only root can change, but its mode is 0664, "
-                           "so others can write to it; it is left out")
+    assert errors(top) == ("/etc/zramfs/z.conf: expected a file that only root can change, but its mode is "
+                           "0664, so others can write to it; it is left out")
     file.chmod(0o644)
     assert errors(top) == ""
     (top / "etc/zramfs").chmod(0o777)
-    assert errors(top) == ("/etc/zramfs: expected a directory that only root can change, but its mode is 0777, "
-                           "so others can write to it")
+    assert errors(top) == ("/etc/zramfs: expected a directory that only root can change, but its mode is "
+                           "0777, so others can write to it")
     assert load(top, RAM).devices == {}
 
 
@@ -172,8 +174,8 @@ def test_a_file_alone(top: Path) -> None:
         file.parent.mkdir(exist_ok=True)
         file.write_text("[named]\nzram-size = 1" if expected == "named" else "zram-size = 1")
         assert list(settings.load_file(file, RAM).devices) == [expected]
-    missing = settings.load_file(top / "missing.conf", RAM)
-    assert [str(each) for each in missing.errors] == [f"{top}/missing.conf: cannot be read: No such file or directory"]
+    [missing] = settings.load_file(top / "missing.conf", RAM).errors
+    assert str(missing) == f"{top}/missing.conf: cannot be read: No such file or directory"
 
 
 def test_meminfo_is_that_of_the_root(top: Path) -> None:
@@ -187,13 +189,14 @@ _line = st.one_of(
     st.text(max_size=40),
     st.builds("{}={}".format, st.sampled_from([*KEYS, "x"]), st.text(max_size=30)),
     st.builds("{}={}".format, st.sampled_from(list(KEYS)), st.sampled_from(
-        ["1", "ram", "/", "/a", "swap", "ext4", "zstd", "zstd(level=1)", "no", "none", "0", "", "-1", "1e300", "/../a"])),
+        ["1", "ram", "/", "/a", "swap", "ext4", "zstd", "zstd(level=1)", "no", "none", "0", "", "-1", "1e300",
+         "/../a", "discard"])),
     st.builds("[{}]".format, st.text(max_size=8)),
 )
+_files = st.lists(_line, max_size=12).map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass"))
 
 
-@given(st.one_of(st.binary(max_size=300), st.lists(_line, max_size=12).map(lambda lines: "\n".join(lines).encode(
-    "utf-8", "surrogatepass"))))
+@given(st.one_of(st.binary(max_size=300), _files))
 def test_any_file_gives_settings_or_complaints(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     """No exception; and whatever is accepted is safe to pass on: one line, absolute, in range."""
     top = tmp_path_factory.getbasetemp() / "any"

@@ -49,7 +49,8 @@ def test_values(text: str, value: float) -> None:
     ("swap", "expected one of e, pi, ram, got 'swap' at character 1 of 'swap'"),
     ("min + 1", "expected one of e, pi, ram, got 'min' at character 1 of 'min + 1'; min is a function: "
                 "write min(...)"),
-    ("ram(1)", f"unknown function 'ram' at character 1 of 'ram(1)'; expected one of {', '.join(sorted(FUNCTIONS))}"),
+    ("ram(1)", "unknown function 'ram' at character 1 of 'ram(1)'; expected one of "
+               f"{', '.join(sorted(FUNCTIONS))}"),
     ("__import__('os')", "expected a number, a name or an operator, got \"'\" at character 12 of "
                          "\"__import__('os')\""),
     ("abs(1, 2)", "abs() takes 1 values, got 2 in 'abs(1, 2)'"),

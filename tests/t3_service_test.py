@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -24,6 +23,7 @@ from whole import run, tool_environment, zramfs
 from zramfs import service
 from zramfs.config import DeviceConfig
 from zramfs.device import Device
+from zramfs.rundir import escape
 from zramfs.service import Notifier, status_line
 from zramfs.stats import EMPTY
 
@@ -79,7 +79,9 @@ def test_an_abstract_socket(tmp_path: Path) -> None:
         assert sock.recv(100) == b"READY=1\nSTATUS=x"
 
 
-def test_a_manager_that_is_gone_is_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_manager_that_is_gone_is_one_line_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     notifier = Notifier(str(tmp_path / "nobody"))
     for _ in range(3):
         notifier.send("READY=1")
@@ -214,10 +216,11 @@ def test_the_units_are_as_closed_as_they_can_be(name: str, tmp_path: Path) -> No
 def test_nothing_in_the_units_gives_the_daemon_mounts_of_its_own() -> None:
     """systemd.exec(5): each of these makes a mount namespace, in which the file system would stay."""
     hiding = {
-        "ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateDevices", "PrivateMounts", "ProtectKernelTunables",
-        "ProtectKernelModules", "ProtectKernelLogs", "ProtectControlGroups", "ProtectProc", "ProcSubset",
-        "ReadOnlyPaths", "ReadWritePaths", "InaccessiblePaths", "TemporaryFileSystem", "BindPaths", "MountFlags",
-        "RootDirectory", "RootImage", "DynamicUser", "PrivateNetwork", "PrivateIPC", "PrivateUsers",
+        "ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateDevices", "PrivateMounts", "ProtectProc",
+        "ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "ProtectControlGroups",
+        "ReadOnlyPaths", "ReadWritePaths", "InaccessiblePaths", "TemporaryFileSystem", "BindPaths",
+        "MountFlags", "ProcSubset", "RootDirectory", "RootImage", "DynamicUser", "PrivateNetwork",
+        "PrivateIPC", "PrivateUsers",
     }
     for name in UNITS:
         text = (Path(__file__).parent.parent / f"systemd/{name}.service").read_text()
@@ -225,12 +228,10 @@ def test_nothing_in_the_units_gives_the_daemon_mounts_of_its_own() -> None:
 
 
 @pytest.mark.requires("systemd-escape")
-@pytest.mark.parametrize("path", ["/mnt/fast", "/", "/mnt/my disk", "/.żupan-ci3pły", "/a//b/", '/mnt/50%/"q"\\x20'])
+@pytest.mark.parametrize(
+    "path", ["/mnt/fast", "/", "/mnt/my disk", "/.żupan-ci3pły", "/a//b/", '/mnt/50%/"q"\\x20'])
 def test_mount_units_are_named_as_systemd_names_them(path: str) -> None:
-    from zramfs.rundir import escape
-
-    expected = subprocess.run(["systemd-escape", "--path", "--suffix=mount", path], capture_output=True, text=True,
-                              check=True, timeout=10).stdout.strip()
+    expected = run("systemd-escape", "--path", "--suffix=mount", path).stdout.strip()
     assert f"{escape(Path(os.path.normpath(path)))}.mount" == expected
 
 

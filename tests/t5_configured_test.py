@@ -41,9 +41,9 @@ def base(top: Path) -> Path:
 
 
 def test_all_devices_up_and_down(top: Path) -> None:
-    configure(top, "fast", f"mount-point = {top}/mnt/deep/fast", "zram-size = 64", "mode = 1777", "group = 12",
-              "options = discard,noatime", "compression-algorithm = zstd(level=7)", "zram-resident-limit = 32",
-              "proactiveness = 33")
+    configure(top, "fast", f"mount-point = {top}/mnt/deep/fast", "zram-size = 64", "mode = 1777",
+              "group = 12", "options = discard,noatime", "compression-algorithm = zstd(level=7)",
+              "zram-resident-limit = 32", "proactiveness = 33")
     configure(top, "plain", f"directory = {top}/plain", "zram-size = 16", "threads = 1", "mode = 0660",
               "owner = 34", "allow-other = yes")
     done = zramfs("up")
@@ -51,7 +51,8 @@ def test_all_devices_up_and_down(top: Path) -> None:
     assert done.stderr == (f"zramfs: fast is up on {top}/mnt/deep/fast\nzramfs: plain is up on {top}/plain\n")
 
     fast = top / "mnt/deep/fast"
-    assert (busy.mount_at(fast).fstype, stat.S_IMODE(fast.stat().st_mode), fast.stat().st_gid) == ("ext4", 0o1777, 12)
+    seen = fast.stat()
+    assert (busy.mount_at(fast).fstype, stat.S_IMODE(seen.st_mode), seen.st_gid) == ("ext4", 0o1777, 12)
     [line] = [line for line in Path("/proc/mounts").read_text().splitlines() if f" {fast} " in line]
     assert {"discard", "noatime"} <= set(line.split()[3].split(","))
     assert "zstd, level 7" in zramfs("control", "fast").stdout
@@ -81,8 +82,8 @@ def test_one_that_fails_keeps_no_other_from_coming_up(top: Path) -> None:
     done = zramfs("up", check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"{top}/etc/zramfs/a-bad.conf:1: zram-size: expected at most 268435456 MiB, got 4000000000; sizes are in "
-        "MiB, so 4 GiB is 4096",
+        f"{top}/etc/zramfs/a-bad.conf:1: zram-size: expected at most 268435456 MiB, got 4000000000; sizes "
+        "are in MiB (4096 is 4 GiB)",
         "zramfs: a-bad: its configuration is wrong (above), so it is left down",
         f"zramfs: d-absent is left out: the machine has {ram()} MiB of RAM, more than host-memory-limit = 1",
         f"zramfs: b-full: {top}/file is not there and cannot be made: File exists",
@@ -104,6 +105,22 @@ def test_names_that_nobody_configured(top: Path) -> None:
     assert "--foreground takes the NAME of one device" in failure("up", "--foreground", code=2)
 
 
+@pytest.mark.requires("swap")
+def test_swap_up_and_down(top: Path) -> None:
+    """Of priority 0: below every other, so that nobody's pages go there."""
+    configure(top, "s", "zram-size = 64", "swap-priority = 0", "compression-algorithm = zstd",
+              "options = discard=once", "reserve = 4")
+    assert zramfs("up").stderr.splitlines()[-1] == "zramfs: s is up"
+    [area] = [area for area in busy.swap_areas() if area.path == rundir.find("s").read().loop]
+    assert (area.size, area.priority) == (64 * MIB - 4096, 0)
+    assert rows("s", "-o", "NAME,ALGORITHM,MOUNTPOINT") == [
+        {"name": "s", "algorithm": "zstd", "mountpoint": "[SWAP]"}]
+    assert zramfs("up").stderr == "zramfs: s is up already\n"
+    assert zramfs("down").stderr.splitlines()[-1] == "zramfs: s is down"
+    assert area.path not in busy.swaps()
+    nothing_left(top / "run", base(top))
+
+
 def test_in_use_stays_up(top: Path) -> None:
     configure(top, "fast", f"mount-point = {top}/fast", "zram-size = 64")
     zramfs("up")
@@ -121,8 +138,12 @@ def test_a_configuration_that_was_changed_or_taken_away_meanwhile(top: Path) -> 
     configure(top, "z", f"directory = {top}/old", "zram-size = 16")
     zramfs("up")
     configure(top, "z", f"directory = {top}/new", "zram-size = 16")
-    assert failure("up") == (f"zramfs: z: it is up as a device on {top}/old, and configured as a device on {top}/new: "
-                             "`zramfs down z` first\n")
+    assert failure("up") == (
+        f"zramfs: z: it is up as a device on {top}/old, and configured as a device on {top}/new: "
+        "`zramfs down z` first\n"
+    )
+    configure(top, "z", "zram-size = 16")
+    assert f"it is up as a device on {top}/old, and configured as swap: `" in failure("up")
     (top / "etc/zramfs/z.conf").unlink()
     assert zramfs("down", "z").stderr == "zramfs: z is down\n"
     nothing_left(top / "old", base(top))
@@ -184,7 +205,8 @@ def service(top: Path, name: str, watchdog: float = 0) -> Iterator[tuple[subproc
     manager = Manager(top)
     with open(top / "log", "w") as log:
         seen = os.fstat(log.fileno())
-        environment = {**os.environ, "NOTIFY_SOCKET": str(manager.address), "JOURNAL_STREAM": f"{seen.st_dev}:{seen.st_ino}"}
+        environment = {**os.environ, "NOTIFY_SOCKET": str(manager.address),
+                       "JOURNAL_STREAM": f"{seen.st_dev}:{seen.st_ino}"}
         if watchdog:
             environment["WATCHDOG_USEC"] = str(int(watchdog * 1e6))
         process = subprocess.Popen([*ZRAMFS, "up", "--foreground", name], env=environment, stderr=log,
@@ -258,7 +280,9 @@ def process_state(pid: int) -> str:
     (("host-memory-limit = 1", "directory = {top}/z"), "z: it is left out: the machine has {ram} MiB of RAM"),
     (("mount-point = {top}/z", "options = nonsense", "zram-size = 64"), "z: `mount -t ext4 -o nonsense"),
 ])
-def test_a_service_that_cannot_start_says_why_and_leaves_nothing(top: Path, lines: tuple[str, ...], reason: str) -> None:
+def test_a_service_that_cannot_start_says_why_and_leaves_nothing(
+    top: Path, lines: tuple[str, ...], reason: str
+) -> None:
     configure(top, "z", *(line.format(top=top) for line in lines))
     with service(top, "z") as (process, manager):
         assert process.wait(30) == 1

@@ -175,7 +175,8 @@ def _text(file: Path, data: bytes, complaints: list[Complaint]) -> str | None:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        complaints.append(Complaint(file, line, None, f"expected UTF-8, got the byte {data[error.start]:#04x}"))
+        sentence = f"expected UTF-8, got the byte {data[error.start]:#04x}"
+        complaints.append(Complaint(file, line, None, sentence))
         return None
     for number, line in enumerate(text.split("\n"), 1):
         for character in line.rstrip("\r"):
@@ -186,7 +187,9 @@ def _text(file: Path, data: bytes, complaints: list[Complaint]) -> str | None:
     return text
 
 
-def settings(file: Path, text: str, complaints: list[Complaint]) -> Iterator[tuple[str | None, int, Setting | None]]:
+def settings(
+    file: Path, text: str, complaints: list[Complaint]
+) -> Iterator[tuple[str | None, int, Setting | None]]:
     """(section, line, setting) of each setting; the section None before the first heading, the
     setting None for a heading. Other lines are complained about and left out."""
     section: str | None = None

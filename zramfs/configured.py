@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import lifecycle, ramdisk, rundir
+from . import lifecycle, ramdisk, rundir, swap
 from .config import DeviceConfig
 from .errors import ZramfsError
-from .lifecycle import Say
+from .lifecycle import OnTop, Say
 from .rundir import Rundir, State
-from .settings import Settings
+from .settings import SWAP_OPTIONS, Settings
 from .sizes import format_size
 
 
@@ -35,22 +35,18 @@ def up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
             raise ZramfsError(errno.EBUSY, f"it is up already, served by pid {standing.pid}")
         say(f"{wanted.name} is up already")
         return
-    if wanted.kind == "swap":
-        raise ZramfsError(errno.ENOSYS, "swap devices cannot be set up by this version")
-    assert place is not None
-    file_system = _file_system(wanted, place)
-    if file_system is not None:
-        ramdisk.expect_able(file_system.type)
-    _make_parents(place)
+    on_top = _on_top(wanted, place)
+    if place is not None:
+        _make_parents(place)
     new = lifecycle.claim(
         place, wanted.kind, threads=wanted.threads, shared=wanted.allow_other, say=say, name=wanted.name
     )
-    config = _device_config(wanted, new, new.tree if file_system else place)
+    config = _device_config(wanted, new, place if on_top is None and place is not None else new.tree)
     if foreground:
-        lifecycle.run(new, config, say, file_system)
+        lifecycle.run(new, config, say, on_top)
     else:
-        lifecycle.start(new, config, file_system)
-        say(f"{wanted.name} is up on {place}")
+        lifecycle.start(new, config, on_top, say)
+        say(f"{wanted.name} is up" + (f" on {place}" if place else ""))
 
 
 def _make_parents(place: Path) -> None:
@@ -91,23 +87,32 @@ def _standing(name: str) -> State | None:
 
 
 def _expect_same(wanted: Settings, place: Path | None, standing: State) -> None:
-    there = standing.mountpoint or standing.directory
     if standing.phase != "ready":
         raise ZramfsError(
             errno.EBUSY,
             f"it is just being started (daemon pid {standing.pid}, since {standing.created})",
         )
-    if wanted.kind != standing.kind or (place is not None and str(place) != there):
+    if wanted.kind != standing.kind or (place is not None and str(place) != standing.where):
         raise ZramfsError(
             errno.EBUSY,
-            f"it is up as a {standing.kind} on {there}, and configured as a {wanted.kind}"
-            f"{f' on {place}' if place else ''}: `zramfs down {wanted.name}` first",
+            f"it is up as {_kind(standing.kind, standing.where)}, and configured as "
+            f"{_kind(wanted.kind, place)}: `zramfs down {wanted.name}` first",
         )
 
 
-def _file_system(wanted: Settings, place: Path) -> ramdisk.FileSystem | None:
-    if wanted.kind != "ramdisk":
+def _kind(kind: str, place: object) -> str:
+    return kind if kind == "swap" else f"a {kind} on {place}"
+
+
+def _on_top(wanted: Settings, place: Path | None) -> OnTop:
+    """What is to be built on `disk`. Raises ZramfsError if this process cannot do that."""
+    if wanted.kind == "swap":
+        swap.expect_able()
+        return swap.Swap(wanted.swap_priority, SWAP_OPTIONS[wanted.options], wanted.min_free)
+    if wanted.kind == "device":
         return None
+    assert place is not None
+    ramdisk.expect_able(wanted.fs)
     return ramdisk.FileSystem(
         wanted.fs, place, options=wanted.options, mode=wanted.mode, owner=wanted.owner, group=wanted.group
     )
@@ -123,7 +128,7 @@ def _device_config(wanted: Settings, new: Rundir, directory: Path) -> DeviceConf
         level=None if level is None else int(level), mem_limit=wanted.mem_limit, threads=wanted.threads,
         name=wanted.name, allow_other=wanted.allow_other, proactiveness=wanted.proactiveness,
         mode=wanted.mode if plain else None, owner=wanted.owner if plain else None,
-        group=wanted.group if plain else None,
+        group=wanted.group if plain else None, reserve=wanted.reserve if wanted.kind == "swap" else 0,
     )
 
 
@@ -134,10 +139,13 @@ def describe(wanted: Settings) -> Iterator[str]:
             options = f" with {wanted.options}" if wanted.options else ""
             yield f"a RAM disk: {wanted.fs} on {wanted.mount_point}, mounted{options}"
         case "device":
-            yield f"a plain device: {wanted.directory}/disk" + (", for all users" if wanted.allow_other else "")
+            users = ", for all users" if wanted.allow_other else ""
+            yield f"a plain device: {wanted.directory}/disk{users}"
         case _:
             options = f" with {wanted.options}" if wanted.options else ""
+            free = "" if wanted.min_free is None else f", {format_size(wanted.min_free)} left free by the kernel"
             yield f"swap of priority {wanted.swap_priority}{options}"
+            yield f"{format_size(wanted.reserve)} of memory kept ready{free}"
     if wanted.skip is not None:
         yield f"left out here: {wanted.skip}"
     limit = f", at most {format_size(wanted.mem_limit)} of memory" if wanted.mem_limit else ""

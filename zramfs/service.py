@@ -101,8 +101,8 @@ def status_line(stats: DeviceStats) -> str:
     ratio = f", ratio {store.orig_data_size / store.mem_used_total:.2f}" if store.mem_used_total else ""
     limit = f" of {format_size(stats.mem_limit)}" if stats.mem_limit else ""
     failed = "".join(
-        f"; {count} {what} failed" for count, what in ((store.failed_writes, "writes"), (store.failed_reads, "reads"))
-        if count
+        f"; {count} {what} failed" if count else ""
+        for count, what in ((store.failed_writes, "writes"), (store.failed_reads, "reads"))
     )
     return (f"{format_size(store.orig_data_size)} of {format_size(stats.disksize)} stored in "
             f"{format_size(store.mem_used_total)}{limit}{ratio}{failed}")

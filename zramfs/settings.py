@@ -15,17 +15,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import conffiles, ramdisk
+from . import conffiles, ramdisk, swap
 from .codecs import ALGORITHMS, Codec
 from .conffiles import Complaint, Setting
-from .config import DEFAULT_ALGO, DEFAULT_PROACTIVENESS, DEFAULT_THREADS, MAX_THREADS
+from .config import (
+    DEFAULT_ALGO,
+    DEFAULT_PROACTIVENESS,
+    DEFAULT_RESERVE,
+    DEFAULT_THREADS,
+    MAX_THREADS,
+)
 from .expression import evaluate
 from .store import MAX_DISKSIZE
 
 MIB = 1 << 20
 DEFAULT_SIZE = "min(ram / 2, 4096)"
 DEFAULT_FS = "ext4"
-DEFAULT_SWAP_PRIORITY = 100
+# swapon's words in the options of fstab and zram-generator.conf, as `zramfs swap --discard` has them.
+SWAP_OPTIONS = {"discard": "both", "discard=once": "once", "discard=pages": "pages", "": "none"}
 # zram-generator warns from there: nothing but zeros compresses that well.
 IMPROBABLE_RATIO = 32
 
@@ -54,6 +61,7 @@ class Algorithms:
 @dataclass(frozen=True)
 class Settings:
     """One device. Sizes in bytes. skip: why this machine is to go without it, None = it is wanted.
+    reserve, min_free: of swap, see config.DeviceConfig and swap.Swap.
 
     kind: "swap", "ramdisk" (a file system on mount_point) or "device" (its tree on directory).
     """
@@ -65,7 +73,9 @@ class Settings:
     mem_limit: int = 0
     algorithms: Algorithms = Algorithms()
     writeback_device: Path | None = None
-    swap_priority: int = DEFAULT_SWAP_PRIORITY
+    swap_priority: int = swap.DEFAULT_PRIORITY
+    reserve: int = DEFAULT_RESERVE
+    min_free: int | None = None
     mount_point: Path | None = None
     directory: Path | None = None
     fs: str = DEFAULT_FS
@@ -102,8 +112,8 @@ class Configuration:
 
     @property
     def errors(self) -> list[Complaint]:
-        everything = [*self.complaints, *(each for device in self.devices.values() for each in device.complaints)]
-        return [each for each in everything if each.is_error]
+        lists = [self.complaints, *(device.complaints for device in self.devices.values())]
+        return [each for complaints in lists for each in complaints if each.is_error]
 
 
 # ---- values: each parser answers the value or raises ValueError with what was expected -------------
@@ -253,7 +263,9 @@ KEYS: dict[str, Key] = {
     "zram-resident-limit": Key(_expression),
     "compression-algorithm": Key(_algorithms),
     "writeback-device": Key(_path),
-    "swap-priority": Key(_whole(-1, 32767), ("swap",)),
+    "swap-priority": Key(_whole(-1, swap.MAX_PRIORITY), ("swap",)),
+    "reserve": Key(_expression, ("swap",)),
+    "min-free": Key(_expression, ("swap",)),
     "mount-point": Key(_place),
     "fs-type": Key(_fs_type),
     "options": Key(_options, ("swap", "ramdisk")),
@@ -291,7 +303,8 @@ def load(top: Path | None = None, ram: int | None = None) -> Configuration:
 
 
 def load_file(file: Path, ram: int | None = None) -> Configuration:
-    """What one file says, wherever it stands: with sections in conf.d, else of the device it is named after."""
+    """What one file says, wherever it stands: in conf.d of several devices, else of the one that it is
+    named after."""
     collector = _Collector([])
     shared = file.parent.name == conffiles.SHARED
     own = file.parent.name.removesuffix(f"{conffiles.SUFFIX}.d")
@@ -357,12 +370,13 @@ class _Collector:
             name = owner if section is None else section
             if name is None:
                 assert setting is not None
-                hint = ("; programs are not run for a configuration" if setting.key.startswith("set!") else "")
+                hint = "; programs are not run for a configuration" if setting.key.startswith("set!") else ""
                 about.append(setting.complain(f"expected a heading [NAME] before the first setting{hint}"))
             elif owner is not None and name != owner:
                 if setting is None:
-                    sentence = f"expected settings of {owner} only, got the heading [{name}]; conf.d takes any"
-                    about.append(Complaint(file, line, None, sentence))
+                    about.append(Complaint(
+                        file, line, None, f"expected settings of {owner} only, got [{name}]; conf.d takes any"
+                    ))
             elif setting is None:
                 if owner is None and self._allowed_section(file, line, name):
                     self._device(name, file)
@@ -410,9 +424,17 @@ def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
         del values[key]
         sentence = f"means nothing for a {_KIND_NAMES[kind]}"
         device.complaints.append(settings[key].complain(sentence, is_error=False))
+    if kind == "swap" and values.get("options", "") not in SWAP_OPTIONS:
+        expected = ", ".join(filter(None, SWAP_OPTIONS))
+        sentence = f"expected one of {expected} or nothing for swap, got {values['options']!r}"
+        device.complaints.append(settings["options"].complain(sentence))
     mib = ram // MIB
-    size = _size(device, settings.get("zram-size"), values.get("zram-size", DEFAULT_SIZE), ram)
-    limit = _size(device, settings.get("zram-resident-limit"), values.get("zram-resident-limit", "0"), ram)
+    size, limit, reserve, min_free = (
+        _size(device, settings.get(key), values.get(key, default), ram) for key, default in (
+            ("zram-size", DEFAULT_SIZE), ("zram-resident-limit", "0"),
+            ("reserve", str(DEFAULT_RESERVE // MIB)), ("min-free", "0"),
+        )
+    )
     host = values.get("host-memory-limit")
     skip = None
     if host is not None and mib > host:
@@ -424,7 +446,8 @@ def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
         return
     fs = values.get("fs-type", DEFAULT_FS)
     device.settings = Settings(
-        name=device.name, kind=kind, size=size, skip=skip, mem_limit=limit, fs=fs,
+        name=device.name, kind=kind, size=size, skip=skip, mem_limit=limit, fs=fs, reserve=reserve,
+        min_free=min_free if "min-free" in values else None,
         algorithms=values.get("compression-algorithm", Algorithms()),
         **{name: values[key] for name, key in _PLAIN.items() if key in values},
     )
@@ -467,7 +490,7 @@ def _size(device: Device, setting: Setting | None, expression: str, ram: int) ->
             raise ValueError(f"expected a size of at least 0 MiB, got {mib:g}")
         if mib * MIB > MAX_DISKSIZE:
             raise ValueError(
-                f"expected at most {MAX_DISKSIZE // MIB} MiB, got {mib:.0f}; sizes are in MiB, so 4 GiB is 4096"
+                f"expected at most {MAX_DISKSIZE // MIB} MiB, got {mib:.0f}; sizes are in MiB (4096 is 4 GiB)"
             )
     except ValueError as error:
         assert setting is not None
@@ -475,8 +498,8 @@ def _size(device: Device, setting: Setting | None, expression: str, ram: int) ->
         return 0
     if setting is not None and mib > IMPROBABLE_RATIO * (ram // MIB):
         device.complaints.append(setting.complain(
-            f"{mib:.0f} MiB are more than {IMPROBABLE_RATIO} times the machine's {ram // MIB}; sizes are in MiB",
-            is_error=False,
+            f"{mib:.0f} MiB are more than {IMPROBABLE_RATIO} times the machine's {ram // MIB}; sizes are in "
+            "MiB", is_error=False,
         ))
     return int(mib * MIB)
 

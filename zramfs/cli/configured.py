@@ -73,7 +73,7 @@ def check_config(what: tuple[str, ...]) -> int:
         chosen = _chosen(configuration, names)
         wrong |= _explain(chosen, [] if names else configuration.complaints)
         if not names and not chosen and not configuration.complaints:
-            print("nothing is configured: there is no /etc/zramfs/NAME.conf and no section in /etc/zramfs/conf.d")
+            print("nothing is configured: no /etc/zramfs/NAME.conf, and no section in /etc/zramfs/conf.d")
     for file in files:
         alone = settings.load_file(file)
         wrong |= _explain(alone.devices.values(), alone.complaints)
@@ -94,7 +94,9 @@ def _chosen(configuration: Configuration, names: Iterable[str]) -> list[Device]:
     for name in names:
         if name not in configuration.devices:
             there = ", ".join(configuration.devices) or "nothing"
-            raise ZramfsError(errno.ENOENT, f"no device is configured under the name {name}; configured: {there}")
+            raise ZramfsError(
+                errno.ENOENT, f"no device is configured under the name {name}; configured: {there}"
+            )
     return [configuration.devices[name] for name in dict.fromkeys(names or configuration.devices)]
 
 
@@ -129,8 +131,8 @@ def _explain(devices: Iterable[Device], others: Iterable[settings.Complaint]) ->
     for device in devices:
         wrong |= any(_print(device.complaints))
         print(f"{device.name}  ({', '.join(map(str, device.files))})")
-        lines = configured.describe(device.settings) if device.settings else ["wrong, so it would not be set up"]
-        for line in lines:
+        wanted = device.settings
+        for line in configured.describe(wanted) if wanted else ["wrong, so it would not be set up"]:
             print(f"    {line}")
         sys.stdout.flush()
     return wrong
