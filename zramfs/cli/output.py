@@ -14,19 +14,23 @@ def say(message: str) -> None:
 
 
 def print_table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool], *, show_headings: bool
+    headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool], least: Sequence[int], *,
+    show_headings: bool,
 ) -> None:
-    """Columns one space apart, as util-linux prints them; never cut, however narrow the terminal."""
+    """Columns one space apart, as util-linux prints them; never cut, however narrow the terminal. least:
+    the width of each column at least, beside that of its heading, which counts also where it is not shown."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, show_header=show_headings, header_style="", padding=(0, 1, 0, 0), pad_edge=False)
-    for heading, to_right in zip(headings, right, strict=True):
-        table.add_column(heading, justify="right" if to_right else "left", no_wrap=True)
+    for heading, to_right, width in zip(headings, right, least, strict=True):
+        table.add_column(heading, justify="right" if to_right else "left", no_wrap=True,
+                         min_width=max(width, len(heading)))
     for row in rows:
         table.add_row(*row)
     # rich fits a table into the console by cutting cells, so the console is as wide as the table.
-    width = sum(max(len(row[i]) for row in [headings, *rows]) + 1 for i in range(len(headings)))
+    shown = [headings, *rows]
+    width = sum(max(least[i], *(len(row[i]) for row in shown)) + 1 for i in range(len(headings)))
     console = Console(width=width + 1, color_system=None, markup=False, highlight=False, emoji=False)
     with console.capture() as capture:
         console.print(table)

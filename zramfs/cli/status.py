@@ -4,47 +4,53 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
-from .. import bounded, busy, lifecycle, loops, rundir
+from .. import bounded, busy, lifecycle, loops, rundir, scrape
 from ..rundir import Rundir, State
-from ..sizes import format_size
+from ..sizes import format_size, format_time
 from .options import no_device
 from .output import Value, print_json, print_raw, print_table, say
+
+C = TypeVar("C", bound=Callable[..., Any])
 
 
 @dataclass
 class Row:
-    """One device. zram holds what its attributes said, nothing if it did not answer."""
+    """One device. files holds what the files of its tree said, nothing if it did not answer."""
 
     name: str
     directory: Path
     disk: Path | None
     state: State | None
     health: str = "ready"
-    zram: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
     def mm_stat(self, column: int) -> int | None:
-        return int(self.zram["mm_stat"].split()[column]) if "mm_stat" in self.zram else None
+        return int(self.files["zram/mm_stat"].split()[column]) if "zram/mm_stat" in self.files else None
 
 
 @dataclass(frozen=True)
 class Column:
-    """is_size: shown as 1.3G unless --bytes; numbers stand on the right."""
+    """human: how a number is shown unless --bytes; numbers stand on the right. file: one that value
+    needs beside those of FILES. digits: behind the point."""
 
     help: str
     value: Callable[[Row], Value]
-    is_size: bool = False
+    human: Callable[[Any], str] | None = None
     is_number: bool = False
+    file: str | None = None
+    digits: int = 4
 
     @property
     def right(self) -> bool:
-        return self.is_size or self.is_number
+        return self.human is not None or self.is_number
 
 
 def _ratio(row: Row) -> float | None:
@@ -53,12 +59,12 @@ def _ratio(row: Row) -> float | None:
 
 
 def _algorithm(row: Row) -> str | None:
-    chosen = re.search(r"\[(\S+)\]", row.zram.get("comp_algorithm", ""))
+    chosen = re.search(r"\[(\S+)\]", row.files.get("zram/comp_algorithm", ""))
     return chosen[1] if chosen else None
 
 
 def _disksize(row: Row) -> int | None:
-    return int(row.zram["disksize"]) if "disksize" in row.zram else None
+    return int(row.files["zram/disksize"]) if "zram/disksize" in row.files else None
 
 
 def _threads(row: Row) -> int | None:
@@ -73,6 +79,12 @@ def _loops(row: Row) -> list[str]:
     return loops.find(row.disk) if row.disk else []
 
 
+def _longest(row: Row) -> float | None:
+    if "metrics" not in row.files:
+        return None
+    return scrape.parse(row.files["metrics"], f"{row.directory}/metrics").value("longest_request_seconds")
+
+
 def _mountpoint(row: Row) -> str | None:
     standing = _loops(row)
     for mount in busy.mounts():
@@ -83,24 +95,39 @@ def _mountpoint(row: Row) -> str | None:
 
 COLUMNS = {
     "NAME": Column("name of the device", lambda row: row.name),
-    "DISKSIZE": Column("limit on the uncompressed amount of data", _disksize, is_size=True),
-    "DATA": Column("uncompressed size of stored data", lambda row: row.mm_stat(0), is_size=True),
-    "COMPR": Column("compressed size of stored data", lambda row: row.mm_stat(1), is_size=True),
+    "DISKSIZE": Column("limit on the uncompressed amount of data", _disksize, human=format_size),
+    "DATA": Column("uncompressed size of stored data", lambda row: row.mm_stat(0), human=format_size),
+    "COMPR": Column("compressed size of stored data", lambda row: row.mm_stat(1), human=format_size),
     "ALGORITHM": Column("the selected compression algorithm", _algorithm),
     "STREAMS": Column("number of threads, which compress and serve", _threads, is_number=True),
     "ZERO-PAGES": Column("same-filled pages, taking no memory", lambda row: row.mm_stat(5), is_number=True),
-    "TOTAL": Column("memory the pool takes for the data", lambda row: row.mm_stat(2), is_size=True),
-    "MEM-LIMIT": Column("the most the pool may take, 0 = no limit", lambda row: row.mm_stat(3), is_size=True),
-    "MEM-USED": Column("the most that the pool has taken", lambda row: row.mm_stat(4), is_size=True),
-    "MIGRATED": Column("pages freed by compaction", lambda row: row.mm_stat(6), is_number=True),
+    "TOTAL": Column("memory the pool takes for the data", lambda row: row.mm_stat(2), human=format_size),
+    "MEM-LIMIT": Column("the most the pool may take, 0 = no limit", lambda row: row.mm_stat(3),
+                        human=format_size),
+    "MEM-USED": Column("the most that the pool has taken", lambda row: row.mm_stat(4), human=format_size),
+    # In pages; zramctl shows them as if they were bytes, and who reads its output gets the same here.
+    "MIGRATED": Column("pages freed by compaction", lambda row: row.mm_stat(6), human=format_size),
     "COMP-RATIO": Column("DATA / TOTAL", _ratio, is_number=True),
     "MOUNTPOINT": Column("where a file system on the device is mounted, or [SWAP]", _mountpoint),
     "DIRECTORY": Column("where disk, control and zram/ are", lambda row: str(row.directory)),
     "LOOP": Column("loop devices on the device", lambda row: ",".join(_loops(row)) or None),
     "PID": Column("process that serves the device", _pid, is_number=True),
+    "LONGEST": Column("the longest that a request took (seconds)", _longest, human=format_time,
+                      file="metrics", digits=6),
     "STATE": Column("ready, starting, dead, ending or hangs", lambda row: row.health),
 }
 DEFAULT = ["NAME", "ALGORITHM", "DISKSIZE", "DATA", "COMPR", "TOTAL", "STREAMS", "MOUNTPOINT"]
+ZRAMCTL_SIZE = 5  # characters that a size has at least, in its table
+FILES = ("zram/disksize", "zram/comp_algorithm", "zram/mm_stat")
+# zramctl's options that set devices up, how many words they take, and who does that here.
+ELSEWHERE = {
+    ("-a", "--algorithm"): (1, "the algorithm is chosen by `zramfs create DIR --algo NAME`"),
+    ("-f", "--find"): (0, "no free device needs to be found: `zramfs create DIR` makes one"),
+    ("-p", "--algorithm-params"): (1, "parameters are given by `zramfs create DIR --algo NAME:LEVEL`"),
+    ("-r", "--reset"): (0, "data and settings are dropped by `zramfs control DIR reset`"),
+    ("-s", "--size"): (1, "devices are made by `zramfs create DIR --size SIZE`"),
+    ("-t", "--streams"): (1, "the number of threads is chosen by `zramfs create DIR --threads NUMBER`"),
+}
 
 
 def _columns(text: str | None) -> list[str]:
@@ -115,16 +142,32 @@ def _columns(text: str | None) -> list[str]:
     return DEFAULT + chosen if adds else chosen
 
 
-@click.command(epilog=f"Columns: {'; '.join(f'{name} {each.help}' for name, each in COLUMNS.items())}.")
+def _elsewhere(command: C) -> C:
+    """Answers zramctl's other options with the way to do the same, instead of that they are unknown."""
+    for names, (words, sentence) in ELSEWHERE.items():
+        def refuse(_ctx: click.Context, _param: click.Parameter, value: object, why: str = sentence) -> None:
+            if value:
+                raise click.UsageError(f"`zramfs status` only shows; {why}")
+
+        command = click.option(
+            *names, is_flag=not words, hidden=True, expose_value=False, callback=refuse
+        )(command)
+    return command
+
+
+@click.command(epilog="\b\nColumns:\n" + "\n".join(f"{name:>12}  {c.help}" for name, c in COLUMNS.items()))
 @click.argument("dir", required=False)
+@_elsewhere
 @click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Sizes in bytes rather than as 1.3G.")
 @click.option("-J", "--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("-n", "--noheadings", is_flag=True, help="Without the line of headings.")
 @click.option("-o", "--output", metavar="LIST", callback=lambda _ctx, _param, text: _columns(text),
               help="Columns, separated by commas; +LIST adds to the default ones.")
-@click.option("-r", "--raw", is_flag=True, help="Without alignment, blanks in values as \\x20.")
+@click.option("--output-all", is_flag=True, help="All columns.")
+@click.option("--raw", is_flag=True, help="Without alignment, blanks in values as \\x20.")
 def status(
-    dir: str | None, in_bytes: bool, as_json: bool, noheadings: bool, output: list[str], raw: bool
+    dir: str | None, in_bytes: bool, as_json: bool, noheadings: bool, output: list[str], output_all: bool,
+    raw: bool,
 ) -> int:
     """Show the devices, or the one on the directory DIR, as zramctl does.
 
@@ -132,7 +175,8 @@ def status(
     why; the exit status is 1 then.
     """
     rows = _rows(dir)
-    _ask(rows)
+    output = list(COLUMNS) if output_all else output
+    _ask(rows, [*FILES, *{file for name in output if (file := COLUMNS[name].file)}])
     for row in rows:
         if row.health not in ("ready", "starting"):
             say(f"{row.name}: {_advice(row)}")
@@ -143,12 +187,21 @@ def status(
         values = [[_json(COLUMNS[name], row, in_bytes) for name in output] for row in rows]
         print_json("zramfs", output, values)
         return int(unwell)
-    cells = [[_text(COLUMNS[name], row, in_bytes) for name in output] for row in rows]
-    if raw:
-        print_raw(output, cells, show_headings=not noheadings)
-    elif rows:
-        print_table(output, cells, [COLUMNS[name].right for name in output], show_headings=not noheadings)
+    show(rows, output, in_bytes=in_bytes, raw=raw, show_headings=not noheadings)
     return int(unwell)
+
+
+def show(
+    rows: Sequence[Row], columns: Sequence[str], *, in_bytes: bool, raw: bool, show_headings: bool
+) -> None:
+    """Prints the table as zramctl does."""
+    cells = [[_text(COLUMNS[name], row, in_bytes) for name in columns] for row in rows]
+    if raw:
+        print_raw(columns, cells, show_headings=show_headings)
+    elif rows:
+        right = [COLUMNS[name].right for name in columns]
+        least = [ZRAMCTL_SIZE if COLUMNS[name].human is format_size else 0 for name in columns]
+        print_table(columns, cells, right, least, show_headings=show_headings)
 
 
 def _rows(wanted: str | None) -> list[Row]:
@@ -170,14 +223,14 @@ def _row(each: Rundir) -> Row:
     return Row(each.name, Path(state.directory) if state else each.tree, each.disk, state, health)
 
 
-def _ask(rows: list[Row]) -> None:
+def _ask(rows: list[Row], files: Sequence[str]) -> None:
     """All at once, so that ten that hang cost no more time than one."""
     asked = [row for row in rows if row.health != "dead"]
-    calls = [(row, bounded.Call(partial(_attributes, row.directory))) for row in asked]
+    calls = [(row, bounded.Call(partial(_read, row.directory, files))) for row in asked]
     deadline = time.monotonic() + lifecycle.ANSWER_TIMEOUT
     for row, call in calls:
         try:
-            row.zram = call.result(deadline)
+            row.files = call.result(deadline)
         except TimeoutError:
             row.health = "hangs"
         except OSError as error:
@@ -188,9 +241,8 @@ def _ask(rows: list[Row]) -> None:
                 say(f"{row.directory}: {error.strerror}")
 
 
-def _attributes(directory: Path) -> dict[str, str]:
-    names = ("disksize", "comp_algorithm", "mm_stat")
-    return {name: (directory / "zram" / name).read_text() for name in names}
+def _read(directory: Path, files: Sequence[str]) -> dict[str, str]:
+    return {name: (directory / name).read_text() for name in files}
 
 
 def _advice(row: Row) -> str:
@@ -205,11 +257,11 @@ def _advice(row: Row) -> str:
 
 def _json(column: Column, row: Row, in_bytes: bool) -> Value:
     value = column.value(row)
-    return format_size(value) if column.is_size and not in_bytes and isinstance(value, int) else value
+    return column.human(value) if column.human and not in_bytes and value is not None else value
 
 
 def _text(column: Column, row: Row, in_bytes: bool) -> str:
     value = _json(column, row, in_bytes)
     if isinstance(value, float):
-        return f"{value:.4f}"
+        return f"{value:.{column.digits}f}"
     return "" if value is None else str(value)
