@@ -30,8 +30,9 @@ def pkg_config(package: str, minimum: str) -> dict[str, list[str]]:
         )
     except (OSError, subprocess.CalledProcessError):
         sys.exit(
-            f"zramfs needs {package} >= {minimum} and its pkg-config file; none was found. "
-            f"On Debian: apt-get install pkg-config {package}-dev"
+            f"zramfs needs {package} >= {minimum} and its pkg-config file; none was found. On Debian, "
+            "for it and for pyfuse3: apt-get install gcc pkg-config python3-dev liblz4-dev libzstd-dev "
+            "libfuse3-dev"
         )
     libs = [w for w in words if w.startswith(("-l", "-L"))]
     return {"extra_link_args": libs, "extra_compile_args": [w for w in words if w not in libs]}
@@ -84,14 +85,19 @@ EXTENSIONS = [
     extension("zramfs.lane"),
 ]
 
-setup(
-    ext_modules=cythonize(
-        [e for e in EXTENSIONS if not ONLY or e.name in ONLY],
+WANTED = [e for e in EXTENSIONS if not ONLY or e.name in ONLY]
+
+# An sdist has the .pyx, from which each build makes its own C.
+if not {"sdist", "egg_info", "dist_info"}.intersection(sys.argv):
+    WANTED = cythonize(
+        WANTED,
         language_level=3,
         build_dir=os.environ.get("ZRAMFS_BUILD_DIR", "build/cython"),
         compiler_directives={
             "boundscheck": False, "wraparound": False, "cdivision": True,
             "embedsignature": True, "warn.unreachable": True,
         },
-    ),
-)
+    )
+
+# parallel: pip and build have no -j; a wheel took 9 s on two cores, and 17 s without it.
+setup(ext_modules=WANTED, options={"build_ext": {"parallel": os.cpu_count()}})

@@ -23,6 +23,8 @@ _PACKAGE = {
     "mkfs.xfs": "xfsprogs", "xfs_repair": "xfsprogs", "mkfs.btrfs": "btrfs-progs",
     "btrfs": "btrfs-progs", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils", "setfattr": "attr",
     "setfacl": "acl", "systemd-analyze": "systemd", "systemd-escape": "systemd",
+    "setfacl": "acl", "fuse2fs": "fuse2fs", "mandoc": "mandoc", "groff": "groff-base", "zsh": "zsh",
+    "fish": "fish", "dh": "debhelper",
 }
 
 
@@ -111,6 +113,13 @@ def _file_system(name: str, *commands: str) -> str:
     return "" if known else f"the kernel has no file system {name}"
 
 
+def _overlay() -> str:
+    if reason := _root():
+        return reason
+    known = "\toverlay\n" in Path("/proc/filesystems").read_text()
+    return "" if known else "the kernel has no file system overlay (modprobe overlay)"
+
+
 def _direct_io() -> str:
     """Of the directory for temporary files: tmpfs of older kernels has none."""
     with tempfile.NamedTemporaryFile() as file:
@@ -137,6 +146,7 @@ PROBES = {
     "swap": _swap,
     "memcg": _memcg,
     "sys_resource": _sys_resource,
+    "overlay": _overlay,
     "direct_io": _direct_io,
     "unsanitized": _unsanitized,
     "ext4": lambda: _file_system("ext4", "mkfs.ext4", "e2fsck"),
