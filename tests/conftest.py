@@ -90,6 +90,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         capabilities.require(*mark.args)
 
 
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory of this user, readable for all: not tmp_path, which pytest makes private to root."""
+    directory = Path(tempfile.mkdtemp())
+    directory.chmod(0o755)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 def _logs() -> dict[Path, str]:
     """What the daemons of this run have logged so far."""
     places = [leftovers.RUN_DIRECTORIES.glob(f"*{leftovers.owner_name()}*/log")]

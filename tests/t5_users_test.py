@@ -5,72 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from users import NOBODY, as_nobody, fuse_for_everybody, zramfs_as_nobody
 from whole import MIB, device, run
 
 from zramfs import rundir
 
 pytestmark = [pytest.mark.requires("root", "fuse", "setpriv", "unshare", "nsenter"), pytest.mark.timeout(120)]
-
-NOBODY = 65534
-
-
-@contextlib.contextmanager
-def fuse_for_everybody(directory: Path) -> Iterator[list[str]]:
-    """The words before a command that let it see a /dev/fuse that everybody may open, which udev
-    makes it, and a machine without udev does not: in a mount namespace with a node of our own."""
-    if os.stat("/dev/fuse").st_mode & 0o006 == 0o006:
-        yield []
-        return
-    node = directory / "fuse"
-    os.mknod(node, 0o666 | 0o020000, os.stat("/dev/fuse").st_rdev)
-    node.chmod(0o666)
-    code = 'mount --bind "$1" /dev/fuse && echo there && exec cat'
-    with subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", code, "sh", node],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        try:
-            assert holder.stdout.readline() == "there\n"
-            yield ["nsenter", f"--mount=/proc/{holder.pid}/ns/mnt"]
-        finally:
-            holder.kill()
-
-
-def as_nobody(*words: object) -> list[str]:
-    """The words that run a command as an ordinary user."""
-    return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *map(str, words)]
-
-
-def zramfs_as_nobody(prefix: list[str]) -> list[str]:
-    """zramfs for a user who may not enter root's home, where this interpreter may be."""
-    path = os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)
-    system = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
-    for interpreter in (sys.executable, system):
-        command = [*prefix, *as_nobody("env", f"PYTHONPATH={path}", interpreter, "-m", "zramfs.cli")]
-        if run(*command, "--version", check=False, cwd="/").returncode == 0:
-            return command
-    pytest.skip(f"uid {NOBODY} may run zramfs neither with {sys.executable} nor with {system}")
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A directory of this user, readable for all: not tmp_path, which pytest makes private to root."""
-    directory = Path(tempfile.mkdtemp())
-    directory.chmod(0o755)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def test_an_ordinary_user_has_devices_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

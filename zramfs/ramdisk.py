@@ -23,7 +23,7 @@ MKFS = {
     "xfs": ["-q", "-K"],
     "btrfs": ["-q", "-K", "-m", "single", "-d", "single"],
 }
-_PACKAGE = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
+PACKAGE = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
 
 
 DEFAULT_OPTIONS = "discard"  # a deleted file gives its memory back
@@ -50,7 +50,7 @@ def expect_able(fs: str) -> None:
             "a RAM disk needs root, for its loop device and its mount (try sudo); without root, "
             "`zramfs create` gives you the same device as the file `disk`",
         )
-    for program, package in (("losetup", "mount"), ("mount", "mount"), (f"mkfs.{fs}", _PACKAGE[fs])):
+    for program, package in (("losetup", "mount"), ("mount", "mount"), (f"mkfs.{fs}", PACKAGE[fs])):
         if shutil.which(program) is None:
             raise ZramfsError(
                 errno.ENOENT,

@@ -201,13 +201,13 @@ def bases() -> list[Path]:
     found = []
     for parent in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"):
         # su keeps the old user's XDG_RUNTIME_DIR: take it only from its owner.
-        if parent and os.path.isabs(parent) and _trouble(Path(parent), private=True) is None:
+        if parent and os.path.isabs(parent) and trouble(Path(parent), private=True) is None:
             found.append(Path(parent) / "zramfs")
     found.append(Path(f"/tmp/zramfs-{uid}"))
     return list(dict.fromkeys(found))
 
 
-def _trouble(path: Path, *, private: bool) -> str | None:
+def trouble(path: Path, *, private: bool) -> str | None:
     """Why `path` is no directory that only this user can change; None when it is one."""
     try:
         seen = os.lstat(path)
@@ -234,10 +234,10 @@ def make_base(base: Path) -> None:
         raise ZramfsError(
             error.errno or errno.EIO, f"cannot make the run directory {base}: {error.strerror}"
         ) from None
-    if trouble := _trouble(base, private=os.getuid() != 0):
+    if reason := trouble(base, private=os.getuid() != 0):
         raise ZramfsError(
             errno.EPERM,
-            f"{base} must be a directory that only uid {os.getuid()} can change, but {trouble}: "
+            f"{base} must be a directory that only uid {os.getuid()} can change, but {reason}: "
             "remove it, or name another place in ZRAMFS_RUN_DIR",
         )
 
@@ -277,7 +277,7 @@ def rundirs() -> list[Rundir]:
     """All of this user's, by name."""
     found = []
     for base in bases():
-        if _trouble(base, private=os.getuid() != 0) is None:
+        if trouble(base, private=os.getuid() != 0) is None:
             found += [Rundir(base / name) for name in sorted(os.listdir(base))]
     return found
 

@@ -14,6 +14,7 @@ from ..errors import ZramfsError
 from .configured import check_config, down, systemd_generator, up
 from .control import control
 from .create import create, ramdisk
+from .doctor import doctor
 from .mount import is_mount_call, mount
 from .output import say
 from .report import report
@@ -23,6 +24,9 @@ from .swap import swap
 
 # What a login shell would have. mount(8) starts its helpers without PATH.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# How the scripts in completions/ ask; click takes the name from that of the program.
+_COMPLETE = "_ZRAMFS_COMPLETE"
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -46,7 +50,7 @@ def zramfs() -> None:
 
 
 for command in (
-    create, ramdisk, swap, stop, up, down, check_config, status, report, control, systemd_generator,
+    create, ramdisk, swap, stop, up, down, check_config, status, report, control, doctor, systemd_generator,
 ):
     zramfs.add_command(command)
 
@@ -55,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 for a failure (its sentence is on stderr), 2 for a call that is wrong."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("PATH", _PATH)
+    if _COMPLETE in os.environ:
+        zramfs.main(words, prog_name="zramfs")  # answers the shell and ends the process
     try:
         if is_mount_call(words, zramfs.commands):
             mount(words)

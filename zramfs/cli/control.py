@@ -12,12 +12,13 @@ import click
 
 from .. import bounded, lifecycle
 from ..errors import ZramfsError
+from . import completion
 from .options import tree
 
 
 @click.command()
-@click.argument("dir")
-@click.argument("commands", nargs=-1, metavar="[COMMAND]...")
+@click.argument("dir", shell_complete=completion.devices)
+@click.argument("commands", nargs=-1, metavar="[COMMAND]...", shell_complete=completion.commands)
 def control(dir: str, commands: tuple[str, ...]) -> None:
     """Send each COMMAND to the device DIR, or without one show its state and its commands.
 

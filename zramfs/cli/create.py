@@ -8,12 +8,13 @@ import click
 
 from .. import lifecycle, rundir
 from .. import ramdisk as file_systems
+from . import completion
 from .options import DEVICE_SIZE, Wanted, device_options
 from .output import say
 
 
 @click.command()
-@click.argument("dir")
+@click.argument("dir", shell_complete=completion.directories)
 @click.option(
     "--size", type=DEVICE_SIZE, metavar="SIZE",
     help="Size of the device: 512M, 4G, 50% (of the RAM). Without it, set it up later: zram/disksize.",
@@ -36,7 +37,7 @@ def create(dir: str, foreground: bool, **values: Any) -> None:
 
 
 @click.command()
-@click.argument("dir")
+@click.argument("dir", shell_complete=completion.directories)
 @click.option(
     "--size", type=DEVICE_SIZE, metavar="SIZE", required=True,
     help="Size of the RAM disk: 512M, 4G, 50% (of the RAM).",

@@ -14,6 +14,7 @@ from .. import busy, lifecycle, rundir, sizes
 from ..config import DEFAULT_ALGO, DEFAULT_THREADS, MAX_THREADS, DeviceConfig
 from ..errors import ZramfsError
 from ..rundir import Rundir
+from . import completion
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -100,6 +101,7 @@ def device_options(command: C) -> C:
         click.option(
             "--algo", type=_Value("algo"), default=DEFAULT_ALGO, metavar="ALGO[:LEVEL]", show_default=True,
             help="Compressor: lz4, lz4hc, zstd or none.",
+            shell_complete=completion.one_of(("lz4", "lz4hc", "zstd", "none")),
         ),
     ):
         command = option(command)

@@ -9,6 +9,7 @@ import click
 
 from .. import bounded, busy
 from ..errors import ZramfsError
+from . import completion
 from .options import tree
 
 # A pool of 100 GiB has 51 200 pageblocks, a line of about 30 bytes each.
@@ -17,7 +18,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("dir")
+@click.argument("dir", shell_complete=completion.devices)
 @click.option(
     "--output", type=_FILE, required=True, metavar="FILE",
     help="The picture (.png), or a page with it (.html).",

@@ -15,6 +15,7 @@ import click
 from .. import bounded, busy, lifecycle, loops, rundir, scrape
 from ..rundir import Rundir, State
 from ..sizes import format_size, format_time
+from . import completion
 from .options import no_device
 from .output import Value, print_json, print_raw, print_table, say
 
@@ -156,12 +157,13 @@ def _elsewhere(command: C) -> C:
 
 
 @click.command(epilog="\b\nColumns:\n" + "\n".join(f"{name:>12}  {c.help}" for name, c in COLUMNS.items()))
-@click.argument("dir", required=False)
+@click.argument("dir", required=False, shell_complete=completion.devices)
 @_elsewhere
 @click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Sizes in bytes rather than as 1.3G.")
 @click.option("-J", "--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("-n", "--noheadings", is_flag=True, help="Without the line of headings.")
 @click.option("-o", "--output", metavar="LIST", callback=lambda _ctx, _param, text: _columns(text),
+              shell_complete=completion.list_of(COLUMNS),
               help="Columns, separated by commas; +LIST adds to the default ones.")
 @click.option("--output-all", is_flag=True, help="All columns.")
 @click.option("--raw", is_flag=True, help="Without alignment, blanks in values as \\x20.")

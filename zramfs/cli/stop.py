@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from .. import lifecycle
+from . import completion
 from .options import device
 from .output import say
 
 
 @click.command()
-@click.argument("dir")
+@click.argument("dir", shell_complete=completion.devices)
 @click.option("--force", is_flag=True, help="End swap even if memory may not take what is in it.")
 def stop(dir: str, force: bool) -> None:
     """End the device DIR and free its memory: its data is gone.

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the shell offers while somebody types. Never asks a device anything, so nothing hangs on one
+that does not answer; the scripts for bash, zsh and fish are in completions/."""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+import click
+from click.shell_completion import CompletionItem
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def directories(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def devices(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """This user's devices, by directory; by name as soon as that is what is being typed."""
+    from .. import rundir
+
+    found = []
+    for each in rundir.rundirs():
+        state = each.read()
+        place = (state.mountpoint or state.directory) if state else None
+        if place is not None and place.startswith(incomplete):
+            found.append(CompletionItem(place, help=state.kind if state else None))
+        elif place is None or incomplete:
+            found += _fitting([each.name], incomplete)
+    # A path that is relative, or has links in it.
+    return found or directories(_ctx, _param, incomplete)
+
+
+def commands(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Lines for `control`: mem_limit=, compact, compact=objects, ..."""
+    from ..control import COMMANDS
+
+    offered = []
+    for command in COMMANDS.values():
+        if command.argument is None or command.optional:
+            offered.append(CompletionItem(command.name, help=command.summary))
+        if command.argument is not None:
+            # Capitals stand for something that only the user knows.
+            words = re.fullmatch(r"[a-z0-9]+(\|[a-z0-9]+)+", command.argument)
+            values = command.argument.split("|") if words else [""]
+            offered += [CompletionItem(f"{command.name}={value}", help=command.summary) for value in values]
+    return [item for item in offered if item.value.startswith(incomplete)]
+
+
+def one_of(words: Iterable[str]) -> Complete:
+    """Completes one of `words`."""
+    offered = list(words)
+    return lambda _ctx, _param, incomplete: _fitting(offered, incomplete)
+
+
+def list_of(words: Iterable[str]) -> Complete:
+    """Completes the last of several, separated by commas, without those that are there; a + may stand
+    in front of all."""
+    offered = list(words)
+
+    def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        before, _, last = incomplete.rpartition(",")
+        plus = "+" if not before and last.startswith("+") else ""
+        there = before.lstrip("+").upper().split(",")
+        head = f"{before}," if before else plus
+        return [
+            CompletionItem(head + word)
+            for word in offered
+            if word not in there and word.startswith(last.removeprefix(plus).upper())
+        ]
+
+    return complete
+
+
+def _fitting(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(word) for word in words if word.startswith(incomplete)]
