@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -63,20 +62,19 @@ def _library() -> Path:
     """A copy of zramfs and of all that it imports, for everybody to read."""
     code = (
         "import sys, zramfs.cli, zramfs.daemon, rich.table\n"
-        "print(*{name.partition('.')[0] for name in sys.modules})"
+        "for name, module in sorted(sys.modules.items()):\n"
+        "    if '.' not in name and getattr(module.__spec__, 'has_location', False):\n"
+        "        print(module.__spec__.origin)"
     )
     library = Path(tempfile.mkdtemp(prefix="library-"))
     library.chmod(0o755)
-    for name in run(sys.executable, "-c", code, env=dict(os.environ)).stdout.split():
-        spec = importlib.util.find_spec(name) if name != "__main__" else None
-        if spec is None or spec.origin in (None, "built-in", "frozen"):
-            continue
-        origin = Path(spec.origin)
+    for line in run(sys.executable, "-c", code, env=dict(os.environ)).stdout.splitlines():
+        origin = Path(line)
         if origin.is_relative_to(Path(os.__file__).parent) and "site-packages" not in origin.parts:
             continue  # of Python itself
-        if spec.submodule_search_locations:
+        if origin.stem.partition(".")[0] == "__init__":
             ignore = shutil.ignore_patterns("__pycache__", "*.pyx", "*.c")
-            shutil.copytree(origin.parent, library / name, ignore=ignore)
+            shutil.copytree(origin.parent, library / origin.parent.name, ignore=ignore)
         else:
             shutil.copy(origin, library)
     return library
