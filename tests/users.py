@@ -16,6 +16,7 @@ import pytest
 from whole import run
 
 NOBODY = 65534
+SOMEBODY = 65533  # another one
 
 
 @contextlib.contextmanager
@@ -42,9 +43,9 @@ def fuse_for_everybody(directory: Path) -> Iterator[list[str]]:
             holder.kill()
 
 
-def as_nobody(*words: object) -> list[str]:
+def as_nobody(*words: object, uid: int = NOBODY) -> list[str]:
     """The words that run a command as an ordinary user."""
-    return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *map(str, words)]
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *map(str, words)]
 
 
 def zramfs_as_nobody(prefix: list[str]) -> list[str]:
