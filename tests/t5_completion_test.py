@@ -167,3 +167,14 @@ def test_devices_are_offered_by_name_only_when_one_is_typed(
         assert offered(completion.devices, "") == [place]
         assert offered(completion.devices, name[:5]) == [name]
         assert [item.type for item in completion.devices(None, None, "./z")] == ["dir"]  # type: ignore[arg-type]
+
+
+def test_configured_devices_are_offered_and_then_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZRAMFS_ROOT", str(tmp_path))
+    (tmp_path / "etc/zramfs").mkdir(parents=True)
+    (tmp_path / "etc/zramfs/fast.conf").write_text("[fast]\n")
+    assert offered(completion.configured, "") == ["fast"]
+    assert offered(completion.configured_or_files, "f") == ["fast"]
+    assert [item.type for item in completion.configured_or_files(None, None, "./x")] == ["file"]  # type: ignore[arg-type]

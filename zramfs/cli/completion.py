@@ -32,6 +32,18 @@ def devices(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> li
     return found or directories(_ctx, _param, incomplete)
 
 
+def configured(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from .. import settings
+
+    return _fitting(settings.load().devices, incomplete)
+
+
+def configured_or_files(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return configured(ctx, param, incomplete) or [CompletionItem(incomplete, type="file")]
+
+
 def commands(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Lines for `control`: mem_limit=, compact, compact=objects, ..."""
     from ..control import COMMANDS

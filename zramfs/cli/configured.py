@@ -12,11 +12,12 @@ import click
 from .. import configured, generator, settings
 from ..errors import ZramfsError
 from ..settings import Configuration, Device
+from . import completion
 from .output import say
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=completion.configured)
 @click.option("--foreground", is_flag=True, help="Stay attached until the device ends; takes one NAME.")
 def up(names: tuple[str, ...], foreground: bool) -> int:
     """Bring up the devices that are configured in /etc/zramfs, or those with these NAMEs.
@@ -36,7 +37,7 @@ def up(names: tuple[str, ...], foreground: bool) -> int:
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=completion.configured)
 def down(names: tuple[str, ...]) -> int:
     """End the devices that are configured in /etc/zramfs, or those with these NAMEs: their data is gone.
 
@@ -58,7 +59,7 @@ def down(names: tuple[str, ...]) -> int:
 
 
 @click.command("check-config")
-@click.argument("what", nargs=-1, metavar="[NAME|FILE]...")
+@click.argument("what", nargs=-1, metavar="[NAME|FILE]...", shell_complete=completion.configured_or_files)
 def check_config(what: tuple[str, ...]) -> int:
     """Say what the configuration means, or that of the devices NAME, or what each FILE says alone.
 
