@@ -38,7 +38,7 @@ def test_nothing_is_wrong_with_a_page(page: Path) -> None:
 def test_every_option_of_a_command_is_in_its_section(name: str) -> None:
     text = section(name).replace(r"\-", "-")
     for parameter in zramfs.commands[name].params:
-        if isinstance(parameter, click.Option):
+        if isinstance(parameter, click.Option) and not parameter.hidden:
             for option in (*parameter.opts, *parameter.secondary_opts):
                 assert re.search(rf"(?<![-\w]){option}\b", text), f"{name} {option}"
 
