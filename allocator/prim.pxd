@@ -49,7 +49,7 @@ cdef extern from "<stdlib.h>" nogil:
 cdef extern from "<sys/mman.h>" nogil:
     enum:
         PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
-        MADV_DONTDUMP, MADV_DONTNEED, MFD_CLOEXEC
+        MADV_DONTDUMP, MADV_HUGEPAGE, MADV_DONTNEED, MFD_CLOEXEC
     void* MAP_FAILED
     void* mmap(void* addr, size_t length, int prot, int flags, int fd, int64_t offset) noexcept
     int munmap(void* addr, size_t length) noexcept

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arena against the set of frames in use: buddy lists, exhaustion, memory given back."""
+import os
 import random
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import models
 import pytest
@@ -268,6 +271,24 @@ def test_a_huge_arena_costs_nothing() -> None:
     assert file.resident() <= 16 * FRAME
     assert resident_set() - before < 1 << 20
     arena.free(first, 9)
+
+
+def test_only_frames_ask_for_huge_pages_and_no_core_dump_has_them() -> None:
+    """Advice that the machine follows if its shmem_enabled says so."""
+    arena = Arena(64 << 20, 4)
+    file = os.fstat(arena.fileno())
+    flags: dict[tuple[int, int], set[str]] = {}
+    place = (0, 0)
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+)", line):
+            mine = int(match[3]) == file.st_ino
+            place = (int(match[1], 16), int(match[2], 16)) if mine else (0, 0)
+        elif line.startswith("VmFlags:") and place[0]:
+            flags[place] = set(line.split()[1:])
+    huge = [(start, end) for (start, end), words in flags.items() if "hg" in words]
+    assert [end - start for start, end in huge] == [4 * PAGEBLOCK]
+    assert sum(end - start for start, end in flags) == file.st_size
+    assert all("dd" in words for words in flags.values())
 
 
 def test_close_gives_everything_back_and_is_final() -> None:

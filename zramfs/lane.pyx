@@ -21,7 +21,7 @@ from zramfs.requests cimport (
     BUCKET_SHIFT, BUCKETS, CLAIMED, DISCARDS, FLUSHES, GROUPS, READS, REFUSED, WRITES, server_t,
     worker_lock, worker_t, worker_unlock,
 )
-from zramfs.stats import BUCKET_BOUNDS, Latency, OPERATIONS
+from zramfs.stats import BUCKET_BOUNDS as _BUCKET_BOUNDS, Latency, OPERATIONS as _OPERATIONS
 from zramfs.store cimport Store, store_ctx_free, store_ctx_new, store_ctx_t, store_t
 from zramfs.threads cimport (
     MAX_THREADS, crew_add, crew_free, crew_idle, crew_init, crew_join, crew_start, crew_stop,
@@ -32,8 +32,8 @@ cdef extern from "sys/eventfd.h" nogil:
     int eventfd(unsigned int value, int flags)
     enum: EFD_CLOEXEC
 
-assert BUCKET_BOUNDS == tuple([1 << BUCKET_SHIFT + i for i in range(BUCKETS - 1)])
-assert OPERATIONS.index("flush") == FLUSHES == GROUPS - 1
+assert _BUCKET_BOUNDS == tuple([1 << BUCKET_SHIFT + i for i in range(BUCKETS - 1)])
+assert _OPERATIONS.index("flush") == FLUSHES == GROUPS - 1
 
 cdef struct inval_inode_t:
     fuse_out_header head
