@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -42,6 +43,8 @@ class Fake:
         self.write("/proc/swaps", "Filename")
         self.write("/proc/mounts", "fusectl /sys/fs/fuse/connections fusectl rw 0 0")
         self.write("/etc/fuse.conf", "# of the machine\nuser_allow_other")
+        self.write("/run/systemd/system/x", "")
+        self.write("/lib/systemd/system-generators/zramfs-generator", "")
         self.write("/usr/bin/fusermount3", FUSERMOUNT, 0o4755)
         for name in ("losetup", "mkswap", "swapon", "swapoff", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"):
             self.write(f"/usr/sbin/{name}", "#!/bin/sh\n", 0o755)
@@ -81,7 +84,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     monkeypatch.setenv("ZRAMFS_RUN_DIR", "/run/zramfs-of-the-doctor")
     monkeypatch.setattr(memcg, "hierarchy", lambda: None)
     fake = Fake(tmp_path / "root")
-    (fake.root / "run").mkdir(parents=True)
     return fake
 
 
@@ -236,6 +238,27 @@ CASES: dict[str, tuple[list[tuple[str, str] | str], str, str, str, str]] = {
         "AppArmor confines fusermount3",
         "dmesg",
     ),
+    "a wrong configuration": (
+        [("/etc/zramfs/fast.conf", "zram-size 4096")],
+        "configuration",
+        "degraded",
+        "/etc/zramfs/fast.conf:1: ",
+        "zramfs check-config",
+    ),
+    "a configuration": (
+        [("/etc/zramfs/fast.conf", "zram-size = 64")],
+        "configuration",
+        "ok",
+        "configured in /etc/zramfs: fast",
+        "",
+    ),
+    "no generator": (
+        ["/lib/systemd/system-generators/zramfs-generator"],
+        "boot",
+        "degraded",
+        "no zramfs-generator",
+        "Debian package",
+    ),
     "docker": (
         [("/.dockerenv", "")],
         "container",
@@ -387,6 +410,12 @@ def test_daemons_that_have_died(fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp
     after = fake.finding("leftovers")
     assert after.state == "degraded"
     assert after.advice == "zramfs stop /mnt/a; zramfs stop mnt-b"
+
+
+def test_a_machine_without_systemd(fake: Fake) -> None:
+    shutil.rmtree(fake.root / "run/systemd")
+    after = fake.finding("boot")
+    assert after.state == "degraded" and "zramfs up" in after.advice
 
 
 def test_pictures_need_matplotlib(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from . import loops, memcg, ramdisk, rundir
+from . import loops, memcg, ramdisk, rundir, settings
 from .machine import CAPABILITIES, Machine
 from .sizes import format_size
 
@@ -322,6 +322,30 @@ def _container(machine: Machine) -> Verdict:
     return "degraded", f"in a container ({kind}): devices end with it", do
 
 
+def _configuration(machine: Machine) -> Verdict:
+    configuration = settings.load(machine.root)
+    complaints = [*configuration.complaints]
+    for device in configuration.devices.values():
+        complaints += device.complaints
+    wrong = [complaint for complaint in complaints if complaint.is_error]
+    if wrong:
+        return "degraded", f"in /etc/zramfs something is wrong: {wrong[0]}", "zramfs check-config says it all"
+    if not configuration.devices:
+        return "ok", "no device is configured in /etc/zramfs", ""
+    return "ok", f"configured in /etc/zramfs: {', '.join(configuration.devices)}", ""
+
+
+def _systemd(machine: Machine) -> Verdict:
+    if not machine.has("/run/systemd/system"):
+        do = "let what starts the machine call zramfs up, and zramfs down at its end"
+        return "degraded", "systemd does not run here", do
+    places = [f"{top}/systemd/system-generators/zramfs-generator" for top in ("/etc", "/lib", "/usr/lib")]
+    if not any(machine.has(place) for place in places):
+        do = "install the Debian package, or the files in systemd/ as they say (docs/packaging.md)"
+        return "degraded", "systemd has no zramfs-generator", do
+    return "ok", "systemd has the zramfs-generator", ""
+
+
 def _report(_machine: Machine) -> Verdict:
     if importlib.util.find_spec("matplotlib") is None:
         return "degraded", "the Python package matplotlib is not installed", "pip install 'zramfs[report]'"
@@ -347,5 +371,7 @@ CHECKS = (
     _Check("leftovers", "the directories they had", _leftovers),
     _Check("security module", "devices in some places", _security),
     _Check("container", "RAM disks, swap", _container),
+    _Check("configuration", "devices at boot", _configuration),
+    _Check("boot", "devices at boot", _systemd),
     _Check("pictures", "zramfs report", _report),
 )

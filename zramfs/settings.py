@@ -26,7 +26,6 @@ from .config import (
     MAX_THREADS,
 )
 from .expression import evaluate
-from .store import MAX_DISKSIZE
 
 MIB = 1 << 20
 DEFAULT_SIZE = "min(ram / 2, 4096)"
@@ -488,6 +487,8 @@ def _size(device: Device, setting: Setting | None, expression: str, ram: int) ->
         mib = evaluate(expression, {"ram": float(ram // MIB)})
         if mib < 0:
             raise ValueError(f"expected a size of at least 0 MiB, got {mib:g}")
+        from .store import MAX_DISKSIZE  # heavy, and the command line imports this module
+
         if mib * MIB > MAX_DISKSIZE:
             raise ValueError(
                 f"expected at most {MAX_DISKSIZE // MIB} MiB, got {mib:.0f}; sizes are in MiB (4096 is 4 GiB)"

@@ -6,11 +6,12 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
-from .. import doctor as examination
-from ..doctor import Finding
+if TYPE_CHECKING:
+    from ..doctor import Finding
 
 _COLOURS = {"ok": "green", "degraded": "yellow", "missing": "red"}
 
@@ -23,6 +24,7 @@ def doctor(as_json: bool) -> int:
     Makes a small device in a temporary directory, and takes it down again. The exit status is 0
     if devices can be made, 1 if not.
     """
+    from .. import doctor as examination
     from .. import trial
     from ..machine import Machine
 
