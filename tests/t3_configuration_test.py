@@ -4,6 +4,7 @@ and whatever a file may hold."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from whole import zramfs
 
 from zramfs import conffiles, settings
 from zramfs.conffiles import MAX_FILE, MAX_FILES
+from zramfs.expression import FUNCTIONS
 from zramfs.generator import generate
 from zramfs.settings import KEYS, Algorithm, Settings, load
 
@@ -183,6 +185,47 @@ def test_meminfo_is_that_of_the_root(top: Path) -> None:
     (top / "proc/meminfo").write_text("MemFree: 1 kB\nMemTotal:    2097152 kB\n")
     one(top, "zram-size = ram")
     assert load(top).devices["z"].settings.size == 2 << 30
+
+
+PAGE = Path(__file__).parent.parent / "docs/configuration.md"
+MANUAL = Path(__file__).parent.parent / "docs/zramfs.conf.5"
+EXAMPLE = Path(__file__).parent.parent / "docs/zramfs.conf.example"
+
+
+def test_the_page_and_the_manual_list_every_key() -> None:
+    rows = re.findall(r"^\| `([a-z-]+)` \|.*\| ([^|]*) \|$", PAGE.read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == list(KEYS)
+    names = {"all": {"swap", "ramdisk", "device"}, "not swap": {"ramdisk", "device"}, "swap": {"swap"},
+             "RAM disks": {"ramdisk"}, "plain devices": {"device"}, "RAM disks, swap": {"ramdisk", "swap"}}
+    for name, kinds in rows:
+        assert name == "fs-type" or names[kinds] == set(KEYS[name].kinds), name
+    manual = MANUAL.read_text().split(".SH KEYS")[1].split(".SH")[0]
+    heads = re.findall(r"^\.TP\n\.BR? (.*)$", manual, re.MULTILINE)
+    assert [word for head in heads for word in re.findall(r"[a-z-]+", head.replace("\\", ""))] == list(KEYS)
+
+
+def test_the_page_and_the_manual_list_every_function() -> None:
+    for text in (PAGE.read_text(), MANUAL.read_text()):
+        [listed] = re.findall(r"functions\s+`?(min max [a-z\s]+atanh)", text)
+        assert sorted(listed.split()) == sorted(FUNCTIONS)
+
+
+def test_the_examples_are_right(top: Path) -> None:
+    shutil.copy(EXAMPLE, top / "etc/zramfs/conf.d/example.conf")
+    configuration = load(top, RAM)
+    assert configuration.complaints == []
+    assert {name: (device.settings.kind, device.settings.skip, device.complaints)
+            for name, device in configuration.devices.items()} == {
+        "swap0": ("swap", None, []), "swap1": ("swap", None, []), "build": ("ramdisk", None, []),
+        "vm-disk": ("device", None, [])}
+    for block in re.findall(r"^```\n# /etc/zramfs/fast.conf.*?\n(.*?)^```", PAGE.read_text(), re.M | re.S):
+        one(top, block, "fast")
+        device = load(top, RAM).devices["fast"]
+        assert (device.settings.kind, device.complaints) == ("ramdisk", [])
+    assert re.findall(r"^(zram-size = .*)$", PAGE.read_text(), re.M)[1:]
+    for line in re.findall(r"^(zram-size = .*)$", PAGE.read_text(), re.M):
+        one(top, line, "fast")
+        assert load(top, RAM).devices["fast"].complaints == []
 
 
 _line = st.one_of(

@@ -4,7 +4,7 @@
     /etc/zramfs/NAME.conf            the device NAME
     /etc/zramfs/conf.d/*.conf        any devices, each in a section [NAME]
     /etc/zramfs/NAME.conf.d/*.conf   more of the device NAME
-and the same below /usr/lib/zramfs, for packages; a file in /etc hides the one of that name there.
+and the same below /usr/share/zramfs, for packages; a file in /etc hides the one of that name there.
 Later ones override earlier ones, in this order, and within a directory by name.
 
 The syntax is that of systemd.syntax(7), which zram-generator.conf has too, and not what configparser
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-DIRECTORIES = ("usr/lib/zramfs", "etc/zramfs")
+DIRECTORIES = ("usr/share/zramfs", "etc/zramfs")
 SHARED = "conf.d"
 SUFFIX = ".conf"
 # What people write has a few dozen lines. These keep a hostile file from taking memory or time.
@@ -74,7 +74,7 @@ class Files:
 
 
 def root() -> Path:
-    """ZRAMFS_ROOT, or /: what /etc, /usr/lib and /proc/meminfo are looked for in."""
+    """ZRAMFS_ROOT, or /: what /etc, /usr/share and /proc/meminfo are looked for in."""
     return Path(os.path.abspath(os.environ.get("ZRAMFS_ROOT") or "/"))
 
 

@@ -143,8 +143,8 @@ def describe(wanted: Settings) -> Iterator[str]:
             yield f"a plain device: {wanted.directory}/disk{users}"
         case _:
             options = f" with {wanted.options}" if wanted.options else ""
-            free = "" if wanted.min_free is None else f", {format_size(wanted.min_free)} left free by the kernel"
             yield f"swap of priority {wanted.swap_priority}{options}"
+            free = "" if wanted.min_free is None else f", {format_size(wanted.min_free)} kept free by the kernel"
             yield f"{format_size(wanted.reserve)} of memory kept ready{free}"
     if wanted.skip is not None:
         yield f"left out here: {wanted.skip}"

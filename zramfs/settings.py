@@ -269,12 +269,12 @@ KEYS: dict[str, Key] = {
     "fs-type": Key(_fs_type),
     "options": Key(_options, ("swap", "ramdisk")),
     "directory": Key(_place),
-    "threads": Key(_whole(1, MAX_THREADS)),
-    "proactiveness": Key(_whole(0, 100)),
     "allow-other": Key(_boolean, ("device",)),
     "mode": Key(_mode, ("ramdisk", "device")),
     "owner": Key(_user, ("ramdisk", "device")),
     "group": Key(_group, ("ramdisk", "device")),
+    "threads": Key(_whole(1, MAX_THREADS)),
+    "proactiveness": Key(_whole(0, 100)),
 }
 ALIASES = {"memory-limit": "host-memory-limit"}
 # Of zram-generator.conf, and what to write instead.
