@@ -15,8 +15,12 @@ NAMES = (b"lz4", b"lz4\n", b"lz4 ", b" lz4", b"LZ4", b"lz", b"lz4\0junk", b"lz4:
          b"x" * 126 + b"\n", b"x" * 127, b"x" * 127 + b"\n", b"x" * 128, b"x" * 5000, b"\xff")
 
 # Pieces that parsers look for, in any order, and any bytes at all.
-_PIECES = (b"0", b"1", b"7", b"8", b"9", b"0x", b"f", b"K", b"m", b"G", b"E", b"+", b"-", b" ", b"\t", b"\n",
-           b"\0", b"=", b'"', b"'", b"#", b".", b"%", b"lz4", b"junk", b"18446744073709551616",
-           b"\xff", b"\xc3\xa9")
+_PIECES = (b"0", b"1", b"3", b"7", b"8", b"9", b"0x", b"f", b"K", b"m", b"G", b"E", b"+", b"-", b" ", b"\t",
+           b"\n", b"\0", b"=", b'"', b"'", b"#", b".", b"%", b"/", b"lz4", b"zstd", b"junk", b"y", b"off",
+           b"18446744073709551616", b"2147483648", b"\xff", b"\xc3\xa9")
+# What lists of KEY=VALUE and the modes of write-back are made of.
+_WORDS = (b"algo=", b"priority=", b"level=", b"dict=", b"type=", b"threshold=", b"max_pages=", b"page_index=",
+          b"page_indexes=", b"deflate.winbits=", b"idle", b"huge", b"huge_idle", b"incompressible", b"all")
 assembled = st.lists(st.sampled_from(_PIECES), max_size=8).map(b"".join)
+phrases = st.lists(st.sampled_from(_PIECES + _WORDS * 2), max_size=10).map(b"".join)
 texts = st.one_of(assembled, st.binary(max_size=12))
