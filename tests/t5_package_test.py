@@ -17,7 +17,7 @@ from whole import run
 import zramfs as package
 
 ROOT = Path(__file__).parent.parent
-# Building everything takes 45 s on two idle cores, and that once more where others are at work.
+# Building everything takes 45 s on two idle cores, and three times that where others are at work.
 pytestmark = [pytest.mark.requires("dh", "fuse", "root"), pytest.mark.timeout(400)]
 
 # Of a system that has only what the package brings: no PYTHONPATH, no virtual environment.
@@ -54,8 +54,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 def sources() -> set[str]:
     """What belongs to the project: known to git, or new and not ignored."""
-    words = ["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard"]
-    return {name for name in run(*words).stdout.splitlines() if (ROOT / name).exists()}
+    words = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    return {name for name in run(*words).stdout.split("\0") if name and (ROOT / name).exists()}
 
 
 @pytest.mark.requires("git")
