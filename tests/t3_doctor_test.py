@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from whole import run
 
-from zramfs import doctor, memcg, rundir
+from zramfs import busy, doctor, memcg, rundir
 from zramfs.doctor import CHECKS, Finding, able, examine
 from zramfs.machine import Machine
 
@@ -83,6 +83,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     # An absolute path is looked for below the fake's root too, and found in neither place.
     monkeypatch.setenv("ZRAMFS_RUN_DIR", "/run/zramfs-of-the-doctor")
     monkeypatch.setattr(memcg, "hierarchy", lambda: None)
+    monkeypatch.setattr(busy, "mounts", lambda: [])
     fake = Fake(tmp_path / "root")
     return fake
 

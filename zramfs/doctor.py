@@ -2,18 +2,20 @@
 """What on this machine stands in the way of devices, and of what is built on them."""
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.util
 import os
 import re
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from . import loops, memcg, ramdisk, rundir, settings
+from . import bounded, busy, loops, memcg, ramdisk, rundir, settings
 from .machine import CAPABILITIES, Machine
 from .sizes import format_size
 
@@ -26,6 +28,7 @@ _LOOP_CTL_GET_FREE = 0x4C82
 _LOCKED = 5 << 20
 _OPEN_FILES = 64
 _PROGRAM_TIMEOUT = 5.0
+_ANSWER_TIMEOUT = 2.0
 _BECOME_ROOT = "become root (sudo), outside a container"
 
 
@@ -281,19 +284,39 @@ def _overcommit(machine: Machine) -> Verdict:
     return "degraded", found, "sysctl vm.overcommit_memory=0, or raise vm.overcommit_ratio"
 
 
-def _leftovers(machine: Machine) -> Verdict:
-    dead = [each for each in rundir.rundirs() if (state := each.read()) is None or not state.alive()]
-    if not dead:
+def _leftovers(_machine: Machine) -> Verdict:
+    found, do, known = [], [], set()
+    for each in rundir.rundirs():
+        state = each.read()
+        known |= {Path(place) for place in (state.places() | {state.disk} if state else [each.disk])}
+        if state is None or not state.alive():
+            place = (state.mountpoint or state.directory) if state else each.name
+            stale = loops.find(each.disk)
+            found.append(f"{place} ({', '.join(stale)} on it)" if stale else place)
+            do.append(f"zramfs stop {place}")
+    for mount in _dead_mounts():
+        if mount not in known:
+            found.append(str(mount))
+            do.append(f"fusermount3 -u {mount}")
+    if not found:
         return "ok", "no device of a daemon that has died", ""
-    states = [each.read() for each in dead]
-    places = [
-        (state.mountpoint or state.directory) if state else each.name
-        for each, state in zip(dead, states, strict=True)
-    ]
-    stale = [loop for each in dead for loop in loops.find(each.disk)]
-    more = f", and {', '.join(stale)} stand on them" if stale else ""
-    do = "; ".join(f"zramfs stop {place}" for place in places)
-    return "degraded", f"daemons have died: {', '.join(places)}{more}", do
+    return "degraded", f"daemons have died, and left {', '.join(found)}", "; ".join(do)
+
+
+def _dead_mounts() -> list[Path]:
+    """Mount points of ours whose connection is closed. One that hangs may live on, so it is none."""
+    mounts = [mount.mountpoint for mount in busy.mounts() if mount.fstype.startswith("fuse.zramfs")]
+    # In children, which may hang. Attributes can come from a cache, a file system's numbers never do.
+    calls = [(mount, bounded.Call(lambda place=mount: os.statvfs(place).f_bsize)) for mount in mounts]
+    deadline = time.monotonic() + _ANSWER_TIMEOUT
+    dead = []
+    for mount, call in calls:
+        try:
+            call.result(deadline)
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                dead.append(mount)
+    return dead
 
 
 def _security(machine: Machine) -> Verdict:
@@ -348,7 +371,8 @@ def _systemd(machine: Machine) -> Verdict:
 
 def _report(_machine: Machine) -> Verdict:
     if importlib.util.find_spec("matplotlib") is None:
-        return "degraded", "the Python package matplotlib is not installed", "pip install 'zramfs[report]'"
+        do = "apt-get install python3-matplotlib, or pip install 'zramfs[report]' where pip installed zramfs"
+        return "degraded", "the Python package matplotlib is not installed", do
     return "ok", "matplotlib is installed", ""
 
 
