@@ -31,6 +31,8 @@ class LaneStats:
     protocol_minor: int  # FUSE 7.N agreed on with the kernel, 0 before its INIT
     can_resend: bool  # the kernel can send unanswered requests again (Linux 6.9)
     latency: tuple[Latency, ...]  # of each of OPERATIONS, from taking a request up to its reply
+    put_off: int  # requests that waited for the backing store in a slow thread
+    waited: int  # and in a thread of the lane, because too many were put off
 
 class Lane:
     threads: int

@@ -24,8 +24,8 @@ from zramfs.requests cimport (
 from zramfs.stats import BUCKET_BOUNDS as _BUCKET_BOUNDS, Latency, OPERATIONS as _OPERATIONS
 from zramfs.store cimport Store, store_ctx_free, store_ctx_new, store_ctx_t, store_t
 from zramfs.threads cimport (
-    MAX_THREADS, crew_add, crew_free, crew_idle, crew_init, crew_join, crew_start, crew_stop,
-    crew_t, crew_wait, thread_t,
+    MAX_THREADS, SLOW_THREADS, crew_add, crew_add_slow, crew_free, crew_idle, crew_init, crew_join,
+    crew_start, crew_start_slow, crew_stop, crew_t, crew_wait, thread_t,
 )
 
 cdef extern from "sys/eventfd.h" nogil:
@@ -67,6 +67,8 @@ class LaneStats:
     protocol_minor: int  # FUSE 7.N agreed on with the kernel, 0 before its INIT
     can_resend: bool  # the kernel can send unanswered requests again (Linux 6.9)
     latency: tuple[Latency, ...]  # of each of OPERATIONS, from taking a request up to its reply
+    put_off: int  # requests that waited for the backing store in a slow thread
+    waited: int  # and in a thread of the lane, because too many were put off
 
 
 @cython.no_gc_clear     # the threads use the store until __dealloc__ has joined them
@@ -170,7 +172,7 @@ cdef class Lane:
         """Replaces the store; None makes a device without a size, whose I/O gets ENXIO. Raises
         RuntimeError unless the lane is claimed or does not run, MemoryError, ValueError for a
         closed store."""
-        cdef store_ctx_t* fresh[MAX_THREADS]
+        cdef store_ctx_t* fresh[MAX_THREADS + SLOW_THREADS]
         cdef store_t* st = NULL
         cdef int i, j
         if self.alive and not load64(&self.crew.server.opens) & CLAIMED:
@@ -179,7 +181,9 @@ cdef class Lane:
             st = store.st
             if st == NULL:
                 raise ValueError("expected an open store, got a closed one")
-            for i in range(self.threads):
+            if st.backing != NULL:
+                self._start_slow()
+            for i in range(self.crew.count + self.crew.slow_count):
                 fresh[i] = store_ctx_new(st)
                 if fresh[i] == NULL:
                     for j in range(i):
@@ -189,14 +193,22 @@ cdef class Lane:
             self._exchange(st, fresh)
         self.store = store
 
+    cdef int _start_slow(self) except -1:
+        """The threads that wait for the backing store, from now on or from start()."""
+        if crew_add_slow(self.crew) != 0:
+            raise MemoryError(f"no memory for the buffers of {SLOW_THREADS} threads for the backing store")
+        if self.alive and crew_start_slow(self.crew) != 0:
+            raise MemoryError(f"cannot start {SLOW_THREADS} threads for the backing store")
+        return 0
+
     cdef void _exchange(self, store_t* st, store_ctx_t** fresh) noexcept nogil:
         """Gives every thread the store and a context of its own, and frees those it had. st NULL:
         no store; fresh is not looked at then."""
         cdef store_ctx_t* old
         cdef worker_t* w
         cdef int i
-        for i in range(self.crew.count):
-            w = &self.crew.threads[i].w
+        for i in range(self.crew.count + self.crew.slow_count):
+            w = &self._thread(i).w
             worker_lock(w)
             old = w.ctx
             w.st = st
@@ -204,6 +216,12 @@ cdef class Lane:
             worker_unlock(w)
             if old != NULL:
                 store_ctx_free(old)
+
+    cdef inline thread_t* _thread(self, int i) noexcept nogil:
+        """The lane's own threads, then the slow ones."""
+        if i < self.crew.count:
+            return self.crew.threads[i]
+        return self.crew.slow_threads[i - self.crew.count]
 
     def claim(self) -> bool:
         """True if nobody has the device open; from then on OPEN answers EBUSY until
@@ -278,8 +296,8 @@ cdef class Lane:
         nbytes, ns = [0] * GROUPS, [0] * GROUPS
         memset(counts, 0, sizeof(counts))
         bad = replies = unlocked = longest = helped = 0
-        for i in range(self.crew.count):
-            t = self.crew.threads[i]
+        for i in range(self.crew.count + self.crew.slow_count):
+            t = self._thread(i)
             for g in range(GROUPS):
                 for b in range(BUCKETS):
                     counts[g][b] += peek64(&t.w.ios[g][b])
@@ -304,4 +322,6 @@ cdef class Lane:
             bad, longest // 1000, replies, unlocked, helped,
             peek64(&server.minor), bool(peek64(&server.flags) & FUSE_HAS_RESEND),
             tuple(latency),
+            peek64(&self.crew.slow.put_off) if self.crew.slow != NULL else 0,
+            peek64(&self.crew.slow.refused) if self.crew.slow != NULL else 0,
         )

@@ -9,10 +9,10 @@ a class nothing would be won.
 """
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
 
 from allocator.prim cimport *
-from allocator.zsmalloc cimport class_for, size_class_t, zs_map, zs_unmap
+from allocator.zsmalloc cimport class_for, size_class_t
+from zramfs.candidates cimport candidates_add, candidates_init, candidates_t, candidates_take
 from zramfs.codecs cimport codec_compress, codec_ctx_free, codec_ctx_new, codec_ctx_t
 from zramfs.slots cimport *
 from zramfs.store cimport Store
@@ -20,16 +20,7 @@ from zramfs.store cimport Store
 from zramfs.stats import RecompressionStats
 
 cdef enum:
-    BUCKET_SHIFT = 6
-    NR_BUCKETS = PAGE // 64 + 1     # objects of 64 k to 64 k + 63 bytes; the last: raw pages
-    BLOCK_SLOTS = 511
     SELECT_CHUNKS = 4               # between two looks at the clock: 2048 slots, about 40 us
-
-
-# 4 KiB: what is remembered costs 8 bytes a page while it lasts.
-cdef struct block_t:
-    block_t* next
-    uint64_t slots[BLOCK_SLOTS]
 
 
 cdef struct job_t:
@@ -43,10 +34,7 @@ cdef struct job_t:
     bint huge                   # raw pages only
     uint32_t threshold          # bytes; 0 = none
     uint64_t max_pages          # tries; 0 = no limit
-    # what was selected: full blocks but for the first of each list, which has fill slots
-    block_t* bucket[NR_BUCKETS]
-    uint32_t fill[NR_BUCKETS]
-    int top                     # the highest bucket that may hold something
+    candidates_t selected
     uint64_t chunk              # where the selection goes on
     # results
     uint64_t tried
@@ -66,35 +54,6 @@ cdef inline bint eligible(job_t* job, uint64_t v) noexcept nogil:
     return (v & job.wanted == job.wanted and not v & SLOT_INCOMPRESSIBLE and slot_prio(v) < job.prio)
 
 
-cdef uint32_t object_size(store_t* st, store_ctx_t* ctx, uint64_t v) noexcept nogil:
-    """Bytes of the object of a locked slot; 0 if it is damaged."""
-    cdef uint32_t size = 0
-    if slot_type(v) == HUGE:
-        return PAGE
-    if zs_map(st.pool, v >> LOC_SHIFT, ctx.scratch, &size) == NULL:
-        return 0
-    zs_unmap(st.pool, v >> LOC_SHIFT)
-    return size
-
-
-cdef bint remember(job_t* job, uint64_t slot, uint32_t size) noexcept nogil:
-    """False when memory is short."""
-    cdef int k = <int>(size >> BUCKET_SHIFT)
-    cdef block_t* block = job.bucket[k]
-    if block == NULL or job.fill[k] == BLOCK_SLOTS:
-        block = <block_t*>malloc(sizeof(block_t))
-        if block == NULL:
-            return False
-        block.next = job.bucket[k]
-        job.bucket[k] = block
-        job.fill[k] = 0
-    block.slots[job.fill[k]] = slot
-    job.fill[k] += 1
-    if k > job.top:
-        job.top = k
-    return True
-
-
 cdef bint select_chunk(job_t* job, uint64_t chunk) noexcept nogil:
     cdef store_t* st = job.st
     cdef uint64_t slot = chunk << CHUNK_SHIFT, end = slot + CHUNK_SLOTS, v
@@ -107,7 +66,7 @@ cdef bint select_chunk(job_t* job, uint64_t chunk) noexcept nogil:
             if eligible(job, v):
                 size = object_size(st, job.ctx, v)
                 if size != 0 and size >= job.threshold:
-                    if not remember(job, slot, size):
+                    if not candidates_add(&job.selected, slot, size):
                         slot_unlock(st, slot, v)
                         return False
                     v |= SLOT_POST
@@ -134,30 +93,6 @@ cdef int select_slice(job_t* job, uint64_t until) noexcept nogil:
 
 
 # ---- second stage -----------------------------------------------------------------------------
-
-cdef bint take(job_t* job, uint64_t* slot) noexcept nogil:
-    """The next slot, largest objects first. False when there is none left."""
-    cdef block_t* block
-    while job.top >= 0:
-        block = job.bucket[job.top]
-        if block == NULL:
-            job.top -= 1
-            continue
-        job.fill[job.top] -= 1
-        slot[0] = block.slots[job.fill[job.top]]
-        if job.fill[job.top] == 0:
-            job.bucket[job.top] = block.next
-            job.fill[job.top] = BLOCK_SLOTS
-            free(block)
-        return True
-    return False
-
-
-cdef void drop(store_t* st, uint64_t slot) noexcept nogil:
-    """Takes the mark of post-processing from a page that is left alone."""
-    cdef uint64_t v = slot_lock(st, slot)
-    slot_unlock(st, slot, v & ~<uint64_t>SLOT_POST)
-
 
 cdef void commit(job_t* job, uint64_t slot, uint32_t size, uint32_t fresh) noexcept nogil:
     """size, fresh: bytes of the object and of the one that was made of it."""
@@ -215,7 +150,7 @@ cdef bint step_slice(job_t* job, uint64_t until) noexcept nogil:
     """True if there is more to do."""
     cdef uint64_t slot
     while job.max_pages == 0 or job.tried < job.max_pages:
-        if not take(job, &slot):
+        if not candidates_take(&job.selected, &slot):
             return False
         chunk_pin(job.st, slot >> CHUNK_SHIFT)
         recompress_page(job, slot)
@@ -227,11 +162,9 @@ cdef bint step_slice(job_t* job, uint64_t until) noexcept nogil:
 
 cdef void drop_rest(job_t* job, bint closed) noexcept nogil:
     cdef uint64_t slot
-    while take(job, &slot):
+    while candidates_take(&job.selected, &slot):
         if not closed:
-            chunk_pin(job.st, slot >> CHUNK_SHIFT)
-            drop(job.st, slot)
-            chunk_unpin(job.st, slot >> CHUNK_SHIFT)
+            slot_unselect(job.st, slot)
 
 
 # ---- Python -----------------------------------------------------------------------------------
@@ -255,7 +188,7 @@ cdef class Recompression:
 
     def __cinit__(self, Store store not None, priority, *, bint idle=False, bint huge=False,
                   threshold=0, max_pages=0):
-        self.job.top = -1
+        candidates_init(&self.job.selected)
         if not 1 <= priority < NR_PRIO or store.codecs[priority] is None:
             raise ValueError(f"no secondary algorithm has the priority {priority}")
         store.check_range(0, 0)

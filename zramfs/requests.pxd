@@ -21,6 +21,8 @@ cdef enum:
     BUCKET_SHIFT = 10
     BUCKETS = 26
 
+cdef size_t PUT_OFF           # result of answer()
+
 cdef uint64_t CLAIMED         # bit of server_t.opens
 cdef uint64_t REFUSED         # bit of server_t.refused
 
@@ -74,11 +76,16 @@ cdef struct worker_t:
     uint64_t ns[GROUPS]
     uint64_t longest_ns
     uint64_t last_ns          # of the last I/O request; for the thread itself
+    bint may_wait             # for the backing store; for the thread itself, as the next two
+    uint64_t began            # when the request in hand was first tried, 0: it was not yet
+    uint64_t done             # how far that try came
     uint64_t protocol_errors
     uint64_t helped           # pieces done of other threads' requests
 
 # Answers the request of `got` bytes that was read to w.data - REQUEST_HEAD. The reply stands at
-# w.data - REPLY_HEAD; the result is its length, 0 if the request wants none.
+# w.data - REPLY_HEAD; the result is its length, 0 if the request wants none. PUT_OFF: it needs the
+# backing store, for which the thread may not wait. The same request with the same began and done, from
+# a thread that may, goes on where this one stopped.
 cdef size_t answer(worker_t* w, size_t got) noexcept nogil
 # Bytes of data that the request of `got` bytes wants read or written.
 cdef uint64_t payload_of(const worker_t* w, size_t got) noexcept nogil

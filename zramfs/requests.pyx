@@ -5,7 +5,7 @@ Every length is checked against what was read; a request that does not hold toge
 with EINVAL and counted. Nothing here blocks, allocates or knows of threads and descriptors.
 """
 from libc.errno cimport (
-    EBUSY, EINVAL, EIO, ENOENT, ENOSPC, ENOSYS, ENXIO, EOPNOTSUPP, EPROTO,
+    EAGAIN, EBUSY, EINVAL, EIO, ENOENT, ENOSPC, ENOSYS, ENXIO, EOPNOTSUPP, EPROTO,
 )
 from libc.stdint cimport INT64_MAX, UINT32_MAX, UINT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -33,6 +33,7 @@ cdef extern from *:
     int clz64 "__builtin_clzll"(uint64_t v) nogil
 
 CLAIMED = REFUSED = 1 << 63
+PUT_OFF = <size_t> -1
 
 cdef enum:
     PAGE = 4096
@@ -55,6 +56,8 @@ cdef enum:
 
 # Result of an operation that found the request itself at fault: EINVAL, and counted.
 cdef int64_t VIOLATION = -100000
+# Result of one that needs the backing store and may not wait for it.
+cdef int64_t LATER = -100001
 cdef int64_t NS_PER_SECOND = 1000000000
 # Seconds that fit into int64 nanoseconds: 1677 to 2262.
 cdef int64_t MAX_SECONDS = 9223372035
@@ -105,6 +108,8 @@ cdef void advance(server_t* s, uint64_t now, bint busy) noexcept nogil:
 
 cdef uint64_t io_begin(worker_t* w) noexcept nogil:
     cdef uint64_t now = now_ns()
+    if w.began:
+        return w.began
     advance(w.server, now, add64(&w.server.in_flight, 1) > 1)
     return now
 
@@ -114,6 +119,12 @@ cdef inline int bucket(uint64_t ns) noexcept nogil:
     a branch: 1.4 ns a request with the count itself, where a single counter costs 1.2 ns."""
     cdef int i = 63 - clz64(((ns - (ns != 0)) >> BUCKET_SHIFT) * 2 + 1)
     return min(i, BUCKETS - 1)
+
+
+cdef int64_t io_later(worker_t* w, uint64_t began) noexcept nogil:
+    """The request stays in flight, and is counted when somebody has done it."""
+    w.began = began
+    return LATER
 
 
 cdef void io_end(worker_t* w, int group, uint64_t began, uint64_t nbytes) noexcept nogil:
@@ -143,7 +154,7 @@ cdef inline bint take_piece(job_t* job, uint64_t* piece) noexcept nogil:
 
 cdef uint64_t run_pieces(job_t* job, store_ctx_t* ctx) noexcept nogil:
     """How many pieces it took."""
-    cdef uint64_t piece = 0, done = 0, taken = 0, off, end, base
+    cdef uint64_t piece = 0, done, taken = 0, off, end, base
     cdef int r
     while take_piece(job, &piece):
         base = job.off >> PIECE_SHIFT
@@ -152,6 +163,7 @@ cdef uint64_t run_pieces(job_t* job, store_ctx_t* ctx) noexcept nogil:
             off = max(job.off, (base + piece) << PIECE_SHIFT)
             end = min(job.end, (base + piece + 1) << PIECE_SHIFT)
             if job.writes:
+                done = 0
                 r = store_write(job.st, ctx, off, job.data + (off - job.off), end - off, &done)
             else:
                 r = store_read(job.st, ctx, off, job.data + (off - job.off), end - off)
@@ -165,11 +177,13 @@ cdef uint64_t run_pieces(job_t* job, store_ctx_t* ctx) noexcept nogil:
 cdef int64_t transfer(worker_t* w, uint64_t off, uint64_t n, bint writes) noexcept nogil:
     """Between the device and w.data: 0 or a negative errno."""
     cdef job_t* job = &w.job
-    cdef uint64_t done = 0, pieces
+    cdef uint64_t pieces
     cdef unsigned int round = 0
-    if n < SHARED_BYTES:
+    # Helpers may not wait for the backing store, so what was put off is not shared again. What they had
+    # written of it is written a second time.
+    if n < SHARED_BYTES or w.may_wait:
         if writes:
-            return store_write(w.st, w.ctx, off, w.data, n, &done)
+            return store_write(w.st, w.ctx, off, w.data, n, &w.done)
         return store_read(w.st, w.ctx, off, w.data, n)
     pieces = ((off + n - 1) >> PIECE_SHIFT) - (off >> PIECE_SHIFT) + 1
     job.st = w.st
@@ -197,6 +211,7 @@ cdef bint help(worker_t* w, worker_t* owner) noexcept nogil:
     worker_lock(w)
     # The store is everybody's or nobody's: it is replaced only while no request is in hand.
     if w.ctx != NULL:
+        w.ctx.may_wait = False
         taken = run_pieces(job, w.ctx)
         count(&w.helped, taken)
     worker_unlock(w)
@@ -220,6 +235,8 @@ cdef int64_t do_read(worker_t* w, const uint8_t* arg) noexcept nogil:
     n = min(<uint64_t> a.size, size - a.offset)
     began = io_begin(w)
     result = transfer(w, a.offset, n, False)
+    if result == -EAGAIN:
+        return io_later(w, began)
     io_end(w, READS, began, n)
     return result if result < 0 else <int64_t> n
 
@@ -245,6 +262,8 @@ cdef int64_t do_write(worker_t* w, const uint8_t* arg, size_t payload) noexcept 
     n = min(<uint64_t> a.size, size - a.offset)
     began = io_begin(w)
     result = transfer(w, a.offset, n, True)
+    if result == -EAGAIN:
+        return io_later(w, began)
     io_end(w, WRITES, began, n)
     if result < 0:
         return result
@@ -277,7 +296,9 @@ cdef int64_t do_fallocate(worker_t* w, const uint8_t* arg) noexcept nogil:
             return -EINVAL
         n = size - a.offset
     began = io_begin(w)
-    result = store_zero(w.st, w.ctx, a.offset, n)
+    result = store_zero(w.st, w.ctx, a.offset, n, &w.done)
+    if result == -EAGAIN:
+        return io_later(w, began)
     io_end(w, DISCARDS, began, n)
     if result < 0:
         return result
@@ -544,8 +565,13 @@ cdef size_t answer(worker_t* w, size_t got) noexcept nogil:
     # The reply is built over the request.
     memcpy(&h, w.data - REQUEST_HEAD, sizeof(h))
     worker_lock(w)
+    if w.ctx != NULL:
+        w.ctx.may_wait = w.may_wait
     result = dispatch(w, &h, got)
     worker_unlock(w)
+    if result == LATER:
+        return PUT_OFF
+    w.began = w.done = 0
     if result == VIOLATION:
         count(&w.protocol_errors, 1)
         result = -EINVAL

@@ -9,11 +9,11 @@
     | the word of a same-filled page        |           |  |  |   |   |    |      |    |
     +---------------------------------------+-----------+--+--+---+---+----+------+----+
     type  EMPTY, SAME (word in the slot), SAME_OBJ (word in an 8-byte object), OBJ (compressed),
-          HUGE (raw, one page), WRITTEN_BACK; two more stay free for shared objects and for units
-          of several pages
+          HUGE (raw, one page), WRITTEN_BACK (bits 10 to 63: zramfs/backing.pxd); two more stay free
+          for shared objects and for units of several pages
     prio  priority of the algorithm that compressed it, 0 = primary
     idl   idle: not used since it was marked       inc  incompressible by every algorithm
-    P     under post-processing                    S    SAME: the word is two equal 32-bit halves
+    P     selected for post-processing             S    SAME: the word is two equal 32-bit halves
     EMPTY is all zeros; SAME and SAME_OBJ have neither prio nor idl, inc, P.
 
 Post-processing (recompression, write-back) has two stages. The first selects a page: under the slot
@@ -35,6 +35,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.arena cimport arena_t
 from allocator.zsmalloc cimport pool_t
+from zramfs.backing cimport backing_t
 from zramfs.codecs cimport codec_ctx_t, codec_t
 
 cdef enum:
@@ -63,6 +64,11 @@ cdef enum:
 
     NR_PRIO = 4
 
+    # What a slot has to be to be selected for post-processing: all that is named. 0: an object.
+    WANT_IDLE = 1
+    WANT_HUGE = 2
+    WANT_INCOMPRESSIBLE = 4
+
     CHUNK_USED = 0xffff         # mask of the slots in use, 0 to 512
     CHUNK_PIN = 1 << 16         # one thread inside; up to 2^15 - 1
 cdef extern from *:
@@ -82,6 +88,7 @@ cdef struct store_t:
     uint64_t nr_chunks
     codec_t codec[NR_PRIO]
     uint32_t max_object         # largest compressed size that is kept; larger pages are huge
+    backing_t* backing          # NULL = none
     # access times: seconds since boot, one for each slot, written without a lock
     uint32_t* atime             # atomic: NULL until tracking was switched on for the first time
     uint64_t atime_len          # bytes of that mapping; under Store's GIL
@@ -96,6 +103,7 @@ cdef struct store_t:
     uint64_t failed_reads
     uint64_t failed_writes
     uint64_t notify_free
+    uint64_t written_back       # pages on the backing store
 
 
 cdef struct store_ctx_t:        # one thread's workspace
@@ -104,6 +112,8 @@ cdef struct store_ctx_t:        # one thread's workspace
     uint8_t* page               # a whole page in read-modify-write
     uint8_t* comp               # a compressed page
     uint8_t* scratch            # an object that straddles two frames
+    uint8_t* io                 # FETCH_BYTES: blocks of the backing store
+    bint may_wait               # for the backing store; else its pages are -EAGAIN
     # the page that prepare() has looked at
     uint32_t type
     uint32_t size               # bytes of the object, 0 = none
@@ -122,7 +132,8 @@ cdef bint chunk_try_pin(store_t* st, uint64_t chunk) noexcept nogil
 cdef void chunk_unpin(store_t* st, uint64_t chunk) noexcept nogil
 
 # Whole pages; the caller has pinned the chunk. 0 or a negative errno; on an error the slot keeps
-# what it held.
+# what it held. -EAGAIN, from all but write and free: the page is on the backing store, and the context
+# may not wait for that.
 cdef int page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil
 cdef int page_write(store_t* st, store_ctx_t* ctx, uint64_t slot, const uint8_t* src) noexcept nogil
 # Bytes [start, start + n) of a page: src, or zeros where src is NULL.
@@ -136,6 +147,8 @@ cdef uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil
 cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil
 # The page that the value of a locked slot names; no access: flags and access time stay. 0 or -EIO.
 cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil
+# The same for one on the backing store, whose blocks the caller has pinned, or nobody else is at work.
+cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil
 # Stores what ctx.type, size, data, word and bits say in a locked slot, frees what its value old names,
 # and unlocks it. On an error (-ENOSPC, -EIO) the slot gets the value old.
 cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t old) noexcept nogil
@@ -144,6 +157,18 @@ cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t ol
 cdef void chunk_mark_idle(store_t* st, uint64_t chunk, uint32_t age) noexcept nogil
 # Seconds since boot; 0 while access times are not kept.
 cdef uint32_t last_access(store_t* st, uint64_t slot) noexcept nogil
+# Bytes of the object of a locked slot; 0 if it is damaged.
+cdef uint32_t object_size(store_t* st, store_ctx_t* ctx, uint64_t v) noexcept nogil
+# Post-processing, in the steps select, copy, commit; each pins the chunk itself. A slot that is read,
+# written or freed after it was selected is not selected any more: the later steps then do nothing.
+# Bytes of the object if the slot is as wanted, has an object and was not selected before; else 0.
+cdef uint32_t slot_select(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t want) noexcept nogil
+cdef void slot_unselect(store_t* st, uint64_t slot) noexcept nogil
+# The object of a selected slot to dst (a page): its size in bytes, or 0.
+cdef uint32_t slot_copy(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil
+# A selected slot's object lies on the backing store now (place: back_place()). False: it lies there
+# for nobody.
+cdef bint slot_written_back(store_t* st, uint64_t slot, uint64_t place) noexcept nogil
 
 # Object compaction's hooks, see pool_ops_t. ctx is the store.
 cdef bint slot_pin(void* st, uint64_t slot, uint64_t loc) noexcept nogil

@@ -2,7 +2,7 @@
 # Lock order: see slots.pxd. Functions named _locked are given the value of a slot that the caller
 # has locked, and unlock it.
 """Pages of the device: read, write, update and free one slot."""
-from libc.errno cimport EIO, ENOMEM, ENOSPC
+from libc.errno cimport EAGAIN, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -11,6 +11,9 @@ from allocator.arena cimport arena_t
 from allocator.layout cimport LOC_BITS
 from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_free, zs_malloc, zs_map, zs_unmap, zs_write
+from zramfs.backing cimport (
+    BACK_SIZE_SHIFT, FETCH_BYTES, backing_fetch, backing_pin, backing_release, backing_unpin, back_size,
+)
 from zramfs.codecs cimport codec_compress, codec_ctx_free, codec_ctx_new, codec_decompress
 
 
@@ -18,17 +21,18 @@ from zramfs.codecs cimport codec_compress, codec_ctx_free, codec_ctx_new, codec_
 
 cdef store_ctx_t* ctx_new(store_t* st) noexcept nogil:
     """NULL when memory is short."""
-    # One block: the context on a page of its own, then page, scratch, comp.
-    cdef uint8_t* block = <uint8_t*>aligned_alloc(PAGE, 4 * PAGE)
+    # One block: the context on a page of its own, then page, scratch, comp, io.
+    cdef uint8_t* block = <uint8_t*>aligned_alloc(PAGE, 4 * PAGE + FETCH_BYTES)
     cdef store_ctx_t* ctx = <store_ctx_t*>block
     cdef int prio
     if block == NULL:
         return NULL
-    memset(block, 0, 4 * PAGE)
+    memset(block, 0, 4 * PAGE + FETCH_BYTES)
     ctx.st = st
     ctx.page = block + PAGE
     ctx.scratch = block + 2 * PAGE
     ctx.comp = block + 3 * PAGE
+    ctx.io = block + 4 * PAGE
     for prio in range(NR_PRIO):
         if prio != 0 and st.codec[prio].algo == 0:
             continue
@@ -207,6 +211,37 @@ cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noex
     return r
 
 
+cdef int unpack(store_ctx_t* ctx, uint64_t v, const uint8_t* p, uint32_t size, uint8_t* dst) noexcept nogil:
+    """The page whose object, compressed or raw, lies at p."""
+    if size == PAGE:
+        memcpy(dst, p, PAGE)
+        return 0
+    if codec_decompress(ctx.codec[(v >> PRIO_SHIFT) & PRIO_MASK], p, <int>size, dst, PAGE) != PAGE:
+        return -EIO
+    return 0
+
+
+cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil:
+    cdef const uint8_t* p = backing_fetch(st.backing, slot, v, ctx.io)
+    return unpack(ctx, v, p, back_size(v), dst) if p != NULL else -EIO
+
+
+cdef int fetch_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil:
+    """The page of a locked slot that was written back. The slot is unlocked before the device is
+    asked; after a success the object's blocks are pinned, for whom comes back to see whether the slot
+    still names it: as long as they are, no other object can lie there, so an equal slot is the same."""
+    cdef int r
+    if not ctx.may_wait:
+        slot_unlock(st, slot, v)
+        return -EAGAIN
+    backing_pin(st.backing, v)
+    slot_unlock(st, slot, v & ~<uint64_t>SLOT_IDLE)
+    r = back_load(st, ctx, slot, v, dst)
+    if r != 0:
+        backing_unpin(st.backing, v)
+    return r
+
+
 cdef void release(store_t* st, uint64_t v) noexcept nogil:
     """Frees what an old value named, which no slot names any more."""
     cdef uint32_t kind = slot_type(v)
@@ -217,6 +252,9 @@ cdef void release(store_t* st, uint64_t v) noexcept nogil:
         sub64(&st.same_pages, 1)
     if kind == HUGE:
         sub64(&st.huge_pages, 1)
+    if kind == WRITTEN_BACK:
+        sub64(&st.written_back, 1)
+        backing_release(st.backing, v)
     if has_object(v):
         size = zs_free(st.pool, v >> LOC_SHIFT)
         if size > 0 and kind != SAME_OBJ:
@@ -281,6 +319,12 @@ cdef int page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) n
     if not v & SLOT_LOCK and slot_type(v) <= SAME:
         return page_load(st, ctx, v, dst)
     v = slot_lock(st, slot)
+    if slot_type(v) == WRITTEN_BACK:
+        # What the slot named when it was locked is an answer, whatever was written meanwhile.
+        r = fetch_locked(st, ctx, slot, v, dst)
+        if r == 0:
+            backing_unpin(st.backing, v)
+        return r
     r = page_load(st, ctx, v, dst)
     slot_unlock(st, slot, v & ~<uint64_t>(SLOT_IDLE | SLOT_POST))
     return r
@@ -294,12 +338,21 @@ cdef int page_write(store_t* st, store_ctx_t* ctx, uint64_t slot, const uint8_t*
 
 cdef int page_update(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t start, const uint8_t* src,
                      uint32_t n) noexcept nogil:
-    cdef uint64_t v = slot_lock(st, slot)
+    cdef uint64_t v = slot_lock(st, slot), now
+    cdef bint fetched = False
     cdef int r
+    while slot_type(v) == WRITTEN_BACK and not fetched:
+        r = fetch_locked(st, ctx, slot, v, ctx.page)
+        if r != 0:
+            return r
+        now = slot_lock(st, slot)
+        backing_unpin(st.backing, v)
+        fetched = slot_type(now) == WRITTEN_BACK and now >> BACK_SIZE_SHIFT == v >> BACK_SIZE_SHIFT
+        v = now
     if src == NULL and slot_type(v) == EMPTY:
         slot_unlock(st, slot, v)
         return 0
-    r = page_load(st, ctx, v, ctx.page)
+    r = 0 if fetched else page_load(st, ctx, v, ctx.page)
     if r != 0:
         slot_unlock(st, slot, v)
         return r
@@ -324,3 +377,77 @@ cdef void page_free(store_t* st, uint64_t slot) noexcept nogil:
     sub32(&st.chunks[slot >> CHUNK_SHIFT], 1)
     sub64(&st.pages_stored, 1)
     release(st, v)
+
+
+# ---- post-processing ----------------------------------------------------------------------------
+
+cdef uint32_t object_size(store_t* st, store_ctx_t* ctx, uint64_t v) noexcept nogil:
+    cdef uint32_t size = 0
+    if slot_type(v) == HUGE:
+        return PAGE
+    if zs_map(st.pool, v >> LOC_SHIFT, ctx.scratch, &size) == NULL:
+        return 0
+    zs_unmap(st.pool, v >> LOC_SHIFT)
+    return size
+
+
+cdef inline bint wanted(uint64_t v, uint32_t want) noexcept nogil:
+    if (slot_type(v) != OBJ and slot_type(v) != HUGE) or v & SLOT_POST:
+        return False
+    return ((not want & WANT_IDLE or v & SLOT_IDLE) and (not want & WANT_HUGE or slot_type(v) == HUGE)
+            and (not want & WANT_INCOMPRESSIBLE or v & SLOT_INCOMPRESSIBLE))
+
+
+cdef uint32_t slot_select(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t want) noexcept nogil:
+    cdef uint32_t size = 0
+    cdef uint64_t v
+    # Looked at first without the lock: most slots are not wanted.
+    if load32(&st.chunks[slot >> CHUNK_SHIFT]) & CHUNK_USED == 0 or not wanted(load64(&st.slots[slot]), want):
+        return 0
+    chunk_pin(st, slot >> CHUNK_SHIFT)
+    v = slot_lock(st, slot)
+    if wanted(v, want):
+        size = object_size(st, ctx, v)
+        if size != 0:
+            v |= SLOT_POST
+    slot_unlock(st, slot, v)
+    chunk_unpin(st, slot >> CHUNK_SHIFT)
+    return size
+
+
+cdef void slot_unselect(store_t* st, uint64_t slot) noexcept nogil:
+    chunk_pin(st, slot >> CHUNK_SHIFT)
+    slot_unlock(st, slot, slot_lock(st, slot) & ~<uint64_t>SLOT_POST)
+    chunk_unpin(st, slot >> CHUNK_SHIFT)
+
+
+cdef uint32_t slot_copy(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil:
+    cdef const uint8_t* p
+    cdef uint32_t size = 0
+    cdef uint64_t v
+    chunk_pin(st, slot >> CHUNK_SHIFT)
+    v = slot_lock(st, slot)
+    if v & SLOT_POST:
+        p = zs_map(st.pool, v >> LOC_SHIFT, ctx.scratch, &size)
+        if p != NULL:
+            memcpy(dst, p, size)
+            zs_unmap(st.pool, v >> LOC_SHIFT)
+    slot_unlock(st, slot, v)
+    chunk_unpin(st, slot >> CHUNK_SHIFT)
+    return size
+
+
+cdef bint slot_written_back(store_t* st, uint64_t slot, uint64_t place) noexcept nogil:
+    cdef uint64_t v, kept = PRIO_MASK << PRIO_SHIFT | SLOT_INCOMPRESSIBLE
+    cdef bint selected
+    chunk_pin(st, slot >> CHUNK_SHIFT)
+    v = slot_lock(st, slot)
+    selected = v & SLOT_POST != 0
+    if selected:
+        add64(&st.written_back, 1)
+        slot_unlock(st, slot, place | WRITTEN_BACK << TYPE_SHIFT | v & kept)
+        release(st, v)
+    else:
+        slot_unlock(st, slot, v)
+    chunk_unpin(st, slot >> CHUNK_SHIFT)
+    return selected

@@ -55,6 +55,7 @@ class StoreStats:
     frames_used: int
     frames_free: int
     corrupt: int  # locations that named no object: 0 in a sound pool
+    written_back: int  # pages on the backing store, now
 
 
 EMPTY = StoreStats(*[0] * len(StoreStats.__slots__))
@@ -74,3 +75,16 @@ class RecompressionStats:
 
     def __add__(self, other: RecompressionStats) -> RecompressionStats:
         return RecompressionStats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class BackingStats:
+    """Of a backing store, in blocks of 4 KiB, since it was opened."""
+
+    blocks: int  # its size
+    used: int  # that hold a page or a part of one, now
+    stale: int  # free, but the file still holds their space, now
+    reads: int
+    writes: int
+    read_errors: int  # reads that failed, or found something else than had been written
+    write_errors: int  # writes that failed; their pages stayed in memory

@@ -2,7 +2,7 @@
 # Lock order: slots.pxd. A range takes the chunks it covers one after the other, pinned one at a time.
 """The store of a device: any byte range, read, written, zeroed and sought, over the slot table."""
 cimport cython
-from libc.errno cimport EBUSY, EINVAL, EIO, ENOMEM, ENOSPC, ENXIO
+from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENOMEM, ENOSPC, ENXIO
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -21,6 +21,7 @@ from allocator.zsmalloc cimport (
     pool_ops_t, pool_stats, pool_t, zs_compact, zs_compact_class, zs_flush_deferred, zs_freeable, zs_map,
     zs_unmap, zs_wake_after,
 )
+from zramfs.backing cimport BACK_HUGE, Backing, back_extent, back_offset, back_size
 from zramfs.codecs cimport CODEC_NONE, Codec
 from zramfs.slots cimport *
 
@@ -82,7 +83,8 @@ cdef int read_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end, u
             if r == 0:
                 memcpy(buf, ctx.page + start, piece - off)
         if r != 0:
-            add64(&st.failed_reads, 1)
+            if r != -EAGAIN:
+                add64(&st.failed_reads, 1)
             return r
         buf += piece - off
         off = piece
@@ -122,7 +124,8 @@ cdef int write_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end, 
             r = page_update(st, ctx, off >> PAGE_SHIFT, <uint32_t>(off & (PAGE - 1)), buf,
                             <uint32_t>(piece - off))
         if r != 0:
-            add64(&st.failed_writes, 1)
+            if r != -EAGAIN:
+                add64(&st.failed_writes, 1)
             return r
         done[0] += piece - off
         buf += piece - off
@@ -134,9 +137,10 @@ cdef int store_write(store_t* st, store_ctx_t* ctx, uint64_t off, const uint8_t*
                      uint64_t* done) noexcept nogil:
     cdef uint64_t end = off + n, piece, chunk
     cdef int r
-    done[0] = 0
-    if not in_range(st, off, n):
+    if not in_range(st, off, n) or done[0] > n:
         return -EINVAL
+    off += done[0]
+    buf += done[0]
     while off < end:
         piece = cut(off, end, PAGE_SHIFT + CHUNK_SHIFT)
         chunk = off >> (PAGE_SHIFT + CHUNK_SHIFT)
@@ -175,12 +179,13 @@ cdef int zero_part(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end) no
     chunk_pin(st, chunk)
     r = page_update(st, ctx, slot, <uint32_t>(off & (PAGE - 1)), NULL, <uint32_t>(end - off))
     chunk_unpin(st, chunk)
-    if r != 0:
+    if r != 0 and r != -EAGAIN:
         add64(&st.failed_writes, 1)
     return r
 
 
-cdef int store_zero(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t n) noexcept nogil:
+cdef int store_zero(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t n, uint64_t* done) noexcept nogil:
+    """done: 1 when the whole pages are free."""
     cdef uint64_t end = off + n, first, last
     cdef int r
     if not in_range(st, off, n):
@@ -188,9 +193,10 @@ cdef int store_zero(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t n) noe
     first = (off + PAGE - 1) >> PAGE_SHIFT
     last = end >> PAGE_SHIFT
     # Whole pages first: in a full pool they make the room that the rest of a partial page may need.
-    if last > first:
+    if last > first and not done[0]:
         add64(&st.notify_free, last - first)
         free_pages(st, first, last)
+        done[0] = 1
     if first > last:
         return zero_part(st, ctx, off, end)
     r = zero_part(st, ctx, off, first << PAGE_SHIFT)
@@ -324,12 +330,16 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
                 objects += 1
                 check_object(st, slot, v, &nbytes)
             flags = v & (<uint64_t>PRIO_MASK << PRIO_SHIFT | SLOT_IDLE | SLOT_INCOMPRESSIBLE | SLOT_POST)
-            if flags & SLOT_POST or flags and (slot_type(v) == SAME or slot_type(v) == SAME_OBJ):
+            if (flags & SLOT_POST or flags and (slot_type(v) == SAME or slot_type(v) == SAME_OBJ)
+                    or flags & SLOT_IDLE and slot_type(v) == WRITTEN_BACK):
                 fail(f"slot {slot} of type {slot_type(v)} has the flags {flags:#x}")
-            if ctx.codec[slot_prio(v)] == NULL or slot_type(v) != OBJ and slot_prio(v):
+            compressed = slot_type(v) == OBJ or slot_type(v) == WRITTEN_BACK and not v & BACK_HUGE
+            if ctx.codec[slot_prio(v)] == NULL or slot_prio(v) and not compressed:
                 fail(f"slot {slot} of type {slot_type(v)} has the priority {slot_prio(v)}")
-            if level >= 3 and page_load(st, ctx, v, ctx.page) != 0:
+            if level >= 3 and slot_type(v) != WRITTEN_BACK and page_load(st, ctx, v, ctx.page) != 0:
                 fail(f"the page of slot {slot} can't be decompressed")
+            if level >= 3 and slot_type(v) == WRITTEN_BACK and back_load(st, ctx, slot, v, ctx.page) != 0:
+                fail(f"the page of slot {slot} can't be read from the backing store")
         if used != load32(&st.chunks[chunk]):
             fail(f"chunk {chunk} has {used} slots in use and says {load32(&st.chunks[chunk]):#x}")
         stored += used
@@ -343,6 +353,37 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
     return 0
 
 
+cdef int check_backing(store_t* st, Backing backing) except -1:
+    """What the slots take of each block is what the backing store counts."""
+    cdef uint64_t nbytes = st.backing.nr_blocks * sizeof(uint32_t), slot, v, found = 0, offset
+    cdef uint32_t extent, first
+    cdef void* p = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    cdef uint32_t* live = <uint32_t*>p
+    if p == MAP_FAILED:
+        raise MemoryError(f"no memory to count {st.backing.nr_blocks} blocks")
+    try:
+        for slot in range(st.nr_slots):
+            if load32(&st.chunks[slot >> CHUNK_SHIFT]) == 0:
+                continue
+            v = load64(&st.slots[slot])
+            if slot_type(v) != WRITTEN_BACK:
+                continue
+            found += 1
+            offset, extent = back_offset(v), back_extent(back_size(v))
+            first = min(extent, <uint32_t>(PAGE - (offset & (PAGE - 1))))
+            if offset + extent > st.backing.nr_blocks << PAGE_SHIFT:
+                fail(f"slot {slot} lies at {offset} of the backing store, which is shorter")
+            live[offset >> PAGE_SHIFT] += first
+            if extent > first:
+                live[(offset >> PAGE_SHIFT) + 1] += extent - first
+        if found != st.written_back:
+            fail(f"{found} pages written back in the slot table, {st.written_back} counted")
+        backing.check(live)
+    finally:
+        munmap(p, nbytes)
+    return 0
+
+
 # ---- Python -----------------------------------------------------------------------------------------
 
 # The collector must not take the arena away before __dealloc__ has used it.
@@ -352,12 +393,14 @@ cdef class Store:
 
     disksize: bytes, 1 to 2^48, rounded up to 4096. algo, level, dictionary: the primary algorithm, see
     zramfs.codecs. secondary: Codecs (or None) of priority 1 to 3, whose objects `recompress` makes.
-    mem_limit: bytes of pool memory, rounded up to 4096, 0 = none.
+    mem_limit: bytes of pool memory, rounded up to 4096, 0 = none. backing: an open Backing,
+    which belongs to the store from then on, or None.
     Raises ValueError for a bad argument and MemoryError when address space is short. Every method
     may be called from any thread; the GIL is released while data moves.
     """
 
-    def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0):
+    def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0,
+                  Backing backing=None):
         cdef uint64_t nr_slots
         cdef Codec codec
         cdef int prio
@@ -384,6 +427,12 @@ cdef class Store:
         self.algo = algo
         self.level = self.codecs[0].level
         self.set_mem_limit(mem_limit)
+        if backing is not None:
+            if backing.b == NULL or backing.taken:
+                raise ValueError("expected an open backing store that no other store has")
+            backing.taken = True
+            self.backing = backing
+            self.st.backing = backing.b
 
     def __dealloc__(self):
         self.close()
@@ -403,6 +452,8 @@ cdef class Store:
             store_delete(st)
         if self.arena is not None:
             self.arena.close()
+        if self.backing is not None:
+            self.backing.close()
 
     cdef store_ctx_t* take_ctx(self) except NULL:
         cdef store_ctx_t* ctx
@@ -414,6 +465,7 @@ cdef class Store:
         ctx = ctx_new(self.st)
         if ctx == NULL:
             raise MemoryError("no memory for a codec's workspace")
+        ctx.may_wait = True
         return ctx
 
     cdef int put_ctx(self, store_ctx_t* ctx) except -1:
@@ -495,14 +547,14 @@ cdef class Store:
     def zero(self, off, n):
         """Discards n bytes at off: whole pages are freed, a partial head and tail are zeroed.
         Raises OSError as write() does."""
-        cdef uint64_t start, count
+        cdef uint64_t start, count, done = 0
         cdef store_ctx_t* ctx
         cdef int r
         self.check_range(off, n)
         start, count = off, n
         ctx = self.take_ctx()
         with nogil:
-            r = store_zero(self.st, ctx, start, count)
+            r = store_zero(self.st, ctx, start, count, &done)
         self.put_ctx(ctx)
         if r != 0:
             raise OSError(-r, f"{n} bytes at {off} can't be zeroed: {os.strerror(-r)}")
@@ -669,6 +721,7 @@ cdef class Store:
             frames_used=arena.frames_used,
             frames_free=arena.frames_free,
             corrupt=pool.corrupt,
+            written_back=peek64(&self.st.written_back),
         )
 
     def classes(self):
@@ -692,6 +745,8 @@ cdef class Store:
             check_pool(self.st.pool, level)
             if level >= 2:
                 check_slots(self.st, ctx, level)
+                if self.backing is not None:
+                    check_backing(self.st, self.backing)
         finally:
             self.put_ctx(ctx)
 

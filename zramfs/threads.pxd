@@ -13,19 +13,20 @@ A thread may look for the next request for a while before it sleeps, because wak
 the request (4 KiB reads at depth 1 on a virtual machine: 40 us with sleep, 18 us without; through
 a loop device 40 and 24). It does so only while requests come singly and soon after each other, so that
 an idle device costs nothing and a client with a deep queue keeps the CPUs.
+
+What needs the backing store is done by slow threads, which are there once a store has one; see slow.pxd.
 """
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from allocator.prim cimport pthread_mutex_t
 from zramfs.requests cimport server_t, worker_t
+from zramfs.slow cimport SLOW_SPARES, SLOW_THREADS, pthread_cond_t, slow_t
 
 cdef enum:
     MAX_THREADS = 64
 
 cdef extern from "pthread.h" nogil:
     ctypedef unsigned long pthread_t
-    ctypedef struct pthread_cond_t:
-        pass
 
 # Fields without a word on who writes them are constant once the threads run.
 cdef struct thread_t:
@@ -62,11 +63,20 @@ cdef struct crew_t:
     uint64_t stopping           # atomic
     uint64_t end_errno          # atomic: of a read that failed otherwise than by unmount or abort
     thread_t* threads[MAX_THREADS]
+    slow_t* slow                # NULL: none yet; written once, under rest_lock
+    thread_t* slow_threads[SLOW_THREADS]
+    uint8_t* spares[SLOW_SPARES]    # the mappings of the buffers that slow_t hands round
+    int slow_count              # slow threads with memory
+    int slow_created            # slow threads to join
 
 # Of zeroed memory.
 cdef void crew_init(crew_t* crew) noexcept nogil
 # Memory and buffers of one more thread: 0 or an errno.
 cdef int crew_add(crew_t* crew) noexcept nogil
+# Memory of the slow threads, unless they have it: 0 or an errno.
+cdef int crew_add_slow(crew_t* crew) noexcept nogil
+# Starts those that have memory and do not run: 0 or an errno. crew_start does so by itself.
+cdef int crew_start_slow(crew_t* crew) noexcept nogil
 # Starts all threads: 0 or an errno; after an error, crew_stop and crew_join.
 cdef int crew_start(crew_t* crew) noexcept nogil
 # Asks all threads to end and returns when they have.

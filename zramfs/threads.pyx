@@ -16,7 +16,11 @@ from allocator.prim cimport (
     pthread_mutex_t, pthread_mutex_unlock, store64, sub64,
 )
 from zramfs.requests cimport (
-    MAX_IO, REPLY_HEAD, REQUEST_HEAD, SHARED_BYTES, answer, help, payload_of, refuse, takes_long,
+    MAX_IO, PUT_OFF, REPLY_HEAD, REQUEST_HEAD, SHARED_BYTES, answer, help, payload_of, refuse, takes_long,
+)
+from zramfs.slow cimport (
+    SLOW_SPARES, SLOW_THREADS, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init,
+    pthread_cond_signal, pthread_cond_wait, slow_end, slow_idle, slow_init, slow_put, slow_t, slow_take,
 )
 
 cdef extern from "pthread.h" nogil:
@@ -30,11 +34,6 @@ cdef extern from "pthread.h" nogil:
     int pthread_join(pthread_t thread, void** result)
     int pthread_kill(pthread_t thread, int sig)
     int pthread_setname_np(pthread_t thread, const char* name)
-    int pthread_cond_init(pthread_cond_t* c, const void* attr)
-    int pthread_cond_wait(pthread_cond_t* c, pthread_mutex_t* m)
-    int pthread_cond_signal(pthread_cond_t* c)
-    int pthread_cond_broadcast(pthread_cond_t* c)
-    int pthread_cond_destroy(pthread_cond_t* c)
     int pthread_sigmask(int how, const sigset_t* set, sigset_t* old)
 
 cdef extern from "signal.h" nogil:
@@ -56,6 +55,7 @@ cdef enum:
     THREAD_AT = PAGE + STACK
     DATA_AT = THREAD_AT + 2 * PAGE
     REGION = DATA_AT + MAX_IO
+    SPARE = PAGE + MAX_IO       # page in whose end a request begins, data
     LOOK_EVERY = 8              # requests between two looks for more waiting; a power of two
     # Looking for a request before sleeping: see threads.pxd. Measured on two CPUs.
     HOPE_NS = 300000            # sleeps shorter than this promise a request within a look: at depth 1
@@ -147,10 +147,12 @@ cdef void rest_and_help(thread_t* t, bint started) noexcept nogil:
 
 
 cdef void stop_all(crew_t* crew) noexcept nogil:
-    """No thread begins another request; those that rest end."""
+    """No thread begins another request; those that rest, or wait for one, end."""
     pthread_mutex_lock(&crew.rest_lock)
     store64(&crew.stopping, 1)
     pthread_cond_broadcast(&crew.rest_over)
+    if crew.slow != NULL:
+        slow_end(crew.slow)
     pthread_mutex_unlock(&crew.rest_lock)
 
 
@@ -217,6 +219,37 @@ cdef void note_wait(thread_t* t, uint64_t ns) noexcept nogil:
     t.row = 0
 
 
+cdef void* serve_slow(void* arg) noexcept nogil:
+    cdef thread_t* t = <thread_t*> arg
+    cdef crew_t* crew = t.crew
+    cdef size_t got = 0, size
+    cdef uint64_t unique
+    # A reply that comes too late goes to what stands in the connection's place.
+    while not load64(&crew.stopping) and slow_take(crew.slow, &t.w, &got):
+        unique = (<uint64_t*> (t.w.data - REQUEST_HEAD))[1]
+        size = answer(&t.w, got)
+        store64(&t.w.serving, 0)
+        if size:
+            reply(t, size, unique)
+    store64(&t.running, 0)
+    leave(crew, 1)
+    return NULL
+
+
+cdef size_t answer_or_put_off(thread_t* t, size_t got) noexcept nogil:
+    """0 if the slow threads will answer."""
+    cdef size_t size = answer(&t.w, got)
+    if size != PUT_OFF:
+        return size
+    if slow_put(t.crew.slow, &t.w, got):
+        return 0
+    # No room: to wait here costs others time, to refuse would cost data.
+    t.w.may_wait = True
+    size = answer(&t.w, got)
+    t.w.may_wait = False
+    return size
+
+
 cdef bint serve_one(thread_t* t) noexcept nogil:
     """Reads a request and answers it. False if the connection has ended."""
     cdef crew_t* crew = t.crew
@@ -256,7 +289,7 @@ cdef bint serve_one(thread_t* t) noexcept nogil:
             t.long_request or (t.requests % LOOK_EVERY == 0 and waiting(crew))):
         call(crew, 1)
     unique = (<uint64_t*> request)[1]
-    size = answer(&t.w, <size_t> got)
+    size = answer_or_put_off(t, <size_t> got)
     store64(&t.w.serving, 0)
     return size == 0 or reply(t, size, unique)
 
@@ -278,39 +311,79 @@ cdef void crew_init(crew_t* crew) noexcept nogil:
     crew.server.crew = crew
 
 
-cdef int crew_add(crew_t* crew) noexcept nogil:
+cdef uint8_t* locked_memory(size_t size, uint64_t* unlocked) noexcept nogil:
     """All of it is made resident now: a page fault under a fatal signal gives the caller EIO, and
-    one on memory that was swapped out may wait for ourselves."""
-    cdef thread_t* t
+    one on memory that was swapped out may wait for ourselves. NULL, and errno."""
     cdef uint8_t* base = <uint8_t*> mmap(
-        NULL, REGION, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0)
+        NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0)
     if base == MAP_FAILED:
-        return errno
+        return NULL
+    if mlock(base, size) != 0:
+        unlocked[0] += size
+    return base
+
+
+cdef thread_t* thread_new(crew_t* crew) noexcept nogil:
+    """NULL, and errno."""
+    cdef thread_t* t
+    cdef uint64_t unlocked = 0
+    cdef uint8_t* base = locked_memory(REGION, &unlocked)
+    if base == NULL:
+        return NULL
     mprotect(base, PAGE, PROT_NONE)
     t = <thread_t*> (base + THREAD_AT)
     t.crew = crew
-    t.index = crew.count
     t.w.server = &crew.server
     t.w.data = base + DATA_AT
-    if mlock(base + PAGE, REGION - PAGE) != 0:
-        t.unlocked = REGION - PAGE
+    t.unlocked = unlocked
+    return t
+
+
+cdef int crew_add(crew_t* crew) noexcept nogil:
+    cdef thread_t* t = thread_new(crew)
+    if t == NULL:
+        return errno
+    t.index = crew.count
     crew.threads[crew.count] = t
     crew.count += 1
     return 0
 
 
-cdef int crew_start(crew_t* crew) noexcept nogil:
-    cdef sigset_t blocked, before
-    cdef sigaction_t action
-    cdef pthread_attr_t attr
-    cdef thread_t* t
-    cdef char name[16]
-    cdef int i, err = 0
-    memset(&action, 0, sizeof(action))
-    action.sa_handler = ignore_signal
-    sigemptyset(&action.sa_mask)
-    sigaction(kick_signal(), &action, NULL)
-    # Inherited by the threads. Faults stay deliverable so that faulthandler can report them.
+cdef int crew_add_slow(crew_t* crew) noexcept nogil:
+    cdef slow_t* s
+    cdef uint64_t unlocked = 0
+    cdef int i
+    if crew.slow != NULL:
+        return 0
+    for i in range(SLOW_SPARES):
+        if crew.spares[i] == NULL:
+            crew.spares[i] = locked_memory(SPARE, &unlocked)
+        if crew.spares[i] == NULL:
+            return errno
+    while crew.slow_count < SLOW_THREADS:
+        crew.slow_threads[crew.slow_count] = thread_new(crew)
+        if crew.slow_threads[crew.slow_count] == NULL:
+            return errno
+        crew.slow_threads[crew.slow_count].w.may_wait = True
+        crew.slow_count += 1
+    s = <slow_t*> locked_memory(sizeof(slow_t), &unlocked)
+    if s == NULL:
+        return errno
+    crew.slow_threads[0].unlocked += unlocked
+    slow_init(s)
+    for i in range(SLOW_SPARES):
+        s.spare[i] = crew.spares[i] + PAGE
+    s.spares = SLOW_SPARES
+    pthread_mutex_lock(&crew.rest_lock)
+    crew.slow = s
+    pthread_mutex_unlock(&crew.rest_lock)
+    return 0
+
+
+cdef void block_signals(sigset_t* before) noexcept nogil:
+    """For threads that are about to be made. Faults stay deliverable so that faulthandler can report
+    them."""
+    cdef sigset_t blocked
     sigfillset(&blocked)
     sigdelset(&blocked, SIGSEGV)
     sigdelset(&blocked, SIGBUS)
@@ -318,24 +391,64 @@ cdef int crew_start(crew_t* crew) noexcept nogil:
     sigdelset(&blocked, SIGILL)
     sigdelset(&blocked, SIGABRT)
     sigdelset(&blocked, kick_signal())
-    pthread_sigmask(SIG_SETMASK, &blocked, &before)
+    pthread_sigmask(SIG_SETMASK, &blocked, before)
+
+
+cdef int thread_start(thread_t* t, void* (*work)(void*) noexcept nogil, const char* name) noexcept nogil:
+    """0 or an errno. live counts the thread already."""
+    cdef pthread_attr_t attr
+    cdef int err
+    store64(&t.running, 1)
+    pthread_attr_init(&attr)
+    err = pthread_attr_setstack(&attr, <uint8_t*> t - STACK, STACK)
+    if err == 0:
+        err = pthread_create(&t.id, &attr, work, t)
+    pthread_attr_destroy(&attr)
+    if err:
+        store64(&t.running, 0)
+    else:
+        pthread_setname_np(t.id, name)
+    return err
+
+
+cdef int crew_start(crew_t* crew) noexcept nogil:
+    cdef sigset_t before
+    cdef sigaction_t action
+    cdef char name[16]
+    cdef int i, err = 0
+    memset(&action, 0, sizeof(action))
+    action.sa_handler = ignore_signal
+    sigemptyset(&action.sa_mask)
+    sigaction(kick_signal(), &action, NULL)
+    block_signals(&before)
     store64(&crew.live, <uint64_t> crew.count + 1)      # one for us: threads may end before all exist
     for i in range(crew.count):
-        t = crew.threads[i]
-        store64(&t.running, 1)
-        pthread_attr_init(&attr)
-        err = pthread_attr_setstack(&attr, <uint8_t*> t - STACK, STACK)
-        if err == 0:
-            err = pthread_create(&t.id, &attr, serve, t)
-        pthread_attr_destroy(&attr)
+        snprintf(name, sizeof(name), "zramfs-lane%hhu", <unsigned char> i)
+        err = thread_start(crew.threads[i], serve, name)
         if err:
-            store64(&t.running, 0)
             leave(crew, <uint64_t> (crew.count - i))
             break
         crew.created += 1
-        snprintf(name, sizeof(name), "zramfs-lane%hhu", <unsigned char> i)
-        pthread_setname_np(t.id, name)
+    pthread_sigmask(SIG_SETMASK, &before, NULL)
+    if err == 0:
+        err = crew_start_slow(crew)
     leave(crew, 1)
+    return err
+
+
+cdef int crew_start_slow(crew_t* crew) noexcept nogil:
+    cdef sigset_t before
+    cdef char name[16]
+    cdef int err = 0
+    block_signals(&before)
+    while err == 0 and crew.slow_created < crew.slow_count:
+        snprintf(name, sizeof(name), "zramfs-slow%hhu", <unsigned char> crew.slow_created)
+        add64(&crew.live, 1)
+        err = thread_start(crew.slow_threads[crew.slow_created], serve_slow, name)
+        if err:
+            leave(crew, 1)
+        else:
+            crew.slow_created += 1
     pthread_sigmask(SIG_SETMASK, &before, NULL)
     return err
 
@@ -361,7 +474,9 @@ cdef void crew_join(crew_t* crew) noexcept nogil:
     cdef int i
     for i in range(crew.created):
         pthread_join(crew.threads[i].id, NULL)
-    crew.created = 0
+    for i in range(crew.slow_created):
+        pthread_join(crew.slow_threads[i].id, NULL)
+    crew.created = crew.slow_created = 0
 
 
 cdef bint crew_idle(crew_t* crew) noexcept nogil:
@@ -371,6 +486,12 @@ cdef bint crew_idle(crew_t* crew) noexcept nogil:
     for i in range(crew.count):
         if load64(&crew.threads[i].w.serving):
             return False
+    # In the order of a request's way: what has left the queue is being served.
+    if crew.slow != NULL and not slow_idle(crew.slow):
+        return False
+    for i in range(crew.slow_count):
+        if load64(&crew.slow_threads[i].w.serving):
+            return False
     return True
 
 
@@ -378,6 +499,13 @@ cdef void crew_free(crew_t* crew) noexcept nogil:
     cdef int i
     for i in range(crew.count):
         munmap(<uint8_t*> crew.threads[i] - THREAD_AT, REGION)
+    for i in range(crew.slow_count):
+        munmap(<uint8_t*> crew.slow_threads[i] - THREAD_AT, REGION)
+    for i in range(SLOW_SPARES):
+        if crew.spares[i] != NULL:
+            munmap(crew.spares[i], SPARE)
+    if crew.slow != NULL:
+        munmap(crew.slow, sizeof(slow_t))
     pthread_cond_destroy(&crew.rest_over)
     pthread_mutex_destroy(&crew.rest_lock)
     if crew.fd >= 0:

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+# No locks: a block's word and a group's word are atomic. A block is taken by a compare-and-swap of a
+# word that counts nothing, so no two write-backs get the same; one that counts anything is never
+# written. No lock of anybody else's may be held across backing_write() and backing_fetch(): they wait
+# for the device.
+"""The backing store: objects on a block device or in a regular file, packed into blocks of 4 KiB.
+
+    block n                               block n + 1                         block n + 2
+    +--------+-----------+---+--------+---+-------+---+--------+--------+.....+------------------+
+    | header | object    | 0 | header | obj...|...ect | header | object |     | raw (huge) page  |
+    +--------+-----------+---+--------+---+-------+---+--------+--------+.....+------------------+
+    ^ multiples of 16 bytes, 8 of them the header                             ^ whole block, no header
+
+    slot of a compressed page that was written back      slot of a raw page that was written back
+     63                        24 23 22        10 9 0     63            32 31      24 23 22      10 9 0
+    +----------------------------+--+------------+---+   +----------------+----------+--+----------+---+
+    | byte offset / 16 (16 TiB)  |0 | its size   |...|   | block          | sum, low |1 | sum, high|...|
+    +----------------------------+--+------------+---+   +----------------+----------+--+----------+---+
+
+An object lies in at most two blocks, so that reading it is one read of 4 or 8 KiB. Its header is a
+64-bit sum of its bytes, its slot, its size and a key that each backing store draws by lot; of a raw
+page's sum the slot keeps 21 bits. Both are verified when it is read: a damaged or misplaced block, or
+one that another device has left there, is EIO. (What passes: a raw page with a chance of 1 in 2
+million; and an older page of the same slot, size and place, where the device lost a write and said
+nothing.) The store is of no use without the slots, and has no block that describes it.
+
+A block's word: bytes that live objects take in it (bits 0 to 12), pins (16 to 30), and STALE, that the
+file still holds data there (31). A pin is a read under way, or the write-back that is filling the
+block. A block is free when it counts neither; nothing is written into a block a second time before
+that, so a read never meets a change.
+
+Sums that hold at rest (Backing.check):
+    [B1] live bytes of a block = sum over the slots of what their objects take in it
+    [B2] no block is pinned; used = blocks with live bytes; per group as well
+"""
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+cdef enum:
+    BLOCK = 4096
+    BLOCK_SHIFT = 12
+    UNIT_SHIFT = 4              # objects start at multiples of 16 bytes
+    BACK_HEADER = 8
+    BACK_SIZE_SHIFT = 10        # in a slot
+    BACK_SIZE_MASK = 0x1fff
+    BACK_HUGE = 1 << 23         # in a slot
+    BACK_LOC_SHIFT = 24
+    GROUP_SHIFT = 12            # blocks a group, as a power of two: 16 MiB
+    FETCH_BYTES = 8192          # the most that one object takes on the device
+
+
+cdef struct backing_t:
+    # constant
+    int fd
+    bint is_file                # else a block device
+    uint64_t nr_blocks
+    uint64_t nr_groups
+    uint64_t key
+    uint32_t* blocks            # words, see above; atomic
+    uint32_t* groups            # per group: used (low half) and stale free blocks (high half); atomic
+    # the write-back's own
+    uint64_t cursor             # where the search for a free block goes on
+    # atomic, relaxed
+    uint64_t used               # blocks that count something
+    uint64_t stale              # free blocks whose data is still in the file
+    uint64_t reads              # blocks read
+    uint64_t writes             # blocks written
+    uint64_t read_errors        # reads that failed or whose data was not what had been written
+    uint64_t write_errors       # writes that failed
+
+
+# What a slot says of its object on the backing store; v is the slot's value.
+cdef inline uint64_t back_offset(uint64_t v) noexcept nogil:
+    if v & BACK_HUGE:
+        return (v >> 32) << BLOCK_SHIFT
+    return (v >> BACK_LOC_SHIFT) << UNIT_SHIFT
+
+cdef inline uint32_t back_size(uint64_t v) noexcept nogil:
+    """Bytes of the object."""
+    if v & BACK_HUGE:
+        return BLOCK
+    return <uint32_t>(v >> BACK_SIZE_SHIFT) & BACK_SIZE_MASK
+
+cdef inline uint32_t back_extent(uint32_t size) noexcept nogil:
+    """Bytes that an object of this size takes on the device."""
+    if size == BLOCK:
+        return BLOCK
+    return (size + BACK_HEADER + (1u << UNIT_SHIFT) - 1) & ~((1u << UNIT_SHIFT) - 1)
+
+# The sum of an object, and the bits of a slot that lead to it at a byte offset.
+cdef uint64_t back_sum(const backing_t* b, uint64_t slot, const uint8_t* data, uint32_t size) noexcept nogil
+cdef uint64_t back_place(uint64_t offset, uint32_t size, uint64_t total) noexcept nogil
+
+# Takes a free block, which is pinned then: the wanted one, or if that is taken another one. -ENOSPC.
+cdef int64_t backing_take(backing_t* b, uint64_t wanted) noexcept nogil
+cdef void backing_unpin_block(backing_t* b, uint64_t block) noexcept nogil
+# Counts an object of the write-back's in its blocks, and takes it out again. The caller of add has
+# the blocks pinned.
+cdef void backing_add(backing_t* b, uint64_t offset, uint32_t extent) noexcept nogil
+cdef void backing_remove(backing_t* b, uint64_t offset, uint32_t extent) noexcept nogil
+# Blocks from `first` on: 0 or a negative errno.
+cdef int backing_write(backing_t* b, uint64_t first, uint64_t count, const uint8_t* data) noexcept nogil
+# Keeps the blocks of a slot's object from being used for another one. The caller holds the slot, or
+# has it pinned.
+cdef void backing_pin(backing_t* b, uint64_t v) noexcept nogil
+cdef void backing_unpin(backing_t* b, uint64_t v) noexcept nogil
+# The bytes of a pinned object, verified; NULL: -EIO. io: FETCH_BYTES, page aligned; they lie in there.
+cdef const uint8_t* backing_fetch(backing_t* b, uint64_t slot, uint64_t v, uint8_t* io) noexcept nogil
+# The slot names it no more.
+cdef void backing_release(backing_t* b, uint64_t v) noexcept nogil
+# Gives the data of free blocks back to the file system, at most so many of them: how many.
+cdef uint64_t backing_trim(backing_t* b, uint64_t most) noexcept nogil
+
+
+cdef class Backing:
+    cdef backing_t* b               # NULL once closed
+    cdef readonly str path
+    cdef bint taken                 # by a store
+    cdef object __weakref__
+
+    cdef int check(self, const uint32_t* live) except -1
