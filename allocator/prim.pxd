@@ -39,6 +39,7 @@ cdef extern from "prim.h" nogil:
     uint64_t now_ns() noexcept
     uint32_t boot_seconds() noexcept
     void relax(unsigned int round) noexcept
+    void fetch_object(const void* p) noexcept
     void short_mutex_init(pthread_mutex_t* m) noexcept
     bint same_filled(const uint8_t* page, uint64_t* word) noexcept
     void fill_words(uint8_t* page, uint64_t word) noexcept

@@ -482,10 +482,12 @@ cdef const uint8_t* zs_map(pool_t* pool, uint64_t loc, uint8_t* scratch, uint32_
     cdef size_class_t* c = class_of(pool, loc)
     cdef zspage_desc_t* z = &pool.arena.zspages[loc_zspage(loc)]
     cdef uint64_t header
-    cdef uint32_t n
+    cdef uint32_t n, off
     if c == NULL:
         return NULL
     read_lock(z)
+    off = data_offset(c, loc_idx(loc))
+    fetch_object(frame_ptr(pool.arena, z.frames[off >> FRAME_SHIFT]) + (off & (FRAME_SIZE - 1)))
     header = header_ptr(pool, z, c, loc_idx(loc))[0]
     n = <uint32_t>((header >> 1) & HDR_SIZE_MASK)
     if not header & HDR_ALLOCATED or n > ZS_MAX_ALLOC or (n > c.size - OBJ_HEADER and not is_huge(c)):
@@ -493,7 +495,7 @@ cdef const uint8_t* zs_map(pool_t* pool, uint64_t loc, uint8_t* scratch, uint32_
         add64(&pool.corrupt, 1)
         return NULL
     size[0] = n
-    return view(pool, z, data_offset(c, loc_idx(loc)), n, scratch)
+    return view(pool, z, off, n, scratch)
 
 
 cdef void zs_unmap(pool_t* pool, uint64_t loc) noexcept nogil:
