@@ -77,7 +77,8 @@ def test_a_key_without_a_value(text: str) -> None:
 
 @pytest.mark.parametrize("value, expected", [
     ("7", 7), ("+7", 7), ("-3", -3), ("007", 7), ("10", 10), ("11", errno.ERANGE), ("-4", errno.ERANGE),
-    ("9" * 5000, errno.EINVAL), ("9" * 3000, errno.ERANGE), ("", errno.EINVAL), ("0x7", errno.EINVAL),
+    ("9" * 5000, errno.ERANGE), ("9" * 30 + "x", errno.ERANGE), ("-" + "9" * 30, errno.ERANGE),
+    ("0" * 5000 + "7", 7), ("", errno.EINVAL), ("0x7", errno.EINVAL),
     ("7k", errno.EINVAL), (" 7", errno.EINVAL), ("7 ", errno.EINVAL), ("1_0", errno.EINVAL),
     ("\u0663", errno.EINVAL), ("--7", errno.EINVAL), ("\udcff", errno.EINVAL),
 ])
@@ -87,6 +88,13 @@ def test_number(value: str, expected: int) -> None:
     except ZramfsError as error:
         assert error.errno == expected and str(error).startswith("level takes a ")
         str(error).encode()  # what a stranger sent can be logged
+
+
+@pytest.mark.parametrize("value", ["-1", "-0", "-99999999999999999999"])
+def test_an_unsigned_number_takes_no_minus(value: str) -> None:
+    with pytest.raises(ZramfsError) as failure:
+        number("max_pages", value, 0, (1 << 64) - 1)
+    assert failure.value.errno == errno.EINVAL
 
 
 def test_text_of_what_a_write_brought() -> None:

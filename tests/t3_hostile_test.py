@@ -21,7 +21,7 @@ from zramfs.control import COMMANDS
 from zramfs.device import Device
 from zramfs.tree import Directory, File, Node, build
 
-EXAMPLES = 150
+EXAMPLES = 50
 STATES = ("before it has a size", "with data", "while disk is open")
 PROMISED = {f"zram/{row[0].strip('`')}": errors(row[4]) for row in table(section("Attributes"))}
 PROMISED |= {

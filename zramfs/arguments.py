@@ -13,11 +13,10 @@ import re
 from collections.abc import Iterator
 
 from .errors import ZramfsError
-from .memparse import printable
+from .memparse import decimal, printable
 
 _SPACE = " \t\n\v\f\r"
 _WORD = re.compile(rf'(?:[^"{_SPACE}]|"[^"]*(?:"|\Z))+')
-_NUMBER = re.compile(r"[+-]?[0-9]+\n?")
 
 
 def text_of(data: bytes) -> str:
@@ -58,14 +57,14 @@ def pairs(text: str) -> list[tuple[str, str]]:
 
 
 def number(key: str, value: str, lowest: int, highest: int, out_of_range: int = errno.ERANGE) -> int:
-    """A decimal number as kstrtoint() reads it. ZramfsError: EINVAL for anything else, out_of_range
-    outside lowest to highest."""
-    # 4300 digits are the most that Python makes a number of.
-    if not _NUMBER.fullmatch(value) or len(value) > 4000:
+    """A decimal number as kstrtoint() reads it, or kstrtouint() where lowest is not negative: that takes
+    no minus sign. ZramfsError: EINVAL for anything else, out_of_range outside lowest to highest."""
+    found = decimal(value.encode("utf-8", "surrogateescape"))
+    if found is None or (lowest >= 0 and value.startswith("-")):
         raise ZramfsError(errno.EINVAL, f"{key} takes a decimal number, not {shown(value)}")
-    found = int(value)
     if not lowest <= found <= highest:
-        raise ZramfsError(out_of_range, f"{key} takes a number from {lowest} to {highest}, not {shown(value)}")
+        raise ZramfsError(
+            out_of_range, f"{key} takes a number from {lowest} to {highest}, not {shown(value)}")
     return found
 
 

@@ -15,7 +15,7 @@ PAGE_SIZE = 4096
 U64_MAX = (1 << 64) - 1
 SHIFTS = {b"K": 10, b"M": 20, b"G": 30, b"T": 40, b"P": 50, b"E": 60}
 
-_DECIMAL = re.compile(rb"\+?0*(?P<digits>[0-9]+)")
+_DECIMAL = re.compile(rb"(?P<sign>[+-]?)0*(?P<digits>[0-9]+)")
 _NUMBER = re.compile(rb"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
 
 
@@ -45,17 +45,27 @@ def memparse(data: bytes) -> tuple[int, int]:
     return value & U64_MAX, used
 
 
+def decimal(text: bytes) -> int | None:
+    """The value of a decimal number with a sign or without, and at most one newline behind it; None for
+    anything else. A number that 64 bits cannot hold is one whatever follows it."""
+    match = _DECIMAL.match(text)
+    if match is None:
+        return None
+    # 21 digits are more than 64 bits, and no more than Python reads quickly.
+    value = int(match["digits"][:21])
+    if value <= U64_MAX and text[match.end():] not in (b"", b"\n"):
+        return None
+    return -value if match["sign"] == b"-" else value
+
+
 def kstrtoull(data: bytes, limit: int = U64_MAX) -> int:
     """A decimal number, a leading + allowed, one newline at its end allowed, nothing else.
 
-    Raises ZramfsError: EINVAL for anything else, ERANGE above `limit`. A number of more than 64 bits is
-    ERANGE whatever follows it.
+    Raises ZramfsError: EINVAL for anything else, ERANGE above `limit`.
     """
     text = c_string(data)
-    match = _DECIMAL.match(text)
-    # 21 digits are more than 64 bits, and as many as Python can be asked to read.
-    value = int(match["digits"][:21]) if match else None
-    if value is None or (value <= U64_MAX and text[match.end():] not in (b"", b"\n")):
+    value = decimal(text)
+    if value is None or text.startswith(b"-"):
         raise ZramfsError(errno.EINVAL, f"expected a decimal number, got {printable(text)}")
     if value > limit:
         raise ZramfsError(errno.ERANGE, f"expected a number of at most {limit}, got {printable(text)}")
