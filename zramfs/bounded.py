@@ -30,6 +30,15 @@ class Call:
             _serve(action, write_end)
         os.close(write_end)
 
+    def fileno(self) -> int:
+        """Readable when result() has something to wait no longer for."""
+        return self._fd
+
+    def abandon(self) -> None:
+        """Instead of result(), for an answer that nobody wants any more."""
+        with contextlib.suppress(TimeoutError):
+            self.result(time.monotonic())
+
     def result(self, deadline: float | None = None) -> Any:
         """Waits until `deadline` (time.monotonic); then TimeoutError. Call once."""
         chunks = []

@@ -49,6 +49,11 @@ class Scrape:
         """Of the first sample."""
         return self._samples[name][0].labels if name in self._samples else {}
 
+    def forget(self, prefix: str) -> None:
+        """Drops the samples whose names begin so."""
+        for name in [name for name in self._samples if name.startswith(prefix)]:
+            del self._samples[name]
+
 
 def parse(text: str, where: str) -> Scrape:
     """Raises ZramfsError(EBADMSG) with `where` in its sentence."""

@@ -2,8 +2,6 @@
 """Statistics of a device: frozen, with units in the field comments."""
 from __future__ import annotations
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 # Requests are counted by what they do, in the order of the block layer's `stat` file, and by the time

@@ -21,6 +21,7 @@ from .report import report
 from .status import status
 from .stop import stop
 from .swap import swap
+from .top import top
 
 # What a login shell would have. mount(8) starts its helpers without PATH.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -50,7 +51,8 @@ def zramfs() -> None:
 
 
 for command in (
-    create, ramdisk, swap, stop, up, down, check_config, status, report, control, doctor, systemd_generator,
+    create, ramdisk, swap, stop, up, down, check_config, status, top, report, control, doctor,
+    systemd_generator,
 ):
     zramfs.add_command(command)
 
