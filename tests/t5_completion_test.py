@@ -12,11 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from capabilities import require
 from whole import MIB, device
 
 from zramfs.cli import completion
+from zramfs.cli import zramfs as group
 from zramfs.cli.status import COLUMNS
 from zramfs.control import COMMANDS
 
@@ -167,6 +169,20 @@ def test_devices_are_offered_by_name_only_when_one_is_typed(
         assert offered(completion.devices, "") == [place]
         assert offered(completion.devices, name[:5]) == [name]
         assert [item.type for item in completion.devices(None, None, "./z")] == ["dir"]  # type: ignore[arg-type]
+
+
+def test_every_argument_of_every_command_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for names that are new."""
+    monkeypatch.setenv("ZRAMFS_ROOT", str(tmp_path))
+    (tmp_path / "etc/zramfs").mkdir(parents=True)
+    (tmp_path / "etc/zramfs/fast.conf").write_text("")
+    for name, command in group.commands.items():
+        context = click.Context(command)
+        for parameter in command.params:
+            if isinstance(parameter, click.Argument) and not command.hidden and name != "swap":
+                assert parameter.shell_complete(context, ""), f"{name} {parameter.name}"
 
 
 def test_configured_devices_are_offered_and_then_files(

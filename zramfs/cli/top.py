@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .. import rundir
+from . import completion
 from .options import tree
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ UP, DOWN = (b"\x1b[A", b"\x1bOA", b"k"), (b"\x1b[B", b"\x1bOB", b"j", b"\t")
 
 
 @click.command()
-@click.argument("dirs", nargs=-1, metavar="[DIR]...")
+@click.argument("dirs", nargs=-1, metavar="[DIR]...", shell_complete=completion.devices)
 @click.option("-i", "--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True,
               metavar="SECONDS", help="Between two looks.")
 @click.option("-c", "--count", type=click.IntRange(1), metavar="NUMBER", help="End after so many looks.")
