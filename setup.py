@@ -74,6 +74,7 @@ EXTENSIONS = [
     extension("allocator.migrate"),
     extension("allocator.zsmalloc"),
     extension("allocator.balloon"),
+    extension("allocator.reserve"),
     extension("allocator.check"),
     extension("zramfs.dictionary", *COMPRESSORS),
     extension("zramfs.codecs", *COMPRESSORS),

@@ -20,6 +20,7 @@ from allocator.arena import Arena
 from allocator.balloon import Balloon
 from allocator.check import CheckError
 from allocator.migrate import Migration
+from allocator.reserve import Reserve
 from allocator.stats import (
     ArenaStats,
     BalloonStats,
@@ -42,4 +43,5 @@ __all__ = [
     "PageblockStats",
     "Pool",
     "PoolStats",
+    "Reserve",
 ]

@@ -7,7 +7,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from allocator.layout cimport (
     FRAME_SHIFT, NR_ORDERS, NR_OWNERS, page_desc_t, pageblock_desc_t, superblock_t, zspage_desc_t,
 )
-from allocator.prim cimport pthread_mutex_t
+from allocator.prim cimport pthread_mutex_t, sem_t
 
 
 # What an owner of movable pages answers; contracts in migrate.pyx. The page is locked.
@@ -47,6 +47,13 @@ cdef struct arena_t:
     uint64_t bytes_returned         # since creation
     uint64_t punch_errors           # a pageblock that the OS did not take back
     uint64_t reserved               # atomic: frames that the balloon keeps from the pool
+    # The reserve (reserve.pyx): whole free pageblocks that are resident
+    uint32_t ready                  # their list, used before any other
+    uint64_t nr_ready               # its length; read without the lock for a first look
+    uint64_t ready_target           # pageblocks to keep there; 0 = no reserve. Atomic
+    uint64_t reserve_misses         # pageblocks taken while it was empty
+    uint64_t keeper_called          # atomic: 1 from a call of the keeper until it looks
+    sem_t keeper_wake
     uint64_t fail_after             # fault injection: allocations until one fails, 0 = never
 
 
@@ -67,6 +74,13 @@ cdef bint arena_unisolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil
 cdef bint arena_claim_range(arena_t* a, uint32_t first, uint32_t n, uint8_t owner, uint32_t ref) noexcept nogil
 # One frame of that pageblock at or after *cursor, which moves on; NONE32 if it has none there.
 cdef uint32_t arena_alloc_inside(arena_t* a, uint32_t pb, uint32_t* cursor) noexcept nogil
+
+# For the keeper of the reserve. take: a whole free pageblock that is in no list afterwards, or
+# NONE32; from_ready = 1 takes one of the reserve. add_ready puts a resident one into the reserve.
+cdef uint32_t arena_take_whole(arena_t* a, bint from_ready) noexcept nogil
+cdef void arena_add_ready(arena_t* a, uint32_t pb) noexcept nogil
+# Returns a whole free pageblock, which stands in no list, to the OS.
+cdef void arena_punch(arena_t* a, uint32_t pb) noexcept nogil
 
 cdef inline uint8_t* frame_ptr(arena_t* a, uint32_t frame) noexcept nogil:
     return a.frames + (<uint64_t>frame << FRAME_SHIFT)

@@ -4,8 +4,8 @@
 """4 KiB page frames in 2 MiB pageblocks of one memory file.
 
 Buddy free lists of order 0 to 8 inside the pageblocks in use. A pageblock whose frames are all
-free leaves the lists, its memory goes back to the OS at once, and it waits in the list of returned
-pageblocks. Small blocks are used first, so that a hole is filled before a pageblock is broken.
+free leaves the lists, its memory goes back to the OS at once (or first to the reserve, where the arena
+keeps one: reserve.pyx), and it waits in the list of returned pageblocks. Small blocks are used first, so that a hole is filled before a pageblock is broken.
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -80,6 +80,8 @@ cdef arena_t* arena_new(uint64_t user_size, uint64_t nr_pageblocks) noexcept nog
         a.free_head[0][order] = NONE32
         a.free_head[1][order] = NONE32
     a.returned = NONE32
+    a.ready = NONE32
+    sem_init(&a.keeper_wake, 0, 0)
     short_mutex_init(&a.lock)
     pthread_mutex_init(&a.migrate_lock, NULL)
     return a
@@ -92,6 +94,7 @@ cdef void arena_delete(arena_t* a) noexcept nogil:
     close(a.fd)
     pthread_mutex_destroy(&a.lock)
     pthread_mutex_destroy(&a.migrate_lock)
+    sem_destroy(&a.keeper_wake)
     free(a)
 
 
@@ -140,19 +143,34 @@ cdef inline void mark_used_locked(arena_t* a, uint32_t first, uint32_t n, uint8_
     a.frames_used += n
 
 
-cdef uint32_t take_pageblock_locked(arena_t* a) noexcept nogil:
-    """A whole pageblock for use: its number, or NONE32."""
-    cdef uint32_t pb = a.returned
-    if pb != NONE32:
+cdef uint32_t take_whole_locked(arena_t* a, bint from_ready) noexcept nogil:
+    """A whole free pageblock, in no list afterwards: of the reserve, or one that is not resident. Its
+    number, or NONE32."""
+    cdef uint32_t pb = a.ready if from_ready else a.returned
+    if pb == NONE32 and not from_ready and a.fresh < a.nr_pageblocks:
+        a.fresh += 1
+        return a.fresh - 1
+    if pb == NONE32:
+        return NONE32
+    if from_ready:
+        a.ready = a.pageblocks[pb].next
+        store64(&a.nr_ready, a.nr_ready - 1)
+    else:
         a.returned = a.pageblocks[pb].next
         a.nr_returned -= 1
-        # What failed in its last life says nothing about this one.
-        a.pageblocks[pb].skip = 0
-        a.pageblocks[pb].defer = 0
-    elif a.fresh < a.nr_pageblocks:
-        pb = a.fresh
-        a.fresh += 1
-    else:
+    # What failed in its last life says nothing about this one.
+    a.pageblocks[pb].skip = 0
+    a.pageblocks[pb].defer = 0
+    return pb
+
+
+cdef uint32_t take_pageblock_locked(arena_t* a) noexcept nogil:
+    """A whole pageblock for use: its number, or NONE32."""
+    cdef uint32_t pb = take_whole_locked(a, True)
+    if pb == NONE32:
+        pb = take_whole_locked(a, False)
+        a.reserve_misses += a.ready_target != 0
+    if pb == NONE32:
         return NONE32
     a.pageblocks[pb].flags = PB_IN_USE
     a.pageblocks[pb].nr_free = PAGEBLOCK_FRAMES
@@ -226,8 +244,7 @@ cdef uint32_t free_locked(arena_t* a, uint32_t frame, int order) noexcept nogil:
     return merge_locked(a, frame, order)
 
 
-cdef void give_back(arena_t* a, uint32_t pb) noexcept nogil:
-    """Returns a whole free pageblock, which stands in no list, to the OS."""
+cdef void arena_punch(arena_t* a, uint32_t pb) noexcept nogil:
     cdef int64_t off = <int64_t>(a.sb.frames_off + <uint64_t>pb * PAGEBLOCK_SIZE)
     cdef int r = fallocate(a.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off, <int64_t>PAGEBLOCK_SIZE)
     pthread_mutex_lock(&a.lock)
@@ -239,6 +256,39 @@ cdef void give_back(arena_t* a, uint32_t pb) noexcept nogil:
     a.returned = pb
     a.nr_returned += 1
     pthread_mutex_unlock(&a.lock)
+
+
+cdef uint32_t arena_take_whole(arena_t* a, bint from_ready) noexcept nogil:
+    cdef uint32_t pb
+    pthread_mutex_lock(&a.lock)
+    pb = take_whole_locked(a, from_ready)
+    pthread_mutex_unlock(&a.lock)
+    return pb
+
+
+cdef void arena_add_ready(arena_t* a, uint32_t pb) noexcept nogil:
+    pthread_mutex_lock(&a.lock)
+    a.pageblocks[pb].next = a.ready
+    a.ready = pb
+    store64(&a.nr_ready, a.nr_ready + 1)
+    pthread_mutex_unlock(&a.lock)
+
+
+cdef inline void call_keeper(arena_t* a) noexcept nogil:
+    """Wakes the keeper of the reserve if it has to fill it, or to give some of it back."""
+    cdef uint64_t target = peek64(&a.ready_target), ready = peek64(&a.nr_ready)
+    if target != 0 and (ready < target or ready > target + target // 2) and cas64(&a.keeper_called, 0, 1):
+        sem_post(&a.keeper_wake)
+
+
+cdef void give_back(arena_t* a, uint32_t pb) noexcept nogil:
+    """Returns a whole free pageblock, which stands in no list, to the OS; with a reserve to that, and its
+    keeper returns what is too much: no thread that serves requests waits for the system call."""
+    if load64(&a.ready_target) == 0:
+        arena_punch(a, pb)
+        return
+    arena_add_ready(a, pb)
+    call_keeper(a)
 
 
 # ---- the interface --------------------------------------------------------------------------
@@ -256,6 +306,7 @@ cdef int arena_alloc_frames(arena_t* a, int n, uint8_t owner, uint32_t ref, uint
             break
         out[i] = frame
     pthread_mutex_unlock(&a.lock)
+    call_keeper(a)
     if short_of_memory:
         arena_free_frames(a, n, out)
         return -ENOMEM
@@ -282,6 +333,7 @@ cdef uint32_t arena_alloc_block(arena_t* a, int order, uint8_t owner, uint32_t r
     pthread_mutex_lock(&a.lock)
     frame = alloc_locked(a, order, owner, ref)
     pthread_mutex_unlock(&a.lock)
+    call_keeper(a)
     return frame
 
 
@@ -486,7 +538,8 @@ cdef class Arena:
         return self.open().fd
 
     def buddyinfo(self):
-        """Free blocks per order, 0 to 9; order 9 counts whole pageblocks given back to the OS."""
+        """Free blocks per order, 0 to 9; order 9 counts whole pageblocks, given back to the OS or in the
+        reserve."""
         return arena_buddyinfo(self.open())
 
     def stats(self):
@@ -499,13 +552,13 @@ cdef tuple arena_buddyinfo(arena_t* a):
     pthread_mutex_lock(&a.lock)
     for order in range(PAGEBLOCK_ORDER):
         count[order] = a.free_count[0][order] + a.free_count[1][order]
-    count[PAGEBLOCK_ORDER] = a.nr_returned + a.free_count[1][PAGEBLOCK_ORDER]
+    count[PAGEBLOCK_ORDER] = a.nr_returned + a.nr_ready + a.free_count[1][PAGEBLOCK_ORDER]
     pthread_mutex_unlock(&a.lock)
     return tuple([count[order] for order in range(NR_ORDERS)])
 
 
 cdef object arena_stats(arena_t* a):
-    cdef uint64_t used, blocks, returned, errors, reserved
+    cdef uint64_t used, blocks, returned, errors, reserved, ready, misses
     pthread_mutex_lock(&a.lock)
     # Under the lock, so that none of the frames counted here has left its pageblock yet.
     reserved = peek64(&a.reserved)
@@ -513,13 +566,18 @@ cdef object arena_stats(arena_t* a):
     blocks = a.pageblocks_in_use
     returned = a.bytes_returned
     errors = a.punch_errors
+    ready = a.nr_ready
+    misses = a.reserve_misses
     pthread_mutex_unlock(&a.lock)
     return ArenaStats(
         frames_used=used,
         frames_free=blocks * PAGEBLOCK_FRAMES - used,
         pageblocks_in_use=blocks,
         pageblocks_total=a.nr_pageblocks,
-        resident=blocks * PAGEBLOCK_SIZE - reserved * FRAME_SIZE,
+        resident=(blocks + ready) * PAGEBLOCK_SIZE - reserved * FRAME_SIZE,
         bytes_returned=returned,
         punch_errors=errors,
+        reserve=ready * PAGEBLOCK_SIZE,
+        reserve_target=peek64(&a.ready_target) * PAGEBLOCK_SIZE,
+        reserve_misses=misses,
     )

@@ -11,7 +11,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from allocator.arena cimport (
-    Arena, arena_alloc_frames, arena_free_block, arena_t, page_owner_t,
+    Arena, arena_alloc_frames, arena_free_block, arena_t, frame_ptr, page_owner_t,
 )
 from allocator.layout cimport *
 from allocator.migrate cimport (
@@ -52,6 +52,12 @@ cdef void punch(arena_t* a, uint32_t frame) noexcept nogil:
               <int64_t>(a.sb.frames_off + (<uint64_t>frame << FRAME_SHIFT)), FRAME_SIZE)
 
 
+cdef void fill_hole(arena_t* a, uint32_t frame) noexcept nogil:
+    """In an arena with a reserve every free frame is resident ([A5]): those that leave the balloon too."""
+    if load64(&a.ready_target) != 0:
+        make_resident(frame_ptr(a, frame), FRAME_SIZE)
+
+
 # ---- owner of movable pages: see migrate.pyx for the contracts --------------------------------------
 
 cdef bint balloon_isolate(void* ctx, uint32_t frame) noexcept nogil:
@@ -76,6 +82,7 @@ cdef int balloon_migrate(void* ctx, uint32_t new, uint32_t old) noexcept nogil:
     b.isolated -= 1
     b.migrated += 1
     pthread_mutex_unlock(&b.lock)
+    fill_hole(b.arena, old)
     clear_page_movable(b.arena, old)
     return 0
 
@@ -124,6 +131,7 @@ cdef uint32_t deflate(balloon_t* b, uint32_t n) noexcept nogil:
         page_unlock(b.arena, frame)
         # Before the frame is free: what is reserved is part of the pageblocks in use at any moment.
         sub64(&b.arena.reserved, 1)
+        fill_hole(b.arena, frame)
         arena_free_block(b.arena, frame, 0)
         done += 1
     return done

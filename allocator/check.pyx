@@ -74,6 +74,20 @@ cdef uint64_t check_free_list_locked(arena_t* a, int which, int order) except? 0
     return in_list
 
 
+cdef int check_ready_locked(arena_t* a) except -1:
+    """[A5]"""
+    cdef uint64_t in_list = 0
+    cdef uint32_t pb = a.ready
+    while pb != NONE32 and in_list <= a.nr_ready:
+        if pb >= a.fresh or a.pageblocks[pb].flags != 0:
+            fail("A5", f"pageblock {pb} is in reserve and in use, or was never used")
+        pb = a.pageblocks[pb].next
+        in_list += 1
+    if in_list != a.nr_ready or pb != NONE32:
+        fail("A5", f"{in_list} or more pageblocks are in reserve, {a.nr_ready} are counted")
+    return 0
+
+
 cdef int check_arena_locked(arena_t* a, int level) except -1:
     cdef uint64_t listed[NR_ORDERS]
     cdef uint64_t in_lists, used = 0, in_use = 0
@@ -91,9 +105,11 @@ cdef int check_arena_locked(arena_t* a, int level) except -1:
         fail("A1", f"{in_use} pageblocks are in use, {a.pageblocks_in_use} are counted")
     if used != a.frames_used:
         fail("A1", f"{used} frames are used, {a.frames_used} are counted")
-    # A pageblock between the lists, on its way back to the OS, is in neither count.
-    if in_use + a.nr_returned > a.fresh:
-        fail("A3", f"{in_use} pageblocks in use and {a.nr_returned} returned, of {a.fresh} ever used")
+    # A pageblock between the lists, on its way to the OS or into the reserve, is in none of these counts.
+    if in_use + a.nr_returned + a.nr_ready > a.fresh:
+        fail("A3", f"{in_use} pageblocks in use, {a.nr_returned} returned and {a.nr_ready} in reserve, "
+                   f"of {a.fresh} ever used")
+    check_ready_locked(a)
     for order in range(NR_ORDERS):
         in_lists = 0
         for which in range(2):

@@ -26,6 +26,8 @@
  *   [A1] frames used + frames free = frames of all pageblocks in use
  *   [A2] pageblock.nr_free = sum of 2^order over the free blocks inside it
  *   [A3] a pageblock whose 512 frames are free is whole (order 9) and holds no memory
+ *   [A5] a pageblock in reserve is whole and resident, counts as free and not as in use; with a
+ *        reserve every free frame of a pageblock in use is resident too
  *   [A4] no two free buddies of one order lie side by side in one pageblock (they would have merged)
  *   [Z1] for each zspage: inuse + length of its free chain = objects per zspage of its class
  *   [Z2] for each class: sum of zspages over the fullness groups + isolated = zspages

@@ -364,6 +364,8 @@ cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats, b
     # malloc() of 4 bytes a pageblock: 2 KiB for each GiB of the pool, on the compactor's thread.
     run.blocks = <uint32_t*>malloc((fresh + 1) * sizeof(uint32_t))
     if run.blocks != NULL:
+        # Resident before the lock: who waits for memory under it keeps everybody waiting.
+        make_resident(run.blocks, (fresh + 1) * sizeof(uint32_t))
         pthread_mutex_lock(&a.lock)
         list_blocks_locked(a, run, fresh, all_blocks)
         pthread_mutex_unlock(&a.lock)

@@ -126,6 +126,25 @@ static inline bool same_filled(const unsigned char *page, uint64_t *word)
 	return true;
 }
 
+/* Makes every page of a range resident and writable, and changes nothing: adding 0 is a write that
+ * cannot undo another thread's. By touching, not by a system call: fallocate(2) would hold the
+ * file's lock while it waits for memory, and whoever punches a hole needs that lock. */
+static inline void make_resident(void *start, size_t n)
+{
+	uintptr_t at = (uintptr_t)start & ~(uintptr_t)4095, end = (uintptr_t)start + n;
+	for (; at < end; at += 4096)
+		__atomic_fetch_add((unsigned char *)at, 0, __ATOMIC_RELAXED);
+}
+
+/* Makes 64 KiB of the calling thread's stack resident, far more than anything in the core uses: a
+ * page of it that came into being under a lock would keep the lock's other users waiting for memory. */
+static __attribute__((noinline, unused)) void ready_stack(void)
+{
+	volatile unsigned char stack[64 * 1024];
+	for (size_t i = 0; i < sizeof(stack); i += 4096)
+		stack[i] = 0;
+}
+
 static inline void fill_words(unsigned char *page, uint64_t word)
 {
 	for (unsigned i = 0; i < 512; i++)

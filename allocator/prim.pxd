@@ -43,9 +43,19 @@ cdef extern from "prim.h" nogil:
     void short_mutex_init(pthread_mutex_t* m) noexcept
     bint same_filled(const uint8_t* page, uint64_t* word) noexcept
     void fill_words(uint8_t* page, uint64_t word) noexcept
+    void make_resident(void* start, size_t n) noexcept
+    void ready_stack() noexcept
 
 cdef extern from "<stdlib.h>" nogil:
     void* aligned_alloc(size_t alignment, size_t size) noexcept
+
+cdef extern from "<semaphore.h>" nogil:
+    ctypedef struct sem_t:
+        pass
+    int sem_init(sem_t* s, int shared, unsigned int value) noexcept
+    int sem_destroy(sem_t* s) noexcept
+    int sem_post(sem_t* s) noexcept
+    int sem_wait(sem_t* s) noexcept
 
 cdef extern from "<sys/mman.h>" nogil:
     enum:

@@ -9,9 +9,12 @@ class ArenaStats:
     frames_free: int  # free frames inside pageblocks in use: resident once they were touched
     pageblocks_in_use: int
     pageblocks_total: int  # as many as can ever be in use
-    resident: int  # bytes of the pageblocks in use, less what the balloon has punched out of them
+    resident: int  # bytes of the pageblocks in use and in reserve, less what the balloon has punched out
     bytes_returned: int  # bytes given back to the OS since creation
     punch_errors: int  # pageblocks that the OS did not take back
+    reserve: int  # bytes of free pageblocks that are resident, so that using them waits for nothing
+    reserve_target: int  # bytes to be kept so, 0 = none
+    reserve_misses: int  # pageblocks taken while the reserve was empty
 
 
 @dataclass(frozen=True, slots=True)

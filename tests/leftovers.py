@@ -199,11 +199,33 @@ def _take_down_once(found: list[Leftover]) -> None:
             _run("umount", "--lazy", leftover.what)
 
 
+def _end_groups(wanted: Callable[[str], bool]) -> None:
+    """Ends the programs in the memory groups of wanted owners: what they have in swap need not be brought
+    back into a group that has no room for it."""
+    for process in _processes():
+        with contextlib.suppress(OSError):
+            owner = owner_of(Path(f"/proc/{process.what}/cgroup").read_text(errors="replace"))
+            if owner and wanted(owner):
+                _end_process(process, signal.SIGKILL)
+
+
+def _restore_watermark(wanted: Callable[[str], bool]) -> None:
+    """What a swap device that was not stopped has raised."""
+    with contextlib.suppress(ImportError):
+        from zramfs import watermark
+
+        for user in watermark.users():
+            if (owner := owner_of(user)) and wanted(owner):
+                watermark.release(Path(user))
+
+
 def sweep(wanted: Callable[[str], bool]) -> list[Leftover]:
     """Takes down everything whose owner is wanted; answers what there was."""
+    _restore_watermark(wanted)
     first = find(wanted)
     if not first:
         return []
+    _end_groups(wanted)
     _take_down_once(first)
     # With its servers gone whatever still hung on them fails at once instead of waiting.
     _end_processes([leftover for leftover in find(wanted) if leftover.kind == "process"])

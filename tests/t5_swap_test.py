@@ -8,11 +8,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import capabilities
 import pytest
 from commands import failure, kill_daemon, nothing_left, rows
 from whole import MIB, ZRAMFS, run, wait_until, zramfs
 
-from zramfs import busy, loops, rundir
+from zramfs import busy, loops, rundir, watermark
 from zramfs.rundir import State
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "swap"), pytest.mark.timeout(120)]
@@ -68,6 +69,57 @@ def test_swap_from_one_command(base: Path) -> None:
     gone(base, state)
 
 
+def test_what_keeps_the_machine_from_hanging_is_set_up(base: Path) -> None:
+    free = watermark.SETTING.read_text()
+    raised = int(free) + 50_000  # more than what another run on this machine may ask for just now
+    done = zramfs("swap", "--size", "64M", "--priority", "0", "--reserve", "5M", "--min-free", f"{raised}K")
+    try:
+        state = named("swap0")
+        said = [line.removeprefix("zramfs: ") for line in done.stderr.splitlines()]
+        assert said[-1].startswith("raised vm.min_free_kbytes from ")
+        assert said[-1].endswith(f" to {raised}; `zramfs stop` restores it")
+        assert said[:-1] == state.notes
+        assert watermark.SETTING.read_text() == f"{raised}\n"
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{state.pid}/status").read_text().splitlines()
+        )
+        # All is locked but what can't be, such as the kernel's own pages in the process.
+        locked, size = (int(status[name].split()[0]) for name in ("VmLck", "VmSize"))
+        assert size - 1024 < locked <= size
+        # The memory file is as long as ever, and holds what is needed.
+        assert int(status["VmRSS"].split()[0]) < 200_000
+        group = Path(f"/proc/{state.pid}/cgroup").read_text()
+        assert ":memory:/\n" in group or "0::/\n" in group
+        if capabilities.missing("sys_resource"):
+            assert said[-2].startswith("without PR_SET_IO_FLUSHER and oom_score_adj -1000 (")
+        else:
+            assert Path(f"/proc/{state.pid}/oom_score_adj").read_text() == "-1000\n"
+        threads = {(task / "comm").read_text().strip() for task in Path(f"/proc/{state.pid}/task").iterdir()}
+        assert "zramfs-reserve" in threads
+    finally:
+        zramfs("stop", "swap0")
+    assert int(watermark.SETTING.read_text()) < raised
+    assert not [user for user in watermark.users() if user.startswith(str(base))]
+
+
+def test_a_needed_setting_that_is_refused_ends_it_unless_forced(base: Path) -> None:
+    """Without CAP_IPC_LOCK memory can't be locked beyond RLIMIT_MEMLOCK."""
+    bare = ("setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock")
+    words = (*ZRAMFS, "swap", "--size", "64M", "--priority", "0")
+    done = run(*bare, *words, check=False, env=dict(os.environ))
+    assert done.returncode == 1
+    assert "swap would not be safe here, so nothing was set up; --force goes on without:\n" in done.stderr
+    assert "  memory lock: CAP_IPC_LOCK is lacking and RLIMIT_MEMLOCK is " in done.stderr
+    gone(base)
+    done = run(*bare, *words, "--force", env=dict(os.environ))
+    try:
+        assert "forced to go on without what swap needs:\n  memory lock: " in done.stderr
+        assert named("swap0").loop in busy.swaps()
+    finally:
+        zramfs("stop", "swap0")
+    gone(base)
+
+
 def test_names_are_given_in_order_and_a_taken_one_is_refused(swap0: State) -> None:
     zramfs("swap", "--size", "64M", "--priority", "0")
     try:
@@ -87,6 +139,8 @@ def test_names_are_given_in_order_and_a_taken_one_is_refused(swap0: State) -> No
         (["--size", "32K"], "expected a size of at least 40960 bytes, got 32768"),
         (["--size", "1M", "--priority", "-2"], "-2 is not in the range 0<=x<=32767"),
         (["--size", "1M", "--discard", "never"], "'never' is not one of 'both', 'once', 'pages', 'none'"),
+        (["--size", "1M", "--algo", "lz4hc:10"], "lz4hc above level 9 takes memory for every page"),
+        (["--size", "1M", "--reserve", "lots"], "lots"),
         ([], "Missing option '--size'"),
     ],
 )

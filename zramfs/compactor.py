@@ -140,7 +140,8 @@ class Compactor:
         if self._store() is not store:
             return False
         after = store.stats()
-        return after.bytes_returned > before.bytes_returned or after.mem_used_total < before.mem_used_total
+        returned = after.bytes_returned + after.reserve > before.bytes_returned + before.reserve
+        return returned or after.mem_used_total < before.mem_used_total
 
     def _balloon_step(self, store: Store, most: int) -> bool:
         """True if the balloon is (most = 0: could be) moved towards its target."""

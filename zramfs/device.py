@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from allocator.reserve import prepare_thread
+
 from . import codecs, control
 from .compactor import Compactor, CompactorStats
 from .config import DEFAULT_ALGO, DeviceConfig
@@ -259,7 +261,8 @@ class Device:
             raise ZramfsError(
                 errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}"
             )
-        make = partial(Store, size, algo=self._algo, level=self._level, mem_limit=self._mem_limit)
+        make = partial(Store, size, algo=self._algo, level=self._level, mem_limit=self._mem_limit,
+                       reserve=self._config.reserve)
         try:
             store = await self._in_thread(make)
             self._lane.set_store(store)
@@ -299,7 +302,11 @@ class Device:
             self._lane.release_claim()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(work, limiter=self._worker)
+        def prepared() -> T:
+            prepare_thread()
+            return work()
+
+        return await trio.to_thread.run_sync(prepared, limiter=self._worker)
 
 
 def _since(now: LaneStats, before: LaneStats | None) -> LaneStats:

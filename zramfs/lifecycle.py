@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from . import bounded, busy, detach, loops, ramdisk, rundir, swap
+from . import bounded, busy, detach, loops, ramdisk, rundir, safety, swap, watermark
 from .config import DeviceConfig
 from .errors import ZramfsError
 from .ramdisk import FileSystem
@@ -123,10 +123,22 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
         ramdisk.make_file_system(wanted.type, device)
         ramdisk.mount(wanted, device)
     else:
-        new.update(loop=device)
+        state = new.update(loop=device)
+        for note in [*state.notes, _raise_watermark(new, wanted)]:
+            if note and say:
+                say(note)
         swap.make(device)
         swap.on(device, wanted)
     new.update(phase="ready")
+
+
+def _raise_watermark(new: Rundir, wanted: Swap) -> str | None:
+    try:
+        return watermark.raise_to(new.path, watermark.needed() if wanted.min_free is None else wanted.min_free)
+    except ZramfsError as error:
+        if not wanted.force:
+            raise
+        return str(error)
 
 
 def _abandon(new: Rundir) -> None:
@@ -206,6 +218,8 @@ def _serve(
     from . import daemon  # brings trio and pyfuse3, which only the daemon needs
 
     def ready() -> None:
+        if config.reserve:
+            safety.populate()
         state = new.read()
         if state is not None and state.kind == "device":
             new.update(phase="ready")
@@ -214,6 +228,9 @@ def _serve(
     new.update(pid=os.getpid(), pid_start=rundir.process_start(os.getpid()))
     rundir.keep(new)
     try:
+        if config.reserve:
+            # Now that all code is loaded, and before there are threads and a store.
+            new.update(notes=safety.enter(config.forced))
         return daemon.serve(config, ready, lambda: teardown(new), lambda: may_end(new), notifier)
     finally:
         with rundir.locked(new.path.parent):
@@ -386,6 +403,8 @@ def _clean(old: Rundir, state: State | None) -> None:
         if mount is not None and mount.fstype.startswith("fuse"):
             mounting.unmount(place)
     _remove(old, state.made if state else [])
+    if state is not None and state.kind == "swap":
+        watermark.release(old.path)
 
 
 def _remove(old: Rundir, made: list[str]) -> None:

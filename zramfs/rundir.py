@@ -56,7 +56,7 @@ class State:
     loop: str | None = None
     mountpoint: str | None = None
     fs: str | None = None
-    warnings: list[str] = field(default_factory=list)  # what a swap device has to do without
+    notes: list[str] = field(default_factory=list)  # what was set up for swap, and what that lacks
     version: int = _STATE_VERSION
 
     def alive(self) -> bool:

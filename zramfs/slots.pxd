@@ -88,6 +88,7 @@ cdef struct store_t:
     uint64_t nr_chunks
     codec_t codec[NR_PRIO]
     uint32_t max_object         # largest compressed size that is kept; larger pages are huge
+    bint stays_ready            # the slot table is resident and stays so, and contexts are made resident
     backing_t* backing          # NULL = none
     # access times: seconds since boot, one for each slot, written without a lock
     uint32_t* atime             # atomic: NULL until tracking was switched on for the first time

@@ -17,6 +17,10 @@ from zramfs.backing cimport (
 from zramfs.codecs cimport codec_compress, codec_ctx_free, codec_ctx_new, codec_decompress
 
 
+cdef extern from "<malloc.h>" nogil:
+    size_t malloc_usable_size(void* p) noexcept
+
+
 # ---- contexts -------------------------------------------------------------------------------
 
 cdef store_ctx_t* ctx_new(store_t* st) noexcept nogil:
@@ -40,6 +44,8 @@ cdef store_ctx_t* ctx_new(store_t* st) noexcept nogil:
         if ctx.codec[prio] == NULL:
             ctx_free(ctx)
             return NULL
+        if st.stays_ready:
+            make_resident(ctx.codec[prio], malloc_usable_size(ctx.codec[prio]))
     return ctx
 
 
@@ -74,7 +80,7 @@ cdef void chunk_give_back(store_t* st, uint64_t chunk) noexcept nogil:
     """Returns the chunk's page of the slot table to the OS, if no slot is in use and nobody is
     inside; the word's top bit keeps others out meanwhile."""
     cdef int64_t off
-    if not cas32(&st.chunks[chunk], 0, CHUNK_CLOSING):
+    if st.stays_ready or not cas32(&st.chunks[chunk], 0, CHUNK_CLOSING):
         return
     off = <int64_t>(st.arena.sb.user_off + chunk * PAGE)
     fallocate(st.arena.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off, PAGE)

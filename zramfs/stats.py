@@ -46,12 +46,15 @@ class StoreStats:
     failed_writes: int  # pages
     notify_free: int  # pages discarded or zeroed whole, stored or not
     # the arena under the pool
-    resident: int  # bytes of pageblocks in use
+    resident: int  # bytes of pageblocks in use and in reserve
     pageblocks_in_use: int
     pageblocks_total: int
     bytes_returned: int  # given back to the OS since creation
     frames_used: int
     frames_free: int
+    reserve: int  # bytes of resident pageblocks that wait for use
+    reserve_target: int  # bytes, 0 = none are kept
+    reserve_misses: int  # pageblocks taken while the reserve was empty: a write waited for memory
     corrupt: int  # locations that named no object: 0 in a sound pool
     written_back: int  # pages on the backing store, now
 

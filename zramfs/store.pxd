@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from allocator.arena cimport Arena
 from allocator.balloon cimport Balloon
 from allocator.migrate cimport Migration
+from allocator.reserve cimport Reserve
 from zramfs.backing cimport Backing
 from zramfs.slots cimport store_ctx_t, store_t
 
@@ -36,6 +37,7 @@ cdef class Store:
     cdef readonly Migration migration
     cdef readonly Balloon balloon
     cdef readonly Backing backing   # or None
+    cdef Reserve reserve            # None without one
     cdef store_ctx_t* idle_ctx[8]   # contexts for calls from Python; guarded by the GIL
     cdef int nr_idle_ctx
     cdef uint32_t compact_class     # where the next slice of object compaction goes on

@@ -16,6 +16,7 @@ from allocator.check cimport check_arena, check_pool
 from allocator.layout cimport CHAIN_MAX, PAGEBLOCK_FRAMES, TAG_BITS, zspage_desc_t
 from allocator.prim cimport *
 from allocator.migrate cimport Migration
+from allocator.reserve cimport Reserve
 from allocator.zsmalloc cimport (
     header_ptr, loc_idx, loc_zspage, location, pool_classes, pool_delete, pool_new,
     pool_ops_t, pool_stats, pool_t, zs_compact, zs_compact_class, zs_flush_deferred, zs_freeable, zs_map,
@@ -394,13 +395,16 @@ cdef class Store:
     disksize: bytes, 1 to 2^48, rounded up to 4096. algo, level, dictionary: the primary algorithm, see
     zramfs.codecs. secondary: Codecs (or None) of priority 1 to 3, whose objects `recompress` makes.
     mem_limit: bytes of pool memory, rounded up to 4096, 0 = none. backing: an open Backing,
-    which belongs to the store from then on, or None.
-    Raises ValueError for a bad argument and MemoryError when address space is short. Every method
+    which belongs to the store from then on, or None. reserve: bytes of memory that is kept ready
+    (allocator/reserve.pyx), rounded up to 2 MiB, 0 = none; with one the slot table (disksize / 512) is
+    resident too, and no read, write or discard makes memory resident while the reserve lasts.
+    Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and
+    MemoryError when address space is short. Every method
     may be called from any thread; the GIL is released while data moves.
     """
 
     def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0,
-                  Backing backing=None):
+                  Backing backing=None, reserve=0):
         cdef uint64_t nr_slots
         cdef Codec codec
         cdef int prio
@@ -415,9 +419,16 @@ cdef class Store:
         self.arena = Arena(chunks_of(nr_slots) << PAGE_SHIFT, nr_pageblocks)
         self.migration = Migration(self.arena)
         self.balloon = Balloon(self.arena)
+        if reserve:
+            self.reserve = Reserve(self.arena, reserve)
         self.st = store_new(self.arena.a, nr_slots)
         if self.st == NULL:
             raise MemoryError(f"no memory for the tables of a device of {disksize} bytes")
+        if reserve:
+            self.st.stays_ready = True
+            with nogil:
+                make_resident(self.st.slots, self.st.nr_chunks << PAGE_SHIFT)
+                make_resident(self.st.chunks, self.st.nr_chunks * sizeof(uint32_t))
         for prio in range(NR_PRIO):
             if self.codecs[prio] is not None:
                 codec = self.codecs[prio]
@@ -448,6 +459,8 @@ cdef class Store:
         self.nr_idle_ctx = 0
         if st != NULL and st.pool.wake_fd >= 0:
             os.close(st.pool.wake_fd)
+        if self.reserve is not None:
+            self.reserve.close()
         with nogil:
             store_delete(st)
         if self.arena is not None:
@@ -602,6 +615,8 @@ cdef class Store:
             p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
             if p == MAP_FAILED:
                 raise MemoryError(f"no address space for {n} bytes of access times")
+            if self.st.stays_ready:
+                make_resident(p, n)
             self.st.atime, self.st.atime_len = <uint32_t*>p, n
         if on and not load32(&self.st.atime_on):
             store32(&self.st.atime_since, boot_seconds())
@@ -720,6 +735,9 @@ cdef class Store:
             bytes_returned=arena.bytes_returned,
             frames_used=arena.frames_used,
             frames_free=arena.frames_free,
+            reserve=arena.reserve,
+            reserve_target=arena.reserve_target,
+            reserve_misses=arena.reserve_misses,
             corrupt=pool.corrupt,
             written_back=peek64(&self.st.written_back),
         )

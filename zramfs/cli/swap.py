@@ -17,6 +17,10 @@ from .output import say
 _NAME = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_:.-]{0,63}")
 
 
+# From level 10 on liblz4 allocates 64 KiB for each page.
+MAX_LZ4HC = 9
+
+
 class _Size(click.ParamType):
     name = "size"
 
@@ -71,6 +75,11 @@ def swap(
     wanted = Wanted(**values)
     if (wanted.size or 0) < areas.MIN_SIZE:
         raise click.UsageError(f"expected a size of at least {areas.MIN_SIZE} bytes, got {wanted.size}")
+    if wanted.algo[0] == "lz4hc" and (wanted.algo[1] or 0) > MAX_LZ4HC and not force:
+        raise click.UsageError(
+            f"lz4hc above level {MAX_LZ4HC} takes memory for every page, which swap must not wait for: "
+            f"choose lz4hc:{MAX_LZ4HC} or zstd"
+        )
     new = lifecycle.claim(
         None, "swap", threads=wanted.threads, shared=False, say=say, name=name or _free_name()
     )

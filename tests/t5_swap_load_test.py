@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Swap at work: programs with several times the memory that their memory cgroup allows, all the rest of it
+on zramfs, and every byte verified."""
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import failure
+from swap_load import Group, build, fillers, group, lane_faults, until_swapped
+from whole import MIB, Device, wait_until, zramfs
+
+from zramfs import busy, rundir
+from zramfs.rundir import State
+
+pytestmark = pytest.mark.requires("root", "fuse", "loop", "swap", "memcg", "unsanitized")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("swap"))
+
+
+@pytest.fixture
+def swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+    """Swap of 1.5 GiB, used before any other."""
+    monkeypatch.setenv("ZRAMFS_RUN_DIR", str(tmp_path / "run"))
+    zramfs("swap", "load", "--size", "1536M", "--priority", "32767")
+    state = rundir.find("load").read()
+    try:
+        yield state
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(state.pid, signal.SIGCONT)
+        if rundir.find("load"):
+            zramfs("stop", "load")
+
+
+@pytest.fixture
+def small(swap: State) -> Iterator[Group]:
+    """Of 100 MiB, after `swap`, so that it is empty before that is taken down."""
+    with group(100 * MIB) as made:
+        yield made
+
+
+@pytest.fixture
+def times(request: pytest.FixtureRequest) -> int:
+    """How often what takes about half a minute is done: once, or --soak times."""
+    return max(1, int(request.config.getoption("soak")))
+
+
+def control(state: State) -> dict[str, str]:
+    lines = (Path(state.directory) / "control").read_text().split("\n\n")[0].splitlines()
+    return {line[:13].strip(): line[13:] for line in lines}
+
+
+def clean(state: State, before: dict[str, int]) -> None:
+    """No I/O failed, and no thread that serves has waited for a page of memory."""
+    assert control(state)["failed I/O"] == "0 reads, 0 writes"
+    assert lane_faults(state.pid) == before
+    assert len(before) == state.threads
+
+
+@pytest.mark.soak
+def test_a_gibibyte_verified_three_times(swap: State, small: Group, program: Path, times: int) -> None:
+    before = lane_faults(swap.pid)
+    small.limit(200 * MIB)
+    with fillers(program, small, 1024, passes=3 * times) as [filler]:
+        until_swapped(small, 700 * MIB)
+        filler.finish(100 * times)
+    assert [line.split()[0] for line in filler.lines] == [str(n + 1) for n in range(3 * times)]
+    assert small.kills == 0
+    clean(swap, before)
+    # What its end has freed was discarded, and went back to the OS.
+    device = Device(Path(swap.directory))
+    wait_until(lambda: device.mm_stat()["orig_data_size"] < 64 * MIB, "the discards have arrived")
+    assert device.mm_stat()["mem_used_max"] > 400 * MIB
+
+
+@pytest.mark.soak
+def test_several_programs_with_the_compactor_at_work_and_the_daemon_frozen_now_and_then(
+    swap: State, small: Group, program: Path, times: int
+) -> None:
+    device = Device(Path(swap.directory))
+    device.write("control", "proactiveness=100")
+    before = lane_faults(swap.pid)
+    over = threading.Event()
+
+    def disturb() -> None:
+        while not over.is_set():
+            os.kill(swap.pid, signal.SIGSTOP)
+            time.sleep(0.15)
+            os.kill(swap.pid, signal.SIGCONT)
+            time.sleep(0.35)
+
+    with fillers(program, small, 120, 100, 100) as at_work:
+        until_swapped(small, 100 * MIB)
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        try:
+            for _ in range(3 * times):
+                for each in at_work:
+                    each.read_pass()
+        finally:
+            over.set()
+            thread.join()
+        device.write("control", "compact")
+        for each in at_work:
+            each.read_pass()
+            each.finish()
+    assert small.kills == 0
+    clean(swap, before)
+    runs = [line.split() for line in device.read("memory/compaction").splitlines()]
+    assert next(int(row[1]) for row in runs if row[0] == "runs") > 0
+
+
+def test_swapoff_under_load_brings_every_page_back(swap: State, small: Group, program: Path) -> None:
+    with fillers(program, small, 200, 100) as at_work:
+        until_swapped(small, 100 * MIB)
+        for each in at_work:
+            each.read_pass()
+        # The group could not take it, and the kernel would kill its programs.
+        said = failure("stop", "load")
+        assert f"the memory cgroup {small.path} has " in said
+        assert "so nothing was changed; raise the limit" in said
+        os.kill(swap.pid, signal.SIGTERM)
+        log = Path(swap.disk).parent / "log"
+        wait_until(lambda: "SIGTERM, but the device goes on: the memory cgroup " in log.read_text(), "refused")
+        assert swap.loop in busy.swaps()
+        for each in at_work:
+            each.read_pass()
+        small.limit(512 * MIB)
+        zramfs("stop", "load")
+        assert swap.loop not in busy.swaps() and not swap.alive()
+        for each in at_work:
+            each.read_pass()
+            each.finish()
+    assert small.kills == 0
+    assert small.swap == 0
