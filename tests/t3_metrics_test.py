@@ -168,6 +168,9 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("frames", sum(block.used for block in resident), "state=used")
     expect("frames", sum(block.free for block in resident), "state=free")
     expect("pageblocks_most", device.stats().store.pageblocks_total)
+    expect("reserve_bytes", 0, "state=ready")
+    expect("reserve_bytes", 0, "state=target")
+    expect("reserve_misses_total", 0)
     expect("corrupt_total", 0)
 
     rows = dict(line.split() for line in files["memory/compaction"].splitlines())
