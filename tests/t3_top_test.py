@@ -203,13 +203,29 @@ async def test_errors_are_words_with_what_is_new():
     assert f"errors {failed} failed writes (+{failed}), 2 protocol errors (+2)" in text
 
 
+async def test_what_only_some_devices_have_is_shown_where_it_is():
+    device = made()
+    await device.start()
+    plain = metrics.text(device).decode()
+    label = '{device="mnt-z0"'
+    text = plain.replace(f"zramfs_written_back_pages{label}}} 0.0", f"zramfs_written_back_pages{label}}} 1200")
+    for state, value in (("ready", 48 << 20), ("target", 64 << 20)):
+        text = text.replace(f'zramfs_reserve_bytes{label},state="{state}"}} 0.0',
+                            f'zramfs_reserve_bytes{label},state="{state}"}} {value}')
+    shown = drawn([on(Reading(1.0, scrape.parse(text, "x")))], height=40, color_system=None)
+    for words in ("1200 pages written back", "48M of 64M, 0 misses"):
+        assert words in shown, shown
+        assert words not in drawn([on(Reading(1.0, scrape.parse(plain, "x")))], height=40, color_system=None)
+
+
 async def test_several_devices_are_a_list_and_one_in_full():
     one = await two_readings()
     device = made(size=0)
     many = [one, *(on(reading(device, 1.0), name=f"device-{n}") for n in range(8))]
     many[3].state = "it has ended"
     text = drawn(many, chosen=3, color_system=None)
-    assert re.search("^> +device-2 ", text, re.MULTILINE) and "it has ended" in text and "device-2 on /mnt/device-2" in text
+    assert re.search("^> +device-2 ", text, re.MULTILINE)
+    assert "it has ended" in text and "device-2 on /mnt/device-2" in text
     assert "not set up: it has no size yet" in text and "another device" in text
     assert "no pool yet" in drawn(many, chosen=3, height=30, color_system=None)
     assert len(text.splitlines()) == 24

@@ -57,7 +57,7 @@ class Scrape:
 
 def parse(text: str, where: str) -> Scrape:
     """Raises ZramfsError(EBADMSG) with `where` in its sentence."""
-    # Takes 50 ms to load: only for who needs it.
+    # Takes 50 to 100 ms to load: only for who needs it.
     from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
     samples: dict[str, list[Sample]] = {}

@@ -262,12 +262,23 @@ def _memory(device: Watched) -> Table:
         ("returned", f"{size(s.number('returned_bytes_total'))} to the system"),
         ("winnable", f"{100 * s.number('compaction_winnable_ratio'):.1f} % of "
                      f"{s.number('pageblocks_in_use'):.0f} pageblocks"),
-        ("took", f"{100 * rates.rate('compactor_time_seconds_total'):.1f} % of the time" if rates else "-"),
-        ("resident", f"{size(s.number('resident_bytes'))}, "
-                     f"{size(4096 * s.number('frames', state='free'))} of it free"),
     ]
+    if target := s.number("reserve_bytes", state="target"):
+        rows.append(("reserve", f"{size(s.number('reserve_bytes', state='ready'))} of {size(target)}, "
+                                f"{amount(s.number('reserve_misses_total'))} misses"))
+    if pages := s.number("written_back_pages"):
+        rows.append(("on disk", f"{amount(pages)} pages written back"))
+    if won := s.number("recompress_pages_total", result="won"):
+        rows.append(("smaller", f"{amount(won)} pages by recompression, "
+                                f"{size(s.number('recompress_saved_bytes_total'))} saved"))
     if target := s.number("balloon_target_bytes"):
         rows.append(("balloon", f"{size(s.number('balloon_bytes'))} of {size(target)}"))
+    # Last what may be cut off on a small screen.
+    rows += [
+        ("resident", f"{size(s.number('resident_bytes'))}, "
+                     f"{size(4096 * s.number('frames', state='free'))} of it free"),
+        ("took", f"{100 * rates.rate('compactor_time_seconds_total'):.1f} % of the time" if rates else "-"),
+    ]
     inner = _columns(False, False, padding=1)
     for row in rows:
         inner.add_row(*row)
