@@ -27,6 +27,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--soak", type=float, default=0.0, metavar="MINUTES",
         help="run the stress tests (t6) for about this many minutes together instead of one",
     )
+    parser.addoption(
+        "--clean-room", action="store_true",
+        help="also install the packages on a new Debian (tests/t6_clean_room_test.py)",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -34,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "requires(*words): skip unless the machine has these; see capabilities.py",
         "soak: runs longer with --soak, and has its time limit stretched with it",
+        "clean_room: runs with --clean-room only",
     ):
         config.addinivalue_line("markers", line)
     if not config.option.collectonly:
@@ -78,6 +83,10 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("clean_room"):
+        left_out = [item for item in items if item.get_closest_marker("clean_room")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     factor = max(1.0, config.getoption("soak"))
     limit = float(config.getini("timeout"))
     for item in items:

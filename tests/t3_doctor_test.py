@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every verdict of `zramfs doctor`, on a machine made of files."""
-
 from __future__ import annotations
 
 import dataclasses

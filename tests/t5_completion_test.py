@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """TAB in bash, zsh and fish, on a terminal, with the scripts that are shipped."""
-
 from __future__ import annotations
 
 import os

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """`zramfs doctor` on this machine: as root, as an ordinary user, with and without /dev/fuse."""
-
 from __future__ import annotations
 
 import contextlib

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """What scripts/package builds: sdist, wheel and Debian package, each looked at and used elsewhere."""
-
 from __future__ import annotations
 
 import os
@@ -8,48 +7,20 @@ import re
 import subprocess
 import tarfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from packages import BARE, ROOT, USE, USED, Packages, build
 from whole import run
 
 import zramfs as package
 
-ROOT = Path(__file__).parent.parent
-# Building everything takes 45 s on two idle cores, and three times that where others are at work.
 pytestmark = [pytest.mark.requires("dh", "fuse", "root"), pytest.mark.timeout(400)]
-
-# Of a system that has only what the package brings: no PYTHONPATH, no virtual environment.
-BARE = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"}
-# What somebody does with a zramfs he has just installed. $1 is the command, $2 a directory.
-USE = """
-set -e
-"$1" --version
-"$1" create "$2" --size 4M --algo zstd
-printf hello | dd of="$2/disk" conv=notrunc bs=4096 seek=3 oflag=seek_bytes status=none
-dd if="$2/disk" bs=1 skip=3 count=5 status=none; echo
-"$1" status "$2" --noheadings --raw --output ALGORITHM,DISKSIZE,STATE
-"$1" stop "$2"
-[ ! -e "$2" ]
-"""
-USED = [f"zramfs {package.__version__}", "hello", "zstd 4M ready"]
-
-
-@dataclass(frozen=True)
-class Built:
-    directory: Path
-
-    def file(self, pattern: str) -> Path:
-        [found] = self.directory.glob(pattern)
-        return found
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    directory = tmp_path_factory.mktemp("dist")
-    run(ROOT / "scripts/package", "--output", directory, timeout=380)
-    return Built(directory)
+def built(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    return build(tmp_path_factory.mktemp("dist"))
 
 
 def sources() -> set[str]:
@@ -59,7 +30,7 @@ def sources() -> set[str]:
 
 
 @pytest.mark.requires("git")
-def test_the_sdist_holds_the_whole_project_and_nothing_else(built: Built) -> None:
+def test_the_sdist_holds_the_whole_project_and_nothing_else(built: Packages) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: nothing says which files are the project's")
     with tarfile.open(built.file("*.tar.gz")) as sdist:
@@ -74,7 +45,7 @@ def test_the_sdist_holds_the_whole_project_and_nothing_else(built: Built) -> Non
     assert names - made == sources()
 
 
-def test_the_wheel_holds_modules_types_and_what_the_system_reads(built: Built) -> None:
+def test_the_wheel_holds_modules_types_and_what_the_system_reads(built: Packages) -> None:
     expected = set()
     for name in sources():
         path = Path(name)
@@ -99,12 +70,14 @@ def test_the_wheel_holds_modules_types_and_what_the_system_reads(built: Built) -
     assert names == expected
 
 
-def test_the_wheel_works_in_a_virtual_environment_elsewhere(built: Built, tmp_path: Path) -> None:
+def test_the_wheel_works_in_a_virtual_environment_elsewhere(built: Packages, tmp_path: Path) -> None:
     venv = tmp_path / "venv"
     run("/usr/bin/python3", "-m", "venv", venv, env=BARE)
     pip = [venv / "bin/pip", "--disable-pip-version-check", "install", "--quiet", "--no-index"]
     run(*pip, "--find-links", built.directory / "wheels", built.file("*.whl"), env=BARE, timeout=120)
-    used = run("sh", "-c", USE, "sh", venv / "bin/zramfs", tmp_path / "z", env=environment(tmp_path), cwd="/")
+    script = f'{USE} use "$1" "$2"'
+    words = ["sh", "-c", script, "sh", venv / "bin/zramfs", tmp_path / "z"]
+    used = run(*words, env=environment(tmp_path), cwd="/")
     assert used.stdout.splitlines() == USED
     assert "zramfs" in run("man", "-w", "-M", venv / "share/man", "zramfs").stdout
 
@@ -130,7 +103,7 @@ def test_the_build_says_what_it_lacks(tmp_path: Path) -> None:
     assert "apt-get install gcc pkg-config python3-dev liblz4-dev libzstd-dev" in done.stderr
 
 
-def test_the_debian_package_brings_the_pages_the_completions_and_the_units(built: Built) -> None:
+def test_the_debian_package_brings_the_pages_the_completions_and_the_units(built: Packages) -> None:
     deb = built.file("zramfs_*.deb")
     lines = run("dpkg-deb", "--contents", deb).stdout.splitlines()
     assert all(line.split()[1] == "root/root" for line in lines)
@@ -160,7 +133,7 @@ def test_the_debian_package_brings_the_pages_the_completions_and_the_units(built
 
 
 def test_nothing_in_the_debian_package_points_to_the_machine_that_built_it(
-    built: Built, tmp_path: Path
+    built: Packages, tmp_path: Path
 ) -> None:
     run("dpkg-deb", "--extract", built.file("zramfs_*.deb"), tmp_path)
     for library in tmp_path.rglob("*.so"):
@@ -186,9 +159,7 @@ exec chroot "$1/root" sh -c "$3"
 INSTALL = f"""
 set -e
 dpkg --install /run/package.deb >/run/log 2>&1 || {{ cat /run/log; exit 1; }}
-use() {{
 {USE}
-}}
 use zramfs /mnt/z
 man -w zramfs
 dpkg --verify zramfs
@@ -199,7 +170,7 @@ dpkg --purge zramfs >/run/log 2>&1 || {{ cat /run/log; exit 1; }}
 
 
 @pytest.mark.requires("unshare", "overlay", "man")
-def test_the_debian_package_installs_works_and_goes(built: Built, tmp_path: Path) -> None:
+def test_the_debian_package_installs_works_and_goes(built: Packages, tmp_path: Path) -> None:
     words = ["unshare", "--mount", "sh", "-c", ELSEWHERE, "sh", tmp_path, built.file("zramfs_*.deb"), INSTALL]
     kept = {name: value for name, value in environment(tmp_path).items() if name != "ZRAMFS_RUN_DIR"}
     done = run(*words, env=kept, timeout=120, cwd="/")
