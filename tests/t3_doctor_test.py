@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from whole import run
 
-from zramfs import busy, doctor, memcg, rundir
+from zramfs import busy, doctor, memcg, rundir, safety
 from zramfs.doctor import CHECKS, Finding, able, examine
 from zramfs.machine import Machine
 
@@ -83,6 +83,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     monkeypatch.setenv("ZRAMFS_RUN_DIR", "/run/zramfs-of-the-doctor")
     monkeypatch.setattr(memcg, "hierarchy", lambda: None)
     monkeypatch.setattr(busy, "mounts", lambda: [])
+    monkeypatch.setattr(safety, "SETTINGS", ())
     fake = Fake(tmp_path / "root")
     return fake
 
@@ -387,6 +388,23 @@ def test_a_memory_cgroup_with_a_limit(
     assert f"share a limit of 100M ({fake.root}/cg/a)" in after.found
     monkeypatch.setattr(memcg, "hierarchy", lambda: None)
     assert fake.finding("memory cgroup").state == "ok"
+
+
+@pytest.mark.requires("root", "loop")
+def test_what_swap_would_refuse_to_go_on_without(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def setting(name: str, needed: bool, refusal: str | None) -> safety.Setting:
+        return safety.Setting(name, needed, f"{name} is lost", lambda: refusal, lambda: pytest.fail("applied"))
+
+    listed = (setting("a", True, None), setting("b", True, "no right"), setting("c", False, "no right"))
+    monkeypatch.setattr(safety, "SETTINGS", listed)
+    found = {name: fake.finding(f"swap: {name}") for name in "abc"}
+    assert [each.state for each in found.values()] == ["ok", "missing", "degraded"]
+    assert found["b"].found == "no right" and found["b"].needed_for == "swap; without it b is lost"
+    assert "zramfs swap --force" in found["b"].advice
+    assert "zramfs swap goes on without" in found["c"].advice
+    # Where there is no swap at all, that alone is said.
+    fake.remove("/proc/swaps")
+    assert not [each for each in examine(fake.machine) if each.name.startswith("swap: ")]
 
 
 def test_daemons_that_have_died(fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from . import bounded, busy, loops, memcg, ramdisk, rundir, settings
+from . import bounded, busy, loops, memcg, ramdisk, rundir, safety, settings
 from .machine import CAPABILITIES, Machine
 from .sizes import format_size
 
@@ -55,7 +55,11 @@ class _Check:
 def examine(machine: Machine, trial: Callable[[], Verdict] | None = None) -> list[Finding]:
     """All findings, what devices need first. trial makes a device and takes it down; it is only
     called when nothing else stands in the way."""
-    findings = [_finding(check, machine) for check in CHECKS]
+    findings = []
+    for check in CHECKS:
+        findings.append(_finding(check, machine))
+        if check.look is _swap and findings[-1].state == "ok":
+            findings += [_swap_setting(setting) for setting in safety.SETTINGS]
     if trial is not None:
         if able(findings):
             verdict = trial()
@@ -238,6 +242,17 @@ def _swap(machine: Machine) -> Verdict:
     if machine.uid != 0 or not machine.capable("CAP_SYS_ADMIN") or machine.in_user_namespace():
         return "missing", "swapon needs root and CAP_SYS_ADMIN", _BECOME_ROOT
     return "ok", "mkswap, swapon and swapoff can be used", ""
+
+
+def _swap_setting(setting: safety.Setting) -> Finding:
+    """What `zramfs swap` would find, and refuse to go on without."""
+    refusal = setting.probe()
+    state: State = "ok" if refusal is None else "missing" if setting.needed else "degraded"
+    found = "can be set" if refusal is None else refusal
+    do = "" if refusal is None else "change that, or go on without: zramfs swap --force"
+    if refusal is not None and not setting.needed:
+        do = "change that; zramfs swap goes on without"
+    return Finding(f"swap: {setting.name}", state, found, f"swap; without it {setting.lost}", do, False)
 
 
 def _capabilities(machine: Machine) -> Verdict:

@@ -19,11 +19,11 @@ from allocator.reserve import prepare_thread
 
 from . import memcg, watermark
 from .errors import ZramfsError
+from .machine import Machine
 
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _MADV_POPULATE_WRITE = 23
 _PR_SET_IO_FLUSHER = 57
-_CAP_IPC_LOCK, _CAP_SYS_RESOURCE = 14, 24
 # trio's threads: 8 MiB by default, all of which populate() would make resident. A guess: 64 KiB are more
 # than the core uses, the rest is for Python.
 _THREAD_STACK = 512 << 10
@@ -88,13 +88,6 @@ def populate() -> None:
             _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_POPULATE_WRITE)
 
 
-def _capable(number: int) -> bool:
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> number & 1)
-    return False
-
-
 def _call(name: str, *arguments: int) -> str | None:
     """Why a call of the C library failed, None if it did not."""
     words = [ctypes.c_ulong(argument) for argument in arguments]
@@ -103,7 +96,7 @@ def _call(name: str, *arguments: int) -> str | None:
 
 def _probe_lock() -> str | None:
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    if _capable(_CAP_IPC_LOCK) or limit == resource.RLIM_INFINITY:
+    if Machine().capable("CAP_IPC_LOCK") or limit == resource.RLIM_INFINITY:
         return None
     return f"CAP_IPC_LOCK is lacking and RLIMIT_MEMLOCK is {limit} bytes (LimitMEMLOCK=infinity in a unit)"
 
@@ -148,7 +141,7 @@ def _leave_group() -> tuple[str | None, str | None]:
 
 
 def _probe_flusher() -> str | None:
-    return None if _capable(_CAP_SYS_RESOURCE) else "CAP_SYS_RESOURCE is lacking"
+    return None if Machine().capable("CAP_SYS_RESOURCE") else "CAP_SYS_RESOURCE is lacking"
 
 
 def _become_flusher() -> tuple[str | None, str | None]:
