@@ -243,7 +243,9 @@ cdef size_t answer_or_put_off(thread_t* t, size_t got) noexcept nogil:
         return size
     if slow_put(t.crew.slow, &t.w, got):
         return 0
-    # No room: to wait here costs others time, to refuse would cost data.
+    # No room: to wait here costs others time, to refuse would cost data. Somebody else has to read
+    # meanwhile.
+    call(t.crew, 1)
     t.w.may_wait = True
     size = answer(&t.w, got)
     t.w.may_wait = False
