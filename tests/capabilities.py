@@ -22,7 +22,7 @@ _PACKAGE = {
     "fusermount3": "fuse3", "fio": "fio", "mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs",
     "mkfs.xfs": "xfsprogs", "xfs_repair": "xfsprogs", "mkfs.btrfs": "btrfs-progs",
     "btrfs": "btrfs-progs", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils", "setfattr": "attr",
-    "setfacl": "acl", "systemd-analyze": "systemd", "systemd-escape": "systemd",
+    "setfacl": "acl", "systemd-analyze": "systemd", "systemd-escape": "systemd", "systemctl": "systemd",
     "setfacl": "acl", "fuse2fs": "fuse2fs", "mandoc": "mandoc", "groff": "groff-base", "zsh": "zsh",
     "fish": "fish", "dh": "debhelper", "man": "man-db",
 }
@@ -138,6 +138,16 @@ def _unsanitized() -> str:
     return ""
 
 
+def _systemd_container() -> str:
+    if reason := _first(_root(), *(_command(name) for name in ("unshare", "nsenter", "systemctl"))):
+        return reason
+    trial = subprocess.run(
+        ["unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--fork", "mount", "-t", "tmpfs", "tmpfs",
+         tempfile.gettempdir()], capture_output=True, text=True, timeout=10,
+    )
+    return "" if trial.returncode == 0 else f"no namespaces for a systemd of its own: {trial.stderr.strip()}"
+
+
 PROBES = {
     "root": _root,
     "fuse": _fuse,
@@ -149,6 +159,7 @@ PROBES = {
     "overlay": _overlay,
     "direct_io": _direct_io,
     "unsanitized": _unsanitized,
+    "systemd_container": _systemd_container,
     "ext4": lambda: _file_system("ext4", "mkfs.ext4", "e2fsck"),
     "xfs": lambda: _file_system("xfs", "mkfs.xfs", "xfs_repair"),
     "btrfs": lambda: _file_system("btrfs", "mkfs.btrfs", "btrfs"),

@@ -39,8 +39,12 @@ def nothing_left(directory: Path, base: Path) -> None:
     """No run directory, and no mount and no loop device below the parent of `directory`."""
     assert os.listdir(base) == []
     assert not [m for m in busy.mounts() if m.mountpoint.is_relative_to(directory.parent)]
-    backing = [loops.backing_file(f"/dev/{name}") or "" for name in os.listdir("/sys/block")]
-    assert not [path for path in backing if path.startswith(str(directory.parent))]
+    assert not [path for path in backing_files() if path.startswith(str(directory.parent))]
+
+
+def backing_files() -> list[str]:
+    """Of all loop devices of this machine."""
+    return [loops.backing_file(f"/dev/{name}") or "" for name in os.listdir("/sys/block")]
 
 
 def rows(*words: object, code: int = 0) -> list[dict[str, object]]:
@@ -73,11 +77,17 @@ def child(code: str, *words: object, **more: object) -> Iterator[int]:
             process.kill()
 
 
-def systemd_units(target: Path) -> Path:
-    """The units of systemd/, as an installation for this interpreter would have them."""
-    program = target.parent / "zramfs"
+def installed_program(place: Path) -> Path:
+    """A command `zramfs` in `place` that runs what this interpreter would import."""
+    program = place / "zramfs-command"
     program.write_text(f'#!/bin/sh\nexec {shlex.join(ZRAMFS)} "$@"\n')
     program.chmod(0o755)
+    return program
+
+
+def systemd_units(target: Path) -> Path:
+    """The units of systemd/, as an installation for this interpreter would have them."""
+    program = installed_program(target.parent)
     target.mkdir()
     for unit in (Path(__file__).parent.parent / "systemd").glob("*.service"):
         (target / unit.name).write_text(unit.read_text().replace("/usr/bin/zramfs", str(program)))
