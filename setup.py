@@ -84,6 +84,7 @@ EXTENSIONS = [
     extension("zramfs.candidates"),
     extension("zramfs.recompress"),
     extension("zramfs.writeback"),
+    extension("zramfs.blockstate"),
     extension("zramfs.requests"),
     extension("zramfs.slow"),
     extension("zramfs.threads"),

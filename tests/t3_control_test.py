@@ -81,7 +81,13 @@ def test_parse(line, name, value):
 @pytest.mark.parametrize("line, words", [
     ("compct", ["unknown command 'compct'", *(command.usage for command in control.COMMANDS.values())]),
     ("Compact", ["unknown command"]),
-    ("compact now", ["unknown command"]),
+    ("compact now", ["objects, pages or all", "'now'"]),
+    ("reset 1", ["takes no value", "'1'"]),
+    ("idle", ["needs a value"]),
+    ("idle=-1", ["all or an age", "'-1'"]),
+    ("access_times=maybe", ["on or off", "'maybe'"]),
+    ("recompress", ["not set up"]),
+    ("recompress idle", ["KEY=VALUE", "'idle'"]),
     ("=", ["unknown command"]),
     ("\x1b[2Jreset", ["unknown command '\\x1b"]),
     ("reset=1", ["takes no value", "'1'"]),
@@ -250,7 +256,8 @@ async def test_state_is_for_people():
     assert rows["lane"].startswith("2 threads, disk is open 0 times")
     assert "disksize=1M" in text and "EBUSY" in text
     for command in control.COMMANDS.values():
-        assert any(line.split() == [command.usage, *command.summary.split()] for line in text.splitlines())
+        expected = f"{command.usage} {command.summary}".split()
+        assert any(line.split() == expected for line in text.splitlines())
 
 
 async def test_state_of_a_device_without_a_size():

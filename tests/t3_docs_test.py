@@ -19,8 +19,10 @@ from zramfs.tree import Directory, Link, build
 
 PAGE = (Path(__file__).parent.parent / "docs" / "control.md").read_text()
 # Writes that bring out every error, each to a device that has no size, has one, and is open.
-INPUTS = [b"0", b"1", b"junk", b"", b"-1", b"65536", b"1E", b"4096", b"lz4", b"x" * 128]
-VALUES = ["", "=", "=0", "=1", "=junk", "=1E", "=4096", "=lz4", "=zstd:99", f"={1 << 60}"]
+INPUTS = [b"0", b"1", b"junk", b"", b"-1", b"65536", b"1E", b"4096", b"lz4", b"x" * 128,
+          b"algo=lz4", b"algo=zstd priority=1", b"priority=99999999999", b"algo=" + b"x" * 128]
+VALUES = ["", "=", "=0", "=1", "=junk", "=1E", "=4096", "=lz4", "=zstd:99", f"={1 << 60}",
+          "=algo=lz4", "=algo=zstd priority=1", "=priority=99999999999", "=algo=" + "x" * 128]
 
 
 def section(title: str) -> str:
@@ -66,8 +68,9 @@ def files(directory: Directory, above: str = "") -> dict[str, int | None]:
 def test_every_file_of_the_tree_is_in_the_table_with_its_mode(device):
     documented = {cells[0].strip("`"): cells[1] for cells in table(PAGE)}
     assert documented.pop("zram/…") == "as the kernel"
+    attributes = {f"zram/{a.name}" for a in ATTRIBUTES}
     expected = {path: mode for path, mode in files(build(device, Path("/run/z0/disk"))).items()
-                if not path.startswith("zram/")}
+                if path not in attributes}
     assert documented.keys() == expected.keys()
     for path, mode in expected.items():
         assert documented[path].split(",")[0] == ("link" if mode is None else f"{mode:04o}"), path

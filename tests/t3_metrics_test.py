@@ -129,6 +129,15 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     for name, word in zip(names, files["zram/io_stat"].split(), strict=True):
         expect(name, int(word)) if name else None
 
+    expect("algorithms", 1, f"algorithm={algorithm}", "dictionary=", "level=5", "priority=0")
+    expect("access_times", 0)
+    done = device.stats().recompression
+    expect("recompress_tried_total", done.tried)
+    for result in ("won", "kept", "no_room", "busy"):
+        expect("recompress_pages_total", getattr(done, result), f"result={result}")
+    expect("recompress_saved_bytes_total", done.bytes_saved)
+    expect("recompress_incompressible_total", done.incompressible)
+
     # stat says in whole ms, and in the sum of the buckets, what the histograms say exactly.
     r, _, rs, _, w, _, ws, _, flying, busy, _, d, _, ds, _, f, _ = map(int, files["zram/stat"].split())
     expect("requests_in_flight", flying)
@@ -265,7 +274,7 @@ async def test_no_statistic_is_left_out():
     list(metrics.Collector(figures).collect())
     fields = {
         f"{type(each).__name__}.{field.name}"
-        for each in (stats, stats.store, stats.lane, memory, memory.compactor, memory.migration,
+        for each in (stats, stats.store, stats.lane, stats.recompression, memory, memory.compactor, memory.migration,
                      memory.balloon, classes[0])
         for field in dataclasses.fields(each)
     }

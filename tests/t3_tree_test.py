@@ -113,7 +113,7 @@ async def test_directories_are_listed_from_any_point(mounted, monkeypatch):
     assert (b"zram", zram) in [entry[:2] for entry in listed]
     listed.clear()
     await mounted.tree.readdir(zram, 0, None)
-    assert [name.decode() for name, _, _ in listed[2:]] == [a.name for a in ATTRIBUTES]
+    assert [name.decode() for name, _, _ in listed[2:]] == [*(a.name for a in ATTRIBUTES), "block_state"]
     assert listed[1][:2] == (b"..", pyfuse3.ROOT_INODE)
 
 

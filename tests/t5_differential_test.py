@@ -384,9 +384,6 @@ DIFFERENCES = (
     Difference(
         "Devices are added and removed by `zramfs create`", "a device belongs to whoever made it",
         lambda twin: (twin.control / "hot_add").exists(), True, False),
-    Difference(
-        "No attributes yet", "they are another part's work in progress",
-        lambda twin: (twin.attributes / "idle").exists(), True, False),
 )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .algorithms import show_choice, show_secondary
+from .arguments import text_of
 from .codecs import ALGORITHMS, NAME_LIMIT
 from .errors import ZramfsError
 from .memparse import c_string, kstrtoull, memparse, page_align, printable
@@ -41,10 +43,6 @@ class Attribute:
     @property
     def mode(self) -> int:
         return (0o444 if self.show else 0) | (0o200 if self.parse else 0)
-
-
-def _show_algorithms(stats: DeviceStats) -> str:
-    return "".join(f"[{name}] " if name == stats.algo else f"{name} " for name in ALGORITHMS) + "\n"
 
 
 def _show_mm_stat(stats: DeviceStats) -> str:
@@ -122,14 +120,25 @@ def _parse_reset(data: bytes) -> str:
     return "reset"
 
 
+def _arguments_of(command: str) -> Callable[[bytes], str]:
+    return lambda data: f"{command}={text_of(data)}"
+
+
 ATTRIBUTES = (
     Attribute("disksize", lambda stats: f"{stats.disksize}\n", _parse_disksize),
     Attribute("initstate", lambda stats: f"{int(stats.disksize != 0)}\n"),
-    Attribute("comp_algorithm", _show_algorithms, _parse_algorithm),
+    Attribute("comp_algorithm", lambda stats: show_choice(stats.algo, ALGORITHMS), _parse_algorithm),
+    Attribute("algorithm_params", None, _arguments_of("algorithm_params")),
+    Attribute("recomp_algorithm", lambda stats: show_secondary(stats.algorithms),
+              _arguments_of("recomp_algorithm")),
+    Attribute("recompress", None, _arguments_of("recompress")),
+    Attribute("idle", None, _arguments_of("idle")),
     Attribute("mem_limit", None, _parse_mem_limit),
     Attribute("mem_used_max", None, _parse_mem_used_max),
     Attribute("mm_stat", _show_mm_stat),
     Attribute("io_stat", _show_io_stat),
+    # writestall, which is 0 in the kernel too, and miss_free: a discard here waits for the slot's lock.
+    Attribute("debug_stat", lambda stats: f"version: 1\n{0} {0:8}\n"),
     Attribute("stat", _show_stat),
     Attribute("compact", None, lambda data: "compact"),
     Attribute("reset", None, _parse_reset),

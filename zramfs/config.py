@@ -15,13 +15,25 @@ DEFAULT_PROACTIVENESS = 20  # as vm.compaction_proactiveness
 
 
 @dataclass(frozen=True)
+class Algorithm:
+    """level None = the algorithm's own default; dictionary: a file under an absolute path."""
+
+    name: str
+    level: int | None = None
+    dictionary: Path | None = None
+
+
+@dataclass(frozen=True)
 class DeviceConfig:
     """One device. Paths are absolute and resolved; sizes are bytes.
 
     directory    where the tree (control, zram/, ...) is mounted
     rundir       private directory with `disk` (regular file the lane is mounted on), state.json, log
     size         of the device, rounded up to 4096 by the store; 0 = not set up yet
-    algo, level  codec; level None = the codec's own default
+    algo, level, dictionary
+                 the primary algorithm, see Algorithm
+    secondary    those of recompression, at most three, by priority from 1
+    access_times whether the time of each page's last access is kept, for `idle` by age
     mem_limit    of the pool, 0 = none
     threads      of the lane, at least 1
     name         shown as the file system's source in /proc/mounts
@@ -48,3 +60,10 @@ class DeviceConfig:
     mode: int | None = None
     owner: int | None = None
     group: int | None = None
+    dictionary: Path | None = None
+    secondary: tuple[Algorithm, ...] = ()
+    access_times: bool = False
+
+    @property
+    def primary(self) -> Algorithm:
+        return Algorithm(self.algo, self.level, self.dictionary)

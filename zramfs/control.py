@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .arguments import shown
 from .errors import ZramfsError
 from .memparse import U64_MAX, printable
 from .sizes import format_size, format_time, parse_size
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 WRITE_LIMIT = 4096  # bytes that one write(2) may bring
 
-_LINE = re.compile(r"(?P<name>[a-z_]+)\s*(?:=\s*(?P<value>.*))?")
+# NAME, NAME=VALUE or NAME VALUE; a value may have blanks and further = in it.
+_LINE = re.compile(r"(?P<name>[a-z_]+)(?:(?:\s*=\s*|\s+)(?P<value>.*))?")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,26 @@ async def _compact(device: Device, text: str) -> None:
     await device.compact(text or "all")
 
 
+def _switch(text: str) -> bool:
+    if text not in ("on", "off", "1", "0"):
+        raise ZramfsError(errno.EINVAL, f"expected on or off, got {shown(text)}")
+    return text in ("on", "1")
+
+
+def _age(text: str) -> int | None:
+    """Seconds as kstrtoull() reads them with base 0; None for `all`."""
+    if text == "all":
+        return None
+    if not re.fullmatch(r"\+?(0[xX][0-9a-fA-F]{1,40}|0[0-7]{0,40}|[1-9][0-9]{0,40})", text):
+        raise ZramfsError(errno.EINVAL, f"idle takes all or an age in seconds, not {shown(text)}")
+    digits = text.removeprefix("+")
+    octal = digits.startswith("0") and digits[1:].isdecimal()
+    age = int(digits, 8 if octal else 0)
+    if age > U64_MAX:
+        raise ZramfsError(errno.EINVAL, f"idle takes an age of at most {U64_MAX} seconds, not {shown(text)}")
+    return age
+
+
 def _whole_number(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise ZramfsError(errno.EINVAL, f"expected a whole number, got {printable(text.encode())}")
@@ -75,8 +97,21 @@ COMMANDS = {
                 lambda device, _: device.reset()),
         Command("disksize", "SIZE", "set the device up, once until the next reset",
                 lambda device, text: device.set_disksize(_size(text))),
-        Command("comp_algorithm", "NAME[:LEVEL]", "choose the compressor, before disksize",
+        Command("comp_algorithm", "NAME[:LEVEL][:dict=/PATH]", "choose the compressor, before disksize",
                 lambda device, text: device.set_algorithm(text)),
+        Command("algorithm_params", "KEY=VALUE...",
+                "algo=, priority=, level=, dict= of a chosen compressor, before disksize",
+                lambda device, text: device.set_parameters(text), optional=True),
+        Command("recomp_algorithm", "algo=NAME [priority=1..3]",
+                "choose a compressor to recompress with, before disksize",
+                lambda device, text: device.set_secondary(text)),
+        Command("recompress", "KEY=VALUE...",
+                "type=idle|huge|huge_idle, threshold=, max_pages=, algo=, priority=; default: all pages",
+                lambda device, text: device.recompress(text), optional=True),
+        Command("idle", "all|SECONDS", "mark pages idle: all, or those not used for so long",
+                lambda device, text: device.mark_idle(_age(text))),
+        Command("access_times", "on|off", "keep the time of each page's last access, for idle=SECONDS",
+                lambda device, text: device.set_access_times(_switch(text))),
         Command("mem_limit", "SIZE", "memory that the pool may take, 0 for no limit",
                 lambda device, text: device.set_mem_limit(_size(text))),
         Command("mem_used_max", "0", "forget the peak of the memory used", _reset_peak),
@@ -140,13 +175,27 @@ def state(stats: DeviceStats) -> str:
         *(f"{name:<13}{text}" for name, text in rows),
         "",
         "Commands, one a line, as in: echo compact > control",
-        *(f"  {usage:<30}{summary}" for usage, summary in commands),
+        *(f"  {usage:<45}{summary}" for usage, summary in commands),
         "",
     ])
 
 
+def _recompression(stats: DeviceStats) -> str:
+    names = ", ".join(
+        f"#{priority} {each.name}" + ("" if each.level is None else f" level {each.level}")
+        for priority, each in enumerate(stats.algorithms) if priority and each
+    )
+    done = stats.recompression
+    if not names:
+        return "no: there is no recomp_algorithm"
+    return (f"with {names}: {done.won} of {done.tried} pages tried, {format_size(done.bytes_saved)} saved, "
+            f"{done.incompressible} incompressible")
+
+
 def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
-    level = "" if stats.level is None else f", level {stats.level}"
+    dictionary = stats.algorithms[0].dictionary
+    level = ("" if stats.level is None else f", level {stats.level}") + (
+        f", dictionary {shown(str(dictionary))}" if dictionary else "")
     limit = f"limit {format_size(stats.mem_limit)}" if stats.mem_limit else "no limit"
     lane = stats.lane
     rows = [
@@ -163,6 +212,7 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
                        f"{format_size(store.mem_used_max)}, {limit}; {format_size(store.resident)} resident"),
             ("ratio", f"{ratio:.2f} (data / memory)" if ratio else "none: no data in memory"),
             ("failed I/O", f"{store.failed_reads} reads, {store.failed_writes} writes"),
+            ("recompressed", _recompression(stats)),
         ]
     else:
         rows.append(("memory", limit))

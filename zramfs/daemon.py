@@ -269,6 +269,8 @@ class _Daemon:
         """Takes down whatever stands. Nothing that goes wrong in a step keeps the next from its work."""
         if self.notifier:
             await self.notifier.tell("STOPPING=1", f"STATUS=ending: {self.reason or 'the start failed'}")
+        if self.device:
+            self.device.end_jobs()  # whoever waits for one is answered, and can let go of the tree
         if self.teardown and self.lane:
             await self.attempt("undoing what was built on disk", in_thread, self.teardown)
         await self.attempt("unmounting the tree", self.unmount, self.config.directory)

@@ -20,12 +20,14 @@ import trio
 
 from allocator.reserve import prepare_thread
 
-from . import codecs, control
+from . import algorithms, blockstate, control
 from .compactor import Compactor, CompactorStats
-from .config import DEFAULT_ALGO, DeviceConfig
+from .config import DEFAULT_ALGO, Algorithm, DeviceConfig
 from .errors import ZramfsError
+from .jobs import Jobs
 from .memparse import page_align
-from .stats import StoreStats
+from .postprocess import PostProcessor
+from .stats import RecompressionStats, StoreStats
 from .store import MAX_DISKSIZE, Store
 
 if TYPE_CHECKING:
@@ -66,7 +68,8 @@ class MemoryStats:
 @dataclass(frozen=True)
 class DeviceStats:
     """disksize, mem_limit in bytes, 0 = not set up, no limit; level None = the codec's default;
-    store None while the device is not set up; lane: its counters since the last reset."""
+    algorithms by priority, the first being algo and level; store None while the device is not set up;
+    lane: its counters since the last reset."""
 
     name: str
     directory: Path
@@ -80,6 +83,9 @@ class DeviceStats:
     open_count: int
     alive: bool
     last_error: str | None
+    algorithms: tuple[Algorithm | None, ...]
+    access_times: bool
+    recompression: RecompressionStats
 
 
 class Device:
@@ -89,27 +95,39 @@ class Device:
         self._config = config
         self._lane = lane
         self._store: Store | None = None
-        self._algo = config.algo
-        self._level = config.level
+        # Their dictionaries are read by start().
+        self._algorithms: algorithms.Table = algorithms.unread(config.primary, config.secondary)
+        self._access_times = config.access_times
         self._mem_limit = page_align(config.mem_limit)
         self._last_error: str | None = None
         self._lane_before: LaneStats | None = None
         self._busy = trio.Lock()
         self._worker = trio.CapacityLimiter(1)
         self._won: str | None = None
+        self.jobs = Jobs()
+        self._post = PostProcessor(self.jobs, self._in_thread)
         self.compactor = Compactor(lambda: self._store, self._requests)
         self.compactor.proactiveness = config.proactiveness
 
     async def start(self) -> None:
-        """Sets up a device that is configured with a size. To be called before the lane starts.
+        """Reads the dictionaries, and sets up a device that is configured with a size. To be called
+        before the lane starts.
 
-        Raises ZramfsError: EINVAL (algorithm or level), ENOMEM.
+        Raises ZramfsError: EINVAL (algorithm, level or dictionary), ENOMEM.
         """
+        config = self._config
+        self._algorithms = await self._in_thread(
+            partial(algorithms.table, config.primary, config.secondary))
         if self._config.size:
             await self._set_up(self._config.size)
 
+    def end_jobs(self) -> None:
+        """Cuts short what runs for long, and lets nothing of the kind begin: the device is to end."""
+        self.jobs.cut("the end of the device")
+
     async def close(self) -> None:
         """Frees the memory. The lane must have ended."""
+        self.end_jobs()
         async with self._busy:
             await self._drop_store()
 
@@ -118,15 +136,31 @@ class Device:
         as the last error; whatever else goes wrong comes out as it is."""
         try:
             command, value = control.parse(line)
-            async with self._busy:
-                await command.run(self, value)
+            if command.name == "reset":
+                await self._run_reset()
+            else:
+                async with self._busy:
+                    await command.run(self, value)
         except OSError as error:
             self.refused(line, error)
             raise
 
+    async def _run_reset(self) -> None:
+        """What `reset` would drop is worth no more work; but a device in use is not reset."""
+        if self._lane.open_count:
+            raise self._in_use()
+        self.jobs.cut("reset")
+        try:
+            async with self._busy:
+                await self.reset()
+        finally:
+            self.jobs.allow("reset")
+
     def refused(self, what: str, error: OSError) -> None:
         """Puts an error that the writer of a file only sees as an errno where people look for it."""
         sentence = error.strerror or str(error)
+        # A stranger's bytes need not be UTF-8; a log must.
+        what = what.encode("utf-8", "backslashreplace").decode()
         code = errno.errorcode.get(error.errno or 0, "unknown error")
         log.warning("%s: %s: %s (%s)", self._config.name, what, sentence, code)
         now = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -138,8 +172,8 @@ class Device:
             name=self._config.name,
             directory=self._config.directory,
             disksize=store.disksize if store else 0,
-            algo=self._algo,
-            level=store.level if store else self._level,
+            algo=self._primary.name,
+            level=store.level if store else self._primary.level,
             mem_limit=self._mem_limit,
             store=store.stats() if store else None,
             lane=_since(lane.stats(), self._lane_before),
@@ -147,7 +181,19 @@ class Device:
             open_count=lane.open_count,
             alive=lane.alive,
             last_error=self._last_error,
+            algorithms=tuple(each and each.algorithm for each in self._algorithms),
+            access_times=self._access_times,
+            recompression=self._post.recompression,
         )
+
+    @property
+    def _primary(self) -> Algorithm:
+        return self._algorithms[0].algorithm
+
+    def block_state(self, slot: int, room: int) -> tuple[bytes, int]:
+        """Whole lines of zram/block_state from a slot on, in at most room bytes, and the slot where the
+        next ones begin. Raises ZramfsError(EINVAL)."""
+        return blockstate.lines(self._expect_store("no pages to list"), slot, room)
 
     def classes(self) -> list[ClassStats]:
         return self._store.classes() if self._store else []
@@ -187,8 +233,9 @@ class Device:
         async with self._claim():
             self._lane.set_store(None)
             self._lane_before = self._lane.stats()
-            self._algo, self._level = DEFAULT_ALGO, None
+            self._algorithms = algorithms.unread(Algorithm(DEFAULT_ALGO))
             self._mem_limit = 0
+            self._post.forget()
             await self._drop_store()
             await self._in_thread(self._lane.notify_size)
         log.info("%s: reset", self._config.name)
@@ -196,10 +243,7 @@ class Device:
     async def compact(self, what: str = "all") -> None:
         """what: "objects" (fewer zspages), "pages" (fewer pageblocks) or "all". Ends when nothing is
         left to win; what it won is in the log, in `control` and in memory/compaction."""
-        if (store := self._store) is None:
-            raise ZramfsError(
-                errno.EINVAL, "nothing to compact: the device is not set up; write disksize first"
-            )
+        store = self._expect_store("nothing to compact")
 
         def work() -> str:
             pages = store.compact() if what != "pages" else 0
@@ -220,10 +264,7 @@ class Device:
 
     async def set_balloon(self, size: int) -> None:
         """Sets the target, in bytes; the compactor moves the balloon there."""
-        if (store := self._store) is None:
-            raise ZramfsError(
-                errno.EINVAL, "no pool to take memory from: the device is not set up; write disksize first"
-            )
+        store = self._expect_store("no pool to take memory from")
         try:
             store.balloon.set_target(page_align(size) // 4096)
         except ValueError as error:
@@ -242,18 +283,50 @@ class Device:
             self._store.reset_mem_used_max()
 
     async def set_algorithm(self, spec: str) -> None:
-        """spec: NAME or NAME:LEVEL."""
+        """spec: NAME[:LEVEL][:dict=/PATH]."""
         try:
-            codec = codecs.parse(spec)
+            algorithm = algorithms.parse_spec(spec)
         except ValueError as error:
             raise ZramfsError(errno.EINVAL, str(error)) from None
+        await self._set_entry(0, algorithm)
+
+    async def set_secondary(self, text: str) -> None:
+        await self._set_entry(*algorithms.parse_secondary_choice(text))
+
+    async def set_parameters(self, text: str) -> None:
+        await self._set_entry(*algorithms.parse_parameters(text, self._algorithms))
+
+    async def set_access_times(self, on: bool) -> None:
+        if self._store:
+            await self._in_thread(partial(setattr, self._store, "access_times", on))
+        self._access_times = on
+
+    async def mark_idle(self, age: int | None) -> None:
+        """age in seconds, None = all pages."""
+        await self._post.mark_idle(self._expect_store("no pages to mark"), age)
+
+    async def recompress(self, text: str) -> None:
+        wanted = algorithms.parse_recompress(text)
+        store = self._expect_store("nothing to recompress")
+        priority = algorithms.priority_of(self._algorithms, wanted.algo, wanted.priority, 1)
+        await self._post.recompress(store, priority, wanted)
+        self.compactor.poke()
+
+    async def _set_entry(self, priority: int, algorithm: Algorithm) -> None:
         if self._store:
             raise ZramfsError(
                 errno.EBUSY,
-                f"the algorithm stays {self._algo} while the device is set up; reset it first, "
-                "which drops its data",
+                f"the algorithms stay as they are (#0 {self._primary.name}) while the device is set up; "
+                "reset it first, which drops its data",
             )
-        self._algo, self._level = codec.algo, codec.level
+        entry = await self._in_thread(partial(algorithms.entry, algorithm))
+        self._algorithms = algorithms.with_entry(self._algorithms, priority, entry)
+
+    def _expect_store(self, otherwise: str) -> Store:
+        if self._store is None:
+            raise ZramfsError(
+                errno.EINVAL, f"{otherwise}: the device is not set up; write disksize first")
+        return self._store
 
     async def _set_up(self, size: int) -> None:
         if size > MAX_DISKSIZE:
@@ -261,8 +334,13 @@ class Device:
             raise ZramfsError(
                 errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}"
             )
-        make = partial(Store, size, algo=self._algo, level=self._level, mem_limit=self._mem_limit,
-                       reserve=self._config.reserve)
+
+        def make() -> Store:
+            store = Store(size, mem_limit=self._mem_limit, reserve=self._config.reserve,
+                          **algorithms.store_arguments(self._algorithms))
+            store.access_times = self._access_times
+            return store
+
         try:
             store = await self._in_thread(make)
             self._lane.set_store(store)
@@ -292,14 +370,17 @@ class Device:
     async def _claim(self) -> AsyncIterator[None]:
         """Keeps everybody from opening `disk`. EBUSY if somebody has it open."""
         if not await self._in_thread(self._lane.claim):
-            raise ZramfsError(
-                errno.EBUSY,
-                f"disk is open ({self._lane.open_count} times): unmount, swapoff or losetup -d what uses it",
-            )
+            raise self._in_use()
         try:
             yield
         finally:
             self._lane.release_claim()
+
+    def _in_use(self) -> ZramfsError:
+        return ZramfsError(
+            errno.EBUSY,
+            f"disk is open ({self._lane.open_count} times): unmount, swapoff or losetup -d what uses it",
+        )
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         def prepared() -> T:

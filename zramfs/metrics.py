@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .attributes import FULLNESS_GROUPS, PAGE
-from .stats import BUCKET_BOUNDS, EMPTY, OPERATIONS, Latency, StoreStats
+from .stats import BUCKET_BOUNDS, EMPTY, OPERATIONS, Latency, RecompressionStats, StoreStats
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as Family
@@ -42,6 +42,10 @@ class Figures:
     @property
     def store(self) -> StoreStats:
         return self.device.store or EMPTY
+
+    @property
+    def recompression(self) -> RecompressionStats:
+        return self.device.recompression
 
     @property
     def lane(self) -> LaneStats:
@@ -93,6 +97,17 @@ def _info(f: Figures) -> Value:
     return {(str(d.directory), d.algo, level, __version__): 1}
 
 
+_RECOMPRESSED = ("won", "kept", "no_room", "busy")
+
+
+def _algorithms(f: Figures) -> Value:
+    return {
+        (str(priority), each.name, "default" if each.level is None else str(each.level),
+         str(each.dictionary or "")): 1
+        for priority, each in enumerate(f.device.algorithms) if each
+    }
+
+
 TABLE = (
     # the device
     Metric(GAUGE, "device_info", "1; what it is, in the labels.", _info, labels=_INFO_LABELS),
@@ -122,6 +137,20 @@ TABLE = (
     Metric(COUNTER, "failed_reads", "Pages that could not be read.", lambda f: f.store.failed_reads),
     Metric(COUNTER, "failed_writes", "Pages that could not be stored.", lambda f: f.store.failed_writes),
     Metric(COUNTER, "notify_free", "Pages discarded or zeroed as a whole.", lambda f: f.store.notify_free),
+    # recompression
+    Metric(GAUGE, "algorithms", "1 for each algorithm; priority 0 is that of writes.", _algorithms,
+           labels=("priority", "algorithm", "level", "dictionary")),
+    Metric(GAUGE, "access_times", "1 while the time of each page's last access is kept.",
+           lambda f: int(f.device.access_times)),
+    Metric(COUNTER, "recompress_tried", "Pages compressed again with a secondary algorithm.",
+           lambda f: f.recompression.tried),
+    Metric(COUNTER, "recompress_pages", "What came of them.",
+           lambda f: _by(_RECOMPRESSED, (getattr(f.recompression, name) for name in _RECOMPRESSED)),
+           labels=("result",)),
+    Metric(COUNTER, "recompress_saved_bytes", "Compressed data that became less by it.",
+           lambda f: f.recompression.bytes_saved, "bytes"),
+    Metric(COUNTER, "recompress_incompressible", "Pages marked incompressible by it.",
+           lambda f: f.recompression.incompressible),
     # stat, and what else the lane knows
     Metric(HISTOGRAM, "request_duration_seconds", "Time from taking a request up to its reply.",
            lambda f: _by(OPERATIONS, f.lane.latency), "seconds", ("operation",)),

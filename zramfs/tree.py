@@ -32,6 +32,7 @@ from .errors import ZramfsError
 
 log = logging.getLogger(__name__)
 
+LINE_ROOM = 128  # bytes, more than a line of what is read with File.read_from
 ATTRIBUTE_SIZE = 4096  # st_size of every file of sysfs, and what one write to it takes at most
 
 
@@ -69,9 +70,12 @@ class Node:
 
 @dataclass(eq=False, kw_only=True)
 class File(Node):
-    """read: the whole content; write: takes the bytes of one write(2) and answers how many it used."""
+    """read: the whole content. read_from: for what is too large for that, the lines from the number of a
+    slot on that have room in so many bytes, and the slot where it goes on; the file's offset is such a
+    number. write: takes the bytes of one write(2) and answers how many it used."""
 
     read: Callable[[], bytes] | None = None
+    read_from: Callable[[int, int], tuple[bytes, int]] | None = None
     write: Callable[[bytes], Awaitable[int]] | None = None
 
 
@@ -96,8 +100,13 @@ class Directory(Node):
 
 @dataclass(eq=False)
 class Handle:
+    """For File.read_from. end: the offset behind the last read; slot, rest: what comes next."""
+
     file: File
     content: bytes | None = None
+    end: int = 0
+    slot: int = 0
+    rest: bytes = b""
 
 
 def build(device: Device, disk: Path) -> Directory:
@@ -139,7 +148,10 @@ def build(device: Device, disk: Path) -> Directory:
         File(name="control", mode=0o600, write=write_control,
              read=lambda: control.state(device.stats()).encode(errors="replace")),
         File(name="metrics", mode=0o444, read=lambda: metrics.text(device)),
-        Directory(name="zram", mode=0o755, children=[attribute(a) for a in attributes.ATTRIBUTES]),
+        Directory(name="zram", mode=0o755, children=[
+            *(attribute(a) for a in attributes.ATTRIBUTES),
+            File(name="block_state", mode=0o400, read_from=device.block_state),
+        ]),
         # 0700 like /sys/kernel/debug, where the kernel has it.
         Directory(name="zsmalloc", mode=0o700, children=[
             File(name="classes", mode=0o444,
@@ -273,6 +285,18 @@ class Tree(pyfuse3.Operations):
 
     async def read(self, fh, off, size):
         handle = self._handles[fh]
+        if handle.file.read_from is not None:
+            # The kernel moves the offset by the bytes it was given: a read that begins there goes on, any
+            # other was sought, and its offset is the number of a slot.
+            if off != handle.end:
+                handle.slot, handle.rest = off, b""
+            data = handle.rest
+            if not data:
+                data, handle.slot = handle.file.read_from(handle.slot, max(size, LINE_ROOM))
+            # A reader with less room than a line gets it in parts, where the kernel's would find the end.
+            data, handle.rest = data[:size], data[size:]
+            handle.end = off + len(data)
+            return data
         if off == 0 or handle.content is None:
             if handle.file.read is None:  # somebody gave a write-only file the mode of a readable one
                 raise FUSEError(errno.EIO)

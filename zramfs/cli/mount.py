@@ -27,7 +27,10 @@ _NEVER = {
     "ro": "a device begins empty, so read-only there is nothing to read",
     "remount": "a device keeps its options; `zramfs control` changes what can be changed",
 }
-_OURS = "size=SIZE, algo=NAME[:LEVEL], mem_limit=SIZE, threads=NUMBER, allow_other"
+_OURS = (
+    "size=SIZE, algo=NAME[:LEVEL], recomp_algo=NAME[:LEVEL] (up to three times), mem_limit=SIZE, "
+    "threads=NUMBER, access_times, allow_other"
+)
 
 
 def is_mount_call(words: Sequence[str], commands: Container[str]) -> bool:
@@ -58,10 +61,11 @@ def parse(text: str) -> Wanted:
             if not value:
                 raise click.UsageError(f"the mount option {key} needs a value; expected some of {_OURS}")
             try:
-                values[key] = PARSERS[key](value)
+                parsed = PARSERS[key](value)
+                values[key] = (*values.get(key, ()), parsed) if key == "recomp_algo" else parsed
             except ValueError as error:
                 raise click.UsageError(f"the mount option {word}: {error}") from None
-        elif word == "allow_other":
+        elif word in ("allow_other", "access_times"):
             values[key] = True
         elif key in _NEVER:
             raise click.UsageError(f"the mount option {word} makes no sense here: {_NEVER[key]}")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from .. import busy, lifecycle, rundir, sizes
-from ..config import DEFAULT_ALGO, DEFAULT_THREADS, MAX_THREADS, DeviceConfig
+from ..config import DEFAULT_ALGO, DEFAULT_THREADS, MAX_THREADS, Algorithm, DeviceConfig
 from ..errors import ZramfsError
 from ..rundir import Rundir
 from . import completion
@@ -21,10 +21,13 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Wanted:
-    """A device as it was asked for. size in bytes, None = to be set up later; algo is (name, level)."""
+    """A device as it was asked for. size in bytes, None = to be set up later; recomp_algo by priority
+    from 1."""
 
     size: int | None = None
-    algo: tuple[str, int | None] = (DEFAULT_ALGO, None)
+    algo: Algorithm = Algorithm(DEFAULT_ALGO)
+    recomp_algo: tuple[Algorithm, ...] = ()
+    access_times: bool = False
     mem_limit: int = 0
     threads: int = DEFAULT_THREADS
     allow_other: bool = False
@@ -32,8 +35,9 @@ class Wanted:
     def config(self, new: Rundir, directory: Path, name: str, **more: Any) -> DeviceConfig:
         """more: fields of DeviceConfig that only one kind of device has."""
         return DeviceConfig(
-            directory=directory, rundir=new.path, size=self.size or 0, algo=self.algo[0], level=self.algo[1],
-            mem_limit=self.mem_limit, threads=self.threads, name=name, allow_other=self.allow_other, **more,
+            directory=directory, rundir=new.path, size=self.size or 0, algo=self.algo.name,
+            level=self.algo.level, dictionary=self.algo.dictionary, secondary=self.recomp_algo,
+            access_times=self.access_times, mem_limit=self.mem_limit, threads=self.threads, name=name, allow_other=self.allow_other, **more,
         )
 
 
@@ -45,12 +49,18 @@ def device_size(text: str) -> int:
     return value
 
 
-def algorithm(text: str) -> tuple[str, int | None]:
-    """NAME[:LEVEL] as (name, level). ValueError with a sentence."""
-    from .. import codecs
+def algorithm(text: str) -> Algorithm:
+    """NAME[:LEVEL][:dict=/PATH]. ValueError with a sentence."""
+    from .. import algorithms
 
-    codec = codecs.parse(text)
-    return codec.algo, codec.level
+    return algorithms.parse_spec(text)
+
+
+def secondary(text: str) -> Algorithm:
+    """The same, for recompression."""
+    from .. import algorithms
+
+    return algorithms.parse_secondary(text)
 
 
 def threads(text: str) -> int:
@@ -64,6 +74,7 @@ def threads(text: str) -> int:
 PARSERS: dict[str, Callable[[str], Any]] = {
     "size": device_size,
     "algo": algorithm,
+    "recomp_algo": secondary,
     "mem_limit": sizes.parse_size,
     "threads": threads,
 }
@@ -88,7 +99,7 @@ DEVICE_SIZE = _Value("size")
 
 
 def device_options(command: C) -> C:
-    """--algo, --mem-limit and --threads, which every command that makes a device has."""
+    """--algo and the like, which every command that makes a device has."""
     for option in (
         click.option(
             "--threads", type=_Value("threads"), default=str(DEFAULT_THREADS), metavar="NUMBER",
@@ -99,8 +110,17 @@ def device_options(command: C) -> C:
             help="Memory the compressed data may take; more answers ENOSPC.  [default: no limit]",
         ),
         click.option(
-            "--algo", type=_Value("algo"), default=DEFAULT_ALGO, metavar="ALGO[:LEVEL]", show_default=True,
-            help="Compressor: lz4, lz4hc, zstd or none.",
+            "--access-times", is_flag=True,
+            help="Keep the time of each page's last access (4 bytes a page), for marking idle by age.",
+        ),
+        click.option(
+            "--recomp-algo", type=_Value("recomp_algo"), multiple=True, metavar="ALGO[:LEVEL][:dict=FILE]",
+            help="Compressor of recompression; up to three, by priority from 1.",
+            shell_complete=completion.one_of(("lz4", "lz4hc", "zstd")),
+        ),
+        click.option(
+            "--algo", type=_Value("algo"), default=DEFAULT_ALGO, metavar="ALGO[:LEVEL][:dict=FILE]",
+            show_default=True, help="Compressor: lz4, lz4hc, zstd or none, with a dictionary if you like.",
             shell_complete=completion.one_of(("lz4", "lz4hc", "zstd", "none")),
         ),
     ):

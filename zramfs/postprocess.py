@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Idle marks and recompression of a device: the slices, off the trio loop, and what they have done."""
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import trio
+
+from .algorithms import RecompressArguments
+from .errors import ZramfsError
+from .jobs import Jobs
+from .recompress import Recompression
+from .stats import RecompressionStats
+from .store import Store
+
+log = logging.getLogger(__name__)
+
+# A slice runs in a worker thread without the GIL and holds no lock for longer than a page, so it delays
+# nobody; its length is how long `reset` waits for it. Going through a thread costs about 0.1 ms.
+SLICE_NS = 10_000_000
+
+
+class PostProcessor:
+    """recompression: what was done since the device was set up."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+        self._worker = trio.CapacityLimiter(1)
+        self.recompression = RecompressionStats()
+
+    def forget(self) -> None:
+        self.recompression = RecompressionStats()
+
+    async def mark_idle(self, store: Store, age: int | None) -> None:
+        """age in seconds, None = all pages. ZramfsError: EINVAL (access times are not kept), EINTR."""
+        with self._jobs.job("idle"):
+            at: int | None = 0
+            try:
+                while at is not None:
+                    at = await self._in_thread(partial(store.mark_idle, age, at, SLICE_NS))
+            except ValueError as error:
+                raise ZramfsError(
+                    errno.EINVAL, f"{error}; access_times=on in control begins to keep them") from None
+
+    async def recompress(self, store: Store, priority: int, wanted: RecompressArguments) -> None:
+        """ZramfsError: EINVAL (threshold), EBUSY, ENOMEM, EINTR."""
+        begin = partial(
+            Recompression, store, priority, idle=wanted.idle, huge=wanted.huge, threshold=wanted.threshold,
+            max_pages=wanted.max_pages)
+        with self._jobs.job("recompress"):
+            try:
+                stats = await self._drive(await self._in_thread(begin))
+            except ValueError as error:
+                raise ZramfsError(errno.EINVAL, str(error)) from None
+            except MemoryError as error:
+                raise ZramfsError(errno.ENOMEM, str(error)) from None
+            if stats.no_room and not stats.won:
+                raise ZramfsError(
+                    errno.ENOMEM, f"{stats.no_room} pages could become smaller, but their new objects found no "
+                    "room: the pool is full; raise mem_limit by 1M for the time that it takes")
+
+    async def _drive(self, job: Recompression) -> RecompressionStats:
+        before = self.recompression
+        try:
+            while await self._in_thread(partial(job.select, SLICE_NS)):
+                pass
+            while await self._in_thread(partial(job.step, SLICE_NS)):
+                self.recompression = before + job.stats()
+        finally:
+            with trio.CancelScope(shield=True):
+                done = await self._in_thread(job.finish)
+            self.recompression = before + done
+            log.info(
+                "recompress: %d pages tried, %d won, %d bytes saved, %d marked incompressible, %d without room",
+                done.tried, done.won, done.bytes_saved, done.incompressible, done.no_room)
+        return done
+
+    async def _in_thread(self, work: Callable[[], Any]) -> Any:
+        return await trio.to_thread.run_sync(work, limiter=self._worker)
