@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -25,11 +25,11 @@ SLICE_NS = 10_000_000
 
 
 class PostProcessor:
-    """recompression: what was done since the device was set up."""
+    """in_thread: runs a call in a worker thread. recompression: what was done since the device was set up."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, in_thread: Callable[[Callable[[], Any]], Awaitable[Any]]) -> None:
         self._jobs = jobs
-        self._worker = trio.CapacityLimiter(1)
+        self._in_thread = in_thread
         self.recompression = RecompressionStats()
 
     def forget(self) -> None:
@@ -78,6 +78,3 @@ class PostProcessor:
                 "recompress: %d pages tried, %d won, %d bytes saved, %d marked incompressible, %d without room",
                 done.tried, done.won, done.bytes_saved, done.incompressible, done.no_room)
         return done
-
-    async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        return await trio.to_thread.run_sync(work, limiter=self._worker)
