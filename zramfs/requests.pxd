@@ -54,7 +54,7 @@ cdef struct server_t:
 #    +-------------------+----------+---------+    before it writes any of the other fields again.
 cdef struct job_t:
     uint64_t word             # atomic
-    uint64_t done             # atomic: pieces that are over, those left out after an error too
+    uint32_t done             # atomic: pieces that are over, those left out after an error too
     uint64_t error            # atomic: errno of a piece that failed, 0 = none has
     store_t* st               # written by the owner before the word
     uint8_t* data             # of the first byte

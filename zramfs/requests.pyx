@@ -13,7 +13,7 @@ from posix.time cimport clock_gettime, timespec
 from posix.unistd cimport SEEK_SET
 
 from allocator.prim cimport (
-    add64, cas64, cas_i32, load64, now_ns, peek64, relax, store64, store_i32, sub64,
+    add32, add64, cas64, cas_i32, load32, load64, now_ns, peek64, relax, store32, store64, store_i32, sub64,
 )
 from zramfs.fuse_abi cimport *
 from zramfs.store cimport (
@@ -170,7 +170,8 @@ cdef uint64_t run_pieces(job_t* job, store_ctx_t* ctx) noexcept nogil:
             if r < 0:
                 store64(&job.error, <uint64_t> -r)
         taken += 1
-        add64(&job.done, 1)
+        # A release, unlike add64: the owner then reads what the piece has brought.
+        add32(&job.done, 1)
     return taken
 
 
@@ -191,13 +192,13 @@ cdef int64_t transfer(worker_t* w, uint64_t off, uint64_t n, bint writes) noexce
     job.off = off
     job.end = off + n
     job.writes = writes
-    store64(&job.done, 0)
+    store32(&job.done, 0)
     store64(&job.error, 0)
     store64(&job.word, ((job.word >> 32) + 1) << 32 | pieces << 16)
     w.server.summon(w.server.crew, (n + BYTES_A_HELPER - 1) // BYTES_A_HELPER)
     run_pieces(job, w.ctx)
     # Another thread is in the middle of a piece, which waits for nothing that we hold.
-    while load64(&job.done) != pieces:
+    while load32(&job.done) != pieces:
         relax(round)
         round += 1
     return -<int64_t> load64(&job.error)
