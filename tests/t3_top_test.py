@@ -208,7 +208,7 @@ async def test_what_only_some_devices_have_is_shown_where_it_is():
     await device.start()
     plain = metrics.text(device).decode()
     label = '{device="mnt-z0"'
-    text = plain.replace(f"zramfs_written_back_pages{label}}} 0.0", f"zramfs_written_back_pages{label}}} 1200")
+    text = re.sub(rf"(zramfs_written_back_pages\{label}\}}) 0.0", r"\1 1200", plain)
     for state, value in (("ready", 48 << 20), ("target", 64 << 20)):
         text = text.replace(f'zramfs_reserve_bytes{label},state="{state}"}} 0.0',
                             f'zramfs_reserve_bytes{label},state="{state}"}} {value}')
