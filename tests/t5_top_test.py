@@ -20,7 +20,7 @@ from pathlib import Path
 import pyte
 import pytest
 from commands import failure, kill_daemon, state_of
-from whole import MIB, ZRAMFS, Device, device, opened, zramfs
+from whole import MIB, ZRAMFS, Device, device, opened, run, zramfs
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
 SECONDS = 15  # for whatever a screen is waited for
@@ -242,6 +242,11 @@ def test_lines_on_a_dumb_terminal(made: Device, monkeypatch: pytest.MonkeyPatch)
         while terminal._take(0.1):
             pass
         assert b"\x1b" not in terminal.raw and terminal.raw.count(b"\n") == 3
+
+
+def test_a_reader_that_leaves(made: Device) -> None:
+    done = run("sh", "-c", '"$@" top -i 0.1 | head -n 2', "sh", *ZRAMFS, env=dict(os.environ))
+    assert (done.stderr, done.stdout.count("\n")) == ("", 2)
 
 
 def test_lines_of_a_device_that_dies(made: Device) -> None:

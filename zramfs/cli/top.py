@@ -180,7 +180,9 @@ class _Keys:
 
 # ---- lines ---------------------------------------------------------------------------------------
 def _lines(fleet: _Fleet, interval: float, count: int | None) -> None:
-    """A heading, then a line for each device and interval, as vmstat; the first after one interval."""
+    """A heading, then a line for each device and interval, as vmstat; the first after one interval. Like
+    that it ends without a word when its reader has left (| head)."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     fleet.poll(PATIENCE)
     shown = looks = 0
     while count is None or looks < count:
