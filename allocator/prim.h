@@ -131,8 +131,8 @@ static inline bool same_filled(const unsigned char *page, uint64_t *word)
  * file's lock while it waits for memory, and whoever punches a hole needs that lock. */
 static inline void make_resident(void *start, size_t n)
 {
-	uintptr_t at = (uintptr_t)start & ~(uintptr_t)4095, end = (uintptr_t)start + n;
-	for (; at < end; at += 4096)
+	uintptr_t at = (uintptr_t)start, end = at + n;
+	for (; at < end; at = (at | 4095) + 1)
 		__atomic_fetch_add((unsigned char *)at, 0, __ATOMIC_RELAXED);
 }
 
