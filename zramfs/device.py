@@ -190,6 +190,17 @@ class Device:
     def _primary(self) -> Algorithm:
         return self._algorithms[0].algorithm
 
+    def peek(self, off: int, room: int) -> bytes:
+        """Bytes of the device up to the end of a page, none beyond its end, without using the page.
+        Raises ZramfsError: EINVAL, ENODATA (the page is written back)."""
+        store = self._expect_store("no pages to look at")
+        if off >= store.disksize:
+            return b""
+        page = store.peek(off // 4096)
+        if page is None:
+            raise ZramfsError(errno.ENODATA, f"page {off // 4096} is written back; reading disk brings it")
+        return page[off % 4096:][:room]
+
     def block_state(self, slot: int, room: int) -> tuple[bytes, int]:
         """Whole lines of zram/block_state from a slot on, in at most room bytes, and the slot where the
         next ones begin. Raises ZramfsError(EINVAL)."""

@@ -531,6 +531,33 @@ cdef class Store:
             raise OSError(-r, f"{n} bytes at {off} can't be read: {os.strerror(-r)}")
         return out
 
+    def peek(self, page):
+        """The 4096 bytes of a page, by its number, without using it: idle mark, access time and a
+        post-processing under way stay. None for a page that is written back or beyond the end. Raises
+        OSError(EIO) for a damaged one."""
+        cdef uint64_t slot, v
+        cdef store_ctx_t* ctx
+        cdef int r = 0
+        cdef uint8_t* p
+        self.check_range(0, 0)
+        if not 0 <= page < self.st.nr_slots:
+            return None
+        slot = page
+        out = PyBytes_FromStringAndSize(NULL, PAGE)
+        p = <uint8_t*><char*>out
+        ctx = self.take_ctx()
+        with nogil:
+            chunk_pin(self.st, slot >> CHUNK_SHIFT)
+            v = slot_lock(self.st, slot)
+            if slot_type(v) != WRITTEN_BACK:
+                r = page_load(self.st, ctx, v, p)
+            slot_unlock(self.st, slot, v)
+            chunk_unpin(self.st, slot >> CHUNK_SHIFT)
+        self.put_ctx(ctx)
+        if r != 0:
+            raise OSError(-r, f"page {page} can't be read: {os.strerror(-r)}")
+        return None if slot_type(v) == WRITTEN_BACK else out
+
     def write(self, off, data):
         """Writes a buffer at off and returns its length in bytes.
 

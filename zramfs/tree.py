@@ -72,10 +72,11 @@ class Node:
 class File(Node):
     """read: the whole content. read_from: for what is too large for that, the lines from the number of a
     slot on that have room in so many bytes, and the slot where it goes on; the file's offset is such a
-    number. write: takes the bytes of one write(2) and answers how many it used."""
+    number. read_at: the bytes at an offset, at most so many. write: takes the bytes of one write(2) and answers how many it used."""
 
     read: Callable[[], bytes] | None = None
     read_from: Callable[[int, int], tuple[bytes, int]] | None = None
+    read_at: Callable[[int, int], bytes] | None = None
     write: Callable[[bytes], Awaitable[int]] | None = None
 
 
@@ -147,6 +148,7 @@ def build(device: Device, disk: Path) -> Directory:
         Link(name="disk", mode=0o777, size=len(target), target=target),
         File(name="control", mode=0o600, write=write_control,
              read=lambda: control.state(device.stats()).encode(errors="replace")),
+        File(name="peek", mode=0o400, read_at=device.peek),
         File(name="metrics", mode=0o444, read=lambda: metrics.text(device)),
         Directory(name="zram", mode=0o755, children=[
             *(attribute(a) for a in attributes.ATTRIBUTES),
@@ -285,6 +287,8 @@ class Tree(pyfuse3.Operations):
 
     async def read(self, fh, off, size):
         handle = self._handles[fh]
+        if handle.file.read_at is not None:
+            return handle.file.read_at(off, size)
         if handle.file.read_from is not None:
             # The kernel moves the offset by the bytes it was given: a read that begins there goes on, any
             # other was sought, and its offset is the number of a slot.

@@ -22,6 +22,7 @@ from .status import status
 from .stop import stop
 from .swap import swap
 from .top import top
+from .train import train
 
 # What a login shell would have. mount(8) starts its helpers without PATH.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -51,7 +52,7 @@ def zramfs() -> None:
 
 
 for command in (
-    create, ramdisk, swap, stop, up, down, check_config, status, top, report, control, doctor,
+    create, ramdisk, swap, stop, up, down, check_config, status, top, report, train, control, doctor,
     systemd_generator,
 ):
     zramfs.add_command(command)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""zramfs train"""
+from __future__ import annotations
+
+import base64
+import errno
+import random
+from pathlib import Path
+
+import click
+
+from .. import bounded, sizes
+from ..errors import ZramfsError
+from . import completion
+from .options import algorithm, tree
+from .output import say
+
+READ_TIMEOUT = 120.0  # seconds for the sample: a page takes about 0.2 ms
+DEFAULT_SAMPLE = 5000  # pages, 20 MB: the trainer wants a hundred times the dictionary, zstd(1) says
+
+
+@click.command()
+@click.argument("dir", shell_complete=completion.devices)
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="FILE",
+    help="Where the dictionary goes.",
+)
+@click.option(
+    "--algo", default="zstd", metavar="ALGO[:LEVEL]", show_default=True,
+    help="What it is for: zstd, lz4 or lz4hc.", shell_complete=completion.one_of(("lz4", "lz4hc", "zstd")),
+)
+@click.option("--size", default="64K", metavar="SIZE", show_default=True, help="At most so large.")
+@click.option(
+    "--sample", type=click.IntRange(min=1, max=1 << 20), default=DEFAULT_SAMPLE, metavar="NUMBER",
+    show_default=True, help="Pages to train on and to judge by.",
+)
+def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
+    """Train a dictionary on a sample of the pages of the device DIR, and say what it would win.
+
+    Pages are looked at without being used, and nothing on the device is changed. If the dictionary
+    would win nothing on pages that it was not trained on, no file is written.
+    """
+    from .. import train as training
+
+    try:
+        chosen, most = algorithm(algo), sizes.parse_size(size)
+        training.expect_size(most, chosen.name)
+        if chosen.name == "none" or chosen.dictionary:
+            raise ValueError(f"--algo takes zstd, lz4 or lz4hc with a level, not {algo!r}")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    directory = tree(dir)
+
+    def take() -> list:
+        found = training.sample(directory, sample, random.Random())
+        return [[base64.b64encode(page).decode() for page in found.pages], found.stored]
+
+    # In a child, because the device may hang.
+    try:
+        pages, stored = bounded.call(take, READ_TIMEOUT)
+    except TimeoutError:
+        raise ZramfsError(errno.ETIMEDOUT, f"{directory} has not answered for {READ_TIMEOUT:g} s") from None
+    taken = training.Sample([base64.b64decode(page) for page in pages], stored)
+    assert chosen.level is not None
+    dictionary, verdict = training.train(taken, chosen.name, chosen.level, most)
+    for line in verdict.lines():
+        click.echo(line)
+    if verdict.won <= 0 or verdict.bytes_won <= 0:
+        raise ZramfsError(
+            errno.EINVAL, f"a dictionary would lose, so {output} was not written; device and pages stay as they are")
+    training.write(dictionary, output)
+    say(f"{output}: {len(dictionary)} bytes, with pieces of the device's data in them; to use it: "
+        f"--recomp-algo {chosen.name}:{chosen.level}:dict={output.absolute()}")
