@@ -25,9 +25,15 @@ class Call:
 
     def __init__(self, action: Callable[[], Any]) -> None:
         self._fd, write_end = os.pipe()
+        # A signal at the wrong moment would run the caller's handlers in the child too.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self._pid = os.fork()
         if self._pid == 0:
+            # Ctrl-C and Ctrl-Z are for the caller.
+            os.setpgid(0, 0)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             _serve(action, write_end)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(write_end)
 
     def fileno(self) -> int:

@@ -127,6 +127,7 @@ class _Keys:
         self._live = live
         self._fd = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
         self._before: list | None = None
+        self._to_stop = False
 
     def __enter__(self) -> _Keys:
         self._woken, self._wake = os.pipe()
@@ -134,7 +135,7 @@ class _Keys:
         os.set_blocking(self._woken, False)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGWINCH, lambda *_: None)
-        signal.signal(signal.SIGTSTP, self._stop)
+        signal.signal(signal.SIGTSTP, self._note_stop)
         self._cbreak()
         return self
 
@@ -155,7 +156,12 @@ class _Keys:
         if self._fd is not None and self._before is not None:
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
 
-    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+    def _note_stop(self, _number: int, _frame: FrameType | None) -> None:
+        # Not here: rich may be in the middle of a screen.
+        self._to_stop = True
+
+    def _stop(self) -> None:
+        self._to_stop = False
         self._live.stop()
         self._restore()
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -169,6 +175,8 @@ class _Keys:
         if self._woken in readable:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._woken, 4096)
+            if self._to_stop:
+                self._stop()
             return b""
         if not readable:
             return None
