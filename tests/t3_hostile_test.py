@@ -3,23 +3,19 @@
 docs/control.md promises, and then nothing has changed and nothing but the refusal is in the log."""
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from pathlib import Path
 
 import pytest
 import trio
-from fakes import FakeLane
 from hostile_text import NAMES, NUMBERS, SIZES, phrases, texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from t3_docs_test import errors, section, table
+from unmounted import OK, Ours, device
 
-from zramfs.config import DeviceConfig
 from zramfs.control import COMMANDS
-from zramfs.device import Device
-from zramfs.tree import Directory, File, Node, build
 
 EXAMPLES = 50
 STATES = ("before it has a size", "with data", "while disk is open")
@@ -30,23 +26,7 @@ PROMISED |= {
 }
 
 
-def files(node: Node, above: str = "") -> dict[str, File]:
-    if isinstance(node, Directory):
-        found: dict[str, File] = {}
-        for child in node.children:
-            found |= files(child, f"{above}/{child.name}".lstrip("/"))
-        return found
-    return {above: node} if isinstance(node, File) else {}
-
-
-def new_device() -> tuple[Device, FakeLane]:
-    lane = FakeLane()
-    config = DeviceConfig(directory=Path("/nowhere"), rundir=Path("/nowhere"), name="z")
-    return Device(config, lane), lane
-
-
-WRITABLE = sorted(path for path, file in files(build(new_device()[0], Path("/nowhere/disk"))).items()
-                  if file.write)
+WRITABLE = sorted(path for path, file in Ours(Path("/nowhere")).files.items() if file.write)
 
 commands = st.builds(
     lambda name, equals, value: name.encode() + equals + value,
@@ -57,38 +37,25 @@ values = st.one_of(st.sampled_from(SIZES + NUMBERS + NAMES), texts, phrases)
 
 
 async def hostile(path: str, state: str, data: bytes) -> None:
-    device, lane = new_device()
-    if state != STATES[0]:
-        await device.command("disksize=1M")
-        lane.store.write(0, b"text " * 2000 + os.urandom(8192))
-    lane.started, lane.open_count = True, state == STATES[2]
-    tree = files(build(device, Path("/nowhere/disk")))
-    shown = {name: file.read for name, file in tree.items() if file.read and name != "control"}
-    before = {name: answer(read) for name, read in shown.items()}
-    try:
-        used = await tree[path].write(data)
-    except OSError as error:
-        assert errno.errorcode[error.errno] in PROMISED[path], error
-        if path != "control":  # of several commands the first ones may have been done
-            assert {name: answer(read) for name, read in shown.items()} == before
-        last = device.stats().last_error
-        assert last is not None and last.endswith(f"({errno.errorcode[error.errno]})")
-        last.encode()
-    else:
-        assert used == min(len(data), 4096)
-    tree["control"].read()
-    if lane.store:
-        lane.store.check(3)
-    lane.open_count = 0
-    await device.close()
-
-
-def answer(read) -> bytes | int:
-    """Some files cannot be read before the device has a size."""
-    try:
-        return read()
-    except OSError as error:
-        return error.errno
+    async with device(Path("/nowhere")) as ours:
+        if state != STATES[0]:
+            await ours.done(("zram/disksize", "1M"))
+            ours.store.write(0, b"text " * 2000 + os.urandom(8192))
+        ours.lane.open_count = int(state == STATES[2])
+        shown = [name for name, file in ours.files.items()
+                 if name != "control" and (file.read or file.read_from)]
+        before = {name: ours.read(name) for name in shown}
+        answer = await ours.write(path, data)
+        if answer != OK:
+            assert answer in PROMISED[path]
+            if path != "control":  # of several commands the first ones may have been done
+                assert {name: ours.read(name) for name in shown} == before
+            last = ours.device.stats().last_error
+            assert last is not None and last.endswith(f"({answer})")
+            last.encode()
+        ours.read("control").encode()
+        if ours.store:
+            ours.store.check(3)
 
 
 @pytest.mark.parametrize("path", WRITABLE)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hostile_text import NAMES, NUMBERS, SIZES
+from hostile_text import IDLE, NAMES, NUMBERS, PARAMETERS, SIZES
 from lz4_lengths import kept, kernel_length, library_length
 from page_kinds import block
 from real_pages import real_pages
@@ -43,11 +43,13 @@ NO_SIZES = (b"0", b"junk", b"K", b" 4096", b"+4096", b"-1", b"16E", b"1E", b"15E
 ANYTHING = (b"1", b"anything", b"\0", b"\n", b"0")
 BEFORE_SIZE = {
     "mem_limit": SIZES, "disksize": NO_SIZES, "mem_used_max": NUMBERS, "compact": ANYTHING,
-    "comp_algorithm": NAMES, "reset": NUMBERS,
+    "comp_algorithm": NAMES, "reset": NUMBERS, "idle": IDLE,
 }
 WITH_SIZE = BEFORE_SIZE | {"disksize": SIZES}
+# Parameters of a device that has a size are EBUSY since 7.1; older kernels took them, to no effect.
+BEFORE_SIZE = BEFORE_SIZE | {"algorithm_params": PARAMETERS}
 # Everything that a read of both must answer alike when nothing is stored.
-SHOWN = ("disksize", "initstate", "mm_stat", "io_stat")
+SHOWN = ("disksize", "initstate", "mm_stat", "io_stat", "debug_stat")
 
 
 def same_stores(twins: Pair, name: str, values: tuple[bytes, ...], before=None) -> None:
@@ -267,6 +269,29 @@ def test_pages_that_both_lz4_make_alike_are_counted_alike_to_the_byte(twins):
     assert same_numbers(twins)["orig_data_size"] == len(pages) * PAGE
 
 
+@pytest.mark.parametrize("level", [2, 16, 300])
+def test_the_level_of_lz4_is_its_acceleration(twins, level):
+    pages = real_pages(200)
+    assert isinstance(both(twins, lambda twin: twin.store("algorithm_params", b"level=%d" % level)), int)
+    set_up(twins)
+    both(twins, lambda twin: twin.write(0, b"".join(pages)))
+    for twin, length in zip(twins, (kernel_length, library_length), strict=True):
+        expected = sum(kept(page, lambda page, length=length: length(page, level)) for page in pages)
+        assert mm_stat(twin)["compr_data_size"] == expected
+    assert both(twins, lambda twin: twin.read(0, 200)) == b"".join(pages)
+
+
+def test_parameters_last_until_the_next_write_of_some(twins):
+    """Every write of parameters puts back what it does not name."""
+    pages = real_pages(50)
+    for parameters in (b"level=64", b"priority=0"):
+        both(twins, lambda twin, text=parameters: twin.store("algorithm_params", text))
+    set_up(twins)
+    both(twins, lambda twin: twin.write(0, b"".join(pages)))
+    for twin, length in zip(twins, (kernel_length, library_length), strict=True):
+        assert mm_stat(twin)["compr_data_size"] == sum(kept(page, length) for page in pages)
+
+
 # ---- differences -----------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -306,6 +331,15 @@ def _lowered_limit(twin: Twin) -> object:
 def _peak(twin: Twin) -> object:
     _full(twin)
     return mm_stat(twin)["mem_used_max"]
+
+
+def _late_parameters(twin: Twin) -> object:
+    twin.store("disksize", b"1M")
+    return twin.store("algorithm_params", b"level=3")
+
+
+def _no_level(twin: Twin) -> object:
+    return twin.store("algorithm_params", b"level=0"), twin.store("disksize", b"1M")
 
 
 def _last_match(twin: Twin) -> object:
@@ -368,6 +402,16 @@ DIFFERENCES = (
     Difference(
         "A limit below what is in use", "a limit on memory, which such a write does not add to",
         _lowered_limit, ("EIO", PAGE), (PAGE, PAGE)),
+    Difference(
+        "`algorithm_params` is EBUSY on a device with a size",
+        "as in kernels since 7.1; older ones take it, to no effect", _late_parameters, 7, "EBUSY"),
+    Difference(
+        "`algorithm_params` is EINVAL where `algo` and `priority` do not fit together",
+        "as in kernels since 7.1; older ones go by the name",
+        lambda twin: twin.store("algorithm_params", b"algo=lz4 priority=1"), 19, "EINVAL"),
+    Difference(
+        "A level of lz4 below 1", "as in kernels since 7.1; older ones take it for 1",
+        _no_level, (7, 2), (7, "EINVAL")),
     Difference("The peak in `mm_stat`", "it is never above the limit", _peak, 2 * PAGE, PAGE),
     Difference(
         "lz4 is that of liblz4", "smaller pages, from a library that Debian keeps secure",

@@ -120,6 +120,15 @@ def _parse_reset(data: bytes) -> str:
     return "reset"
 
 
+def _parse_idle(data: bytes) -> str:
+    text = c_string(data).removesuffix(b"\n")
+    # A line of `control` may have blanks around its value.
+    if text != text.strip():
+        raise ZramfsError(
+            errno.EINVAL, f"expected all or an age in seconds, without blanks, got {printable(text)}")
+    return f"idle={text_of(data)}"
+
+
 def _arguments_of(command: str) -> Callable[[bytes], str]:
     return lambda data: f"{command}={text_of(data)}"
 
@@ -132,7 +141,7 @@ ATTRIBUTES = (
     Attribute("recomp_algorithm", lambda stats: show_secondary(stats.algorithms),
               _arguments_of("recomp_algorithm")),
     Attribute("recompress", None, _arguments_of("recompress")),
-    Attribute("idle", None, _arguments_of("idle")),
+    Attribute("idle", None, _parse_idle),
     Attribute("mem_limit", None, _parse_mem_limit),
     Attribute("mem_used_max", None, _parse_mem_used_max),
     Attribute("mm_stat", _show_mm_stat),
