@@ -15,6 +15,7 @@ from zramfs.attributes import ATTRIBUTES
 from zramfs.config import DeviceConfig
 from zramfs.control import COMMANDS
 from zramfs.device import Device
+from zramfs.metrics import COUNTER, TABLE
 from zramfs.tree import Directory, Link, build
 
 PAGE = (Path(__file__).parent.parent / "docs" / "control.md").read_text()
@@ -155,6 +156,16 @@ def test_the_tables_of_columns_are_complete():
         assert columns == [str(number + 1) for number in range(len(show(device.stats()).split()))]
     [example] = re.findall(r"^\$ cat mm_stat\n(.*)$", PAGE, re.MULTILINE)
     assert len(example.split()) == 9
+
+
+def test_every_metric_is_in_the_table_of_metrics():
+    """By its name, or by how the names of several begin: mem_…"""
+    documented = [word for row in table(section("metrics")) for word in re.findall(r"`(\S+)`", row[0])]
+    patterns = {re.escape(word).replace("…", ".*"): word for word in documented}
+    names = {metric.name + ("_total" if metric.kind == COUNTER else "") for metric in TABLE}
+    said = {pattern for name in names for pattern in patterns if re.fullmatch(pattern, name)}
+    unsaid = {name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)}
+    assert (unsaid, patterns.keys() - said) == (set(), set())
 
 
 def test_links_lead_somewhere():
