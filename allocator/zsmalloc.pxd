@@ -73,6 +73,9 @@ cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noe
 cdef void pool_delete(pool_t* pool, bint arena_stays) noexcept nogil
 # A place for size bytes, named tag: 0 and *loc; -ENOSPC at the limit, -ENOMEM, -EINVAL.
 cdef int zs_malloc(pool_t* pool, uint32_t size, uint64_t tag, uint64_t* loc) noexcept nogil
+# The same, where the pool may take up to over pages more than its limit: for a smaller object that
+# takes the place of a larger one.
+cdef int zs_malloc_over(pool_t* pool, uint32_t size, uint64_t tag, uint32_t over, uint64_t* loc) noexcept nogil
 # Frees it: its size in bytes, or -EIO if loc names no object.
 cdef int zs_free(pool_t* pool, uint64_t loc) noexcept nogil
 # Fills an object that was just allocated, and that nobody else knows yet.

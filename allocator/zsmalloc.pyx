@@ -262,22 +262,22 @@ cdef void put_number(pool_t* pool, uint32_t number) noexcept nogil:
     pthread_mutex_unlock(&pool.number_lock)
 
 
-cdef uint64_t reserve_pages(pool_t* pool, uint32_t n) noexcept nogil:
-    """Pool pages with n more of them, or 0 at the limit. Nothing is counted that is then taken back:
+cdef uint64_t reserve_pages(pool_t* pool, uint32_t n, uint32_t over) noexcept nogil:
+    """Pool pages with n more of them, or 0 where that is more than over above the limit. Nothing is counted that is then taken back:
     that would turn away another thread's smaller zspage that still fits."""
     cdef uint64_t limit = peek64(&pool.limit_pages), pages
     while True:
         pages = peek64(&pool.pages)
         # What the balloon holds is not the pool's to use.
-        if limit != 0 and pages + n + peek64(&pool.arena.reserved) > limit:
+        if limit != 0 and pages + n + peek64(&pool.arena.reserved) > limit + over:
             return 0
         if cas64(&pool.pages, pages, pages + n):
             return pages + n
 
 
-cdef int zspage_new(pool_t* pool, size_class_t* c, uint32_t* number) noexcept nogil:
+cdef int zspage_new(pool_t* pool, size_class_t* c, uint32_t over, uint32_t* number) noexcept nogil:
     """A complete empty zspage, in no list: 0, -ENOSPC at the limit, or -ENOMEM."""
-    cdef uint64_t pages = reserve_pages(pool, c.pages)
+    cdef uint64_t pages = reserve_pages(pool, c.pages, over)
     cdef zspage_desc_t* z
     cdef uint32_t i
     cdef int r
@@ -410,6 +410,10 @@ cdef int obj_free_locked(pool_t* pool, size_class_t* c, uint64_t loc) noexcept n
 
 
 cdef int zs_malloc(pool_t* pool, uint32_t size, uint64_t tag, uint64_t* loc) noexcept nogil:
+    return zs_malloc_over(pool, size, tag, 0, loc)
+
+
+cdef int zs_malloc_over(pool_t* pool, uint32_t size, uint64_t tag, uint32_t over, uint64_t* loc) noexcept nogil:
     cdef size_class_t* c
     cdef uint32_t number
     cdef int r
@@ -421,7 +425,7 @@ cdef int zs_malloc(pool_t* pool, uint32_t size, uint64_t tag, uint64_t* loc) noe
     if number == NONE32:
         # Frames are fetched without the lock: another thread may use and free objects meanwhile.
         pthread_mutex_unlock(&c.lock)
-        r = zspage_new(pool, c, &number)
+        r = zspage_new(pool, c, over, &number)
         if r != 0:
             return r
         pthread_mutex_lock(&c.lock)

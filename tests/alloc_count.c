@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * LD_PRELOAD: counts heap calls made by the codecs' own code (the extension, liblz4, libzstd), and
- * lets them fail. The caller is told by its return address, so that Python's own calls do not count. */
+ * LD_PRELOAD: counts heap calls made by the compiled core's own code (the extensions, liblz4, libzstd),
+ * and lets all of them fail, or the alloc_fail_at-th from now. The caller is told by its return address, so that Python's own calls do not count. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -14,7 +14,12 @@ extern void *__libc_memalign(size_t, size_t);
 extern void __libc_free(void *);
 
 unsigned long alloc_calls, alloc_frees, alloc_bytes;
-int alloc_fail;
+int alloc_fail, alloc_fail_at;
+
+static const char *const watched[] = {
+	"/liblz4.", "/libzstd.", "/zramfs/codecs.", "/zramfs/dictionary.", "/zramfs/slots.", "/zramfs/store.",
+	"/zramfs/candidates.", "/zramfs/recompress.",
+};
 
 static int ours(void *caller)
 {
@@ -22,8 +27,15 @@ static int ours(void *caller)
 
 	if (!dladdr(caller, &info) || !info.dli_fname)
 		return 0;
-	return strstr(info.dli_fname, "/liblz4.") || strstr(info.dli_fname, "/libzstd.") ||
-	       strstr(info.dli_fname, "/zramfs/codecs.");
+	for (unsigned i = 0; i < sizeof(watched) / sizeof(watched[0]); i++)
+		if (strstr(info.dli_fname, watched[i]))
+			return 1;
+	return 0;
+}
+
+static int refused(void)
+{
+	return alloc_fail || (alloc_fail_at > 0 && --alloc_fail_at == 0);
 }
 
 #define COUNTED(size, result)                          \
@@ -31,7 +43,7 @@ static int ours(void *caller)
 		if (ours(__builtin_return_address(0))) { \
 			alloc_calls++;                 \
 			alloc_bytes += (size);         \
-			if (alloc_fail) {              \
+			if (refused()) {               \
 				errno = ENOMEM;        \
 				return NULL;           \
 			}                              \
@@ -50,7 +62,7 @@ int posix_memalign(void **p, size_t a, size_t n)
 	if (ours(__builtin_return_address(0))) {
 		alloc_calls++;
 		alloc_bytes += n;
-		if (alloc_fail)
+		if (refused())
 			return ENOMEM;
 	}
 	*p = __libc_memalign(a, n);

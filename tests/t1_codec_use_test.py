@@ -4,14 +4,10 @@ what is allocated when."""
 import ctypes
 import errno
 import json
-import os
-import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
+import alloc_hook
 import pytest
 from codec_calls import (
     C_NUMBERS,
@@ -237,23 +233,9 @@ print(json.dumps(report))
 def allocations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     """For every algorithm and level, [calls, frees, bytes] of the heap when a context is made,
     when it works, and when it goes; and what happens when the heap gives nothing."""
-    cc = shutil.which("cc") or shutil.which("gcc")
-    if cc is None:
-        pytest.skip("no C compiler to build the allocation counter with")
-    if "san" in os.environ.get("LD_PRELOAD", ""):
-        pytest.skip("a sanitizer has the heap's functions already")
-    hook = tmp_path_factory.mktemp("hook") / "alloc_count.so"
-    source = Path(__file__).with_name("alloc_count.c")
-    subprocess.run([cc, "-shared", "-fPIC", "-O1", "-Wall", "-o", hook, source], check=True, timeout=60)
-    root = str(Path(codecs.__file__).parents[1])
     pages = json.dumps([PAGES["text"].hex(), PAGES["random"].hex()])
-    child = subprocess.run(
-        [sys.executable, "-c", COUNT_ALLOCATIONS, str(hook), pages, *SPECS],
-        env={**os.environ, "LD_PRELOAD": str(hook), "PYTHONPATH": root},
-        capture_output=True, text=True, timeout=60,
-    )
-    assert child.returncode == 0, child.stderr
-    return json.loads(child.stdout)
+    done = alloc_hook.run(COUNT_ALLOCATIONS, tmp_path_factory.mktemp("hook"), pages, *SPECS)
+    return json.loads(done)
 
 
 @pytest.mark.parametrize("spec", SPECS)

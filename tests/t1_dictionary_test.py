@@ -3,9 +3,12 @@
 dictionary for many contexts; damaged and hostile ones."""
 import ctypes
 import errno
+import json
 import random
 import threading
+from pathlib import Path
 
+import alloc_hook
 import lz4.block
 import pytest
 import zstandard
@@ -210,3 +213,40 @@ def test_a_context_that_only_decompresses(algo: str, level: int, dictionary: byt
         assert call(codec_compress, ctx, RECORDS[60], PAGE) == (0, b"")
     finally:
         codec_ctx_free(ctx)
+
+
+COUNT = """
+import ctypes, json, sys
+from zramfs.codecs import Codec
+import t1_dictionary_test as t
+hook = ctypes.CDLL(sys.argv[1])
+count = lambda: [ctypes.c_ulong.in_dll(hook, name).value for name in ("alloc_calls", "alloc_frees")]
+fail_at = ctypes.c_int.in_dll(hook, "alloc_fail_at")
+found = []
+for algo, level in (("lz4", 1), ("lz4hc", 9), ("zstd", -5), ("zstd", 3), ("zstd", 19)):
+    for dictionary in (t.RAW, t.TRAINED):
+        before = count()
+        codec = Codec(algo, level, dictionary)
+        made = count()
+        for page in (*t.PAGES.values(), *t.RECORDS[60:]):
+            assert codec.decompress(codec.compress(page), 4096) == page
+        worked = count()
+        del codec
+        gone = count()
+        refused = []
+        for nth in (1, 2):
+            fail_at.value = nth
+            try:
+                Codec(algo, level, dictionary)
+            except MemoryError as error:
+                refused.append(str(error))
+        found.append([made[0] - before[0], worked[0] - made[0], gone[1] - made[1], refused])
+print(json.dumps(found))
+"""
+
+
+def test_two_allocations_and_none_a_page(tmp_path: Path) -> None:
+    """The dictionary and the context; when either is refused, nothing is left."""
+    for made, worked, freed, refused in json.loads(alloc_hook.run(COUNT, tmp_path)):
+        assert (made, worked, freed) == (2, 0, 2)
+        assert len(refused) == 2 and "dictionary of" in refused[0] and "context" in refused[1]

@@ -103,6 +103,7 @@ def rss() -> int:
         return int(file.read().split()[1]) * PAGE
 
 
+@pytest.mark.requires("unsanitized")
 def test_access_times_cost_4_bytes_a_page_that_was_used() -> None:
     store = Store(1 << 46)
     before = rss()

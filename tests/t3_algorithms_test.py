@@ -476,8 +476,8 @@ async def test_a_full_pool_says_what_to_do() -> None:
     box = await Box(size=4 * MIB, secondary=(Algorithm("zstd"),)).start()
     for slot in range(200):
         box.store.write(slot * PAGE, hard(slot))
-    await box.device.command(f"mem_limit={box.store.stats().mem_used_total}")
-    assert await box.refused("recompress", "", "raise mem_limit") == errno.ENOMEM
+    await box.device.command(f"mem_limit={box.store.stats().mem_used_total // 2}")
+    assert await box.refused("recompress", "", "the pool is full") == errno.ENOMEM
     await box.device.command("mem_limit=4M")
     await box.write("recompress", "")
     assert box.device.stats().recompression.won == 200

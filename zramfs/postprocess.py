@@ -61,7 +61,7 @@ class PostProcessor:
             if stats.no_room and not stats.won:
                 raise ZramfsError(
                     errno.ENOMEM, f"{stats.no_room} pages could become smaller, but their new objects found no "
-                    "room: the pool is full; raise mem_limit by 1M for the time that it takes")
+                    "room: the pool is full, far beyond mem_limit or for the machine")
 
     async def _drive(self, job: Recompression) -> RecompressionStats:
         before = self.recompression

@@ -21,6 +21,10 @@ from zramfs.stats import RecompressionStats
 
 cdef enum:
     SELECT_CHUNKS = 4               # between two looks at the clock: 2048 slots, about 40 us
+    # Pages beyond the pool's limit, 256 KiB. A pool at its limit has no room for the first zspage of
+    # another class, up to 8 pages, and could never become smaller; a hundred classes begin that way
+    # before the old objects' zspages are empty. (A guess; with 64 no page was turned away.)
+    OVER = 64
 
 
 cdef struct job_t:
@@ -118,7 +122,9 @@ cdef void commit(job_t* job, uint64_t slot, uint32_t size, uint32_t fresh) noexc
     ctx.data = ctx.comp
     ctx.size = fresh
     ctx.bits = <uint64_t>job.prio << PRIO_SHIFT
+    ctx.over = OVER
     r = commit_locked(st, ctx, slot, v)
+    ctx.over = 0
     if r == 0:
         job.won += 1
         job.bytes_saved += size - fresh

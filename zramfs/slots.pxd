@@ -121,6 +121,7 @@ cdef struct store_ctx_t:        # one thread's workspace
     const uint8_t* data         # the object's bytes
     uint64_t word               # of a same-filled page
     uint64_t bits               # what the slot holds besides type and location: a priority
+    uint32_t over               # pages that the pool may take beyond its limit for it
 
 
 cdef store_ctx_t* ctx_new(store_t* st) noexcept nogil
@@ -150,7 +151,7 @@ cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil
 cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil
 # The same for one on the backing store, whose blocks the caller has pinned, or nobody else is at work.
 cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil
-# Stores what ctx.type, size, data, word and bits say in a locked slot, frees what its value old names,
+# Stores what ctx.type, size, data, word, bits and over say in a locked slot, frees what its value old names,
 # and unlocks it. On an error (-ENOSPC, -EIO) the slot gets the value old.
 cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t old) noexcept nogil
 # Marks the pages of a chunk idle whose last access lies more than age seconds back (0: all of them),

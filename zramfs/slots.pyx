@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 from allocator.arena cimport arena_t
 from allocator.layout cimport LOC_BITS
 from allocator.prim cimport *
-from allocator.zsmalloc cimport zs_free, zs_malloc, zs_map, zs_unmap, zs_write
+from allocator.zsmalloc cimport zs_free, zs_malloc_over, zs_map, zs_unmap, zs_write
 from zramfs.backing cimport (
     BACK_SIZE_SHIFT, FETCH_BYTES, backing_fetch, backing_pin, backing_release, backing_unpin, back_size,
 )
@@ -271,6 +271,7 @@ cdef void prepare(store_t* st, store_ctx_t* ctx, const uint8_t* page) noexcept n
     """Decides how a page will be kept, and compresses it; touches nothing shared."""
     cdef int n
     ctx.bits = 0
+    ctx.over = 0
     if same_filled(page, &ctx.word):
         ctx.type = SAME if fits_slot(ctx.word) else SAME_OBJ
         ctx.data = <const uint8_t*>&ctx.word
@@ -293,7 +294,7 @@ cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t ol
     if ctx.type == SAME:
         new = same_slot(ctx.word)
     else:
-        r = zs_malloc(st.pool, ctx.size, slot, &loc)
+        r = zs_malloc_over(st.pool, ctx.size, slot, ctx.over, &loc)
         if r == 0:
             r = zs_write(st.pool, loc, ctx.data, ctx.size)
         if r != 0:
