@@ -181,7 +181,8 @@ TABLE = (
     Metric(GAUGE, "fuse_can_resend", "1 if the kernel can send unanswered requests again.",
            lambda f: int(f.lane.can_resend)),
     # the arena
-    Metric(GAUGE, "resident_bytes", "Memory of the pageblocks in use and in reserve.", lambda f: f.store.resident, "bytes"),
+    Metric(GAUGE, "resident_bytes", "Memory of the pageblocks in use and in reserve.",
+           lambda f: f.store.resident, "bytes"),
     Metric(GAUGE, "pageblocks_in_use", "Pageblocks of 2 MiB in use.", lambda f: f.store.pageblocks_in_use),
     Metric(GAUGE, "pageblocks_most", "As many as can ever be in use.", lambda f: f.store.pageblocks_total),
     Metric(COUNTER, "returned_bytes", "Memory given back to the OS.",
@@ -191,7 +192,7 @@ TABLE = (
     Metric(GAUGE, "reserve_bytes", "Memory of free pageblocks kept ready for swap, and how much is to be.",
            lambda f: _by(("ready", "target"), (f.store.reserve, f.store.reserve_target)), "bytes",
            labels=("state",)),
-    Metric(COUNTER, "reserve_misses", "Pageblocks taken while the reserve was empty: a write waited for memory.",
+    Metric(COUNTER, "reserve_misses", "Pageblocks taken while the reserve was empty: a write waited.",
            lambda f: f.store.reserve_misses),
     Metric(COUNTER, "corrupt", "Locations that named no object: 0 in a sound pool.",
            lambda f: f.store.corrupt),
