@@ -163,14 +163,26 @@ dpkg --install /run/package.deb >/run/log 2>&1 || {{ cat /run/log; exit 1; }}
 use zramfs /mnt/z
 man -w zramfs
 dpkg --verify zramfs
+zramfs create /mnt/stays --size 4M
+pid=$(zramfs status /mnt/stays --noheadings --output PID)
+exec 3</run/zramfs/mnt-stays/log
 dpkg --purge zramfs >/run/log 2>&1 || {{ cat /run/log; exit 1; }}
 ! ls -d /usr/lib/zramfs /etc/zramfs /usr/bin/zramfs 2>/dev/null
 ! grep -q 'not empty' /run/log
+# The device goes on without its program, and ends in order.
+for file in /mnt/stays/* /mnt/stays/*/*; do
+    [ -d $file ] || cat $file 2>&1 >/dev/null | grep -v 'Permission denied' || true
+done
+echo compact >/mnt/stays/control
+kill -TERM $pid
+for try in $(seq 100); do [ -e /run/zramfs/mnt-stays ] || break; sleep 0.05; done
+! ls /run/zramfs/mnt-stays /mnt/stays 2>/dev/null
+grep -A 9 Traceback <&3 || true
 """
 
 
 @pytest.mark.requires("unshare", "overlay", "man")
-def test_the_debian_package_installs_works_and_goes(built: Packages, tmp_path: Path) -> None:
+def test_the_debian_package_installs_works_and_goes_from_under_a_device(built: Packages, tmp_path: Path) -> None:
     words = ["unshare", "--mount", "sh", "-c", ELSEWHERE, "sh", tmp_path, built.file("zramfs_*.deb"), INSTALL]
     kept = {name: value for name, value in environment(tmp_path).items() if name != "ZRAMFS_RUN_DIR"}
     done = run(*words, env=kept, timeout=120, cwd="/")

@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+# 40 ms and 1.4 MiB that a device whose metrics nobody reads would not need; but one that is read after an
+# upgrade has taken the library away must have it.
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics.exposition import generate_latest
+
 from . import __version__
 from .attributes import FULLNESS_GROUPS, PAGE
 from .stats import BUCKET_BOUNDS, EMPTY, OPERATIONS, Latency, RecompressionStats, StoreStats
 
 if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric as Family
-
     from allocator.stats import ClassStats
 
     from .device import Device, DeviceStats, MemoryStats
@@ -258,9 +262,6 @@ TABLE = (
 
 def text(device: Device) -> bytes:
     """The content of the file `metrics` at this moment."""
-    # Takes 40 ms and 1.4 MiB, which a device whose metrics nobody reads need not spend.
-    from prometheus_client.openmetrics.exposition import generate_latest
-
     return generate_latest(Collector(Figures(device.stats(), device.memory(), device.classes())))
 
 
@@ -279,12 +280,6 @@ class Collector:
 
 
 def _family(metric: Metric, values: Mapping[tuple[str, ...], Any], device: str) -> Family:
-    from prometheus_client.metrics_core import (
-        CounterMetricFamily,
-        GaugeMetricFamily,
-        HistogramMetricFamily,
-    )
-
     kinds = {COUNTER: CounterMetricFamily, GAUGE: GaugeMetricFamily, HISTOGRAM: HistogramMetricFamily}
     family = kinds[metric.kind](
         f"zramfs_{metric.name}", metric.help, labels=("device", *metric.labels), unit=metric.unit
