@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .attributes import FULLNESS_GROUPS
+from .scrape import Scrape
 from .sizes import format_size, format_time
 from .stats import OPERATIONS
 from .watched import WINDOW, Rates, Watched, errors, percentile
@@ -143,12 +144,12 @@ def _device(device: Watched, wide: bool) -> list[Layout]:
     if device.last is None:
         return [Layout(title, size=2), Layout(Text(""))]
     below = Layout()
-    below.split_row(Layout(_latency(device), size=LEFT), Layout(_memory(device)))
+    below.split_row(Layout(Latencies(device), size=LEFT), Layout(_memory(device)))
     if wide:
-        below.add_split(Layout(_classes(device), size=RIGHT))
+        below.add_split(Layout(Classes(device), size=RIGHT))
     return [
         Layout(title, size=1), Layout(_summary(device), size=2), Layout(_requests(device), size=IO_LINES),
-        Layout(below), Layout(_fullness(device), size=4), Layout(_errors(device), size=1),
+        Layout(below), Layout(Fullness(device), size=4), Layout(_errors(device), size=1),
     ]
 
 
@@ -189,7 +190,7 @@ def _requests(device: Watched) -> Table:
     return table
 
 
-class _latency:
+class Latencies:
     """How long requests took, a line a bucket; where they do not all fit, the lines with the most requests,
     the first and the last of which take in what lies beyond."""
 
@@ -290,7 +291,7 @@ def _rate(rates: Rates | None, name: str) -> str:
     return amount(rates.rate(name)) if rates else "-"
 
 
-class _classes:
+class Classes:
     """The size classes that take the most memory, as many as fit."""
 
     def __init__(self, device: Watched) -> None:
@@ -310,14 +311,14 @@ class _classes:
         yield table
 
 
-class _fullness:
+class Fullness:
     """The zspages by how full they are: how many, and a mark as high as their share of the memory."""
 
     def __init__(self, device: Watched) -> None:
         assert device.last is not None
         s = device.last.scrape
         self._zspages = s.by("class_zspages", "fullness")
-        self._pages = _pages(s.by("class_pages_per_zspage", "size"), s)
+        self._pages = _pages(s)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         marks = glyphs(console)
@@ -332,10 +333,10 @@ class _fullness:
         yield table
 
 
-def _pages(per_zspage: Mapping[str, float], s) -> dict[str, float]:
+def _pages(s: Scrape) -> dict[str, float]:
     """Pages of the pool by the fullness of their zspages."""
     found: dict[str, float] = {}
-    for class_size, pages in per_zspage.items():
+    for class_size, pages in s.by("class_pages_per_zspage", "size").items():
         for group, zspages in s.by("class_zspages", "fullness", size=class_size).items():
             found[group] = found.get(group, 0) + pages * zspages
     return found

@@ -11,6 +11,7 @@ import termios
 import time
 import tty
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from . import completion
 from .options import tree
 
 if TYPE_CHECKING:
+    from rich.live import Live
+
     from ..watched import Watched
 
 # A device that takes longer is shown as it was; the keys answer meanwhile.
@@ -67,7 +70,9 @@ class _Fleet:
 
         self._new = Watched
         self._all = not dirs
-        self.devices: list[Watched] = [Watched(place, place.name) for place in map(tree, dirs)]
+        self.devices: list[Watched] = [
+            Watched(place, place.name) for place in dict.fromkeys(map(tree, dirs))
+        ]
         self.look_for_new()
 
     def look_for_new(self) -> None:
@@ -76,7 +81,7 @@ class _Fleet:
         known = {device.directory for device in self.devices}
         for each in rundir.rundirs():
             state = each.read()
-            if state is None or not state.alive() or (place := rundir.Path(state.directory)) in known:
+            if state is None or not state.alive() or (place := Path(state.directory)) in known:
                 continue
             self.devices.append(self._new(place, each.name))
 
@@ -123,7 +128,7 @@ class _Keys:
     """Keys without Enter and without echo, and a screen that comes back after Ctrl-Z. Also answers when
     the size of the terminal changes. Without a terminal as stdin there are no keys."""
 
-    def __init__(self, live) -> None:
+    def __init__(self, live: Live) -> None:
         self._live = live
         self._fd = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
         self._before: list | None = None
