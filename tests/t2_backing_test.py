@@ -37,7 +37,7 @@ def test_what_is_no_backing_store(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     refused(tmp_path / "missing", errno.ENOENT)
     assert not (tmp_path / "missing").exists(), "it makes no files"
-    refused(tmp_path, errno.ENOTBLK, "block device or a regular file")
+    refused(tmp_path, errno.EISDIR, "block device or a regular file")
     refused(tmp_path / "fifo", errno.ENOTBLK)       # and does not wait for a writer
     refused("/dev/null", errno.ENOTBLK)
     refused(backing_file(tmp_path / "short", PAGE - 1), errno.EINVAL, "truncate --size")

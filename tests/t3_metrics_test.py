@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from backing_tools import backing_file
 from fakes import FakeLane
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
@@ -138,6 +139,16 @@ async def test_every_number_of_the_attribute_files_is_in_it():
         expect("recompress_pages_total", getattr(done, result), f"result={result}")
     expect("recompress_saved_bytes_total", done.bytes_saved)
     expect("recompress_incompressible_total", done.incompressible)
+
+    for state in ("used", "stale", "free"):
+        expect("backing_blocks", 0, f"state={state}")
+    for name in ("backing_read_blocks_total", "backing_written_blocks_total", "writeback_limit_blocks",
+                 "writeback_limit_enable", "writeback_runs_total"):
+        expect(name, 0)
+    for operation in ("read", "write"):
+        expect("backing_errors_total", 0, f"operation={operation}")
+    for result in ("written", "used", "failed"):
+        expect("writeback_pages_total", 0, f"result={result}")
 
     # stat says in whole ms, and in the sum of the buckets, what the histograms say exactly.
     r, _, rs, _, w, _, ws, _, flying, busy, _, d, _, ds, _, f, _ = map(int, files["zram/stat"].split())
@@ -285,6 +296,33 @@ async def test_no_statistic_is_left_out():
     list(metrics.Collector(figures).collect())
     fields = {name for each in (stats, memory, classes[0]) for name in every_field(each)}
     assert fields - asked - ELSEWHERE == set()
+
+
+async def test_write_back(tmp_path):
+    device = made(1 << 20, writeback=backing_file(tmp_path / "file", 100 * PAGE))
+    await device.start()
+    store = device._lane.store
+    store.write(0, os.urandom(20 * PAGE))
+    await device.command("writeback=page_indexes=0-9")
+    await device.command("writeback_limit_enable=on")
+    await device.command("writeback_limit=5")
+    with pytest.raises(OSError, match="used up"):
+        await device.command("writeback=huge")
+    store.read(0, 3 * PAGE)
+    store.zero(PAGE, PAGE)
+    files = tree(device)
+    got = samples(files["metrics"])
+    used, reads, writes = map(int, files["zram/bd_stat"].split())
+    assert (used, reads, writes) == (14, 3, 15)
+    assert got["backing_blocks", "state=used"] == used and got["written_back_pages",] == 14
+    # A block that was taken and not written, because nothing more was allowed, counts as stale too.
+    assert got["backing_blocks", "state=stale"] >= 1
+    assert sum(got["backing_blocks", f"state={state}"] for state in ("used", "stale", "free")) == 100
+    assert (got["backing_read_blocks_total",], got["backing_written_blocks_total",]) == (reads, writes)
+    assert got["backing_errors_total", "operation=read"] == got["backing_errors_total", "operation=write"] == 0
+    assert got["writeback_limit_blocks",] == int(files["zram/writeback_limit"]) == 0
+    assert got["writeback_runs_total",] == 2 and got["writeback_pages_total", "result=written"] == 15
+    await device.close()
 
 
 async def test_a_device_that_is_not_set_up():

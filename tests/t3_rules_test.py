@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from backing_tools import backing_file
 from unmounted import OK, PAGE, Ours, device
 
 STATES = ("before", "with a size", "open")
@@ -23,7 +24,8 @@ BUSY_OR_BAD = {"EBUSY", "EINVAL", "ERANGE"}
 @dataclass(frozen=True)
 class Rule:
     """texts: each is a write of its own, to a new device. before, after: what becomes of it, OK or the
-    errnos of which it must be one; after: with a size. setup: what was written first."""
+    errnos of which it must be one; after: with a size. setup: what was written first. PLACE in a text is a
+    directory with two files: `back`, of 64 pages, and `empty`."""
 
     name: str
     texts: tuple[str, ...]
@@ -33,6 +35,7 @@ class Rule:
 
 
 SECOND = (("recomp_algorithm", "algo=zstd priority=1"),)
+BACKED = (("backing_dev", "PLACE/back"),)
 
 RULES = (
     Rule("algorithm_params", ("level=1", "level=4\n", "algo=lz4 level=4", "algo=lz4 priority=0", "level=+3",
@@ -68,6 +71,31 @@ RULES = (
     Rule("idle", ("all", "all\n"), BAD, OK),
     # Ages want access times, which are off.
     Rule("idle", ("0", "5", "junk", "al", "all ", "allx", "-1", "\n"), BAD, BAD),
+    Rule("backing_dev", ("PLACE/back", "PLACE/back\n"), OK, {"EBUSY"}),
+    Rule("backing_dev", ("/nonexistent", "\n", "PLACE/back\n\n", "none", "back"), {"ENOENT"}, {"EBUSY"}),
+    Rule("backing_dev", ("/dev/null",), {"ENOTBLK"}, {"EBUSY"}),
+    Rule("backing_dev", ("PLACE", "/"), {"EISDIR"}, {"EBUSY"}),
+    Rule("backing_dev", ("PLACE/empty",), BAD, {"EBUSY"}),
+    Rule("writeback", ("idle", "type=huge", "page_index=1", "page_index=64", "junk", " "), BAD, {"ENODEV"}),
+    Rule("writeback", ("idle", "huge\n", "huge_idle", "incompressible", "type=idle", "type=huge junk",
+                       "idle junk", "page_index=0", "page_index=63", "page_index=+3", "page_indexes=0-63",
+                       "page_indexes=5-5", "page_index=1 page_indexes=3-5  page_index=9",
+                       "page_index=1 type=huge", "unknown=1", " "), BAD, OK, BACKED),
+    Rule("writeback", ("bogus", "type=bogus", "type=", "type", "page_index", "page_index=", "page_index=x",
+                       "page_index=-1", "page_index=0x1", "page_indexes=5", "page_indexes=-5",
+                       "page_indexes=1-", "page_indexes=a-b", "page_index=1 bogus"), BAD, BAD, BACKED),
+    Rule("writeback", ("page_index=64", "page_indexes=0-64", "page_indexes=64-65", "page_indexes=5-3",
+                       "page_index=99999999999999999999999", "page_index=1 page_index=64"),
+         BAD, {"ERANGE"}, BACKED),
+    Rule("writeback_limit", ("0", "5", "+7", "7\n", "18446744073709551615"), OK, OK),
+    Rule("writeback_limit", ("x", "-1", "18446744073709551616", "0x10", "1 ", "\n", "1K"), BAD, BAD),
+    Rule("writeback_limit_enable", ("0", "1", "2", "99\n"), OK, OK),
+    Rule("writeback_limit_enable", ("y", "on", "-1", "\n"), BAD, BAD),
+    Rule("writeback_batch_size", ("1", "32", "4294967295\n"), OK, OK),
+    Rule("writeback_batch_size", ("0", "x", "-1", "4294967296", "\n"), BAD, BAD),
+    Rule("compressed_writeback", ("0", "1", "y", "Y", "n", "N", "on", "off", "On", "OFF", "t", "f", "yes", "1234",
+                                  "no\n"), OK, {"EBUSY"}),
+    Rule("compressed_writeback", ("x", "o", "2", "\n", "-1"), BAD, BAD),
     Rule("disksize", ("256K", "0x40000", "262144junk"), OK, {"EBUSY"}),
     Rule("disksize", ("0", "junk", "-1"), BAD, BAD),
     Rule("mem_limit", ("0", "1M", "K"), OK, OK),
@@ -94,10 +122,16 @@ async def test_writes_end_as_the_kernel_has_them(rule: Rule, state: str, tmp_pat
     if rule.name == "disksize" and state == STATES[2] and expected != BAD:
         expected = {"EBUSY"}
     wrong = {}
+    backing_file(tmp_path / "back", 64 * PAGE)
+    backing_file(tmp_path / "empty", 0)
+
+    def placed(text: str) -> str:
+        return text.replace("PLACE", str(tmp_path))
+
     for text in rule.texts:
         async with device(tmp_path) as ours:
-            await in_state(ours, state, rule.setup)
-            got = await ours.write(f"zram/{rule.name}", text)
+            await in_state(ours, state, tuple((name, placed(first)) for name, first in rule.setup))
+            got = await ours.write(f"zram/{rule.name}", placed(text))
         if got not in ({expected} if expected == OK else expected):
             wrong[text] = got
     assert not wrong, f"expected {expected}"

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from .algorithms import show_choice, show_secondary
 from .arguments import text_of
+from .backing_store import show_bd_stat
 from .codecs import ALGORITHMS, NAME_LIMIT
 from .errors import ZramfsError
-from .memparse import c_string, kstrtoull, memparse, page_align, printable
+from .memparse import U64_MAX, c_string, kstrtoull, memparse, page_align, printable
 from .stats import EMPTY
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from .compactor import CompactorStats
     from .device import DeviceStats, MemoryStats
 
-U16_MAX = 0xFFFF
+U16_MAX, U32_MAX = 0xFFFF, 0xFFFFFFFF
 PAGE = 4096
 FULLNESS_GROUPS = ("10%", "20%", "30%", "40%", "50%", "60%", "70%", "80%", "90%", "99%", "100%")
 
@@ -133,6 +134,38 @@ def _arguments_of(command: str) -> Callable[[bytes], str]:
     return lambda data: f"{command}={text_of(data)}"
 
 
+def _parse_backing_dev(data: bytes) -> str:
+    # No text_of(): a path may have blanks.
+    return "backing_dev=" + c_string(data).removesuffix(b"\n").decode("utf-8", "surrogateescape")
+
+
+def _parse_number(command: str, limit: int = U64_MAX, least: int = 0) -> Callable[[bytes], str]:
+    """Numbers whose every fault is EINVAL."""
+    def parse(data: bytes) -> str:
+        try:
+            value = kstrtoull(data, limit)
+        except ZramfsError as error:
+            raise ZramfsError(errno.EINVAL, error.sentence) from None
+        if value < least:
+            raise ZramfsError(errno.EINVAL, f"expected a number of at least {least}, got {printable(data)}")
+        return f"{command}={value}"
+    return parse
+
+
+def _parse_limit_enable(data: bytes) -> str:
+    value = _parse_number("writeback_limit_enable")(data)
+    return "writeback_limit_enable=" + ("off" if value.endswith("=0") else "on")
+
+
+def _parse_compressed_writeback(data: bytes) -> str:
+    """kstrtobool(): the first letter or two count, what follows is ignored."""
+    text = c_string(data)[:2].lower()
+    on = text[:1] in (b"y", b"t", b"1") or text == b"on"
+    if not on and text[:1] not in (b"n", b"f", b"0") and text != b"of":
+        raise ZramfsError(errno.EINVAL, f"expected 1 or 0 (y, n, on, off), got {printable(data)}")
+    return f"compressed_writeback={'on' if on else 'off'}"
+
+
 ATTRIBUTES = (
     Attribute("disksize", lambda stats: f"{stats.disksize}\n", _parse_disksize),
     Attribute("initstate", lambda stats: f"{int(stats.disksize != 0)}\n"),
@@ -142,6 +175,17 @@ ATTRIBUTES = (
               _arguments_of("recomp_algorithm")),
     Attribute("recompress", None, _arguments_of("recompress")),
     Attribute("idle", None, _parse_idle),
+    Attribute("backing_dev", lambda stats: f"{stats.backing_dev.path or 'none'}\n", _parse_backing_dev),
+    Attribute("writeback", None, _arguments_of("writeback")),
+    Attribute("writeback_limit", lambda stats: f"{stats.backing_dev.limit}\n",
+              _parse_number("writeback_limit")),
+    Attribute("writeback_limit_enable", lambda stats: f"{int(stats.backing_dev.limit_enable)}\n",
+              _parse_limit_enable),
+    Attribute("writeback_batch_size", lambda stats: f"{stats.backing_dev.batch_size}\n",
+              _parse_number("writeback_batch_size", U32_MAX, least=1)),
+    Attribute("compressed_writeback", lambda stats: f"{int(stats.backing_dev.compressed)}\n",
+              _parse_compressed_writeback),
+    Attribute("bd_stat", lambda stats: show_bd_stat(stats.backing)),
     Attribute("mem_limit", None, _parse_mem_limit),
     Attribute("mem_used_max", None, _parse_mem_used_max),
     Attribute("mm_stat", _show_mm_stat),

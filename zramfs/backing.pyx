@@ -263,6 +263,8 @@ def _open(path: str) -> int:
     """A descriptor of a block device that nobody else has opened exclusively, or of a file that no
     other zramfs has. Raises OSError."""
     kind = os.stat(path).st_mode            # before opening: opening a fifo or a tape may wait or rewind
+    if stat.S_ISDIR(kind):
+        raise ZramfsError(errors.EISDIR, f"expected a block device or a regular file, got the directory {path}")
     if not stat.S_ISBLK(kind) and not stat.S_ISREG(kind):
         raise ZramfsError(errors.ENOTBLK, f"expected a block device or a regular file, got {path}")
     flags = os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if stat.S_ISBLK(kind) else 0)
@@ -351,6 +353,10 @@ cdef class Backing:
                           <int64_t>(b.nr_blocks << BLOCK_SHIFT))
             close(b.fd)
             backing_free(b)
+
+    @property
+    def closed(self):
+        return self.b == NULL
 
     @property
     def is_file(self):

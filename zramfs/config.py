@@ -42,6 +42,7 @@ class DeviceConfig:
     forced       go on without a setting that swap needs
     allow_other  other users may use the mounts (FUSE's option of that name)
     proactiveness  of compaction, 0 to 100
+    writeback    block device or regular file for write-back; None = none
     mode, owner, group  of `disk`; None = 0600 and whoever starts the device
     """
 
@@ -63,6 +64,7 @@ class DeviceConfig:
     dictionary: Path | None = None
     secondary: tuple[Algorithm, ...] = ()
     access_times: bool = False
+    writeback: Path | None = None
 
     @property
     def primary(self) -> Algorithm:

@@ -129,6 +129,7 @@ def _device_config(wanted: Settings, new: Rundir, directory: Path) -> DeviceConf
         name=wanted.name, allow_other=wanted.allow_other, proactiveness=wanted.proactiveness,
         mode=wanted.mode if plain else None, owner=wanted.owner if plain else None,
         group=wanted.group if plain else None, reserve=wanted.reserve if wanted.kind == "swap" else 0,
+        writeback=wanted.writeback_device,
     )
 
 

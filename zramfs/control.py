@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from . import backing_store
 from .arguments import shown
 from .errors import ZramfsError
 from .memparse import U64_MAX, printable
@@ -16,10 +17,11 @@ from .sizes import format_size, format_time, parse_size
 if TYPE_CHECKING:
     from .device import Device, DeviceStats
 
+U32_MAX = 0xFFFFFFFF
 WRITE_LIMIT = 4096  # bytes that one write(2) may bring
 
 # NAME, NAME=VALUE or NAME VALUE; a value may have blanks and further = in it.
-_LINE = re.compile(r"(?P<name>[a-z_]+)(?:(?:\s*=\s*|\s+)(?P<value>.*))?")
+_LINE = re.compile(r"(?P<name>[a-z_]+)(?:(?:\s*=\s*|\s+)(?P<value>(?s:.*)))?")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,16 @@ def _age(text: str) -> int | None:
     return age
 
 
+async def _set(device: Device, **values: int | bool) -> None:
+    device.backing_store.set(**values)
+
+
+def _blocks(text: str, least: int = 0, most: int = U64_MAX) -> int:
+    if not re.fullmatch(r"[0-9]{1,20}", text) or not least <= int(text) <= most:
+        raise ZramfsError(errno.EINVAL, f"expected a number of blocks from {least} to {most}, got {shown(text)}")
+    return int(text)
+
+
 def _whole_number(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise ZramfsError(errno.EINVAL, f"expected a whole number, got {printable(text.encode())}")
@@ -112,6 +124,19 @@ COMMANDS = {
                 lambda device, text: device.mark_idle(_age(text))),
         Command("access_times", "on|off", "keep the time of each page's last access, for idle=SECONDS",
                 lambda device, text: device.set_access_times(_switch(text))),
+        Command("backing_dev", "PATH", "block device or file for write-back, before disksize",
+                lambda device, text: device.set_backing_dev(text), optional=True),
+        Command("writeback", "MODE|KEY=VALUE...",
+                "type=idle|huge|huge_idle|incompressible, page_index=, page_indexes=LO-HI",
+                lambda device, text: device.write_back(text), optional=True),
+        Command("writeback_limit", "BLOCKS", "how many blocks of 4 KiB may still be written back",
+                lambda device, text: _set(device, limit=_blocks(text))),
+        Command("writeback_limit_enable", "on|off", "whether writeback_limit is kept to",
+                lambda device, text: _set(device, limit_enable=_switch(text))),
+        Command("writeback_batch_size", "BLOCKS", "blocks that are written at once, up to 256",
+                lambda device, text: _set(device, batch_size=_blocks(text, 1, U32_MAX))),
+        Command("compressed_writeback", "on|off", "kept for scripts; data is written back compressed anyway",
+                lambda device, text: device.set_compressed_writeback(_switch(text))),
         Command("mem_limit", "SIZE", "memory that the pool may take, 0 for no limit",
                 lambda device, text: device.set_mem_limit(_size(text))),
         Command("mem_used_max", "0", "forget the peak of the memory used", _reset_peak),
@@ -153,13 +178,13 @@ def parse(line: str) -> tuple[Command, str]:
     if match is None or command is None:
         usages = ", ".join(known.usage for known in COMMANDS.values())
         raise ZramfsError(
-            errno.EINVAL, f"unknown command {printable(line.encode())}; expected one of {usages}"
+            errno.EINVAL, f"unknown command {shown(line)}; expected one of {usages}"
         )
     value = match["value"]
     if command.argument is None and value is not None:
         raise ZramfsError(
             errno.EINVAL,
-            f"{command.name} takes no value, got {printable(value.encode())}; write {command.usage}",
+            f"{command.name} takes no value, got {shown(value)}; write {command.usage}",
         )
     if command.argument is not None and not value and not command.optional:
         raise ZramfsError(errno.EINVAL, f"{command.name} needs a value: write {command.usage}")
@@ -213,6 +238,7 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
             ("ratio", f"{ratio:.2f} (data / memory)" if ratio else "none: no data in memory"),
             ("failed I/O", f"{store.failed_reads} reads, {store.failed_writes} writes"),
             ("recompressed", _recompression(stats)),
+            *backing_store.rows(stats.backing_dev, stats.backing, stats.writeback),
         ]
     else:
         rows.append(("memory", limit))

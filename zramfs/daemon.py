@@ -96,6 +96,7 @@ class _Daemon:
                     for task, *arguments in (
                         (self.watch_signals, signals), (self.serve_tree,), (self.watch_lane,),
                         (watch_errors, self.device), (self.device.compactor.run,),
+                        (self.device.backing_store.run,),
                     ):
                         nursery.start_soon(self.guard, task, *arguments)
                     await self.become_ready()

@@ -21,13 +21,14 @@ import trio
 from allocator.reserve import prepare_thread
 
 from . import algorithms, blockstate, control
+from .backing_store import BackingSettings, BackingStore
 from .compactor import Compactor, CompactorStats
 from .config import DEFAULT_ALGO, Algorithm, DeviceConfig
 from .errors import ZramfsError
 from .jobs import Jobs
 from .memparse import page_align
 from .postprocess import PostProcessor
-from .stats import RecompressionStats, StoreStats
+from .stats import BackingStats, RecompressionStats, StoreStats, WritebackStats
 from .store import MAX_DISKSIZE, Store
 
 if TYPE_CHECKING:
@@ -86,6 +87,9 @@ class DeviceStats:
     algorithms: tuple[Algorithm | None, ...]
     access_times: bool
     recompression: RecompressionStats
+    backing_dev: BackingSettings
+    backing: BackingStats | None
+    writeback: WritebackStats
 
 
 class Device:
@@ -106,6 +110,7 @@ class Device:
         self._won: str | None = None
         self.jobs = Jobs()
         self._post = PostProcessor(self.jobs, self._in_thread)
+        self.backing_store = BackingStore(self.jobs, self._in_thread, lambda: self._store)
         self.compactor = Compactor(lambda: self._store, self._requests)
         self.compactor.proactiveness = config.proactiveness
 
@@ -113,11 +118,14 @@ class Device:
         """Reads the dictionaries, and sets up a device that is configured with a size. To be called
         before the lane starts.
 
-        Raises ZramfsError: EINVAL (algorithm, level or dictionary), ENOMEM.
+        Raises ZramfsError: EINVAL (algorithm, level or dictionary), ENOMEM, and what the backing store is
+        refused for.
         """
         config = self._config
         self._algorithms = await self._in_thread(
             partial(algorithms.table, config.primary, config.secondary))
+        if config.writeback is not None:
+            await self.backing_store.open(str(config.writeback))
         if self._config.size:
             await self._set_up(self._config.size)
 
@@ -184,6 +192,9 @@ class Device:
             algorithms=tuple(each and each.algorithm for each in self._algorithms),
             access_times=self._access_times,
             recompression=self._post.recompression,
+            backing_dev=self.backing_store.settings,
+            backing=self.backing_store.stats(),
+            writeback=self.backing_store.done,
         )
 
     @property
@@ -323,6 +334,23 @@ class Device:
         await self._post.recompress(store, priority, wanted)
         self.compactor.poke()
 
+    async def set_backing_dev(self, path: str) -> None:
+        self._expect_no_store("the backing store stays what it is")
+        await self.backing_store.open(path)
+
+    async def set_compressed_writeback(self, on: bool) -> None:
+        self._expect_no_store("compressed_writeback stays what it is")
+        self.backing_store.set(compressed=on)
+
+    async def write_back(self, text: str) -> None:
+        await self.backing_store.write_back(self._expect_store("nothing to write back"), text)
+        self.compactor.poke()
+
+    def _expect_no_store(self, what: str) -> None:
+        if self._store:
+            raise ZramfsError(
+                errno.EBUSY, f"{what} while the device is set up; reset it first, which drops its data")
+
     async def _set_entry(self, priority: int, algorithm: Algorithm) -> None:
         if self._store:
             raise ZramfsError(
@@ -348,16 +376,22 @@ class Device:
 
         def make() -> Store:
             store = Store(size, mem_limit=self._mem_limit, reserve=self._config.reserve,
-                          **algorithms.store_arguments(self._algorithms))
-            store.access_times = self._access_times
+                          backing=self.backing_store.backing, **algorithms.store_arguments(self._algorithms))
+            try:
+                store.access_times = self._access_times
+                self._lane.set_store(store)
+            except BaseException:
+                store.close()
+                raise
             return store
 
         try:
             store = await self._in_thread(make)
-            self._lane.set_store(store)
         except ValueError as error:
+            await self.backing_store.reopen()
             raise ZramfsError(errno.EINVAL, str(error)) from None
         except MemoryError as error:
+            await self.backing_store.reopen()
             raise ZramfsError(errno.ENOMEM, str(error)) from None
         self._store = store
         self._won = None
@@ -372,6 +406,7 @@ class Device:
             store, self._store = self._store, None
             if store:
                 await self._in_thread(store.close)
+        await self.backing_store.close()
 
     def _requests(self) -> int:
         lane = self._lane.stats()

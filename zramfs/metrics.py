@@ -18,7 +18,9 @@ from prometheus_client.openmetrics.exposition import generate_latest
 
 from . import __version__
 from .attributes import FULLNESS_GROUPS, PAGE
-from .stats import BUCKET_BOUNDS, EMPTY, OPERATIONS, Latency, RecompressionStats, StoreStats
+from .stats import (
+    BUCKET_BOUNDS, EMPTY, NO_BACKING, OPERATIONS, BackingStats, Latency, RecompressionStats, StoreStats,
+)
 
 if TYPE_CHECKING:
     from allocator.stats import ClassStats
@@ -71,6 +73,10 @@ class Metric:
 
 def _memory(value: Callable[[MemoryStats], Value]) -> Callable[[Figures], Value | None]:
     return lambda f: None if f.memory is None else value(f.memory)
+
+
+def _backing(value: Callable[[BackingStats], Value]) -> Callable[[Figures], Value]:
+    return lambda f: value(f.device.backing or NO_BACKING)
 
 
 def _by(names: Iterable[str], values: Iterable[Number | Latency]) -> Value:
@@ -155,6 +161,22 @@ TABLE = (
            lambda f: f.recompression.bytes_saved, "bytes"),
     Metric(COUNTER, "recompress_incompressible", "Pages marked incompressible by it.",
            lambda f: f.recompression.incompressible),
+    # write-back
+    Metric(GAUGE, "backing_blocks", "Blocks of 4 KiB of the backing store.",
+           _backing(lambda b: _by(("used", "stale", "free"), (b.used, b.stale, b.blocks - b.used - b.stale))),
+           labels=("state",)),
+    Metric(COUNTER, "backing_read_blocks", "Blocks read from the backing store.", _backing(lambda b: b.reads)),
+    Metric(COUNTER, "backing_written_blocks", "Blocks written to it.", _backing(lambda b: b.writes)),
+    Metric(COUNTER, "backing_errors", "Reads that failed or found damage, writes that failed.",
+           _backing(lambda b: _by(("read", "write"), (b.read_errors, b.write_errors))), labels=("operation",)),
+    Metric(GAUGE, "writeback_limit_blocks", "Blocks that may still be written, if that is limited.",
+           lambda f: f.device.backing_dev.limit),
+    Metric(GAUGE, "writeback_limit_enable", "1 while it is.", lambda f: int(f.device.backing_dev.limit_enable)),
+    Metric(COUNTER, "writeback_runs", "Runs of write-back.", lambda f: f.device.writeback.runs),
+    Metric(COUNTER, "writeback_pages", "What came of the pages that were to be written back.",
+           lambda f: _by(("written", "used", "failed"), (
+               f.device.writeback.pages, f.device.writeback.passed, f.device.writeback.failed)),
+           labels=("result",)),
     # stat, and what else the lane knows
     Metric(HISTOGRAM, "request_duration_seconds", "Time from taking a request up to its reply.",
            lambda f: _by(OPERATIONS, f.lane.latency), "seconds", ("operation",)),

@@ -89,3 +89,19 @@ class BackingStats:
     writes: int
     read_errors: int  # reads that failed, or found something else than had been written
     write_errors: int  # writes that failed; their pages stayed in memory
+
+
+NO_BACKING = BackingStats(*[0] * len(BackingStats.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class WritebackStats:
+    """What write-back has done: runs, and pages."""
+
+    runs: int = 0
+    pages: int = 0  # written back
+    passed: int = 0  # selected, and used before they were written: they stayed in memory
+    failed: int = 0  # that stayed in memory because a write failed
+
+    def __add__(self, other: WritebackStats) -> WritebackStats:
+        return WritebackStats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))

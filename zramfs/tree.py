@@ -129,7 +129,7 @@ def build(device: Device, disk: Path) -> Directory:
     def attribute(a: Attribute) -> File:
         return File(
             name=a.name, mode=a.mode, size=ATTRIBUTE_SIZE,
-            read=(lambda: a.show(device.stats()).encode()) if a.show else None,
+            read=(lambda: a.show(device.stats()).encode("utf-8", "surrogateescape")) if a.show else None,
             write=writer(f"zram/{a.name}", a.parse) if a.parse else None,
         )
 

@@ -16,6 +16,10 @@ def directories(_ctx: click.Context, _param: click.Parameter, incomplete: str) -
     return [CompletionItem(incomplete, type="dir")]
 
 
+def files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]
+
+
 def devices(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """This user's devices, by directory; by name as soon as that is what is being typed."""
     from .. import rundir
@@ -41,7 +45,7 @@ def configured(_ctx: click.Context, _param: click.Parameter, incomplete: str) ->
 def configured_or_files(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    return configured(ctx, param, incomplete) or [CompletionItem(incomplete, type="file")]
+    return configured(ctx, param, incomplete) or files(ctx, param, incomplete)
 
 
 def commands(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -29,7 +29,7 @@ _NEVER = {
 }
 _OURS = (
     "size=SIZE, algo=NAME[:LEVEL], recomp_algo=NAME[:LEVEL] (up to three times), mem_limit=SIZE, "
-    "threads=NUMBER, access_times, allow_other"
+    "threads=NUMBER, writeback=PATH, access_times, allow_other"
 )
 
 

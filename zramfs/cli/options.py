@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ class Wanted:
     algo: Algorithm = Algorithm(DEFAULT_ALGO)
     recomp_algo: tuple[Algorithm, ...] = ()
     access_times: bool = False
+    writeback: Path | None = None
     mem_limit: int = 0
     threads: int = DEFAULT_THREADS
     allow_other: bool = False
@@ -37,7 +39,8 @@ class Wanted:
         return DeviceConfig(
             directory=directory, rundir=new.path, size=self.size or 0, algo=self.algo.name,
             level=self.algo.level, dictionary=self.algo.dictionary, secondary=self.recomp_algo,
-            access_times=self.access_times, mem_limit=self.mem_limit, threads=self.threads, name=name, allow_other=self.allow_other, **more,
+            access_times=self.access_times, writeback=self.writeback, mem_limit=self.mem_limit,
+            threads=self.threads, name=name, allow_other=self.allow_other, **more,
         )
 
 
@@ -70,6 +73,13 @@ def threads(text: str) -> int:
     return int(text)
 
 
+def path(text: str) -> Path:
+    """Absolute, because the device has another working directory. ValueError with a sentence."""
+    if not text or "\n" in text:
+        raise ValueError(f"{text!r} is not a path that can be used here")
+    return Path(os.path.abspath(text))
+
+
 # By the name they have in Wanted and as mount options.
 PARSERS: dict[str, Callable[[str], Any]] = {
     "size": device_size,
@@ -77,6 +87,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "recomp_algo": secondary,
     "mem_limit": sizes.parse_size,
     "threads": threads,
+    "writeback": path,
 }
 
 
@@ -108,6 +119,10 @@ def device_options(command: C) -> C:
         click.option(
             "--mem-limit", type=_Value("mem_limit"), default="0", metavar="SIZE",
             help="Memory the compressed data may take; more answers ENOSPC.  [default: no limit]",
+        ),
+        click.option(
+            "--writeback", type=_Value("writeback"), metavar="PATH", shell_complete=completion.files,
+            help="Block device or regular file for write-back; its data is lost.",
         ),
         click.option(
             "--access-times", is_flag=True,

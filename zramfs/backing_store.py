@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backing store of a device: its settings, which are the kernel's, and the runs of write-back."""
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from .arguments import number, shown, words
+from .backing import Backing
+from .errors import ZramfsError
+from .jobs import Jobs
+from .stats import NO_BACKING, BackingStats, WritebackStats
+from .writeback import MODES, Writeback
+
+if TYPE_CHECKING:
+    from .store import Store
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BATCH = 32  # as the kernel's
+# A slice may take longer where the device does: it ends after the batch that is under way.
+SLICE_NS = 10_000_000
+TRIM_PAUSE = 2.0  # seconds between two looks for blocks to give back to the file system
+TRIM_BLOCKS = 2048  # a slice: at most 16 holes of 2 MiB where blocks lie together
+
+
+@dataclass(frozen=True)
+class BackingSettings:
+    """path None: there is none. limit: blocks of 4 KiB that may still be written, if limit_enable."""
+
+    path: str | None = None
+    limit: int = 0
+    limit_enable: bool = False
+    batch_size: int = DEFAULT_BATCH
+    compressed: bool = False
+
+
+def parse_ranges(text: str, pages: int) -> list[tuple[int, int, str | None]]:
+    """What a write to `writeback` asks for: [low, high) and mode, in the order given. As in the kernel, a
+    type ends the list, looks at the range before it, and unknown keys are passed over.
+
+    ZramfsError: EINVAL for a bad mode or number, ERANGE outside the device.
+    """
+    found: list[tuple[int, int, str | None]] = []
+    low, high = 0, pages
+    for key, value in words(text):
+        if not value or key == "type":
+            return [*found, (low, high, _mode(value or key))]
+        if key == "page_index":
+            low = number(key, value, 0, pages - 1)
+            high = low + 1
+            found.append((low, high, None))
+        elif key == "page_indexes":
+            low, high = _indexes(key, value, pages)
+            found.append((low, high, None))
+    return found
+
+
+def _mode(name: str) -> str:
+    if name not in MODES:
+        modes = ", ".join(mode for mode in MODES if mode)
+        raise ZramfsError(errno.EINVAL, f"expected one of {modes}, got {shown(name)}")
+    return name
+
+
+def _indexes(key: str, value: str, pages: int) -> tuple[int, int]:
+    first, dash, last = value.partition("-")
+    if not dash:
+        raise ZramfsError(errno.EINVAL, f"{key} takes FIRST-LAST, not {shown(value)}")
+    low, high = number(key, first, 0, pages - 1), number(key, last, 0, pages - 1)
+    if low > high:
+        raise ZramfsError(errno.ERANGE, f"{key} takes FIRST-LAST, the smaller first, not {shown(value)}")
+    return low, high + 1
+
+
+class BackingStore:
+    """in_thread: runs a call in a worker thread, one at a time. done: since the device was set up.
+
+    Settings but the path outlive a reset, as in the kernel.
+    """
+
+    def __init__(
+        self, jobs: Jobs, in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
+        store: Callable[[], Store | None],
+    ) -> None:
+        self._jobs = jobs
+        self._in_thread = in_thread
+        self._store = store
+        self._opened: Backing | None = None
+        self.settings = BackingSettings()
+        self.done = WritebackStats()
+
+    def stats(self) -> BackingStats | None:
+        """None while there is none."""
+        opened = self._opened
+        # A store that is being closed in the worker thread closes it too.
+        return None if opened is None or opened.closed else opened.stats()
+
+    @property
+    def backing(self) -> Backing | None:
+        """What a store is to be made with, which then closes it."""
+        return self._opened
+
+    def set(self, **values: Any) -> None:
+        self.settings = BackingSettings(**{**vars(self.settings), **values})
+
+    async def open(self, path: str) -> None:
+        """Opens a block device or file in place of the last one. ZramfsError: what open(2) says, ENOTBLK,
+        EBUSY, EINVAL, ENOMEM; the last one stays then."""
+        if not path:
+            raise ZramfsError(errno.ENOENT, "expected the path of a block device or a regular file, got nothing")
+        if not os.path.isabs(path):
+            raise ZramfsError(
+                errno.ENOENT, f"expected an absolute path, got {shown(path)}: a device has no working directory")
+        try:
+            opened = await self._in_thread(partial(Backing, path))
+        except ZramfsError:
+            raise
+        except MemoryError as error:
+            raise ZramfsError(errno.ENOMEM, f"no memory for {shown(path)}: {error}") from None
+        except (OSError, ValueError) as error:
+            number = error.errno if isinstance(error, OSError) else None
+            raise ZramfsError(
+                number or errno.EINVAL, f"{shown(path)} can't be opened: {getattr(error, 'strerror', error)}"
+            ) from None
+        await self.close()
+        self._opened = opened
+        self.set(path=opened.path)
+        log.info("backing store: %s, %d blocks of 4 KiB", shown(opened.path), opened.stats().blocks)
+        if Path(opened.path).stat().st_mode & 0o077 and opened.is_file:
+            log.warning("backing store: others may read %s; chmod 600 it", shown(opened.path))
+
+    async def close(self) -> None:
+        """After the store that has it was closed."""
+        opened, self._opened = self._opened, None
+        self.set(path=None)
+        self.done = WritebackStats()
+        if opened:
+            await self._in_thread(opened.close)
+
+    async def reopen(self) -> None:
+        """After the making of a store failed, which may have closed it."""
+        path = self.settings.path
+        if path is not None and self._opened is not None and self._opened.closed:
+            try:
+                await self.open(path)
+            except ZramfsError as error:
+                await self.close()
+                log.error("backing store: lost: %s", error)
+
+    async def write_back(self, store: Store, text: str) -> None:
+        """ZramfsError: ENODEV, EINVAL, ERANGE; EIO: the budget is used up; ENOSPC: the backing store is
+        full; EBUSY, ENOMEM, EINTR; or the errno of the last write that failed, whose pages stay."""
+        if self._opened is None:
+            raise ZramfsError(errno.ENODEV, "there is no backing store; write backing_dev before disksize")
+        ranges = parse_ranges(text, store.disksize // 4096)
+        with self._jobs.job("writeback"):
+            try:
+                run = await self._in_thread(partial(Writeback, store, self.settings.batch_size))
+            except MemoryError as error:
+                raise ZramfsError(errno.ENOMEM, str(error)) from None
+            try:
+                await self._drive(run, ranges)
+            except MemoryError as error:
+                raise ZramfsError(errno.ENOMEM, str(error)) from None
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._in_thread(run.finish)
+                self.done += WritebackStats(runs=1, pages=run.pages, passed=run.passed, failed=run.failed)
+                log.info("writeback: %d pages written back, %d used meanwhile, %d failed",
+                         run.pages, run.passed, run.failed)
+        if run.error == errno.ENOSPC:
+            raise ZramfsError(errno.ENOSPC, f"the backing store is full after {run.pages} pages; the others stay")
+        if run.error:
+            raise ZramfsError(
+                run.error, f"{run.failed} pages stay in memory, because the backing store failed: "
+                f"{os.strerror(run.error)}")
+
+    async def _drive(self, run: Writeback, ranges: list[tuple[int, int, str | None]]) -> None:
+        for low, high, mode in ranges:
+            while low < high:
+                low = await self._in_thread(partial(run.select, low, high, mode, SLICE_NS))
+        while run.left:
+            budget = self.settings.limit if self.settings.limit_enable else None
+            if budget == 0:
+                raise ZramfsError(
+                    errno.EIO, f"writeback_limit is used up after {run.pages} pages; write a new one, or 0 to "
+                    "writeback_limit_enable")
+            written = await self._in_thread(partial(run.write, budget, SLICE_NS))
+            if budget is not None:
+                self.set(limit=budget - written)
+
+    async def run(self) -> None:
+        """The task that gives the space of freed blocks back to the file system."""
+        while True:
+            await trio.sleep(TRIM_PAUSE)
+            while await self._in_thread(self._trim):
+                await trio.sleep(0)
+
+    def _trim(self) -> int:
+        # In the worker thread, so that no store is closed meanwhile.
+        store = self._store()
+        backing = store.backing if store else None
+        if backing is None or not backing.is_file or not backing.stats().stale:
+            return 0
+        return backing.trim(TRIM_BLOCKS)
+
+
+def show_bd_stat(backing: BackingStats | None) -> str:
+    b = backing or NO_BACKING
+    return f"{b.used:8} {b.reads:8} {b.writes:8}\n"
+
+
+def rows(settings: BackingSettings, backing: BackingStats | None, done: WritebackStats) -> Iterator[tuple[str, str]]:
+    """For people, in `control`."""
+    if backing is None:
+        return
+    limit = f"limit {settings.limit} blocks" if settings.limit_enable else "no limit"
+    yield "backing", (
+        f"{shown(str(settings.path))[1:-1]}: {backing.used} of {backing.blocks} blocks in use, {backing.reads} read, "
+        f"{backing.writes} written, {backing.read_errors} + {backing.write_errors} failed, {limit}")
+    yield "written back", f"{done.pages} pages in {done.runs} runs, {done.passed} used meanwhile, {done.failed} failed"
