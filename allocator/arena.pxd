@@ -48,10 +48,10 @@ cdef struct arena_t:
     uint64_t punch_errors           # a pageblock that the OS did not take back
     uint64_t reserved               # atomic: frames that the balloon keeps from the pool
     # The reserve (reserve.pyx): whole free pageblocks that are resident
-    uint32_t ready                  # their list, used before any other
+    uint32_t ready                  # their list; with a reserve there is no other to allocate from
     uint64_t nr_ready               # its length; read without the lock for a first look
     uint64_t ready_target           # pageblocks to keep there; 0 = no reserve. Atomic
-    uint64_t reserve_misses         # pageblocks taken while it was empty
+    uint64_t reserve_misses         # atomic: allocations that found it empty
     uint64_t keeper_called          # atomic: 1 from a call of the keeper until it looks
     sem_t keeper_wake
     uint64_t fail_after             # fault injection: allocations until one fails, 0 = never
@@ -59,7 +59,8 @@ cdef struct arena_t:
 
 cdef arena_t* arena_new(uint64_t user_size, uint64_t nr_pageblocks) noexcept nogil
 cdef void arena_delete(arena_t* a) noexcept nogil
-# Fills out[0..n) with frames for an owner, or hands out none and returns -ENOMEM.
+# Fills out[0..n) with frames for an owner, or hands out none and returns -ENOMEM. With a reserve that
+# is empty both wait for its keeper, up to 0.1 s.
 cdef int arena_alloc_frames(arena_t* a, int n, uint8_t owner, uint32_t ref, uint32_t* out) noexcept nogil
 cdef void arena_free_frames(arena_t* a, int n, const uint32_t* frames) noexcept nogil
 # One block of 2^order neighbouring frames: its first frame, or NONE32.

@@ -16,6 +16,10 @@ from allocator.prim cimport *
 
 from allocator.stats import ArenaStats
 
+cdef enum:
+    # 16 MiB are made ready in 4 to 8 ms, if a CPU is to be had. A guess: then the caller gets an error.
+    RESERVE_WAIT_NS = 100000000
+
 # Frame numbers have 32 bits and NONE32 is taken: 16 TiB less one pageblock.
 MAX_PAGEBLOCKS = (1 << 23) - 1
 
@@ -167,9 +171,8 @@ cdef uint32_t take_whole_locked(arena_t* a, bint from_ready) noexcept nogil:
 cdef uint32_t take_pageblock_locked(arena_t* a) noexcept nogil:
     """A whole pageblock for use: its number, or NONE32."""
     cdef uint32_t pb = take_whole_locked(a, True)
-    if pb == NONE32:
+    if pb == NONE32 and a.ready_target == 0:
         pb = take_whole_locked(a, False)
-        a.reserve_misses += a.ready_target != 0
     if pb == NONE32:
         return NONE32
     a.pageblocks[pb].flags = PB_IN_USE
@@ -293,24 +296,43 @@ cdef void give_back(arena_t* a, uint32_t pb) noexcept nogil:
 
 # ---- the interface --------------------------------------------------------------------------
 
+cdef bint wait_for_keeper(arena_t* a, uint64_t* until) noexcept nogil:
+    """After an allocation that has found the reserve empty: True if it has become less so. The keeper may
+    just not have had a CPU. False at *until, which the first call sets: a keeper that finds no memory may
+    wait for the very page that the caller has come to store."""
+    if load64(&a.ready_target) == 0:
+        return False
+    if until[0] == 0:
+        until[0] = now_ns() + RESERVE_WAIT_NS
+        add64(&a.reserve_misses, 1)
+    while load64(&a.nr_ready) == 0:
+        if now_ns() > until[0]:
+            return False
+        call_keeper(a)
+        relax(256)
+    return True
+
+
 cdef int arena_alloc_frames(arena_t* a, int n, uint8_t owner, uint32_t ref, uint32_t* out) noexcept nogil:
     cdef int i
-    cdef bint short_of_memory = False
-    cdef uint32_t frame
-    pthread_mutex_lock(&a.lock)
-    for i in range(n):
-        frame = alloc_locked(a, 0, owner, ref)
-        if frame == NONE32:
-            short_of_memory = True
-            n = i
-            break
-        out[i] = frame
-    pthread_mutex_unlock(&a.lock)
-    call_keeper(a)
-    if short_of_memory:
-        arena_free_frames(a, n, out)
-        return -ENOMEM
-    return 0
+    cdef bint starved
+    cdef uint64_t until = 0
+    while True:
+        pthread_mutex_lock(&a.lock)
+        for i in range(n):
+            out[i] = alloc_locked(a, 0, owner, ref)
+            if out[i] == NONE32:
+                break
+        else:
+            i = n
+        starved = i < n and a.ready == NONE32
+        pthread_mutex_unlock(&a.lock)
+        call_keeper(a)
+        if i == n:
+            return 0
+        arena_free_frames(a, i, out)
+        if not starved or not wait_for_keeper(a, &until):
+            return -ENOMEM
 
 
 cdef void arena_free_frames(arena_t* a, int n, const uint32_t* frames) noexcept nogil:
@@ -330,11 +352,16 @@ cdef void arena_free_frames(arena_t* a, int n, const uint32_t* frames) noexcept 
 
 cdef uint32_t arena_alloc_block(arena_t* a, int order, uint8_t owner, uint32_t ref) noexcept nogil:
     cdef uint32_t frame
-    pthread_mutex_lock(&a.lock)
-    frame = alloc_locked(a, order, owner, ref)
-    pthread_mutex_unlock(&a.lock)
-    call_keeper(a)
-    return frame
+    cdef bint starved
+    cdef uint64_t until = 0
+    while True:
+        pthread_mutex_lock(&a.lock)
+        frame = alloc_locked(a, order, owner, ref)
+        starved = frame == NONE32 and a.ready == NONE32
+        pthread_mutex_unlock(&a.lock)
+        call_keeper(a)
+        if not starved or not wait_for_keeper(a, &until):
+            return frame
 
 
 cdef void arena_free_block(arena_t* a, uint32_t frame, int order) noexcept nogil:
@@ -567,7 +594,7 @@ cdef object arena_stats(arena_t* a):
     returned = a.bytes_returned
     errors = a.punch_errors
     ready = a.nr_ready
-    misses = a.reserve_misses
+    misses = peek64(&a.reserve_misses)
     pthread_mutex_unlock(&a.lock)
     return ArenaStats(
         frames_used=used,

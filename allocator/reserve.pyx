@@ -4,8 +4,9 @@
 """The reserve: whole free pageblocks that are resident, with every descriptor that using them takes.
 
 Under memory pressure a server of swap must store a page without waiting for one. So an allocation
-takes a pageblock of the reserve, and the keeper, a thread of its own that may wait for memory as long
-as it takes, makes another one resident. Pageblocks that become free go to the reserve first; the
+takes a pageblock of the reserve and of nowhere else, and the keeper, a thread of its own that may wait for
+memory as long as it takes, makes another one resident. When it has none left an allocation waits for
+the keeper, but not for long, and fails: the kernel then keeps its page. Pageblocks that become free go to the reserve first; the
 keeper gives back to the OS what is more than one and a half times the target.
 
 What makes a pageblock ready: its 512 frames, its descriptor, those of its pages, and as many zspage
@@ -29,6 +30,10 @@ cdef extern from "pthread.h" nogil:
     int pthread_join(unsigned long thread, void** result)
     int pthread_setname_np(unsigned long thread, const char* name)
     int pthread_sigmask(int how, const sigset_t* set, sigset_t* old)
+
+cdef extern from "sys/resource.h" nogil:
+    enum: PRIO_PROCESS
+    int setpriority(int which, unsigned int who, int priority)
 
 cdef extern from "signal.h" nogil:
     enum: SIG_SETMASK
@@ -70,6 +75,9 @@ cdef void* keep(void* arg) noexcept nogil:
     cdef arena_t* a = <arena_t*>arg
     cdef uint64_t target
     ready_stack()
+    # Among many that want a CPU the reserve must not be the one that waits. Of this thread alone; without
+    # the right to it (CAP_SYS_NICE) it goes on as it is.
+    setpriority(PRIO_PROCESS, 0, -20)
     while True:
         sem_wait(&a.keeper_wake)
         # Before the look: whoever finds the reserve short after it calls again.

@@ -14,7 +14,7 @@ class ArenaStats:
     punch_errors: int  # pageblocks that the OS did not take back
     reserve: int  # bytes of free pageblocks that are resident, so that using them waits for nothing
     reserve_target: int  # bytes to be kept so, 0 = none
-    reserve_misses: int  # pageblocks taken while the reserve was empty
+    reserve_misses: int  # allocations that found it empty, and waited up to 0.1 s
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def zramfs(scratch: Path, size: int, algo: str) -> Iterator[Server]:
     """A zramfs device in `scratch`, through the command line of the interpreter that runs this."""
     directory = (scratch / "z").resolve()
     directory.mkdir()
-    _cli("create", directory, "--size", size, "--algo", algo)
+    cli("create", directory, "--size", size, "--algo", algo)
     try:
         found = rundir.find(str(directory))
         state = found.read() if found else None
@@ -92,10 +92,10 @@ def zramfs(scratch: Path, size: int, algo: str) -> Iterator[Server]:
             raise BenchmarkError(f"`zramfs create {directory}` succeeded, but left no state of its device")
         yield Server("zramfs", Path(state.disk), (state.pid,), tree=directory)
     finally:
-        _cli("stop", directory)
+        cli("stop", directory)
 
 
-def _cli(*words: object) -> None:
+def cli(*words: object) -> None:
     """zramfs WORDS, with the zramfs of this checkout whatever is installed: it is what is measured."""
     command([sys.executable, "-m", "zramfs.cli", *map(str, words)], seconds=60, PYTHONPATH=str(HERE.parent))
 

@@ -107,7 +107,7 @@ def build(place: Path) -> Path:
     if compiler is None:
         pytest.fail("no C compiler, though the extensions were built with one")
     program = place / "swap_fill"
-    source = Path(__file__).with_name("swap_fill.c")
+    source = Path(__file__).parent.parent / "benchmarks" / "swap_fill.c"
     subprocess.run([compiler, "-O2", "-o", program, source], check=True, env=tool_environment())
     return program
 

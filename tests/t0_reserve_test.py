@@ -74,6 +74,17 @@ def test_an_arena_gives_its_last_pageblock_from_the_reserve() -> None:
     assert resident(arena) == 0
 
 
+def test_whoever_finds_it_empty_waits_for_the_keeper() -> None:
+    """Faster than it can be filled: everything that is handed out is resident all the same."""
+    arena = Arena(0, 256)
+    reserve = Reserve(arena, 2 * BLOCK)
+    for _ in range(200):
+        arena.alloc(9)
+    assert arena.stats().reserve_misses > 0
+    assert resident(arena) >= 200
+    reserve.close()
+
+
 def test_freed_pageblocks_go_to_it_first_and_what_is_too_much_to_the_os() -> None:
     arena = Arena(0, 64)
     reserve = Reserve(arena, 4 * BLOCK)

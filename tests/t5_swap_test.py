@@ -174,6 +174,58 @@ def test_an_unmounted_tree_ends_it_in_order(swap0: State, base: Path) -> None:
     gone(base, swap0)
 
 
+def test_a_disk_that_was_unmounted_under_the_swap(swap0: State, base: Path) -> None:
+    """umount --lazy hides the disk from everybody, also from a command that looks for what stands on it."""
+    run("umount", "--lazy", swap0.disk)
+    assert swap0.loop in busy.swaps()
+    zramfs("stop", "swap0")
+    assert not loops.backing_file(swap0.loop)
+    gone(base, swap0)
+
+
+def test_a_signal_after_the_disk_was_unmounted_under_the_swap(swap0: State, base: Path) -> None:
+    run("umount", "--lazy", swap0.disk)
+    os.kill(swap0.pid, signal.SIGTERM)
+    wait_until(lambda: not swap0.alive(), "the daemon has ended", 30)
+    assert not loops.backing_file(swap0.loop)
+    gone(base, swap0)
+
+
+def test_a_loop_device_that_was_detached_under_the_swap(swap0: State, base: Path) -> None:
+    """losetup says that it did, and the kernel does it after swapoff."""
+    run("losetup", "--detach", swap0.loop)
+    assert swap0.loop in busy.swaps()
+    zramfs("stop", "swap0")
+    gone(base, swap0)
+
+
+def test_a_full_run_directory_ends_the_start_and_leaves_nothing(base: Path) -> None:
+    base.mkdir()
+    # Room for the directories and not for what is to be in them.
+    run("mount", "-t", "tmpfs", "-o", "nr_inodes=4,mode=0711", "none", base)
+    try:
+        assert "No space left on device" in failure("swap", "--size", "16M")
+        assert os.listdir(base) == []
+    finally:
+        run("umount", base)
+    gone(base)
+
+
+def test_without_fusermount3_nothing_is_begun(tmp_path: Path, base: Path) -> None:
+    """The programs that zramfs runs, without that one; PATH is where it looks, and /usr/bin."""
+    hidden = tmp_path / "empty"
+    hidden.touch()
+    real = run("sh", "-c", "command -v fusermount3").stdout.strip()
+    words = " ".join(map(str, (*ZRAMFS, "swap", "--size", "16M")))
+    done = run(
+        "unshare", "--mount", "sh", "-c", f"mount --bind {hidden} {real} && {words}", check=False,
+        env=dict(os.environ),
+    )
+    assert done.returncode == 1
+    assert "needs fusermount3, which is not installed; on Debian: apt-get install fuse3" in done.stderr
+    gone(base)
+
+
 def test_stop_after_somebody_else_has_ended_the_swap(swap0: State, base: Path) -> None:
     run("swapoff", swap0.loop)
     run("losetup", "--detach", swap0.loop)

@@ -95,7 +95,11 @@ def _daemon(body: Callable[[Callable[[], None]], int], log: Path, write_end: int
     try:
         os.chdir("/")
         os.umask(0o022)
-        write_end = _redirect(log, write_end)
+        try:
+            write_end = _redirect(log, write_end)
+        except OSError as error:  # there is no log for a trace, and its caller's terminal is no place for one
+            tell(errno=error.errno or errno.EIO, sentence=f"cannot write the log {log}: {error.strerror}")
+            return
         status = body(tell)
     except OSError as error:
         traceback.print_exc()

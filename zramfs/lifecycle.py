@@ -118,12 +118,14 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
     if wanted is None:
         return
     device = loops.attach(new.disk)
+    lane = busy.mount_at(new.disk)
+    dev = lane.dev if lane else None
     if isinstance(wanted, FileSystem):
-        new.update(loop=device, fs=wanted.type)
+        new.update(loop=device, dev=dev, fs=wanted.type)
         ramdisk.make_file_system(wanted.type, device)
         ramdisk.mount(wanted, device)
     else:
-        state = new.update(loop=device)
+        state = new.update(loop=device, dev=dev)
         for note in [*state.notes, _raise_watermark(new, wanted)]:
             if note and say:
                 say(note)
@@ -171,7 +173,7 @@ def stop(old: Rundir, say: Say, *, force: bool = False) -> None:
     _expect_answer(state)
     _expect_unused(old, state)
     if state.kind == "swap" and not force:
-        for device in loops.find(old.disk):
+        for device in _standing(old, state):
             swap.expect_room(device)
     _undo(old, state)
     _end(state)
@@ -181,13 +183,21 @@ def stop(old: Rundir, say: Say, *, force: bool = False) -> None:
             _clean(old, state)
 
 
+def _standing(old: Rundir, state: State) -> list[str]:
+    """Loop devices on `disk`, also when that was unmounted under them (umount --lazy)."""
+    found = loops.find(old.disk)
+    if state.loop and state.loop not in found and state.alive():
+        found = loops.find(old.disk, state.dev)
+    return found
+
+
 def may_end(old: Rundir) -> None:
     """For the daemon that was told to end without `stop`: brings every page in swap back, or raises
     ZramfsError where memory does not suffice: the pages belong to programs that would die without."""
     state = old.read()
     if state is None or state.kind != "swap":
         return
-    for device in loops.find(old.disk):
+    for device in _standing(old, state):
         swap.expect_room(device)
         swap.off(device)
 
@@ -198,7 +208,7 @@ def teardown(old: Rundir) -> None:
     state = old.read()
     if state is None or state.kind == "device":
         return
-    for device in loops.find(old.disk):
+    for device in _standing(old, state):
         mountpoint = Path(state.mountpoint) if state.mountpoint else None
         try:
             if mountpoint and ramdisk.mounted(device, mountpoint):
@@ -207,7 +217,7 @@ def teardown(old: Rundir) -> None:
                 except ZramfsError as error:
                     log.warning("%s; it is detached from the tree now, and goes when its users go", error)
                     ramdisk.unmount(mountpoint, lazy=True)
-            loops.detach(device, old.disk, timeout=1.0)
+            loops.detach(device, old.disk, timeout=1.0, dev=state.dev)
         except ZramfsError as error:
             log.warning("%s", error)
 
@@ -355,12 +365,12 @@ def _undo(old: Rundir, state: State) -> None:
     """Takes down what was built on `disk`."""
     if state.kind not in ("ramdisk", "swap"):
         return
-    for device in loops.find(old.disk):
+    for device in _standing(old, state):
         if state.mountpoint and ramdisk.mounted(device, Path(state.mountpoint)):
             ramdisk.unmount(Path(state.mountpoint))
         if state.kind == "swap":
             swap.off(device)
-        loops.detach(device, old.disk)
+        loops.detach(device, old.disk, dev=state.dev if state.alive() else None)
 
 
 def _end(state: State) -> None:

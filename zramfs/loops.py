@@ -36,19 +36,20 @@ def attach(disk: Path) -> str:
     raise ZramfsError(errno.EIO, f"no loop device for {disk}: {done.stderr.strip()}{_hint(done.stderr)}")
 
 
-def detach(device: str, disk: Path, timeout: float = 10.0) -> None:
-    """Detaches `device` if `disk` is still what it stands on, and waits until it really has let go.
+def detach(device: str, disk: Path, timeout: float = 10.0, dev: str | None = None) -> None:
+    """Detaches `device` if `disk` is still what it stands on (dev: see find), and waits until it really
+    has let go.
 
     losetup -d of a device in use succeeds and acts at the last close; so success is what sysfs says.
     Raises ZramfsError: EBUSY when it is in use after `timeout` seconds.
     """
-    if device not in find(disk):
+    if device not in find(disk, dev):
         return
     done = _run(["losetup", "--detach", device])
-    if done.returncode and device in find(disk):
+    if done.returncode and device in find(disk, dev):
         raise ZramfsError(errno.EIO, f"could not detach {device} from {disk}: {done.stderr.strip()}")
     end = time.monotonic() + timeout
-    while device in find(disk):
+    while device in find(disk, dev):
         if time.monotonic() > end:
             raise ZramfsError(
                 errno.EBUSY,

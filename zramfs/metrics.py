@@ -218,7 +218,7 @@ TABLE = (
     Metric(GAUGE, "reserve_bytes", "Memory of free pageblocks kept ready for swap, and how much is to be.",
            lambda f: _by(("ready", "target"), (f.store.reserve, f.store.reserve_target)), "bytes",
            labels=("state",)),
-    Metric(COUNTER, "reserve_misses", "Pageblocks taken while the reserve was empty: a write waited.",
+    Metric(COUNTER, "reserve_misses", "Allocations that found the reserve empty, and waited up to 0.1 s.",
            lambda f: f.store.reserve_misses),
     Metric(COUNTER, "corrupt", "Locations that named no object: 0 in a sound pool.",
            lambda f: f.store.corrupt),

@@ -62,19 +62,21 @@ cdef bint select_chunk(job_t* job, uint64_t chunk) noexcept nogil:
     cdef store_t* st = job.st
     cdef uint64_t slot = chunk << CHUNK_SHIFT, end = slot + CHUNK_SLOTS, v
     cdef uint32_t size
+    cdef bint taken
     if end > st.nr_slots:
         end = st.nr_slots
     while slot < end:
         if eligible(job, load64(&st.slots[slot])):
+            size = 0
             v = slot_lock(st, slot)
             if eligible(job, v):
                 size = object_size(st, job.ctx, v)
-                if size != 0 and size >= job.threshold:
-                    if not candidates_add(&job.selected, slot, size):
-                        slot_unlock(st, slot, v)
-                        return False
-                    v |= SLOT_POST
-            slot_unlock(st, slot, v)
+            taken = size != 0 and size >= job.threshold
+            slot_unlock(st, slot, v | SLOT_POST if taken else v)
+            # Without the lock, because it may wait for memory.
+            if taken and not candidates_add(&job.selected, slot, size):
+                slot_unlock(st, slot, slot_lock(st, slot) & ~<uint64_t>SLOT_POST)
+                return False
         slot += 1
     return True
 

@@ -432,6 +432,9 @@ cdef uint32_t slot_copy(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* d
     cdef const uint8_t* p
     cdef uint32_t size = 0
     cdef uint64_t v
+    # Before the lock: see "Why swap cannot deadlock" in docs/concurrency.md.
+    if st.stays_ready:
+        make_resident(dst, PAGE)
     chunk_pin(st, slot >> CHUNK_SHIFT)
     v = slot_lock(st, slot)
     if v & SLOT_POST:

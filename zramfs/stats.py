@@ -54,7 +54,7 @@ class StoreStats:
     frames_free: int
     reserve: int  # bytes of resident pageblocks that wait for use
     reserve_target: int  # bytes, 0 = none are kept
-    reserve_misses: int  # pageblocks taken while the reserve was empty: a write waited for memory
+    reserve_misses: int  # allocations that found the reserve empty: a write waited, up to 0.1 s
     corrupt: int  # locations that named no object: 0 in a sound pool
     written_back: int  # pages on the backing store, now
 

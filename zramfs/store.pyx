@@ -397,7 +397,7 @@ cdef class Store:
     mem_limit: bytes of pool memory, rounded up to 4096, 0 = none. backing: an open Backing,
     which belongs to the store from then on, or None. reserve: bytes of memory that is kept ready
     (allocator/reserve.pyx), rounded up to 2 MiB, 0 = none; with one the slot table (disksize / 512) is
-    resident too, and no read, write or discard makes memory resident while the reserve lasts.
+    resident too, and no read, write or discard makes memory resident.
     Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and
     MemoryError when address space is short. Every method
     may be called from any thread; the GIL is released while data moves.

@@ -75,7 +75,7 @@ def swap(
     wanted = Wanted(**values)
     if (wanted.size or 0) < areas.MIN_SIZE:
         raise click.UsageError(f"expected a size of at least {areas.MIN_SIZE} bytes, got {wanted.size}")
-    if wanted.algo[0] == "lz4hc" and (wanted.algo[1] or 0) > MAX_LZ4HC and not force:
+    if wanted.algo.name == "lz4hc" and (wanted.algo.level or 0) > MAX_LZ4HC and not force:
         raise click.UsageError(
             f"lz4hc above level {MAX_LZ4HC} takes memory for every page, which swap must not wait for: "
             f"choose lz4hc:{MAX_LZ4HC} or zstd"
