@@ -139,7 +139,7 @@ def made(tmp_path: Path) -> Iterator[Device]:
 
 def test_a_screen_of_80_by_24(made: Device) -> None:
     with top(made.directory, "--interval", "0.2") as terminal, writing(made):
-        terminal.see(r"\nwrite +[1-9]\d\d? +[\d.]+ ")
+        terminal.see(r"\nwrite +[1-9][\d.]* +[\d.]+ ")
         terminal.see(r"<= [\d.]+ us [█▏]")
         for line, words in ((0, state_of(made.directory).name[:30]), (0, "ready"), (1, "lz4   size 16M"),
                             (3, "requests"), (9, "time they took"), (9, "ratio over time"),
@@ -159,7 +159,7 @@ def test_it_lives_through_what_becomes_of_a_device(tmp_path: Path, made: Device)
         terminal.see(r"ready\n")
         os.kill(state.pid, signal.SIGSTOP)
         try:
-            terminal.see("no answer for [23] s")
+            terminal.see(r"no answer for \d+ s")
             terminal.see("lz4   size 16M")  # as it was
         finally:
             os.kill(state.pid, signal.SIGCONT)
@@ -228,8 +228,8 @@ def test_lines_where_there_is_no_terminal(made: Device) -> None:
     for line in lines:
         assert len(line) <= 80 and len(line) == len(heading)
         clock, reads, writes, _, _, _, slow, data, memory, ratio, errors = line.split()
-        assert re.fullmatch(r"\d\d:\d\d:\d\d", clock) and reads == "0" and 10 < float(writes) < 1000
-        assert re.fullmatch(r"[\d.]+(us|ms)", slow) and data.endswith("K") and errors == "0"
+        assert re.fullmatch(r"\d\d:\d\d:\d\d", clock) and reads == "0" and 0 < float(writes) < 1000
+        assert re.fullmatch(r"[\d.]+(us|ms)", slow) and re.fullmatch(r"[\d.]+[KM]", data) and errors == "0"
         assert float(ratio) > 1
 
 
