@@ -225,6 +225,6 @@ def rows(settings: BackingSettings, backing: BackingStats | None, done: Writebac
         return
     limit = f"limit {settings.limit} blocks" if settings.limit_enable else "no limit"
     yield "backing", (
-        f"{shown(str(settings.path))[1:-1]}: {backing.used} of {backing.blocks} blocks in use, {backing.reads} read, "
+        f"{repr(settings.path)[1:-1]}: {backing.used} of {backing.blocks} blocks in use, {backing.reads} read, "
         f"{backing.writes} written, {backing.read_errors} + {backing.write_errors} failed, {limit}")
     yield "written back", f"{done.pages} pages in {done.runs} runs, {done.passed} used meanwhile, {done.failed} failed"
