@@ -28,8 +28,8 @@ LZ4_REACH = 64 << 10
 
 @dataclass(frozen=True)
 class Sample:
-    """stored: pages of the device with data of their own, neither same-filled nor written back; an
-    estimate where block_state was too long to be read whole."""
+    """stored: pages of the device with data of their own, neither same-filled nor written back; where
+    block_state is too long to be read whole, those that are written back count as well."""
 
     pages: list[bytes]
     stored: int
@@ -39,14 +39,15 @@ def sample(directory: Path, wanted: int, rng: random.Random) -> Sample:
     """At most `wanted` pages, each as likely as any other (of a device beyond 4 GiB of data: nearly so)
     and none twice. OSError."""
     disksize, *_ = (directory / "zram/disksize").read_text().split()
-    stored = int((directory / "zram/mm_stat").read_text().split()[0]) // PAGE
+    numbers = [int(word) for word in (directory / "zram/mm_stat").read_text().split()]
+    stored = numbers[0] // PAGE
     with open(directory / "zram/block_state", "rb", buffering=0) as file:
         if stored <= WHOLE:
             own = list(_own_pages(_lines(file.fileno())))
-            chosen, estimate = rng.sample(own, min(wanted, len(own))), len(own)
+            chosen, stored = rng.sample(own, min(wanted, len(own))), len(own)
         else:
-            chosen, share = _from_random_places(file.fileno(), int(disksize) // PAGE, wanted, rng)
-            estimate = round(stored * share)
+            chosen = _from_random_places(file.fileno(), int(disksize) // PAGE, wanted, rng)
+            stored -= numbers[5]  # same-filled
     found = []
     with open(directory / "peek", "rb", buffering=0) as file:
         for number in chosen:
@@ -54,7 +55,7 @@ def sample(directory: Path, wanted: int, rng: random.Random) -> Sample:
             # It may have been discarded or written back since.
             if page is not None and page != page[:8] * (PAGE // 8):
                 found.append(page)
-    return Sample(found, estimate)
+    return Sample(found, stored)
 
 
 def _lines(fd: int) -> Iterator[bytes]:
@@ -69,21 +70,15 @@ def _own_pages(lines: Iterator[bytes] | Sequence[bytes]) -> Iterator[int]:
             yield int(number)
 
 
-def _from_random_places(fd: int, pages: int, wanted: int, rng: random.Random) -> tuple[list[int], float]:
-    """Numbers of pages, and the share of stored pages that are of that kind."""
+def _from_random_places(fd: int, pages: int, wanted: int, rng: random.Random) -> list[int]:
+    """Numbers of pages. Behind a hole one is found more often than among others."""
     chosen: set[int] = set()
-    seen = own = 0
     for _ in range(20 * wanted):
         if len(chosen) >= wanted:
             break
-        lines = os.pread(fd, 1280, rng.randrange(pages)).splitlines()
-        if not lines:
-            continue
-        kept = list(_own_pages(lines))
-        seen, own = seen + len(lines), own + len(kept)
-        if kept:
+        if kept := list(_own_pages(os.pread(fd, 1280, rng.randrange(pages)).splitlines())):
             chosen.add(rng.choice(kept))
-    return sorted(chosen), own / seen if seen else 0.0
+    return sorted(chosen)
 
 
 def _peek(fd: int, number: int) -> bytes | None:
