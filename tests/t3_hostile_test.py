@@ -19,10 +19,13 @@ from zramfs.control import COMMANDS
 
 EXAMPLES = 50
 STATES = ("before it has a size", "with data", "while disk is open")
-PROMISED = {f"zram/{row[0].strip('`')}": errors(row[4]) for row in table(section("Attributes"))}
+OPEN = {"EACCES", "EBUSY", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENODEV", "ENOENT", "ENOTDIR", "ENXIO", "EPERM",
+        "EROFS", "ETXTBSY"}
+PROMISED = {f"zram/{row[0].strip('`')}": errors(row[4]) | (OPEN if "open(2)" in row[4] else set())
+            for row in table(section("Attributes"))}
 PROMISED |= {
     "memory/balloon": {"EINVAL"}, "memory/proactiveness": {"EINVAL", "ERANGE"},
-    "control": {"EINVAL", "E2BIG"}.union(*(errors(row[2]) for row in table(section("Commands")))),
+    "control": {"EINVAL", "E2BIG", *OPEN}.union(*(errors(row[2]) for row in table(section("Commands")))),
 }
 
 
