@@ -145,6 +145,8 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     for name in ("backing_read_blocks_total", "backing_written_blocks_total", "writeback_limit_blocks",
                  "writeback_limit_enable", "writeback_runs_total"):
         expect(name, 0)
+    expect("writeback_batch_size", int(files["zram/writeback_batch_size"]))
+    expect("writeback_compressed", int(files["zram/compressed_writeback"]))
     for operation in ("read", "write"):
         expect("backing_errors_total", 0, f"operation={operation}")
     for result in ("written", "used", "failed"):
@@ -281,7 +283,7 @@ def every_field(stats: object) -> Iterator[str]:
 ELSEWHERE = {
     *(f"LaneStats.{operation}_{what}" for operation in OPERATIONS for what in ("ios", "ms")),
     "LaneStats.queue_ms", "StoreStats.mem_limit", "ClassStats.index", "ClassStats.objs_per_zspage",
-    "DeviceStats.last_error", "MemoryStats.won", "MemoryStats.store",
+    "DeviceStats.last_error", "MemoryStats.won", "MemoryStats.store", "BackingSettings.path",
 }
 
 

@@ -172,6 +172,10 @@ TABLE = (
     Metric(GAUGE, "writeback_limit_blocks", "Blocks that may still be written, if that is limited.",
            lambda f: f.device.backing_dev.limit),
     Metric(GAUGE, "writeback_limit_enable", "1 while it is.", lambda f: int(f.device.backing_dev.limit_enable)),
+    Metric(GAUGE, "writeback_batch_size", "Pages that are written at once.",
+           lambda f: f.device.backing_dev.batch_size),
+    Metric(GAUGE, "writeback_compressed", "1 if pages are written as they are in the pool.",
+           lambda f: int(f.device.backing_dev.compressed)),
     Metric(COUNTER, "writeback_runs", "Runs of write-back.", lambda f: f.device.writeback.runs),
     Metric(COUNTER, "writeback_pages", "What came of the pages that were to be written back.",
            lambda f: _by(("written", "used", "failed"), (
