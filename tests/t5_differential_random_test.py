@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hostile_text import NAMES, NUMBERS, SIZES, texts
+from hostile_text import IDLE, NAMES, NUMBERS, SIZES, texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lz4_lengths import kept, kernel_length, library_length
@@ -48,7 +48,8 @@ frees = st.tuples(st.sampled_from(["discard", "zero"]), places, st.integers(1, 2
 limits = st.tuples(st.just("store"), st.just("mem_limit"), st.sampled_from([b"40K", b"64K", b"128K", b"0"]))
 attributes = st.one_of(
     limits, stores("mem_limit", SIZES), stores("disksize", SIZES), stores("mem_used_max", NUMBERS),
-    stores("compact", (b"1",)), stores("comp_algorithm", NAMES), stores("reset", NUMBERS),
+    stores("compact", (b"1",)), stores("comp_algorithm", NAMES), stores("idle", IDLE),
+    stores("reset", NUMBERS),
 )
 steps = st.one_of(writes, writes, writes, frees, attributes, st.sampled_from([("hold",), ("let_go",)]))
 
@@ -121,7 +122,7 @@ class Run:
             twin.let_go()
 
     def check(self) -> None:
-        for name in ("disksize", "initstate", "io_stat"):
+        for name in ("disksize", "initstate", "io_stat", "debug_stat"):
             both(self.pair, lambda twin, name=name: twin.show(name))
         theirs, ours = map(mm_stat, self.pair)
         for stats, length, since in zip(

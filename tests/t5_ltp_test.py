@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of the zram tests of LTP and of the kernel's selftests, with their sizes, on a device of ours.
 
-Where they stop at a printed FAIL or compare nothing, this is stricter.
+Where they stop at a printed FAIL or compare nothing, this is stricter. Reading zram-control's hot_add and
+writing to its hot_remove have no twin: `zramfs create` without a size and `zramfs stop` stand in for them,
+/sys/block/zramN is the directory zram/ of the device, and /dev/zramN a loop device on disk where a block
+device is needed. t5_scripts_test.py runs the same scripts on both.
 """
 from __future__ import annotations
 
