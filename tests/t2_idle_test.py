@@ -104,6 +104,7 @@ def rss() -> int:
 
 
 @pytest.mark.requires("unsanitized")
+@pytest.mark.requires("unsanitized")
 def test_access_times_cost_4_bytes_a_page_that_was_used() -> None:
     store = Store(1 << 46)
     before = rss()
