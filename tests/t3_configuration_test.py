@@ -15,9 +15,11 @@ from whole import zramfs
 
 from zramfs import conffiles, settings
 from zramfs.conffiles import MAX_FILE, MAX_FILES
+from zramfs.config import Algorithm
 from zramfs.expression import FUNCTIONS
 from zramfs.generator import generate
-from zramfs.settings import KEYS, Algorithm, Settings, load
+from zramfs.policy import Recompress
+from zramfs.settings import KEYS, Settings, load
 
 CASES = Path(__file__).parent / "configurations"
 RAM = 8 << 30
@@ -77,12 +79,13 @@ def one(top: Path, text: str | bytes, name: str = "z") -> Path:
 
 def test_every_value_arrives(top: Path) -> None:
     one(top, "mount-point=/m\nfs-type=btrfs\nzram-size=100\nzram-resident-limit=10\noptions=noatime\n"
-             "compression-algorithm=lz4hc(level=5)\nwriteback-device=/dev/x\nthreads=7\nproactiveness=30\n"
+             "compression-algorithm=lz4hc(level=5) zstd(level=9,dict=/d)\npolicy=recompress idle=10min\n"
+             "writeback-device=/dev/x\nthreads=7\nproactiveness=30\n"
              "mode=0750\nowner=1\ngroup=2\n")
     got = load(top, RAM).devices["z"].settings
     assert got == Settings(
         name="z", kind="ramdisk", size=100 << 20, mem_limit=10 << 20, fs="btrfs", options="noatime",
-        algorithms=settings.Algorithms((Algorithm("lz4hc", (("level", "5"),)),)),
+        algorithms=(Algorithm("lz4hc", 5), Algorithm("zstd", 9, Path("/d"))), policies=(Recompress(600),),
         writeback_device=Path("/dev/x"), mount_point=Path("/m"), threads=7, proactiveness=30, mode=0o750,
         owner=1, group=2,
     )

@@ -228,6 +228,17 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     assert not rows
     expect("compactor_rounds_total", 0)
 
+    rows = dict(line.split() for line in files["memory/policies"].splitlines())
+    for row, name in (
+        ("idle_seconds", "policy_idle_seconds"), ("rounds", "policy_rounds_total"),
+        ("pages_tried", "policy_pages_tried_total"), ("pages_won pages_written", "policy_pages_total"),
+        ("bytes_saved bytes_written", "policy_bytes_total"),
+    ):
+        for kind, of_kind in zip(("recompress", "writeback"), 2 * row.split(), strict=False):
+            expect(name, int(rows.pop(f"{kind}_{of_kind}")), f"policy={kind}")
+    expect("policy_written_bytes", int(rows.pop("writeback_bytes_in_24_hours")))
+    assert not rows
+
     rows = dict(line.split() for line in files["memory/balloon"].splitlines())
     expect("balloon_target_bytes", int(rows.pop("target")))
     expect("balloon_bytes", int(rows.pop("size")))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .compactor import CompactorStats
     from .device import DeviceStats, MemoryStats
+    from .policies import PolicyStats
 
 U16_MAX, U32_MAX = 0xFFFF, 0xFFFFFFFF
 PAGE = 4096
@@ -258,6 +259,22 @@ def format_compaction(m: MemoryStats | None) -> str:
         "put_back": g.put_back, "pageblocks_freed": g.blocks_freed, "pageblocks_deferred": g.deferred,
         "pages_compacted": s.pages_compacted, "bytes_returned": s.bytes_returned,
     }
+    return "".join(f"{name} {value}\n" for name, value in rows.items())
+
+
+def format_policies(policies: Sequence[PolicyStats]) -> str:
+    """memory/policies: a name and a value a line. idle is 0 for a policy that is off."""
+    rows: dict[str, object] = {}
+    for each in policies:
+        policy, done = each.policy, each.done
+        mine = {"idle_seconds": policy.idle if policy else 0, "rounds": each.rounds,
+                "pages_tried": done.tried}
+        if each.kind == "recompress":
+            mine |= {"pages_won": done.pages, "bytes_saved": done.bytes}
+        else:
+            mine |= {"pages_written": done.pages, "bytes_written": done.bytes,
+                     "bytes_in_24_hours": each.today}
+        rows |= {f"{each.kind}_{name}": value for name, value in mine.items()}
     return "".join(f"{name} {value}\n" for name, value in rows.items())
 
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device is started with. Plain values, decided by the command line; imports nothing of zramfs."""
+"""What a device is started with. Plain values, decided by the command line or the configuration."""
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from .policy import Policy
 
 DEFAULT_ALGO = "lz4"
 DEFAULT_THREADS = 2
@@ -34,6 +36,7 @@ class DeviceConfig:
                  the primary algorithm, see Algorithm
     secondary    those of recompression, at most three, by priority from 1
     access_times whether the time of each page's last access is kept, for `idle` by age
+    policies     at most one of a kind; they have access times kept
     mem_limit    of the pool, 0 = none
     threads      of the lane, at least 1
     name         shown as the file system's source in /proc/mounts
@@ -65,6 +68,7 @@ class DeviceConfig:
     secondary: tuple[Algorithm, ...] = ()
     access_times: bool = False
     writeback: Path | None = None
+    policies: tuple[Policy, ...] = ()
 
     @property
     def primary(self) -> Algorithm:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import lifecycle, ramdisk, rundir, swap
-from .config import DeviceConfig
+from .config import Algorithm, DeviceConfig
 from .errors import ZramfsError
 from .lifecycle import OnTop, Say
 from .rundir import Rundir, State
@@ -120,17 +120,25 @@ def _on_top(wanted: Settings, place: Path | None) -> OnTop:
 
 def _device_config(wanted: Settings, new: Rundir, directory: Path) -> DeviceConfig:
     """mode, owner and group are those of `disk`, or of the file system on it."""
-    primary = wanted.algorithms.chosen[0]
-    level = dict(primary.parameters).get("level")
+    primary, *secondary = wanted.algorithms
     plain = wanted.kind == "device"
     return DeviceConfig(
         directory=directory, rundir=new.path, size=wanted.size, algo=primary.name,
-        level=None if level is None else int(level), mem_limit=wanted.mem_limit, threads=wanted.threads,
+        level=primary.level, dictionary=primary.dictionary, secondary=tuple(secondary),
+        policies=wanted.policies, mem_limit=wanted.mem_limit, threads=wanted.threads,
         name=wanted.name, allow_other=wanted.allow_other, proactiveness=wanted.proactiveness,
         mode=wanted.mode if plain else None, owner=wanted.owner if plain else None,
         group=wanted.group if plain else None, reserve=wanted.reserve if wanted.kind == "swap" else 0,
         writeback=wanted.writeback_device,
     )
+
+
+def _algorithm(algorithm: Algorithm) -> str:
+    """As the configuration has it."""
+    parameters = [] if algorithm.level is None else [f"level={algorithm.level}"]
+    if algorithm.dictionary is not None:
+        parameters.append(f"dict={algorithm.dictionary}")
+    return algorithm.name + (f"({','.join(parameters)})" if parameters else "")
 
 
 def describe(wanted: Settings) -> Iterator[str]:
@@ -151,9 +159,11 @@ def describe(wanted: Settings) -> Iterator[str]:
         yield f"left out here: {wanted.skip}"
     limit = f", at most {format_size(wanted.mem_limit)} of memory" if wanted.mem_limit else ""
     yield f"size {format_size(wanted.size)}{limit}"
-    first, *others = wanted.algorithms.chosen
-    then = f", recompressed with {' then '.join(map(str, others))}" if others else ""
+    first, *others = map(_algorithm, wanted.algorithms)
+    then = f", recompressed with {' or '.join(others)}" if others else ""
     yield f"compressed with {first}{then}"
+    for policy in wanted.policies:
+        yield f"policy: {policy}"
     if wanted.writeback_device is not None:
         yield f"written back to {wanted.writeback_device}"
     rights = [

@@ -12,6 +12,7 @@ from . import backing_store
 from .arguments import shown
 from .errors import ZramfsError
 from .memparse import U64_MAX, printable
+from .policy import parse_policy
 from .sizes import format_size, format_time, parse_size
 
 if TYPE_CHECKING:
@@ -94,6 +95,14 @@ def _blocks(text: str, least: int = 0, most: int = U64_MAX) -> int:
     return int(text)
 
 
+async def _set_policy(device: Device, text: str) -> None:
+    try:
+        kind, policy = parse_policy(text)
+    except ValueError as error:
+        raise ZramfsError(errno.EINVAL, str(error)) from None
+    await device.set_policy(kind, policy)
+
+
 def _whole_number(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise ZramfsError(errno.EINVAL, f"expected a whole number, got {printable(text.encode())}")
@@ -137,6 +146,8 @@ COMMANDS = {
                 lambda device, text: _set(device, batch_size=_blocks(text, 1, U32_MAX))),
         Command("compressed_writeback", "on|off", "kept for scripts; data is written back compressed anyway",
                 lambda device, text: device.set_compressed_writeback(_switch(text))),
+        Command("policy", "recompress|writeback KEY=VALUE...|off",
+                "recompress idle=AGE [algo=NAME]; writeback idle=AGE [limit=SIZE, in 24 hours]", _set_policy),
         Command("mem_limit", "SIZE", "memory that the pool may take, 0 for no limit",
                 lambda device, text: device.set_mem_limit(_size(text))),
         Command("mem_used_max", "0", "forget the peak of the memory used", _reset_peak),
@@ -217,6 +228,20 @@ def _recompression(stats: DeviceStats) -> str:
             f"{done.incompressible} incompressible")
 
 
+def _policies(stats: DeviceStats) -> str:
+    said = []
+    for each in stats.policies:
+        if each.policy is None:
+            continue
+        done = each.done
+        what = (f"{done.pages} of {done.tried} pages smaller, {format_size(done.bytes)} saved"
+                if each.kind == "recompress" else
+                f"{done.pages} pages written, {format_size(each.today)} in the last 24 hours")
+        trouble = f"; {each.last_error}" if each.last_error else ""
+        said.append(f"{each.policy}: {each.rounds} rounds, {what}{trouble}")
+    return "; ".join(said) or "none"
+
+
 def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
     dictionary = stats.algorithms[0].dictionary
     level = ("" if stats.level is None else f", level {stats.level}") + (
@@ -239,6 +264,7 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
             ("failed I/O", f"{store.failed_reads} reads, {store.failed_writes} writes"),
             ("recompressed", _recompression(stats)),
             *backing_store.rows(stats.backing_dev, stats.backing, stats.writeback),
+            ("policies", _policies(stats)),
         ]
     else:
         rows.append(("memory", limit))

@@ -97,6 +97,7 @@ class _Daemon:
                         (self.watch_signals, signals), (self.serve_tree,), (self.watch_lane,),
                         (watch_errors, self.device), (self.device.compactor.run,),
                         (self.device.backing_store.run,),
+                        (self.device.policies.run,),
                     ):
                         nursery.start_soon(self.guard, task, *arguments)
                     await self.become_ready()

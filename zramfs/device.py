@@ -27,6 +27,8 @@ from .config import DEFAULT_ALGO, Algorithm, DeviceConfig
 from .errors import ZramfsError
 from .jobs import Jobs
 from .memparse import page_align
+from .policies import Did, Policies, PolicyStats, Progress, Rest
+from .policy import Policy, Recompress, Writeback
 from .postprocess import PostProcessor
 from .stats import BackingStats, RecompressionStats, StoreStats, WritebackStats
 from .store import MAX_DISKSIZE, Store
@@ -90,6 +92,7 @@ class DeviceStats:
     backing_dev: BackingSettings
     backing: BackingStats | None
     writeback: WritebackStats
+    policies: tuple[PolicyStats, ...]
 
 
 class Device:
@@ -101,7 +104,7 @@ class Device:
         self._store: Store | None = None
         # Their dictionaries are read by start().
         self._algorithms: algorithms.Table = algorithms.unread(config.primary, config.secondary)
-        self._access_times = config.access_times
+        self._access_times = config.access_times or bool(config.policies)
         self._mem_limit = page_align(config.mem_limit)
         self._last_error: str | None = None
         self._lane_before: LaneStats | None = None
@@ -111,8 +114,11 @@ class Device:
         self.jobs = Jobs()
         self._post = PostProcessor(self.jobs, self._in_thread)
         self.backing_store = BackingStore(self.jobs, self._in_thread, lambda: self._store)
-        self.compactor = Compactor(lambda: self._store, self._requests)
+        self.compactor = Compactor(lambda: self._store, self.requests)
         self.compactor.proactiveness = config.proactiveness
+        self.policies = Policies(self)
+        for policy in config.policies:
+            self.policies.set(policy.kind, policy)
 
     async def start(self) -> None:
         """Reads the dictionaries, and sets up a device that is configured with a size. To be called
@@ -136,7 +142,7 @@ class Device:
     async def close(self) -> None:
         """Frees the memory. The lane must have ended."""
         self.end_jobs()
-        async with self._busy:
+        async with self._busy, self.policies.aside():
             await self._drop_store()
 
     async def command(self, line: str) -> None:
@@ -159,7 +165,7 @@ class Device:
             raise self._in_use()
         self.jobs.cut("reset")
         try:
-            async with self._busy:
+            async with self._busy, self.policies.aside():
                 await self.reset()
         finally:
             self.jobs.allow("reset")
@@ -195,6 +201,7 @@ class Device:
             backing_dev=self.backing_store.settings,
             backing=self.backing_store.stats(),
             writeback=self.backing_store.done,
+            policies=self.policies.stats(),
         )
 
     @property
@@ -258,6 +265,7 @@ class Device:
             self._algorithms = algorithms.unread(Algorithm(DEFAULT_ALGO))
             self._mem_limit = 0
             self._post.forget()
+            self.policies.forget()
             await self._drop_store()
             await self._in_thread(self._lane.notify_size)
         log.info("%s: reset", self._config.name)
@@ -325,13 +333,58 @@ class Device:
 
     async def mark_idle(self, age: int | None) -> None:
         """age in seconds, None = all pages."""
-        await self._post.mark_idle(self._expect_store("no pages to mark"), age)
+        store = self._expect_store("no pages to mark")
+        async with self.policies.aside():
+            await self._post.mark_idle(store, age)
 
     async def recompress(self, text: str) -> None:
         wanted = algorithms.parse_recompress(text)
         store = self._expect_store("nothing to recompress")
         priority = algorithms.priority_of(self._algorithms, wanted.algo, wanted.priority, 1)
-        await self._post.recompress(store, priority, wanted)
+        async with self.policies.aside():
+            await self._post.recompress(store, priority, wanted)
+        self.compactor.poke()
+
+    async def set_policy(self, kind: str, policy: Policy | None) -> None:
+        """None: off."""
+        if isinstance(policy, Recompress) and self._store:
+            algorithms.priority_of(self._algorithms, policy.algo, None, 1)
+        if policy is not None:
+            await self.set_access_times(True)
+        self.policies.set(kind, policy)
+
+    # What policies.Work asks for. They hold the policies' turn, and no other lock.
+
+    @property
+    def ready(self) -> bool:
+        return self._store is not None
+
+    def requests(self) -> int:
+        lane = self._lane.stats()
+        return lane.read_ios + lane.write_ios + lane.discard_ios
+
+    async def recompress_idle(self, policy: Recompress, did: Did, rest: Rest) -> None:
+        store = self._expect_store("nothing to recompress")
+        priority = algorithms.priority_of(self._algorithms, policy.algo, None, 1)
+        counted, began = self._post.recompression, time.monotonic()
+
+        def count() -> None:
+            nonlocal counted
+            before, counted = counted, self._post.recompression
+            did(Progress(counted.tried - before.tried, counted.won - before.won,
+                         counted.bytes_saved - before.bytes_saved))
+
+        async def pause() -> None:
+            nonlocal began
+            count()
+            await rest(time.monotonic() - began)
+            began = time.monotonic()
+
+        try:
+            await self._post.mark_idle(store, policy.idle, pause)
+            await self._post.recompress(store, priority, algorithms.RecompressArguments(idle=True), pause)
+        finally:
+            count()
         self.compactor.poke()
 
     async def set_backing_dev(self, path: str) -> None:
@@ -407,10 +460,6 @@ class Device:
             if store:
                 await self._in_thread(store.close)
         await self.backing_store.close()
-
-    def _requests(self) -> int:
-        lane = self._lane.stats()
-        return lane.read_ios + lane.write_ios + lane.discard_ios
 
     @asynccontextmanager
     async def _claim(self) -> AsyncIterator[None]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from .device import Device, DeviceStats, MemoryStats
     from .lane import LaneStats
+    from .policies import PolicyStats
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 NS_PER_SECOND = 1e9
@@ -81,6 +82,10 @@ def _backing(value: Callable[[BackingStats], Value]) -> Callable[[Figures], Valu
 
 def _by(names: Iterable[str], values: Iterable[Number | Latency]) -> Value:
     return {(name,): value for name, value in zip(names, values, strict=True)}
+
+
+def _by_policy(value: Callable[[PolicyStats], Number]) -> Callable[[Figures], Value]:
+    return lambda f: {(p.kind,): value(p) for p in f.device.policies}
 
 
 def _by_class(value: Callable[[ClassStats], Number]) -> Callable[[Figures], Value | None]:
@@ -262,6 +267,19 @@ TABLE = (
            _memory(lambda m: m.migration.blocks_freed)),
     Metric(COUNTER, "migration_pageblocks_deferred", "Pageblocks passed by because they failed lately.",
            _memory(lambda m: m.migration.deferred)),
+    # memory/policies
+    Metric(GAUGE, "policy_idle_seconds", "Age from which on a page is idle for the policy, 0 while it is off.",
+           _by_policy(lambda p: p.policy.idle if p.policy else 0), "seconds", labels=("policy",)),
+    Metric(COUNTER, "policy_rounds", "Looks of the policy.", _by_policy(lambda p: p.rounds),
+           labels=("policy",)),
+    Metric(COUNTER, "policy_pages_tried", "Idle pages that the policy took up.",
+           _by_policy(lambda p: p.done.tried), labels=("policy",)),
+    Metric(COUNTER, "policy_pages", "Pages that the policy made smaller, or wrote back.",
+           _by_policy(lambda p: p.done.pages), labels=("policy",)),
+    Metric(COUNTER, "policy_bytes", "Bytes that the policy saved, or wrote.",
+           _by_policy(lambda p: p.done.bytes), "bytes", labels=("policy",)),
+    Metric(GAUGE, "policy_written_bytes", "Bytes that the policy wrote in the last 24 hours.",
+           lambda f: next(p.today for p in f.device.policies if p.kind == "writeback"), "bytes"),
     # memory/balloon
     Metric(GAUGE, "balloon_target_bytes", "Memory that shall be kept from the pool.",
            _memory(lambda m: m.balloon.target * PAGE), "bytes"),

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 # nobody; its length is how long `reset` waits for it. Going through a thread costs about 0.1 ms.
 SLICE_NS = 10_000_000
 
+Rest = Callable[[], Awaitable[None]]
+
 
 class PostProcessor:
     """in_thread: runs a call in a worker thread. recompression: what was done since the device was set up."""
@@ -35,25 +37,29 @@ class PostProcessor:
     def forget(self) -> None:
         self.recompression = RecompressionStats()
 
-    async def mark_idle(self, store: Store, age: int | None) -> None:
-        """age in seconds, None = all pages. ZramfsError: EINVAL (access times are not kept), EINTR."""
+    async def mark_idle(self, store: Store, age: int | None, rest: Rest = trio.lowlevel.checkpoint) -> None:
+        """age in seconds, None = all pages; rest comes after each slice. ZramfsError: EINVAL (access times
+        are not kept), EINTR."""
         with self._jobs.job("idle"):
             at: int | None = 0
             try:
                 while at is not None:
                     at = await self._in_thread(partial(store.mark_idle, age, at, SLICE_NS))
+                    await rest()
             except ValueError as error:
                 raise ZramfsError(
                     errno.EINVAL, f"{error}; access_times=on in control begins to keep them") from None
 
-    async def recompress(self, store: Store, priority: int, wanted: RecompressArguments) -> None:
-        """ZramfsError: EINVAL (threshold), EBUSY, ENOMEM, EINTR."""
+    async def recompress(
+        self, store: Store, priority: int, wanted: RecompressArguments, rest: Rest = trio.lowlevel.checkpoint
+    ) -> None:
+        """rest comes after each slice. ZramfsError: EINVAL (threshold), EBUSY, ENOMEM, EINTR."""
         begin = partial(
             Recompression, store, priority, idle=wanted.idle, huge=wanted.huge, threshold=wanted.threshold,
             max_pages=wanted.max_pages)
         with self._jobs.job("recompress"):
             try:
-                stats = await self._drive(await self._in_thread(begin))
+                stats = await self._drive(await self._in_thread(begin), rest)
             except ValueError as error:
                 raise ZramfsError(errno.EINVAL, str(error)) from None
             except MemoryError as error:
@@ -63,18 +69,20 @@ class PostProcessor:
                     errno.ENOMEM, f"{stats.no_room} pages could become smaller, but their new objects found no "
                     "room: the pool is full, far beyond mem_limit or for the machine")
 
-    async def _drive(self, job: Recompression) -> RecompressionStats:
+    async def _drive(self, job: Recompression, rest: Rest) -> RecompressionStats:
         before = self.recompression
         try:
             while await self._in_thread(partial(job.select, SLICE_NS)):
-                pass
+                await rest()
             while await self._in_thread(partial(job.step, SLICE_NS)):
                 self.recompression = before + job.stats()
+                await rest()
         finally:
             with trio.CancelScope(shield=True):
                 done = await self._in_thread(job.finish)
             self.recompression = before + done
-            log.info(
+            log.log(
+                logging.INFO if done.tried else logging.DEBUG,
                 "recompress: %d pages tried, %d won, %d bytes saved, %d marked incompressible, %d without room",
                 done.tried, done.won, done.bytes_saved, done.incompressible, done.no_room)
         return done

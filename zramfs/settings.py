@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import conffiles, ramdisk, swap
+from .algorithms import PRIORITIES, SECONDARY, level_of
 from .codecs import ALGORITHMS, Codec
 from .conffiles import Complaint, Setting
 from .config import (
@@ -24,8 +25,10 @@ from .config import (
     DEFAULT_RESERVE,
     DEFAULT_THREADS,
     MAX_THREADS,
+    Algorithm,
 )
 from .expression import evaluate
+from .policy import Policy, Writeback, parse_policy
 
 MIB = 1 << 20
 DEFAULT_SIZE = "min(ram / 2, 4096)"
@@ -37,30 +40,11 @@ IMPROBABLE_RATIO = 32
 
 
 @dataclass(frozen=True)
-class Algorithm:
-    """A compressor with its parameters, as `zstd(level=3,dict=/etc/zramfs/dict)` names them."""
-
-    name: str
-    parameters: tuple[tuple[str, str], ...] = ()
-
-    def __str__(self) -> str:
-        inside = ",".join(f"{key}={value}" for key, value in self.parameters)
-        return f"{self.name}({inside})" if inside else self.name
-
-
-@dataclass(frozen=True)
-class Algorithms:
-    """The first compresses, the others recompress; `recompress` holds the parameters of a (list) that
-    stands alone."""
-
-    chosen: tuple[Algorithm, ...] = (Algorithm(DEFAULT_ALGO),)
-    recompress: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
 class Settings:
     """One device. Sizes in bytes. skip: why this machine is to go without it, None = it is wanted.
     reserve, min_free: of swap, see config.DeviceConfig and swap.Swap.
+
+    algorithms: the first compresses, the others recompress.
 
     kind: "swap", "ramdisk" (a file system on mount_point) or "device" (its tree on directory).
     """
@@ -70,7 +54,8 @@ class Settings:
     size: int
     skip: str | None = None
     mem_limit: int = 0
-    algorithms: Algorithms = Algorithms()
+    algorithms: tuple[Algorithm, ...] = (Algorithm(DEFAULT_ALGO),)
+    policies: tuple[Policy, ...] = ()
     writeback_device: Path | None = None
     swap_priority: int = swap.DEFAULT_PRIORITY
     reserve: int = DEFAULT_RESERVE
@@ -200,52 +185,48 @@ def _identity(text: str, what: str, look_up: Callable[[str], int]) -> int:
         raise ValueError(f"expected a {what} of this machine or a number, got {text!r}") from None
 
 
-_ALGORITHM = re.compile(r"(?P<name>[A-Za-z0-9_-]*)(?:\((?P<inside>[^()\s]*)\))?")
+_ALGORITHM = re.compile(r"(?P<name>[A-Za-z0-9_-]+)(?:\((?P<inside>[^()\s]*)\))?")
 
 
-def _algorithms(text: str) -> Algorithms:
-    chosen: list[Algorithm] = []
-    recompress: tuple[tuple[str, str], ...] = ()
+def _algorithms(text: str) -> tuple[Algorithm, ...]:
+    found: list[Algorithm] = []
     for word in text.split():
         match = _ALGORITHM.fullmatch(word)
         if match is None:
+            more = ("; what to recompress is said by policy = recompress ..." if word.startswith("(") else "")
             raise ValueError(
-                f"expected names with parameters, such as `zstd(level=3) lz4`, without blanks inside the "
-                f"parentheses, got {word!r}"
+                "expected names with parameters, such as `lz4 zstd(level=3)`, without blanks inside the "
+                f"parentheses, got {word!r}{more}"
             )
-        parameters = _parameters(match["inside"] or "")
-        if match["name"]:
-            chosen.append(_sound(Algorithm(match["name"], parameters)))
+        algorithm = _with_parameters(match["name"], match["inside"] or "")
+        if found and algorithm.name not in SECONDARY:
+            raise ValueError(f"{algorithm.name} makes nothing smaller: expected one of {', '.join(SECONDARY)}")
+        found.append(algorithm)
+    if len(found) > PRIORITIES:
+        raise ValueError(f"expected at most {PRIORITIES} algorithms, got {len(found)}")
+    return tuple(found)
+
+
+def _with_parameters(name: str, inside: str) -> Algorithm:
+    """Raises ValueError for what no device could use. The dictionary is read when the device starts."""
+    if name not in ALGORITHMS:
+        raise ValueError(f"expected one of {', '.join(ALGORITHMS)}, got {name!r}")
+    level = dictionary = None
+    for part in filter(None, inside.split(",")):
+        key, _, value = part.partition("=")
+        if key == "level" and re.fullmatch(r"-?[0-9]{1,9}", value):
+            level = int(value)
+        elif key == "dict" and value.startswith("/") and name != "none":
+            dictionary = Path(value)
         else:
-            recompress += parameters
-    if not chosen:
-        raise ValueError(f"expected at least one algorithm, got {text!r}")
-    return Algorithms(tuple(chosen), recompress)
-
-
-def _sound(algorithm: Algorithm) -> Algorithm:
-    """Raises ValueError for one that no device could use."""
-    if algorithm.name not in ALGORITHMS:
-        raise ValueError(f"expected one of {', '.join(ALGORITHMS)}, got {algorithm.name!r}")
-    level = None
-    for key, value in algorithm.parameters:
-        if key != "level":
-            raise ValueError(f"expected the parameter level of {algorithm.name}, got {key!r}")
-        if not re.fullmatch(r"-?[0-9]{1,9}", value):
-            raise ValueError(f"expected a whole number as the level of {algorithm.name}, got {value!r}")
-        level = int(value)
-    Codec(algorithm.name, level)
+            raise ValueError(f"expected level=NUMBER or dict=/PATH for {name}, got {part!r}")
+    algorithm = Algorithm(name, level, dictionary)
+    Codec(name, level_of(algorithm))
     return algorithm
 
 
-def _parameters(inside: str) -> tuple[tuple[str, str], ...]:
-    found = []
-    for part in filter(None, inside.split(",")):
-        key, equals, value = part.partition("=")
-        if not (key and equals and value):
-            raise ValueError(f"expected parameters as key=value with commas between, got {part!r}")
-        found.append((key, value))
-    return tuple(found)
+def _policy(text: str) -> Policy | None:
+    return parse_policy(text)[1]
 
 
 @dataclass(frozen=True)
@@ -261,6 +242,7 @@ KEYS: dict[str, Key] = {
     "zram-size": Key(_expression),
     "zram-resident-limit": Key(_expression),
     "compression-algorithm": Key(_algorithms),
+    "policy": Key(_policy),
     "writeback-device": Key(_path),
     "swap-priority": Key(_whole(-1, swap.MAX_PRIORITY), ("swap",)),
     "reserve": Key(_expression, ("swap",)),
@@ -393,6 +375,8 @@ class _Collector:
         key = ALIASES.get(setting.key, setting.key)
         if key in _OBSOLETE:
             device.complaints.append(setting.complain(f"this key is obsolete; {_OBSOLETE[key]}"))
+        elif key == "policy":
+            self._put_policy(device, setting)
         elif key in KEYS:
             self.values[device.name][key] = setting
         else:
@@ -401,6 +385,14 @@ class _Collector:
             hint = f"; did you mean {close[0]}?" if close else ""
             device.complaints.append(setting.complain(f"unknown key, left out{hint}", is_error=False))
 
+    def _put_policy(self, device: Device, setting: Setting) -> None:
+        """There is one of each kind, and nothing behind the = takes all away."""
+        values = self.values[device.name]
+        if setting.value:
+            values[f"{_POLICY}{setting.value.split()[0]}"] = setting
+        for key in [key for key in values if key.startswith(_POLICY) and not setting.value]:
+            del values[key]
+
     def configuration(self, ram: int) -> Configuration:
         for device in self.devices.values():
             _settle(device, self.values[device.name], ram)
@@ -408,16 +400,40 @@ class _Collector:
         return Configuration(dict(sorted(self.devices.items())), self.complaints)
 
 
+def _lacking(policy: Policy, values: dict[str, Any]) -> str | None:
+    """What a policy needs beside it, if that is not there."""
+    if isinstance(policy, Writeback):
+        return None if "writeback-device" in values else "write-back needs a writeback-device"
+    names = [each.name for each in values.get("compression-algorithm", ())[1:]]
+    if not names:
+        return "recompression needs a second algorithm in compression-algorithm"
+    if policy.algo not in (None, *names):
+        return f"expected one of the algorithms behind the first, {', '.join(names)}, got algo={policy.algo}"
+    return None
+
+
+_POLICY = "policy "  # and its kind: where the values keep it
+
+
 def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
     """Makes the device's settings of the values, unless something is wrong with them."""
     values: dict[str, Any] = {}
+    policies: dict[str, Policy] = {}
     for key, setting in settings.items():
         # Nothing behind the = is the default again, but for options, which may be none at all.
         if setting.value or key == "options":
             try:
-                values[key] = KEYS[key].parse(setting.value)
+                value = KEYS[key.split()[0]].parse(setting.value)
             except ValueError as error:
                 device.complaints.append(setting.complain(str(error)))
+            else:
+                if not key.startswith(_POLICY):
+                    values[key] = value
+                elif value is not None:
+                    policies[key] = value
+    for key, policy in policies.items():
+        if trouble := _lacking(policy, values):
+            device.complaints.append(settings[key].complain(trouble))
     kind = _kind(device, values, settings)
     for key in [key for key in values if kind not in KEYS[key].kinds]:
         del values[key]
@@ -447,7 +463,7 @@ def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
     device.settings = Settings(
         name=device.name, kind=kind, size=size, skip=skip, mem_limit=limit, fs=fs, reserve=reserve,
         min_free=min_free if "min-free" in values else None,
-        algorithms=values.get("compression-algorithm", Algorithms()),
+        policies=tuple(policies.values()),
         **{name: values[key] for name, key in _PLAIN.items() if key in values},
     )
 
@@ -455,10 +471,11 @@ def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
 _KIND_NAMES = {"swap": "swap device", "ramdisk": "RAM disk", "device": "plain device"}
 # Values that go into Settings as they are.
 _PLAIN = {
-    name: name.replace("_", "-") for name in (
+    "algorithms": "compression-algorithm",
+    **{name: name.replace("_", "-") for name in (
         "writeback_device", "swap_priority", "mount_point", "directory", "options", "threads",
         "proactiveness", "allow_other", "mode", "owner", "group",
-    )
+    )},
 }
 
 
