@@ -6,6 +6,7 @@ import math
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from zramfs.expression import FUNCTIONS, MAX_DEPTH, MAX_LENGTH, evaluate
@@ -84,6 +85,7 @@ def test_length_is_bounded() -> None:
         evaluate(" " * MAX_LENGTH + "1", RAM)
 
 
+@limits(deadline=None)  # a busy machine is no failure
 @given(st.one_of(st.text(max_size=60), st.text(alphabet="0123456789.()+-*/%^ ,<>=!&|[]eram", max_size=60)))
 def test_any_text_is_a_finite_number_or_a_complaint(text: str) -> None:
     try:
@@ -106,6 +108,7 @@ _terms = st.recursive(
 )
 
 
+@limits(deadline=None)  # a busy machine is no failure
 @given(_terms)
 def test_the_same_as_python_where_both_mean_the_same(text: str) -> None:
     try:

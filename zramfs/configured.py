@@ -153,8 +153,9 @@ def describe(wanted: Settings) -> Iterator[str]:
         case _:
             options = f" with {wanted.options}" if wanted.options else ""
             yield f"swap of priority {wanted.swap_priority}{options}"
-            free = "" if wanted.min_free is None else f", {format_size(wanted.min_free)} kept free by the kernel"
-            yield f"{format_size(wanted.reserve)} of memory kept ready{free}"
+            free = wanted.min_free
+            kernel = "" if free is None else f", {format_size(free)} kept free by the kernel"
+            yield f"{format_size(wanted.reserve)} of memory kept ready{kernel}"
     if wanted.skip is not None:
         yield f"left out here: {wanted.skip}"
     limit = f", at most {format_size(wanted.mem_limit)} of memory" if wanted.mem_limit else ""

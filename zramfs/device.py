@@ -28,7 +28,7 @@ from .errors import ZramfsError
 from .jobs import Jobs
 from .memparse import page_align
 from .policies import Did, Policies, PolicyStats, Progress, Rest
-from .policy import Policy, Recompress, Writeback
+from .policy import Policy, Recompress
 from .postprocess import PostProcessor
 from .stats import BackingStats, RecompressionStats, StoreStats, WritebackStats
 from .store import MAX_DISKSIZE, Store

@@ -83,6 +83,6 @@ class PostProcessor:
             self.recompression = before + done
             log.log(
                 logging.INFO if done.tried else logging.DEBUG,
-                "recompress: %d pages tried, %d won, %d bytes saved, %d marked incompressible, %d without room",
-                done.tried, done.won, done.bytes_saved, done.incompressible, done.no_room)
+                "recompress: %d pages tried, %d won, %d bytes saved, %d marked incompressible, %d without "
+                "room", done.tried, done.won, done.bytes_saved, done.incompressible, done.no_room)
         return done

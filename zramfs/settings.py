@@ -193,14 +193,15 @@ def _algorithms(text: str) -> tuple[Algorithm, ...]:
     for word in text.split():
         match = _ALGORITHM.fullmatch(word)
         if match is None:
-            more = ("; what to recompress is said by policy = recompress ..." if word.startswith("(") else "")
+            more = "; what to recompress is said by policy = recompress ..." if word.startswith("(") else ""
             raise ValueError(
                 "expected names with parameters, such as `lz4 zstd(level=3)`, without blanks inside the "
                 f"parentheses, got {word!r}{more}"
             )
         algorithm = _with_parameters(match["name"], match["inside"] or "")
         if found and algorithm.name not in SECONDARY:
-            raise ValueError(f"{algorithm.name} makes nothing smaller: expected one of {', '.join(SECONDARY)}")
+            known = ", ".join(SECONDARY)
+            raise ValueError(f"{algorithm.name} makes nothing smaller: expected one of {known}")
         found.append(algorithm)
     if len(found) > PRIORITIES:
         raise ValueError(f"expected at most {PRIORITIES} algorithms, got {len(found)}")
