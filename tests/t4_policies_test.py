@@ -125,3 +125,52 @@ def test_what_is_no_policy_is_refused(served: Served, line: str) -> None:
     assert caught.value.errno == errno.EINVAL
     assert f" {line.rstrip('=')}" in served.read("control").split("last error")[1].split("\n")[0]
     assert set(policies(served).values()) == {0}
+
+
+def test_idle_pages_are_written_back_within_the_limit(served: Served, tmp_path: Path) -> None:
+    """And come back as they were; what is written is counted in blocks of 4 KiB."""
+    backing = tmp_path / "backing"
+    backing.touch(mode=0o600)
+    os.truncate(backing, 32 << 20)
+    pages = set_up(served, f"backing_dev={backing}")
+    limit = 16 * PAGE
+    with in_use(served, 7):
+        served.write("control", f"policy=writeback idle=2s limit={limit}\n")
+        wait_until(lambda: policies(served)["writeback_bytes_in_24_hours"] == limit, "the limit is used up")
+        rounds = policies(served)["writeback_rounds"]
+        wait_until(lambda: policies(served)["writeback_rounds"] > rounds + 1, "two more looks")
+        done = policies(served)
+        assert done["writeback_bytes_written"] == done["writeback_bytes_in_24_hours"] == limit
+        assert int(served.read("zram/bd_stat").split()[2]) == limit // PAGE
+        first = done["writeback_pages_written"]
+        assert 16 <= first < PAGES - 1
+        assert sum("w" in flag for flag in flags(served).values()) == first
+        served.write("control", "policy=writeback idle=2s\n")
+        wait_until(lambda: policies(served)["writeback_pages_written"] >= PAGES - 1, "all the others are out")
+        seen = flags(served)
+        assert "w" not in seen.pop(7)
+        assert all("w" in flag for flag in seen.values())
+        assert "policies     writeback idle=2s: " in served.read("control")
+    with open(served.disk, "rb") as disk:
+        assert disk.read(PAGES * PAGE) == b"".join(pages)
+
+
+def test_both_at_once_and_everything_is_read_back(served: Served, tmp_path: Path) -> None:
+    backing = tmp_path / "backing"
+    backing.touch(mode=0o600)
+    os.truncate(backing, 32 << 20)
+    pages = set_up(served, f"backing_dev={backing}", "policy=recompress idle=1s", "policy=writeback idle=3s")
+    wait_until(lambda: policies(served)["writeback_pages_written"] == PAGES, "all are out", 30)
+    assert policies(served)["recompress_pages_won"] > 0
+    with open(served.disk, "rb") as disk:
+        assert disk.read(PAGES * PAGE) == b"".join(pages)
+    served.write("control", "reset\n")
+    assert policies(served)["writeback_idle_seconds"] == 0
+
+
+def test_a_policy_without_what_it_needs_is_refused(served: Served) -> None:
+    set_up(served)
+    with pytest.raises(OSError) as caught:
+        served.write("control", "policy=writeback idle=1s\n")
+    assert caught.value.errno == errno.EINVAL
+    assert "there is no backing store to write back to" in served.read("control")

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Did = Callable[[int, int], None]  # pages that were written back, blocks that were written
+Rest = Callable[[], Awaitable[None]]
+
+PAGE = 4096
 DEFAULT_BATCH = 32  # as the kernel's
 # A slice may take longer where the device does: it ends after the batch that is under way.
 SLICE_NS = 10_000_000
@@ -159,24 +163,39 @@ class BackingStore:
     async def write_back(self, store: Store, text: str) -> None:
         """ZramfsError: ENODEV, EINVAL, ERANGE; EIO: the budget is used up; ENOSPC: the backing store is
         full; EBUSY, ENOMEM, EINTR; or the errno of the last write that failed, whose pages stay."""
+        self._expect_backing()
+        await self._write_back(store, parse_ranges(text, store.disksize // PAGE))
+
+    async def write_back_idle(self, store: Store, blocks: int | None, did: Did, rest: Rest) -> None:
+        """What is marked idle, at most so many blocks. did, rest: after each slice. As write_back()."""
+        self._expect_backing()
+        await self._write_back(store, [(0, store.disksize // PAGE, "idle")], blocks, did, rest)
+
+    def _expect_backing(self) -> None:
         if self._opened is None:
             raise ZramfsError(errno.ENODEV, "there is no backing store; write backing_dev before disksize")
-        ranges = parse_ranges(text, store.disksize // 4096)
+
+    async def _write_back(
+        self, store: Store, ranges: list[tuple[int, int, str | None]], most: int | None = None,
+        did: Did = lambda pages, blocks: None, rest: Rest = trio.lowlevel.checkpoint,
+    ) -> None:
         with self._jobs.job("writeback"):
             try:
                 run = await self._in_thread(partial(Writeback, store, self.settings.batch_size))
             except MemoryError as error:
                 raise ZramfsError(errno.ENOMEM, str(error)) from None
             try:
-                await self._drive(run, ranges)
+                await self._select(run, ranges, rest)
+                await self._write(run, most, did, rest)
             except MemoryError as error:
                 raise ZramfsError(errno.ENOMEM, str(error)) from None
             finally:
                 with trio.CancelScope(shield=True):
                     await self._in_thread(run.finish)
                 self.done += WritebackStats(runs=1, pages=run.pages, passed=run.passed, failed=run.failed)
-                log.info("writeback: %d pages written back, %d used meanwhile, %d failed",
-                         run.pages, run.passed, run.failed)
+                log.log(logging.INFO if run.pages or run.failed else logging.DEBUG,
+                        "writeback: %d pages written back, %d used meanwhile, %d failed",
+                        run.pages, run.passed, run.failed)
         if run.error == errno.ENOSPC:
             raise ZramfsError(errno.ENOSPC, f"the backing store is full after {run.pages} pages; the others stay")
         if run.error:
@@ -184,19 +203,30 @@ class BackingStore:
                 run.error, f"{run.failed} pages stay in memory, because the backing store failed: "
                 f"{os.strerror(run.error)}")
 
-    async def _drive(self, run: Writeback, ranges: list[tuple[int, int, str | None]]) -> None:
+    async def _select(self, run: Writeback, ranges: list[tuple[int, int, str | None]], rest: Rest) -> None:
         for low, high, mode in ranges:
             while low < high:
                 low = await self._in_thread(partial(run.select, low, high, mode, SLICE_NS))
-        while run.left:
+                await rest()
+
+    async def _write(self, run: Writeback, most: int | None, did: Did, rest: Rest) -> None:
+        """most: blocks, beside writeback_limit."""
+        pages = 0
+        while run.left and most != 0:
             budget = self.settings.limit if self.settings.limit_enable else None
             if budget == 0:
                 raise ZramfsError(
                     errno.EIO, f"writeback_limit is used up after {run.pages} pages; write a new one, or 0 to "
                     "writeback_limit_enable")
-            written = await self._in_thread(partial(run.write, budget, SLICE_NS))
+            allowed = budget if most is None else most if budget is None else min(budget, most)
+            written = await self._in_thread(partial(run.write, allowed, SLICE_NS))
             if budget is not None:
                 self.set(limit=budget - written)
+            if most is not None:
+                most -= written
+            did(run.pages - pages, written)
+            pages = run.pages
+            await rest()
 
     async def run(self) -> None:
         """The task that gives the space of freed blocks back to the file system."""

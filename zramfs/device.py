@@ -25,10 +25,11 @@ from .backing_store import BackingSettings, BackingStore
 from .compactor import Compactor, CompactorStats
 from .config import DEFAULT_ALGO, Algorithm, DeviceConfig
 from .errors import ZramfsError
+from .idle import IdleWork
 from .jobs import Jobs
 from .memparse import page_align
-from .policies import Did, Policies, PolicyStats, Progress, Rest
-from .policy import Policy, Recompress
+from .policies import Policies, PolicyStats
+from .policy import Policy, Recompress, Writeback
 from .postprocess import PostProcessor
 from .stats import BackingStats, RecompressionStats, StoreStats, WritebackStats
 from .store import MAX_DISKSIZE, Store
@@ -116,7 +117,7 @@ class Device:
         self.backing_store = BackingStore(self.jobs, self._in_thread, lambda: self._store)
         self.compactor = Compactor(lambda: self._store, self.requests)
         self.compactor.proactiveness = config.proactiveness
-        self.policies = Policies(self)
+        self.policies = Policies(IdleWork(self, self._post))
         for policy in config.policies:
             self.policies.set(policy.kind, policy)
 
@@ -203,6 +204,19 @@ class Device:
             writeback=self.backing_store.done,
             policies=self.policies.stats(),
         )
+
+    @property
+    def store(self) -> Store | None:
+        return self._store
+
+    def requests(self) -> int:
+        """I/O requests since the start."""
+        lane = self._lane.stats()
+        return lane.read_ios + lane.write_ios + lane.discard_ios
+
+    def secondary(self, algo: str | None) -> int:
+        """The priority of a secondary algorithm, None = the first. Raises ZramfsError(EINVAL)."""
+        return algorithms.priority_of(self._algorithms, algo, None, 1)
 
     @property
     def _primary(self) -> Algorithm:
@@ -347,45 +361,14 @@ class Device:
 
     async def set_policy(self, kind: str, policy: Policy | None) -> None:
         """None: off."""
-        if isinstance(policy, Recompress) and self._store:
-            algorithms.priority_of(self._algorithms, policy.algo, None, 1)
+        if self._store and isinstance(policy, Recompress):
+            self.secondary(policy.algo)
+        if self._store and isinstance(policy, Writeback) and self.backing_store.backing is None:
+            raise ZramfsError(
+                errno.EINVAL, "there is no backing store to write back to; write backing_dev before disksize")
         if policy is not None:
             await self.set_access_times(True)
         self.policies.set(kind, policy)
-
-    # What policies.Work asks for. They hold the policies' turn, and no other lock.
-
-    @property
-    def ready(self) -> bool:
-        return self._store is not None
-
-    def requests(self) -> int:
-        lane = self._lane.stats()
-        return lane.read_ios + lane.write_ios + lane.discard_ios
-
-    async def recompress_idle(self, policy: Recompress, did: Did, rest: Rest) -> None:
-        store = self._expect_store("nothing to recompress")
-        priority = algorithms.priority_of(self._algorithms, policy.algo, None, 1)
-        counted, began = self._post.recompression, time.monotonic()
-
-        def count() -> None:
-            nonlocal counted
-            before, counted = counted, self._post.recompression
-            did(Progress(counted.tried - before.tried, counted.won - before.won,
-                         counted.bytes_saved - before.bytes_saved))
-
-        async def pause() -> None:
-            nonlocal began
-            count()
-            await rest(time.monotonic() - began)
-            began = time.monotonic()
-
-        try:
-            await self._post.mark_idle(store, policy.idle, pause)
-            await self._post.recompress(store, priority, algorithms.RecompressArguments(idle=True), pause)
-        finally:
-            count()
-        self.compactor.poke()
 
     async def set_backing_dev(self, path: str) -> None:
         self._expect_no_store("the backing store stays what it is")
@@ -396,7 +379,9 @@ class Device:
         self.backing_store.set(compressed=on)
 
     async def write_back(self, text: str) -> None:
-        await self.backing_store.write_back(self._expect_store("nothing to write back"), text)
+        store = self._expect_store("nothing to write back")
+        async with self.policies.aside():
+            await self.backing_store.write_back(store, text)
         self.compactor.poke()
 
     def _expect_no_store(self, what: str) -> None:
