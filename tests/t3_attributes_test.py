@@ -7,18 +7,14 @@ import dataclasses
 import errno
 import os
 import re
-from pathlib import Path
 
 import pytest
-from fakes import FakeLane
+from unmounted import device
 
 from allocator.stats import ClassStats
 from zramfs.attributes import format_buddyinfo, format_classes
-from zramfs.config import DeviceConfig
-from zramfs.device import Device
 from zramfs.errors import ZramfsError
 from zramfs.memparse import kstrtoull, memparse, page_align
-from zramfs.tree import build
 
 # What memparse and PAGE_ALIGN make of mem_limit on kernel 6.18; None = EINVAL.
 MEM_LIMITS = {
@@ -34,43 +30,21 @@ MEM_LIMITS = {
 FILL = os.urandom(3 * 4096) + b"zram" * 1024 * 5 + bytes(2 * 4096)
 
 
-class Ours:
-    def __init__(self) -> None:
-        self.lane = FakeLane()
-        self.lane.started = True
-        self.device = Device(DeviceConfig(directory=Path("/nowhere"), rundir=Path("/nowhere")), self.lane)
-        root = build(self.device, Path("/nowhere/disk"))
-        zram = next(node for node in root.children if node.name == "zram")
-        self.files = {file.name: file for file in zram.children}
-
-    async def write(self, name: str, data: bytes) -> int:
-        return await self.files[name].write(data)
-
-    def read(self, name: str) -> str:
-        return self.files[name].read().decode()
-
-    def fill(self, data: bytes) -> None:
-        self.lane.store.write(0, data)
+@pytest.fixture
+async def ours(tmp_path):
+    async with device(tmp_path) as ours:
+        yield ours
 
 
-async def outcome(side, name: str, data: bytes) -> int | str:
-    try:
-        return await side.write(name, data)
-    except OSError as error:
-        return errno.errorcode[error.errno]
+async def test_algorithms_have_the_kernels_form(ours):
+    assert ours.read("zram/comp_algorithm") == "[lz4] lz4hc zstd none \n"
+    await ours.write("zram/comp_algorithm", b"zstd\n")
+    assert ours.read("zram/comp_algorithm") == "lz4 lz4hc [zstd] none \n"
+    await ours.write("zram/reset", b"1")
+    assert ours.read("zram/comp_algorithm") == "[lz4] lz4hc zstd none \n"
 
 
-async def test_algorithms_have_the_kernels_form():
-    ours = Ours()
-    assert ours.read("comp_algorithm") == "[lz4] lz4hc zstd none \n"
-    await ours.write("comp_algorithm", b"zstd\n")
-    assert ours.read("comp_algorithm") == "lz4 lz4hc [zstd] none \n"
-    await ours.write("reset", b"1")
-    assert ours.read("comp_algorithm") == "[lz4] lz4hc zstd none \n"
-
-
-async def test_stat_has_its_columns_in_the_kernels_order():
-    ours = Ours()
+async def test_stat_has_its_columns_in_the_kernels_order(ours):
     ours.lane.counters = dataclasses.replace(
         ours.lane.counters,
         read_ios=1, read_sectors=2, read_ms=3, write_ios=4, write_sectors=5, write_ms=6, in_flight=7, io_ms=8,
@@ -78,9 +52,9 @@ async def test_stat_has_its_columns_in_the_kernels_order():
         protocol_errors=15, longest_us=123456789,
     )
     columns = [1, 0, 2, 3, 4, 0, 5, 6, 7, 8, 9, 10, 0, 11, 12, 13, 14]
-    assert ours.read("stat") == " ".join(f"{n:8d}" for n in columns) + "\n"
-    await ours.write("reset", b"1")
-    assert [int(word) for word in ours.read("stat").split()] == [0] * 8 + [7] + [0] * 8
+    assert ours.read("zram/stat") == " ".join(f"{n:8d}" for n in columns) + "\n"
+    await ours.write("zram/reset", b"1")
+    assert [int(word) for word in ours.read("zram/stat").split()] == [0] * 8 + [7] + [0] * 8
 
 
 @pytest.mark.parametrize("text, limit", MEM_LIMITS.items())
@@ -106,13 +80,12 @@ def test_kstrtou16(text, value):
         assert kstrtoull(text, 65535) == value
 
 
-async def test_an_error_is_explained_where_people_look():
-    ours = Ours()
-    assert await outcome(ours, "disksize", b"four gigs") == "EINVAL"
+async def test_an_error_is_explained_where_people_look(ours):
+    assert await ours.write("zram/disksize", b"four gigs") == "EINVAL"
     error = ours.device.stats().last_error
     assert "zram/disksize" in error and "'four gigs'" in error and "EINVAL" in error
-    await ours.write("disksize", b"1M")
-    assert await outcome(ours, "disksize", b"2M") == "EBUSY"
+    await ours.write("zram/disksize", b"1M")
+    assert await ours.write("zram/disksize", b"2M") == "EBUSY"
     assert "1048576 bytes already" in ours.device.stats().last_error
 
 
@@ -143,16 +116,15 @@ def test_classes_have_the_kernels_columns():
         assert row == "".join(f"{value!s:>{width}}" for value, width in zip(values, widths, strict=True))
 
 
-async def test_classes_and_buddyinfo_of_a_filled_device():
-    ours = Ours()
+async def test_classes_and_buddyinfo_of_a_filled_device(ours):
     assert ours.device.classes() == []
     assert format_classes(ours.device.classes()).splitlines()[0] == CLASSES_HEADER
     assert format_buddyinfo(ours.device.buddyinfo()) == ""
-    await ours.write("disksize", b"16M")
-    ours.fill(FILL)
+    await ours.write("zram/disksize", b"16M")
+    ours.store.write(0, FILL)
     rows = [line.split() for line in format_classes(ours.device.classes()).splitlines()[1:] if line]
     assert [row[-4] for row in rows if row[1] == "4096"] == ["3"]
-    mem_used = int(ours.read("mm_stat").split()[2])
+    mem_used = int(ours.read("zram/mm_stat").split()[2])
     assert int(rows[-1][-2]) * 4096 == mem_used
     line = format_buddyinfo(ours.device.buddyinfo())
     words = re.fullmatch(r"Node 0, zone    arena ((?: *\d+ ){10})\n", line)[1].split()
