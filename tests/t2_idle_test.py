@@ -64,6 +64,16 @@ def test_what_is_no_access_keeps_the_mark(store: Store) -> None:
     assert idle(store) == {0, 1, 5}
 
 
+def test_peek_is_no_access(store: Store) -> None:
+    store.access_times = True
+    store.mark_idle()
+    for slot, kind in KINDS.items():
+        assert store.peek(slot) == block(kind, slot, PAGE)
+    assert store.peek(6) == bytes(PAGE)
+    assert store.peek(-1) is store.peek(1024) is store.peek(1 << 70) is None
+    assert idle(store) == {0, 1, 5}
+
+
 def test_an_age_needs_access_times(store: Store) -> None:
     assert not store.access_times
     with pytest.raises(ValueError, match="access times are not kept"):
