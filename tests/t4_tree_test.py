@@ -21,7 +21,10 @@ pytestmark = pytest.mark.requires("fuse")
 
 MIB = 1 << 20
 # Of kernels with several algorithms and write-back only; the one at hand may lack them.
-OPTIONAL = {"recomp_algorithm", "recompress"}
+OPTIONAL = {
+    "recomp_algorithm", "recompress", "backing_dev", "writeback", "writeback_limit", "writeback_limit_enable",
+    "writeback_batch_size", "compressed_writeback", "bd_stat",
+}
 COMMON = [a for a in ATTRIBUTES if a.name not in OPTIONAL]
 READABLE = [a.name for a in COMMON if a.show]
 
@@ -190,7 +193,9 @@ def test_listing(served):
     done = run("ls", "-laR", ".", cwd=served.directory)
     assert done.returncode == 0 and done.stderr == ""
     assert f"disk -> {served.rundir}/disk" in done.stdout
-    assert sorted(os.listdir(served.directory)) == ["control", "disk", "memory", "metrics", "zram", "zsmalloc"]
+    assert sorted(os.listdir(served.directory)) == [
+        "control", "disk", "memory", "metrics", "peek", "zram", "zsmalloc"
+    ]
     assert os.listdir(served.directory / "zram") == [*(a.name for a in ATTRIBUTES), "block_state"]
     # find goes by the link count of directories.
     done = run("find", ".", "-type", "f", cwd=served.directory)
