@@ -4,8 +4,7 @@ what is allocated when."""
 import ctypes
 import errno
 import json
-import threading
-from collections.abc import Callable
+from functools import partial
 
 import alloc_hook
 import pytest
@@ -21,8 +20,8 @@ from codec_calls import (
     codec_t,
     context,
 )
+from side_by_side import together
 
-from zramfs import codecs
 from zramfs.codecs import ALGORITHMS, MAX_INPUT, NAME_LIMIT, Codec, parse
 
 # --- limits of the C interface and of the Python one -----------------------------------------
@@ -132,24 +131,6 @@ def test_arguments_of_the_python_class() -> None:
 
 # --- threads and memory ----------------------------------------------------------------------
 
-def in_threads(count: int, work: Callable[[int], None]) -> None:
-    failures: list[BaseException] = []
-
-    def run(k: int) -> None:
-        try:
-            work(k)
-        except BaseException as e:
-            failures.append(e)
-
-    threads = [threading.Thread(target=run, args=(k,)) for k in range(count)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    if failures:
-        raise failures[0]
-
-
 @pytest.mark.parametrize("spec", ["lz4", "lz4hc", "zstd:1", "zstd:3"])
 def test_many_threads_each_with_its_own_context(spec: str) -> None:
     expected = [(page, parse(spec).compress(page)) for page in PAGES.values()]
@@ -164,7 +145,7 @@ def test_many_threads_each_with_its_own_context(spec: str) -> None:
                 assert codec_decompress(ctx, out, n, back, PAGE) == PAGE
                 assert back.raw == page
 
-    in_threads(12, work)
+    together(*(partial(work, k) for k in range(12)))
 
 
 def test_threads_take_turns_on_one_codec() -> None:
@@ -178,7 +159,7 @@ def test_threads_take_turns_on_one_codec() -> None:
             assert codec.compress(page) == z
             assert codec.decompress(z, PAGE) == page
 
-    in_threads(8, work)
+    together(*(partial(work, k) for k in range(8)))
 
 
 COUNT_ALLOCATIONS = """

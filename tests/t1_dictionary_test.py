@@ -5,7 +5,7 @@ import ctypes
 import errno
 import json
 import random
-import threading
+from functools import partial
 from pathlib import Path
 
 import alloc_hook
@@ -25,6 +25,7 @@ from codec_calls import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from side_by_side import together
 
 from zramfs.codecs import MAX_DICTIONARY, Codec
 
@@ -176,7 +177,6 @@ def shared(codec: Codec) -> object:
 def test_many_contexts_share_one_dictionary(algo: str, level: int) -> None:
     codec = Codec(algo, level, TRAINED)
     expected = [(page, codec.compress(page)) for page in RECORDS[48:]]
-    failures: list[BaseException] = []
 
     def work(k: int) -> None:
         ctx = codec_ctx_new(shared(codec), 1)
@@ -188,18 +188,10 @@ def test_many_contexts_share_one_dictionary(algo: str, level: int) -> None:
                 assert out.raw[:n] == packed
                 assert codec_decompress(ctx, out, n, back, PAGE) == PAGE
                 assert back.raw == page
-        except BaseException as error:
-            failures.append(error)
         finally:
             codec_ctx_free(ctx)
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    together(*(partial(work, k) for k in range(8)))
 
 
 @pytest.mark.parametrize("algo, level", [("lz4", 1), ("lz4hc", 9), ("zstd", 19)])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from memory_file import MemoryFile
 from page_kinds import block
+from side_by_side import together
 
 from zramfs.codecs import Codec
 from zramfs.store import Store
@@ -146,32 +147,21 @@ def test_under_load(store: Store) -> None:
     """Marks by both kinds beside writers and readers: no page is lost, no mark on a same-filled one."""
     store.access_times = True
     stop = time.monotonic() + 1
-    failures: list[BaseException] = []
 
     def user(first: int) -> None:
         rng = random.Random(first)
         mine = {}
-        try:
-            while time.monotonic() < stop:
-                slot = first + rng.randrange(200)
-                mine[slot] = block(rng.choice(("text", "random", "zeros", "odd word")), rng.randrange(50), PAGE)
-                store.write(slot * PAGE, mine[slot])
-                slot = rng.choice(list(mine))
-                assert store.read(slot * PAGE, PAGE) == mine[slot]
-        except BaseException as error:
-            failures.append(error)
+        while time.monotonic() < stop:
+            slot = first + rng.randrange(200)
+            mine[slot] = block(rng.choice(("text", "random", "zeros", "odd word")), rng.randrange(50), PAGE)
+            store.write(slot * PAGE, mine[slot])
+            slot = rng.choice(list(mine))
+            assert store.read(slot * PAGE, PAGE) == mine[slot]
 
     def marker() -> None:
         while time.monotonic() < stop:
             store.mark_idle()
             store.mark_idle(0)
 
-    threads = [threading.Thread(target=user, args=(100 + 200 * k,)) for k in range(3)]
-    threads.append(threading.Thread(target=marker))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    together(marker, *(partial(user, 100 + 200 * k) for k in range(3)))
     store.check(3)

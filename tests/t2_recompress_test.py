@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import errno
 import random
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import alloc_hook
@@ -15,6 +15,7 @@ import models
 import pytest
 from memory_file import MemoryFile, Slot
 from page_kinds import KINDS, block, hard, noise, prose
+from side_by_side import together
 
 from zramfs.codecs import Codec
 from zramfs.recompress import Recompression
@@ -283,20 +284,16 @@ def test_object_compaction_between_the_stages_does_no_harm(store: Store) -> None
 
 def test_under_load_with_everything_else_at_work(store: Store) -> None:
     stop = time.monotonic() + 1.5
-    failures: list[BaseException] = []
     pages = {kind: [block(kind, n, PAGE) for n in range(8)] for kind in KINDS}
     pages["prose"] = [prose(n) for n in range(8)]
     pages["hard"] = [hard(n) for n in range(8)]
     totals = RecompressionStats()
 
-    def guarded(work) -> None:
-        try:
-            while time.monotonic() < stop and not failures:
-                work()
-        except BaseException as error:
-            failures.append(error)
+    def again(work: Callable[[], None]) -> None:
+        while time.monotonic() < stop:
+            work()
 
-    def user(first: int):
+    def user(first: int) -> Callable[[], None]:
         rng, mine = random.Random(first), {}
 
         def work() -> None:
@@ -321,14 +318,7 @@ def test_under_load_with_everything_else_at_work(store: Store) -> None:
         store.migration.run()
         time.sleep(0.002)
 
-    work = [user(0), user(256), user(512), job, keep_house]
-    threads = [threading.Thread(target=guarded, args=(each,)) for each in work]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    together(*(partial(again, work) for work in (user(0), user(256), user(512), job, keep_house)))
     assert totals.won > 100
     assert totals.tried == totals.won + totals.kept + totals.no_room + totals.busy
     recompress(store, 1)
