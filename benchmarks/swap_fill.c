@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Fills memory with a known pattern and verifies it, over and over.
  *
- *   swap_fill MIB PASSES [random]
+ *   swap_fill MIB PASSES [random] [WORDS]
  *
- * Of the pages a third is incompressible, a third half random, a third one repeated word. Writes all
+ * Of the pages a third is incompressible, a third half random, a third one repeated word; with WORDS, 2 to
+ * 512, the first have so many random words of 8 bytes, the second half as many. Writes all
  * pages, and verifies them in order PASSES times; with PASSES 0 again and again until stdin ends, each time
  * with new content. With `random` a pass also verifies a quarter of them in a random order. After each
  * pass a line: its number, and seconds for writing, verifying, verifying at random. A wrong byte ends it
@@ -27,10 +28,12 @@ static uint64_t mix(uint64_t x)
 	return x ^ x >> 31;
 }
 
+static unsigned words = 512;
+
 static void pattern(uint64_t *page, uint64_t number, uint64_t content)
 {
 	uint64_t seed = mix(number * 1000003 + content);
-	unsigned random_words = number % 3 == 0 ? 512 : number % 3 == 1 ? 256 : 0;
+	unsigned random_words = number % 3 == 0 ? words : number % 3 == 1 ? words / 2 : 0;
 	for (unsigned i = 0; i < random_words; i++)
 		page[i] = seed = seed * 6364136223846793005ull + 1442695040888963407ull;
 	for (unsigned i = random_words; i < 512; i++)
@@ -61,7 +64,10 @@ int main(int argc, char **argv)
 	uint64_t passes = argc > 2 ? strtoull(argv[2], NULL, 10) : 0;
 	unsigned char *memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	struct pollfd input = {0, POLLIN, 0};
-	if (pages == 0 || memory == MAP_FAILED)
+	int in_random = argc > 3 && strcmp(argv[3], "random") == 0;
+	if (argc > 3 + in_random)
+		words = (unsigned)atoi(argv[3 + in_random]);
+	if (pages == 0 || memory == MAP_FAILED || words < 2 || words > 512)
 		return 2;
 	for (uint64_t pass = 1; passes ? pass <= passes : poll(&input, 1, 0) == 0; pass++) {
 		double start = now(), written, verified;
@@ -72,7 +78,7 @@ int main(int argc, char **argv)
 		for (uint64_t i = 0; i < pages; i++)
 			verify(memory, i, content);
 		verified = now();
-		if (argc > 3)
+		if (in_random)
 			for (uint64_t i = 0; i < pages / 4; i++)
 				verify(memory, mix(i + pass) % pages, content);
 		printf("%llu %.3f %.3f %.3f\n", (unsigned long long)pass, written - start, verified - written,

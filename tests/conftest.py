@@ -90,8 +90,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     factor = max(1.0, config.getoption("soak"))
     limit = float(config.getini("timeout"))
     for item in items:
-        if item.get_closest_marker("soak") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(limit * factor))
+        if item.get_closest_marker("soak"):
+            own = item.get_closest_marker("timeout")
+            item.add_marker(pytest.mark.timeout((own.args[0] if own else limit) * factor), append=False)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -19,7 +19,11 @@ from whole import MIB, Device, wait_until, zramfs
 from zramfs import busy, rundir
 from zramfs.rundir import State
 
-pytestmark = pytest.mark.requires("root", "fuse", "loop", "swap", "memcg", "unsanitized")
+pytestmark = [
+    pytest.mark.requires("root", "fuse", "loop", "swap", "memcg", "unsanitized"),
+    # Half a minute each on two idle CPUs, three times that where others are at work.
+    pytest.mark.timeout(300),
+]
 
 
 @pytest.fixture(scope="module")

@@ -120,6 +120,12 @@ def test_a_needed_setting_that_is_refused_ends_it_unless_forced(base: Path) -> N
     gone(base)
 
 
+def test_swap_without_a_reserve_is_refused(base: Path) -> None:
+    said = failure("swap", "--size", "16M", "--reserve", "0")
+    assert "swap needs a reserve of ready memory: expected at least 2M, got 0" in said
+    gone(base)
+
+
 def test_names_are_given_in_order_and_a_taken_one_is_refused(swap0: State) -> None:
     zramfs("swap", "--size", "64M", "--priority", "0")
     try:

@@ -238,6 +238,9 @@ def _serve(
     new.update(pid=os.getpid(), pid_start=rundir.process_start(os.getpid()))
     rundir.keep(new)
     try:
+        state = new.read()
+        if state and state.kind == "swap" and not config.reserve and not config.forced:
+            raise ZramfsError(errno.EINVAL, "swap needs a reserve of ready memory: expected at least 2M, got 0")
         if config.reserve:
             # Now that all code is loaded, and before there are threads and a store.
             new.update(notes=safety.enter(config.forced))
