@@ -105,6 +105,28 @@ def test_names_that_nobody_configured(top: Path) -> None:
     assert "--foreground takes the NAME of one device" in failure("up", "--foreground", code=2)
 
 
+def test_policies_are_at_work_from_the_start(top: Path) -> None:
+    backing = top / "backing"
+    backing.touch(mode=0o600)
+    os.truncate(backing, 32 * MIB)
+    configure(top, "z", f"directory = {top}/z", "zram-size = 16", "compression-algorithm = lz4 zstd(level=9)",
+              "policy = recompress idle=1", f"writeback-device = {backing}",
+              "policy = writeback idle=2h limit=1G")
+    zramfs("up")
+    with opened(top / "z/disk") as fd:
+        os.pwrite(fd, b"".join(b"line %d of the text\n" % number for number in range(50_000)), 0)
+    shown = (top / "z/control").read_text()
+    assert "recompress idle=1s: " in shown and "; writeback idle=2h limit=1G: " in shown
+    assert f"{backing}: 0 of {32 * MIB // 4096} blocks in use" in shown
+
+    def won() -> int:
+        [line] = [line for line in (top / "z/memory/policies").read_text().splitlines() if "pages_won" in line]
+        return int(line.split()[1])
+
+    wait_until(lambda: won() > 100, "pages are recompressed")
+    assert zramfs("down").stderr == "zramfs: z is down\n"
+
+
 @pytest.mark.requires("swap")
 def test_swap_up_and_down(top: Path) -> None:
     """Of priority 0: below every other, so that nobody's pages go there."""

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# Order of the trio locks: Device._busy, the policies' turn (aside()), Compactor.lock.
 """One device: its configuration, its life from disksize to reset, and its commands.
 
 The tree (and later the process it lives in) talks to a device through command() and stats() and

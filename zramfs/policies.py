@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# Lock order: device.py. A round holds the turn and takes no other of those locks.
 """Automatic policies: pages that nobody has used for some time are recompressed, or written back.
 
 Each is a trio task that looks at regular times, and works in slices with rests between them. It goes
