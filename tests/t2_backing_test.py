@@ -31,13 +31,13 @@ def refused(path: object, number: int, match: str | None = None) -> None:
     assert len(os.listdir("/proc/self/fd")) == files
 
 
-# ---- what may be one ---------------------------------------------------------------------------------
+# ---- what may be one -----------------------------------------------------------------------------
 
 def test_what_is_no_backing_store(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     refused(tmp_path / "missing", errno.ENOENT)
     assert not (tmp_path / "missing").exists(), "it makes no files"
-    refused(tmp_path, errno.EISDIR, "block device or a regular file")
+    refused(tmp_path, errno.EISDIR, "expected a block device or a file")
     refused(tmp_path / "fifo", errno.ENOTBLK)       # and does not wait for a writer
     refused("/dev/null", errno.ENOTBLK)
     refused(backing_file(tmp_path / "short", PAGE - 1), errno.EINVAL, "truncate --size")
@@ -47,8 +47,10 @@ def test_a_file_belongs_to_one_device(tmp_path: Path) -> None:
     path = backing_file(tmp_path / "file")
     first = Backing(str(path))
     refused(path, errno.EBUSY, "locked by somebody else")
-    code = f"from zramfs.backing import Backing\ntry: Backing({str(path)!r})\nexcept OSError as e: print(e.errno)"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    code = ("from zramfs.backing import Backing\n"
+            f"try: Backing({str(path)!r})\nexcept OSError as e: print(e.errno)")
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert int(other.stdout) == errno.EBUSY
     first.close()
     first.close()
@@ -122,7 +124,7 @@ def test_a_large_one_costs_nothing(tmp_path: Path) -> None:
         assert store.read(0, 64 * PAGE) == noise(1) * 64
 
 
-# ---- the layout ------------------------------------------------------------------------------------------
+# ---- the layout ----------------------------------------------------------------------------------
 
 def extents(store: Store) -> dict[int, tuple[int, int]]:
     """Page -> (byte offset, bytes) of its object, from the slot table by the drawing in backing.pxd."""
@@ -159,7 +161,7 @@ def test_objects_are_packed(tmp_path: Path) -> None:
         assert all(a + n <= b for (a, n), (b, _) in zip(ends, ends[1:], strict=False)), "objects overlap"
         blocks = store.backing.stats().used
         needed = sum(n for _, n in where.values())
-        assert -(-needed // PAGE) <= blocks <= -(-needed // PAGE) + 1, "nothing is wasted but the last block's end"
+        assert -(-needed // PAGE) <= blocks <= -(-needed // PAGE) + 1, "only the last block has an end"
         assert blocks < 600 * 0.55
         # The largest lie first.
         order = [sizes[slot] for slot in sorted(where, key=lambda slot: where[slot])]
@@ -206,7 +208,9 @@ def test_a_block_is_free_only_when_all_its_objects_are(tmp_path: Path) -> None:
         assert store.read(3 * PAGE, PAGE) == b"no longer there" + page_of_size(900)[15:]
 
 
-def test_without_direct_io_every_write_is_synchronous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_direct_io_every_write_is_synchronous(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else an error would come after the page's memory is gone."""
     opened = os.open
 
@@ -217,15 +221,16 @@ def test_without_direct_io_every_write_is_synchronous(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "open", no_direct)
     with backed(tmp_path / "file") as store:
-        flags = [fcntl.fcntl(int(fd), fcntl.F_GETFL) for fd in os.listdir("/proc/self/fd")
-                 if Path(f"/proc/self/fd/{fd}").exists() and os.path.samefile(f"/proc/self/fd/{fd}", tmp_path / "file")]
+        links = {int(fd.name): fd for fd in Path("/proc/self/fd").iterdir() if fd.exists()}
+        flags = [fcntl.fcntl(fd, fcntl.F_GETFL) for fd, link in links.items()
+                 if link.samefile(tmp_path / "file")]
         assert any(flag & os.O_DSYNC and not flag & os.O_DIRECT for flag in flags)
         store.write(0, noise(1))
         assert write_back(store).pages == 1
         assert store.read(0, PAGE) == noise(1)
 
 
-# ---- damage ------------------------------------------------------------------------------------------------
+# ---- damage --------------------------------------------------------------------------------------
 
 def unreadable(store: Store, page: int) -> None:
     before = store.stats().failed_reads, store.backing.stats().read_errors
@@ -309,7 +314,7 @@ def test_a_file_that_was_cut_is_an_error(tmp_path: Path) -> None:
         assert store.read(100 * PAGE, PAGE) == noise(100)
 
 
-# ---- device without room ---------------------------------------------------------------------------------
+# ---- device without room -------------------------------------------------------------------------
 
 @pytest.mark.requires("root")
 def test_a_full_file_system_keeps_the_pages_in_memory(tmp_path: Path) -> None:
@@ -347,7 +352,8 @@ def test_a_file_size_limit_keeps_the_pages_in_memory(tmp_path: Path) -> None:
             assert store.read(0, 64 * PAGE) == b"".join(noise(n) for n in range(64))
             print(run.error, run.pages, run.failed)
         """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert list(map(int, done.stdout.split())) == [errno.EFBIG, 32, 8]
 
@@ -358,8 +364,8 @@ def test_a_device_that_fails_writes_keeps_the_pages_in_memory(tmp_path: Path) ->
     pages = b"".join(noise(n) for n in range(256))
     with tmpfs(tmp_path / "small", 512 << 10) as place:
         loop = subprocess.run(
-            ["losetup", "--find", "--show", backing_file(place / "file", 4 * MIB)], capture_output=True, text=True,
-            check=True, timeout=20).stdout.strip()
+            ["losetup", "--find", "--show", backing_file(place / "file", 4 * MIB)], capture_output=True,
+            text=True, check=True, timeout=20).stdout.strip()
         try:
             store = Store(4 * MIB, backing=Backing(loop))
             store.write(0, pages)
@@ -385,7 +391,7 @@ def test_nobody_else_reads_what_is_written(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-# ---- many at once ------------------------------------------------------------------------------------------
+# ---- many at once --------------------------------------------------------------------------------
 
 def test_readers_writers_and_write_back_at_once(tmp_path: Path) -> None:
     """Each page always holds its own number and a version, which never goes back."""

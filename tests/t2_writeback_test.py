@@ -26,13 +26,16 @@ def fill(store: Store, *pages: bytes) -> None:
         store.write(n * PAGE, page)
 
 
-MIXED = (prose(1), noise(1), block("text", 1, PAGE), bytes(PAGE), block("odd word", 1, PAGE), prose(2), noise(2))
+MIXED = (
+    prose(1), noise(1), block("text", 1, PAGE), bytes(PAGE), block("odd word", 1, PAGE), prose(2), noise(2),
+)
 
 
-# ---- which pages -----------------------------------------------------------------------------------------
+# ---- which pages ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("mode", "expected"), [
-    (None, {0, 1, 2, 5, 6}), ("huge", {1, 6}), ("idle", {0, 1, 2}), ("huge_idle", {1}), ("incompressible", set()),
+    (None, {0, 1, 2, 5, 6}), ("huge", {1, 6}), ("idle", {0, 1, 2}), ("huge_idle", {1}),
+    ("incompressible", set()),
 ])
 def test_modes(tmp_path: Path, mode: str | None, expected: set[int]) -> None:
     """Never a same-filled page, whether its word lies in the slot or in an object."""
@@ -116,7 +119,7 @@ def test_a_sparse_device_is_looked_through_at_once(tmp_path: Path) -> None:
         assert run.pages == 1 and calls < 100
 
 
-# ---- who comes in between ------------------------------------------------------------------------------------
+# ---- who comes in between ------------------------------------------------------------------------
 
 @pytest.mark.parametrize("touch", ["read", "write", "part", "discard", "zero part"])
 def test_a_page_that_is_touched_stays(tmp_path: Path, touch: str) -> None:
@@ -219,7 +222,7 @@ def test_a_store_that_is_closed_ends_the_run(tmp_path: Path) -> None:
     run.finish()
 
 
-# ---- limits ----------------------------------------------------------------------------------------------------
+# ---- limits --------------------------------------------------------------------------------------
 
 def test_the_budget_counts_blocks_that_are_written(tmp_path: Path) -> None:
     with backed(tmp_path / "file") as store:
@@ -281,7 +284,7 @@ def test_discarding_frees_the_backing_store(tmp_path: Path) -> None:
         assert store.stats().written_back == store.stats().orig_data_size == store.backing.stats().used == 0
 
 
-# ---- partial access ----------------------------------------------------------------------------------------------
+# ---- partial access ------------------------------------------------------------------------------
 
 def test_parts_of_a_page_on_the_backing_store(tmp_path: Path) -> None:
     with backed(tmp_path / "file") as store:

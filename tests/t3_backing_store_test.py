@@ -160,7 +160,9 @@ async def test_settings_wait_for_the_end_of_a_run_and_reads_do_not(tmp_path: Pat
         assert ends == [("writeback", OK), ("writeback_limit", OK)]
 
 
-async def test_freed_blocks_become_holes_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_freed_blocks_become_holes_by_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backing_store, "TRIM_PAUSE", 0.01)
     async with device(tmp_path) as ours, trio.open_nursery() as nursery:
         nursery.start_soon(ours.device.backing_store.run)

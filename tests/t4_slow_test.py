@@ -25,8 +25,8 @@ BACK = 64  # pages on the backing store; as many behind them stay in memory
 
 
 def slow_threads() -> list[str]:
-    names = (task / "comm" for task in Path("/proc/self/task").iterdir())
-    return sorted(name for name in (path.read_text().strip() for path in names) if name.startswith("zramfs-slow"))
+    names = ((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir())
+    return sorted(name for name in names if name.startswith("zramfs-slow"))
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def content(n: int) -> bytes:
     return noise(n) if n % 2 else prose(n)
 
 
-# ---- what it answers -----------------------------------------------------------------------------------------
+# ---- what it answers -----------------------------------------------------------------------------
 
 def test_reads_of_pages_on_the_backing_store(tmp_path: Path) -> None:
     with half_written_back(backing_file(tmp_path / "file")) as wire:
@@ -90,8 +90,8 @@ def test_without_a_backing_store_there_are_no_slow_threads(tmp_path: Path) -> No
 def test_parts_of_pages_on_the_backing_store(tmp_path: Path) -> None:
     with half_written_back(backing_file(tmp_path / "file")) as wire:
         expected = bytearray(b"".join(map(content, range(2 * BACK))))
-        for off, n in ((5, 9), (3 * PAGE - 3, 2 * PAGE + 6), (10 * PAGE + 1, PAGE - 1), (20 * PAGE + 7, 40 * PAGE),
-                       (66 * PAGE + 3, 4)):
+        for off, n in ((5, 9), (3 * PAGE - 3, 2 * PAGE + 6), (10 * PAGE + 1, PAGE - 1),
+                       (20 * PAGE + 7, 40 * PAGE), (66 * PAGE + 3, 4)):
             data = random.Random(off).randbytes(n)
             expected[off:off + n] = data
             assert wire.write(off, data) == n
@@ -119,7 +119,7 @@ def test_a_damaged_block_is_an_error_of_its_page_alone(tmp_path: Path) -> None:
         assert wire.read(0, PAGE) == content(0)
 
 
-# ---- a backing store that stands still ---------------------------------------------------------------------------
+# ---- a backing store that stands still -----------------------------------------------------------
 
 @contextmanager
 def still(place: Path) -> Iterator[tuple[Disk, Path]]:
@@ -134,7 +134,8 @@ def test_pages_in_memory_do_not_wait_for_the_backing_store(tmp_path: Path) -> No
         lag = []
         with other.stopped():
             waiting = {wire.send(Op.READ, read_in(n * PAGE, PAGE)): n for n in range(40)}
-            writes = {wire.send(Op.WRITE, write_in(n * PAGE + 9, 4) + b"part"): n for n in range(50, 50 + SPARES)}
+            writes = {wire.send(Op.WRITE, write_in(n * PAGE + 9, 4) + b"part"): n
+                      for n in range(50, 50 + SPARES)}
             for n in range(BACK, 2 * BACK):
                 began = time.monotonic()
                 assert wire.read(n * PAGE, PAGE) == content(n)
@@ -195,7 +196,7 @@ def test_a_page_that_is_overwritten_while_its_old_content_is_awaited(tmp_path: P
         for n in range(8):
             assert wire.read(n * PAGE, PAGE) == noise(1000 + n)
         for n in parts.values():
-            assert wire.read(n * PAGE, PAGE) == b"part" + noise(1000 + n)[4:], "on what was there when it came"
+            assert wire.read(n * PAGE, PAGE) == b"part" + noise(1000 + n)[4:], "on what was there"
 
 
 @pytest.mark.requires("fuse")

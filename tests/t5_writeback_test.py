@@ -64,8 +64,9 @@ def test_verified_load_while_pages_leave_and_come_back(tmp_path: Path, kind: str
                     ("parts", ("--bsrange=512-16k", "--bs_unaligned=1", "--ioengine=psync")),
                 ):
                     run("fio", f"--name={name}", f"--filename={device.disk}", "--size=32M", "--rw=randrw",
-                        "--direct=1", "--verify=crc32c", "--verify_fatal=1", "--buffer_compress_percentage=50",
-                        "--refill_buffers", "--verify_backlog=256", "--io_size=48M", *how, cwd=tmp_path)
+                        "--direct=1", "--verify=crc32c", "--verify_fatal=1",
+                        "--buffer_compress_percentage=50", "--refill_buffers",
+                        "--verify_backlog=256", "--io_size=48M", *how, cwd=tmp_path)
             used, reads, writes = bd_stat(device)
             assert rounds[0] > 3 and reads > 1000 and writes > 1000 and used > 100
             assert device.io_stat()["failed_reads"] == device.io_stat()["failed_writes"] == 0

@@ -281,7 +281,7 @@ def _open(path: str) -> int:
     other zramfs has. Raises OSError."""
     kind = os.stat(path).st_mode            # before opening: opening a fifo or a tape may wait or rewind
     if stat.S_ISDIR(kind):
-        raise ZramfsError(errors.EISDIR, f"expected a block device or a regular file, got the directory {path}")
+        raise ZramfsError(errors.EISDIR, f"expected a block device or a file, got the directory {path}")
     if not stat.S_ISBLK(kind) and not stat.S_ISREG(kind):
         raise ZramfsError(errors.ENOTBLK, f"expected a block device or a regular file, got {path}")
     flags = os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if stat.S_ISBLK(kind) else 0)
@@ -417,7 +417,8 @@ cdef class Backing:
                     found += GROUP_STALE
                     stale += 1
             if found != load32(&b.groups[group]):
-                raise CheckError(f"[B2] group {group}: {found:#x} found, {load32(&b.groups[group]):#x} counted")
+                raise CheckError(
+                    f"[B2] group {group}: {found:#x} found, {load32(&b.groups[group]):#x} counted")
         if used != b.used or stale != b.stale:
             raise CheckError(f"[B2] {used} blocks in use and {stale} stale, {b.used} and {b.stale} counted")
         return 0

@@ -120,10 +120,11 @@ class BackingStore:
         """Opens a block device or file in place of the last one. ZramfsError: what open(2) says, ENOTBLK,
         EBUSY, EINVAL, ENOMEM; the last one stays then."""
         if not path:
-            raise ZramfsError(errno.ENOENT, "expected the path of a block device or a regular file, got nothing")
+            raise ZramfsError(errno.ENOENT, "expected the path of a block device or a file, got nothing")
         if not os.path.isabs(path):
             raise ZramfsError(
-                errno.ENOENT, f"expected an absolute path, got {shown(path)}: a device has no working directory")
+                errno.ENOENT,
+                f"expected an absolute path, got {shown(path)}: a device has no working directory")
         try:
             opened = await self._in_thread(partial(Backing, path))
         except ZramfsError:
@@ -197,7 +198,8 @@ class BackingStore:
                         "writeback: %d pages written back, %d used meanwhile, %d failed",
                         run.pages, run.passed, run.failed)
         if run.error == errno.ENOSPC:
-            raise ZramfsError(errno.ENOSPC, f"the backing store is full after {run.pages} pages; the others stay")
+            raise ZramfsError(
+                errno.ENOSPC, f"the backing store is full after {run.pages} pages; the others stay")
         if run.error:
             raise ZramfsError(
                 run.error, f"{run.failed} pages stay in memory, because the backing store failed: "
@@ -216,8 +218,8 @@ class BackingStore:
             budget = self.settings.limit if self.settings.limit_enable else None
             if budget == 0:
                 raise ZramfsError(
-                    errno.EIO, f"writeback_limit is used up after {run.pages} pages; write a new one, or 0 to "
-                    "writeback_limit_enable")
+                    errno.EIO, f"writeback_limit is used up after {run.pages} pages; write a new one, or 0 "
+                    "to writeback_limit_enable")
             allowed = budget if most is None else most if budget is None else min(budget, most)
             written = await self._in_thread(partial(run.write, allowed, SLICE_NS))
             if budget is not None:
@@ -249,12 +251,16 @@ def show_bd_stat(backing: BackingStats | None) -> str:
     return f"{b.used:8} {b.reads:8} {b.writes:8}\n"
 
 
-def rows(settings: BackingSettings, backing: BackingStats | None, done: WritebackStats) -> Iterator[tuple[str, str]]:
+def rows(
+    settings: BackingSettings, backing: BackingStats | None, done: WritebackStats
+) -> Iterator[tuple[str, str]]:
     """For people, in `control`."""
     if backing is None:
         return
     limit = f"limit {settings.limit} blocks" if settings.limit_enable else "no limit"
     yield "backing", (
-        f"{repr(settings.path)[1:-1]}: {backing.used} of {backing.blocks} blocks in use, {backing.reads} read, "
-        f"{backing.writes} written, {backing.read_errors} + {backing.write_errors} failed, {limit}")
-    yield "written back", f"{done.pages} pages in {done.runs} runs, {done.passed} used meanwhile, {done.failed} failed"
+        f"{repr(settings.path)[1:-1]}: {backing.used} of {backing.blocks} blocks in use, "
+        f"{backing.reads} read, {backing.writes} written, "
+        f"{backing.read_errors} + {backing.write_errors} failed, {limit}")
+    yield "written back", (
+        f"{done.pages} pages in {done.runs} runs, {done.passed} used meanwhile, {done.failed} failed")

@@ -91,7 +91,8 @@ async def _set(device: Device, **values: int | bool) -> None:
 
 def _blocks(text: str, least: int = 0, most: int = U64_MAX) -> int:
     if not re.fullmatch(r"[0-9]{1,20}", text) or not least <= int(text) <= most:
-        raise ZramfsError(errno.EINVAL, f"expected a number of blocks from {least} to {most}, got {shown(text)}")
+        raise ZramfsError(
+            errno.EINVAL, f"expected a number of blocks from {least} to {most}, got {shown(text)}")
     return int(text)
 
 

@@ -8,8 +8,8 @@ from libc.string cimport memcpy, memmove, memset
 
 from allocator.prim cimport aligned_alloc, load32, now_ns
 from zramfs.backing cimport (
-    BACK_HEADER, BLOCK, BLOCK_SHIFT, UNIT_SHIFT, back_extent, back_place, back_sum, backing_add, backing_remove,
-    backing_take, backing_unpin_block, backing_write,
+    BACK_HEADER, BLOCK, BLOCK_SHIFT, UNIT_SHIFT, back_extent, back_place, back_sum, backing_add,
+    backing_remove, backing_take, backing_unpin_block, backing_write,
 )
 from zramfs.candidates cimport candidates_add, candidates_init, candidates_take
 from zramfs.slots cimport (
