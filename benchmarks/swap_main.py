@@ -21,7 +21,14 @@ from rich.table import Table
 from benchmarks import peers
 from benchmarks.main import machine, size_option
 from benchmarks.tools import (
-    BenchmarkError, Interrupt, Interrupted, LeftOutError, built, command, need, wait_until,
+    BenchmarkError,
+    Interrupt,
+    Interrupted,
+    LeftOutError,
+    built,
+    command,
+    need,
+    wait_until,
 )
 from zramfs import memcg
 from zramfs.errors import ZramfsError
@@ -78,7 +85,8 @@ def main(size: int, limit: int, clusters: str, algo: str, reps: int, output: Pat
                         progress.print(f"run {rep + 1} of {reps}: {peer}, page-cluster {value}", markup=False)
                         runs.append(_run(peer, value, size, limit, algo))
     except ValueError:
-        raise click.UsageError(f"expected numbers separated by commas for --page-cluster, got {clusters!r}") from None
+        raise click.UsageError(
+            f"expected numbers separated by commas for --page-cluster, got {clusters!r}") from None
     except Interrupted as signal:
         progress.print(f"{signal}: ended before the results were complete; everything is taken down")
         sys.exit(128 + signal.number)
@@ -88,8 +96,9 @@ def main(size: int, limit: int, clusters: str, algo: str, reps: int, output: Pat
     facts = machine()
     page = io.StringIO()
     for console in (Console(width=110, file=page, color_system=None), Console(width=110)):
-        console.print(f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}; {size // MIB} MiB in a "
-                      f"cgroup of {limit // MIB} MiB, {algo}; medians of {reps}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}; {size // MIB} MiB in a "
+            f"cgroup of {limit // MIB} MiB, {algo}; medians of {reps}", highlight=False, soft_wrap=True)
         console.print(_table(runs, values))
     (output / "table.txt").write_text("".join(f"{line.rstrip()}\n" for line in page.getvalue().splitlines()))
     (output / "results.json").write_text(json.dumps(
@@ -105,7 +114,8 @@ def _table(runs: list[Run], clusters: list[int]) -> Table:
     for value in clusters:
         for row, unit in (("out", "MiB/s"), ("back", "MiB/s"), ("random", "pages/s")):
             kernel, ours = (
-                statistics.median(getattr(run, row) for run in runs if (run.peer, run.page_cluster) == (peer, value))
+                statistics.median(
+                    getattr(run, row) for run in runs if (run.peer, run.page_cluster) == (peer, value))
                 for peer in PEERS
             )
             table.add_row(str(value), f"{row} {unit}", f"{kernel:.0f}", f"{ours:.0f}", f"{ours / kernel:.2f}")
@@ -129,7 +139,8 @@ def _run(peer: str, cluster: int, size: int, limit: int, algo: str) -> Run:
         said = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False,
                               start_new_session=True)
         if said.returncode:
-            raise BenchmarkError(f"the program on {peer} ended with {said.returncode}: {said.stdout}{said.stderr}")
+            raise BenchmarkError(
+                f"the program on {peer} ended with {said.returncode}: {said.stdout}{said.stderr}")
     rows = [[float(word) for word in line.split()] for line in said.stdout.splitlines()]
     pages = size // 4096 // 4
     return Run(peer, cluster, size / MIB / rows[0][1], size / MIB / statistics.median(row[2] for row in rows),

@@ -23,7 +23,7 @@ _PACKAGE = {
     "mkfs.xfs": "xfsprogs", "xfs_repair": "xfsprogs", "mkfs.btrfs": "btrfs-progs",
     "btrfs": "btrfs-progs", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils", "setfattr": "attr",
     "setfacl": "acl", "systemd-analyze": "systemd", "systemd-escape": "systemd", "systemctl": "systemd",
-    "setfacl": "acl", "fuse2fs": "fuse2fs", "mandoc": "mandoc", "groff": "groff-base", "zsh": "zsh",
+    "fuse2fs": "fuse2fs", "mandoc": "mandoc", "groff": "groff-base", "zsh": "zsh",
     "fish": "fish", "dh": "debhelper", "man": "man-db",
 }
 
@@ -142,8 +142,8 @@ def _systemd_container() -> str:
     if reason := _first(_root(), *(_command(name) for name in ("unshare", "nsenter", "systemctl"))):
         return reason
     trial = subprocess.run(
-        ["unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--fork", "mount", "-t", "tmpfs", "tmpfs",
-         tempfile.gettempdir()], capture_output=True, text=True, timeout=10,
+        ["unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--fork",
+         "mount", "-t", "tmpfs", "tmpfs", tempfile.gettempdir()], capture_output=True, text=True, timeout=10,
     )
     return "" if trial.returncode == 0 else f"no namespaces for a systemd of its own: {trial.stderr.strip()}"
 

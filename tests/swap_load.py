@@ -66,8 +66,8 @@ class Filler:
     def __init__(self, program: Path, where: Group, mib: int, passes: int = 0) -> None:
         # A shell, so that the group is entered before there is anything to swap.
         self.process = subprocess.Popen(
-            ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', where.path, program, str(mib), str(passes),
-             *([] if passes else ["random"])],
+            ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', where.path,
+             program, str(mib), str(passes), *([] if passes else ["random"])],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=tool_environment(),
         )
         self.lines: list[str] = []

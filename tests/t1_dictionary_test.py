@@ -122,7 +122,8 @@ def test_what_a_dictionary_wrote_needs_it() -> None:
 
 @pytest.mark.parametrize("algo, dictionary, sentence", [
     ("lz4", b"", f"a dictionary has 1 to {MAX_DICTIONARY} bytes, not 0"),
-    ("zstd", bytes(MAX_DICTIONARY + 1), f"a dictionary has 1 to {MAX_DICTIONARY} bytes, not {MAX_DICTIONARY + 1}"),
+    ("zstd", bytes(MAX_DICTIONARY + 1),
+     f"a dictionary has 1 to {MAX_DICTIONARY} bytes, not {MAX_DICTIONARY + 1}"),
     ("none", RAW, "none takes no dictionary"),
     ("zstd", TRAINED[:40], "these 40 bytes begin like a dictionary of zstd, and are damaged"),
     ("zstd", TRAINED[:8] + b"\xff" * 500, "these 508 bytes begin like a dictionary of zstd, and are damaged"),
@@ -134,7 +135,8 @@ def test_dictionaries_that_are_refused(algo: str, dictionary: bytes, sentence: s
 
 
 @settings(max_examples=150, deadline=None)
-@given(edits=st.lists(st.tuples(st.integers(0, len(TRAINED) - 1), st.integers(1, 255)), min_size=1, max_size=8),
+@given(edits=st.lists(st.tuples(st.integers(0, len(TRAINED) - 1), st.integers(1, 255)),
+                      min_size=1, max_size=8),
        keep=st.integers(8, len(TRAINED)))
 def test_a_damaged_dictionary_is_refused_or_works(edits: list[tuple[int, int]], keep: int) -> None:
     damaged = bytearray(TRAINED)

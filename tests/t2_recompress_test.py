@@ -245,7 +245,7 @@ def test_a_store_that_is_closed_first() -> None:
     assert job.finish().tried == 0
 
 
-# ---- used meanwhile -----------------------------------------------------------------------------------------
+# ---- used meanwhile ----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind", ["read", "write", "discard", "part"])
 def test_what_is_used_between_the_stages_is_left_alone(store: Store, kind: str) -> None:
@@ -325,7 +325,7 @@ def test_under_load_with_everything_else_at_work(store: Store) -> None:
     assert not any(s.post for s in slots(store, 1024))
 
 
-# ---- shortage -----------------------------------------------------------------------------------------------
+# ---- shortage ----------------------------------------------------------------------------------------------
 
 def test_every_frame_that_is_lacking() -> None:
     """Where the new object finds no frame, the page stays as it was; the others go on."""

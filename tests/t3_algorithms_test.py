@@ -223,7 +223,8 @@ def test_parse_spec(text: str, expected: Algorithm) -> None:
 
 @pytest.mark.parametrize("text, words", [
     ("lzo", "unknown compressor"), ("zstd:dict=", "absolute path"), ("zstd:dict=x", "absolute path"),
-    ("none:dict=/x", "none takes no dictionary"), ("zstd:99:dict=/x", "the level of zstd"), ("zstd:", "level"),
+    ("none:dict=/x", "none takes no dictionary"), ("zstd:99:dict=/x", "the level of zstd"),
+    ("zstd:", "level"),
 ])
 def test_parse_spec_says_what_was_expected(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -68,7 +68,9 @@ def test_pairs(text: str, found: list[tuple[str, str]]) -> None:
     assert pairs(text) == found
 
 
-@pytest.mark.parametrize("text", ["idle", "algo=", "algo=zstd priority", '=', '=x', '""', 'a=""', 'algo= zstd'])
+@pytest.mark.parametrize("text", [
+    "idle", "algo=", "algo=zstd priority", '=', '=x', '""', 'a=""', 'algo= zstd',
+])
 def test_a_key_without_a_value(text: str) -> None:
     with pytest.raises(ZramfsError) as failure:
         pairs(text)

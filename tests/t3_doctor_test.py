@@ -393,7 +393,8 @@ def test_a_memory_cgroup_with_a_limit(
 @pytest.mark.requires("root", "loop")
 def test_what_swap_would_refuse_to_go_on_without(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     def setting(name: str, needed: bool, refusal: str | None) -> safety.Setting:
-        return safety.Setting(name, needed, f"{name} is lost", lambda: refusal, lambda: pytest.fail("applied"))
+        return safety.Setting(
+            name, needed, f"{name} is lost", lambda: refusal, lambda: pytest.fail("applied"))
 
     listed = (setting("a", True, None), setting("b", True, "no right"), setting("c", False, "no right"))
     monkeypatch.setattr(safety, "SETTINGS", listed)

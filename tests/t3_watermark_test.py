@@ -103,5 +103,6 @@ def test_a_setting_that_cannot_be_written_is_an_error_with_advice(
     [a] = users(tmp_path, "a")
     monkeypatch.setattr(watermark, "SETTING", Path("/proc/uptime"))
     monkeypatch.setattr(watermark, "_current", lambda: 1)
-    with pytest.raises(ZramfsError, match="swap needs vm.min_free_kbytes of 30720, and /proc/uptime can't be"):
+    with pytest.raises(
+            ZramfsError, match="swap needs vm.min_free_kbytes of 30720, and /proc/uptime can't be"):
         watermark.raise_to(a, 30 * MIB)

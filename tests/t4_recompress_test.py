@@ -55,7 +55,8 @@ def test_a_script_for_the_kernel_works(served: Served) -> None:
     done = run("bash", "-c", script, cwd=served.directory / "zram")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        "...i..", "..hi..", "..hi..", "s.....", "...i..", "....r.", "..h..n", "s.....", "version: 1", "0        0"]
+        "...i..", "..hi..", "..hi..", "s.....", "...i..", "....r.", "..h..n", "s.....",
+        "version: 1", "0        0"]
     served.write("control", "recompress type=idle\n")
     assert "recompressed with #1 zstd level 9: 2 of 3 pages tried" in served.read("control")
 
@@ -131,8 +132,8 @@ def test_stop_cuts_it_short(served: Served) -> None:
     set_up(served, "64M", level=19)
     write_pages(served, [prose(n % 300) for n in range(16384)])
     writer = subprocess.Popen(
-        ["bash", "-c", f"echo type=all > {served.directory}/zram/recompress"], stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "LC_ALL": "C"})
+        ["bash", "-c", f"echo type=all > {served.directory}/zram/recompress"],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "LC_ALL": "C"})
     end = time.monotonic() + 20
     while " 0 pages tried" in served.read("control").replace("0 of 0 pages", "0 pages"):
         assert time.monotonic() < end

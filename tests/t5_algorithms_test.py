@@ -49,7 +49,8 @@ def test_create_train_recompress(tmp_path: Path) -> None:
 
 
 def test_a_dictionary_that_is_not_there_is_a_start_that_fails(tmp_path: Path) -> None:
-    for spec, reason in (("zstd:dict=/nonexistent", "No such file"), (f"zstd:dict={tmp_path}", "regular file")):
+    for spec, reason in (("zstd:dict=/nonexistent", "No such file"),
+                         (f"zstd:dict={tmp_path}", "regular file")):
         (tmp_path / "dev").mkdir(exist_ok=True)
         done = zramfs("create", tmp_path / "dev", "--size", "1M", "--algo", spec, check=False)
         assert done.returncode == 1 and reason in done.stderr, done.stderr

@@ -120,7 +120,8 @@ def test_policies_are_at_work_from_the_start(top: Path) -> None:
     assert f"{backing}: 0 of {32 * MIB // 4096} blocks in use" in shown
 
     def won() -> int:
-        [line] = [line for line in (top / "z/memory/policies").read_text().splitlines() if "pages_won" in line]
+        lines = (top / "z/memory/policies").read_text().splitlines()
+        [line] = [line for line in lines if "pages_won" in line]
         return int(line.split()[1])
 
     wait_until(lambda: won() > 100, "pages are recompressed")

@@ -182,7 +182,9 @@ grep -A 9 Traceback <&3 || true
 
 
 @pytest.mark.requires("unshare", "overlay", "man")
-def test_the_debian_package_installs_works_and_goes_from_under_a_device(built: Packages, tmp_path: Path) -> None:
+def test_the_debian_package_installs_works_and_goes_from_under_a_device(
+    built: Packages, tmp_path: Path,
+) -> None:
     words = ["unshare", "--mount", "sh", "-c", ELSEWHERE, "sh", tmp_path, built.file("zramfs_*.deb"), INSTALL]
     kept = {name: value for name, value in environment(tmp_path).items() if name != "ZRAMFS_RUN_DIR"}
     done = run(*words, env=kept, timeout=120, cwd="/")

@@ -135,7 +135,8 @@ def test_swapoff_under_load_brings_every_page_back(swap: State, small: Group, pr
         assert "so nothing was changed; raise the limit" in said
         os.kill(swap.pid, signal.SIGTERM)
         log = Path(swap.disk).parent / "log"
-        wait_until(lambda: "SIGTERM, but the device goes on: the memory cgroup " in log.read_text(), "refused")
+        wait_until(
+            lambda: "SIGTERM, but the device goes on: the memory cgroup " in log.read_text(), "refused")
         assert swap.loop in busy.swaps()
         for each in at_work:
             each.read_pass()

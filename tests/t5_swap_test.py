@@ -258,7 +258,7 @@ def test_stop_names_what_else_uses_the_device_and_changes_nothing(swap0: State) 
 
 def test_the_swap_of_a_daemon_that_died_is_taken_down(swap0: State, base: Path) -> None:
     kill_daemon(swap0)
-    assert rows(code=1, *("-o", "NAME,STATE")) == [{"name": "swap0", "state": "dead"}]
+    assert rows("-o", "NAME,STATE", code=1) == [{"name": "swap0", "state": "dead"}]
     said = zramfs("stop", "swap0").stderr
     assert f"cleaned up swap0: its daemon (pid {swap0.pid}, since " in said
     gone(base, swap0)

@@ -12,7 +12,8 @@ from container import booted
 from zramfs import busy
 
 pytestmark = [
-    pytest.mark.requires("systemd_container", "root", "fuse", "loop", "swap", "ext4"), pytest.mark.timeout(120),
+    pytest.mark.requires("systemd_container", "root", "fuse", "loop", "swap", "ext4"),
+    pytest.mark.timeout(120),
 ]
 
 CONFIGURATION = {
@@ -38,7 +39,8 @@ ExecStop=/bin/sh -c 'echo "user ends: $$(cat /mnt/fast/file); $$({swaps})" >>{tr
 """
 AT_THE_END = """
 [Service]
-ExecStopPost=/bin/sh -c 'echo "%p ends: $$(grep -c " /mnt/fast " /proc/mounts) mounted; $$({swaps})" >>{trace}'
+ExecStopPost=/bin/sh -c 'echo "%p ends: $$(grep -c " /mnt/fast " /proc/mounts) mounted; \
+$$({swaps})" >>{trace}'
 """
 SWAPS = 'cut -d" " -f1 /proc/swaps | tr "\\\\n" " "'
 
@@ -50,9 +52,11 @@ def test_from_boot_to_shutdown(tmp_path: Path) -> None:
     for unit in ("zramfs@fast", "zramfs-swap@s"):
         units[f"{unit}.service.d/trace.conf"] = AT_THE_END.format(trace=trace, swaps=SWAPS)
     with booted(tmp_path, CONFIGURATION, units) as machine:
-        for unit, state in (("zramfs@fast", "active"), ("zramfs@plain", "active"), ("zramfs-swap@s", "active"),
-                            ("zramfs@broken", "failed"), ("zramfs@absent", "inactive")):
-            assert machine.state(f"{unit}.service") == state, machine.run("journalctl", "--no-pager", check=False)
+        for unit, state in (("zramfs@fast", "active"), ("zramfs@plain", "active"),
+                            ("zramfs-swap@s", "active"), ("zramfs@broken", "failed"),
+                            ("zramfs@absent", "inactive")):
+            assert machine.state(f"{unit}.service") == state, machine.run(
+                "journalctl", "--no-pager", check=False)
         assert machine.run("findmnt", "-no", "FSTYPE,OPTIONS", "/mnt/fast").startswith("ext4")
         assert machine.run("stat", "-c", "%s %a", "-L", "/mnt/plain/disk") == f"{16 << 20} 600\n"
         swap = json.loads(machine.run("cat", f"{tmp_path}/run/s/state.json"))["loop"]

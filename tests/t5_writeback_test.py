@@ -54,26 +54,28 @@ def writing_back(device: Device) -> Iterator[list[int]]:
 @pytest.mark.requires("fio")
 @pytest.mark.parametrize("kind", ["file", pytest.param("block device", marks=pytest.mark.requires("loop"))])
 def test_verified_load_while_pages_leave_and_come_back(tmp_path: Path, kind: str) -> None:
-    with (loop_over(tmp_path / "back", 256 * MIB) if kind == "block device" else
-          _itself(backing_file(tmp_path / "back", 256 * MIB))) as back:
-        with whole.device(tmp_path / "z", "48M", "--writeback", back) as device:
-            assert device.read("zram/backing_dev") == f"{back}\n"
-            with writing_back(device) as rounds:
-                for name, how in (
-                    ("pages", ("--bs=4k", "--ioengine=io_uring", "--iodepth=16")),
-                    ("parts", ("--bsrange=512-16k", "--bs_unaligned=1", "--ioengine=psync")),
-                ):
-                    run("fio", f"--name={name}", f"--filename={device.disk}", "--size=32M", "--rw=randrw",
-                        "--direct=1", "--verify=crc32c", "--verify_fatal=1",
-                        "--buffer_compress_percentage=50", "--refill_buffers",
-                        "--verify_backlog=256", "--io_size=48M", *how, cwd=tmp_path)
-            used, reads, writes = bd_stat(device)
-            assert rounds[0] > 3 and reads > 1000 and writes > 1000 and used > 100
-            assert device.io_stat()["failed_reads"] == device.io_stat()["failed_writes"] == 0
-            assert "0 + 0 failed" in device.read("control")
-            put_off = [line for line in device.read("metrics").splitlines()
-                       if line.startswith("zramfs_put_off_requests_total")]
-            assert float(put_off[0].split()[-1]) > 100
+    with (
+        (loop_over(tmp_path / "back", 256 * MIB) if kind == "block device" else
+         _itself(backing_file(tmp_path / "back", 256 * MIB))) as back,
+        whole.device(tmp_path / "z", "48M", "--writeback", back) as device,
+    ):
+        assert device.read("zram/backing_dev") == f"{back}\n"
+        with writing_back(device) as rounds:
+            for name, how in (
+                ("pages", ("--bs=4k", "--ioengine=io_uring", "--iodepth=16")),
+                ("parts", ("--bsrange=512-16k", "--bs_unaligned=1", "--ioengine=psync")),
+            ):
+                run("fio", f"--name={name}", f"--filename={device.disk}", "--size=32M", "--rw=randrw",
+                    "--direct=1", "--verify=crc32c", "--verify_fatal=1",
+                    "--buffer_compress_percentage=50", "--refill_buffers",
+                    "--verify_backlog=256", "--io_size=48M", *how, cwd=tmp_path)
+        used, reads, writes = bd_stat(device)
+        assert rounds[0] > 3 and reads > 1000 and writes > 1000 and used > 100
+        assert device.io_stat()["failed_reads"] == device.io_stat()["failed_writes"] == 0
+        assert "0 + 0 failed" in device.read("control")
+        put_off = [line for line in device.read("metrics").splitlines()
+                   if line.startswith("zramfs_put_off_requests_total")]
+        assert float(put_off[0].split()[-1]) > 100
 
 
 @contextmanager

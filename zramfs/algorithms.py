@@ -152,7 +152,8 @@ def priority_of(entries: Table, algo: str | None, priority: int | None, standard
             errno.EINVAL, f"no algorithm has the priority {priority}; there are {_listed(entries)}")
     if algo is not None and found.algorithm.name != algo:
         raise ZramfsError(
-            errno.EINVAL, f"the algorithm with priority {priority} is {found.algorithm.name}, not {shown(algo)}")
+            errno.EINVAL,
+            f"the algorithm with priority {priority} is {found.algorithm.name}, not {shown(algo)}")
     return priority
 
 
@@ -186,7 +187,8 @@ def parse_parameters(text: str, entries: Table) -> tuple[int, Algorithm]:
             case "priority":
                 priority = number(key, value, INT_MIN, INT_MAX)
                 if not 0 <= priority < PRIORITIES:
-                    raise ZramfsError(errno.EINVAL, f"expected priority=0 to {PRIORITIES - 1}, got {priority}")
+                    raise ZramfsError(
+                        errno.EINVAL, f"expected priority=0 to {PRIORITIES - 1}, got {priority}")
             case "level":
                 level = number(key, value, INT_MIN, INT_MAX)
             case "dict":
@@ -229,7 +231,8 @@ def parse_recompress(text: str) -> RecompressArguments:
             case "priority":
                 priority = number(key, value, INT_MIN, INT_MAX)
                 if not 1 <= priority < PRIORITIES:
-                    raise ZramfsError(errno.EINVAL, f"expected priority=1 to {PRIORITIES - 1}, got {priority}")
+                    raise ZramfsError(
+                        errno.EINVAL, f"expected priority=1 to {PRIORITIES - 1}, got {priority}")
                 found = replace(found, priority=priority)
     return found
 

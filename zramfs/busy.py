@@ -84,8 +84,8 @@ def users_of(
 
     Mounts below, mounts of the same elsewhere, swap areas, and processes that have a file of the
     mount open or mapped, work in it, or have it as root; processes of other mount namespaces too.
-    Processes in `but`, swap areas in `own_swaps` and this process do not count. Of the processes of others an ordinary user sees
-    nothing.
+    Processes in `but`, swap areas in `own_swaps` and this process do not count. Of the processes of
+    others an ordinary user sees nothing.
     """
     table = mounts()
     ours = [m for m in table if m.mountpoint in paths]
@@ -103,7 +103,8 @@ def users_of(
     phrases += [
         f"swap is on {area}"
         for area in swaps()
-        if area not in own_swaps and (area in devices or any(Path(area).is_relative_to(path) for path in paths))
+        if area not in own_swaps
+        and (area in devices or any(Path(area).is_relative_to(path) for path in paths))
     ]
     for device in devices:
         with contextlib.suppress(FileNotFoundError):

@@ -136,7 +136,8 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
 
 def _raise_watermark(new: Rundir, wanted: Swap) -> str | None:
     try:
-        return watermark.raise_to(new.path, watermark.needed() if wanted.min_free is None else wanted.min_free)
+        return watermark.raise_to(
+            new.path, watermark.needed() if wanted.min_free is None else wanted.min_free)
     except ZramfsError as error:
         if not wanted.force:
             raise
@@ -240,7 +241,8 @@ def _serve(
     try:
         state = new.read()
         if state and state.kind == "swap" and not config.reserve and not config.forced:
-            raise ZramfsError(errno.EINVAL, "swap needs a reserve of ready memory: expected at least 2M, got 0")
+            raise ZramfsError(
+                errno.EINVAL, "swap needs a reserve of ready memory: expected at least 2M, got 0")
         if config.reserve:
             # Now that all code is loaded, and before there are threads and a store.
             new.update(notes=safety.enter(config.forced))

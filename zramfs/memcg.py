@@ -29,7 +29,10 @@ class Hierarchy:
     def limit(self, group: Path) -> int | None:
         """Bytes, None = none."""
         names = ("memory.limit_in_bytes",) if self.version == 1 else ("memory.max", "memory.high")
-        found = [value for name in names if (value := _number(group / name)) is not None and value < _NO_LIMIT]
+        found = [
+            value for name in names
+            if (value := _number(group / name)) is not None and value < _NO_LIMIT
+        ]
         return min(found, default=None)
 
     def limited(self) -> Path | None:
@@ -59,7 +62,8 @@ def hierarchy() -> Hierarchy | None:
     """The hierarchy of the memory controller; None when there is none or it is not to be seen."""
     places = {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        for line in Path("/proc/self/cgroup").read_text(
+                encoding="utf-8", errors="surrogateescape").splitlines():
             _, controllers, place = line.split(":", 2)
             for name in controllers.split(","):
                 places[name] = place

@@ -19,7 +19,14 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from . import __version__
 from .attributes import FULLNESS_GROUPS, PAGE
 from .stats import (
-    BUCKET_BOUNDS, EMPTY, NO_BACKING, OPERATIONS, BackingStats, Latency, RecompressionStats, StoreStats,
+    BUCKET_BOUNDS,
+    EMPTY,
+    NO_BACKING,
+    OPERATIONS,
+    BackingStats,
+    Latency,
+    RecompressionStats,
+    StoreStats,
 )
 
 if TYPE_CHECKING:
@@ -168,15 +175,19 @@ TABLE = (
            lambda f: f.recompression.incompressible),
     # write-back
     Metric(GAUGE, "backing_blocks", "Blocks of 4 KiB of the backing store.",
-           _backing(lambda b: _by(("used", "stale", "free"), (b.used, b.stale, b.blocks - b.used - b.stale))),
+           _backing(lambda b: _by(
+               ("used", "stale", "free"), (b.used, b.stale, b.blocks - b.used - b.stale))),
            labels=("state",)),
-    Metric(COUNTER, "backing_read_blocks", "Blocks read from the backing store.", _backing(lambda b: b.reads)),
+    Metric(COUNTER, "backing_read_blocks", "Blocks read from the backing store.",
+           _backing(lambda b: b.reads)),
     Metric(COUNTER, "backing_written_blocks", "Blocks written to it.", _backing(lambda b: b.writes)),
     Metric(COUNTER, "backing_errors", "Reads that failed or found damage, writes that failed.",
-           _backing(lambda b: _by(("read", "write"), (b.read_errors, b.write_errors))), labels=("operation",)),
+           _backing(lambda b: _by(("read", "write"), (b.read_errors, b.write_errors))),
+           labels=("operation",)),
     Metric(GAUGE, "writeback_limit_blocks", "Blocks that may still be written, if that is limited.",
            lambda f: f.device.backing_dev.limit),
-    Metric(GAUGE, "writeback_limit_enable", "1 while it is.", lambda f: int(f.device.backing_dev.limit_enable)),
+    Metric(GAUGE, "writeback_limit_enable", "1 while it is.",
+           lambda f: int(f.device.backing_dev.limit_enable)),
     Metric(GAUGE, "writeback_batch_size", "Pages that are written at once.",
            lambda f: f.device.backing_dev.batch_size),
     Metric(GAUGE, "writeback_compressed", "1 if pages are written as they are in the pool.",
@@ -268,7 +279,8 @@ TABLE = (
     Metric(COUNTER, "migration_pageblocks_deferred", "Pageblocks passed by because they failed lately.",
            _memory(lambda m: m.migration.deferred)),
     # memory/policies
-    Metric(GAUGE, "policy_idle_seconds", "Age from which on a page is idle for the policy, 0 while it is off.",
+    Metric(GAUGE, "policy_idle_seconds",
+           "Age from which on a page is idle for the policy, 0 while it is off.",
            _by_policy(lambda p: p.policy.idle if p.policy else 0), "seconds", labels=("policy",)),
     Metric(COUNTER, "policy_rounds", "Looks of the policy.", _by_policy(lambda p: p.rounds),
            labels=("policy",)),

@@ -66,8 +66,8 @@ class PostProcessor:
                 raise ZramfsError(errno.ENOMEM, str(error)) from None
             if stats.no_room and not stats.won:
                 raise ZramfsError(
-                    errno.ENOMEM, f"{stats.no_room} pages could become smaller, but their new objects found no "
-                    "room: the pool is full, far beyond mem_limit or for the machine")
+                    errno.ENOMEM, f"{stats.no_room} pages could become smaller, but their new objects found "
+                    "no room: the pool is full, far beyond mem_limit or for the machine")
 
     async def _drive(self, job: Recompression, rest: Rest) -> RecompressionStats:
         before = self.recompression

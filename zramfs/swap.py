@@ -86,7 +86,8 @@ def expect_room(device: str) -> None:
         raise ZramfsError(
             errno.ENOMEM,
             f"{format_size(area.used)} are in swap on {device}, and only {format_size(available)} of memory "
-            f"are available and {format_size(elsewhere)} of other swap free, so nothing was changed; {advice}",
+            f"are available and {format_size(elsewhere)} of other swap free, so nothing was changed; "
+            f"{advice}",
         )
     for group in memcg.short_groups(elsewhere):
         raise ZramfsError(

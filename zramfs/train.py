@@ -126,8 +126,8 @@ class Verdict:
         yield (f"{self.trained_on} pages to train on and {self.judged_by} others to judge by, "
                f"of about {self.stored} that have data of their own")
         for what, side in (("without", self.without), (f"with {format_size(self.size)}", self.with_it)):
-            yield (f"{self.algo} level {self.level} {what:<10} {side.nbytes / self.judged_by:6.0f} bytes a page, "
-                   f"compressed in {side.compress_ns / 1000:.1f} us, decompressed in "
+            yield (f"{self.algo} level {self.level} {what:<10} {side.nbytes / self.judged_by:6.0f} bytes a "
+                   f"page, compressed in {side.compress_ns / 1000:.1f} us, decompressed in "
                    f"{side.decompress_ns / 1000:.1f} us")
         word = "less" if self.won >= 0 else "more"
         yield (f"that is {abs(self.won):.1%} {word}; for the whole device about "
@@ -153,8 +153,8 @@ def train(taken: Sample, algo: str, level: int, size: int) -> tuple[bytes, Verdi
         dictionary = zstandard.train_dictionary(size, pages, level=level if algo == "zstd" else 3).as_bytes()
     except zstandard.ZstdError as error:
         raise ZramfsError(
-            errno.EINVAL, f"no dictionary of {format_size(size)} comes of {len(pages)} pages ({error}): take a "
-            "larger --sample or a smaller --size") from None
+            errno.EINVAL, f"no dictionary of {format_size(size)} comes of {len(pages)} pages ({error}): take "
+            "a larger --sample or a smaller --size") from None
     verdict = Verdict(
         algo, level, len(pages), len(judges), taken.stored, len(dictionary),
         _side(Codec(algo, level), judges), _side(Codec(algo, level, dictionary), judges))

@@ -72,7 +72,8 @@ class Node:
 class File(Node):
     """read: the whole content. read_from: for what is too large for that, the lines from the number of a
     slot on that have room in so many bytes, and the slot where it goes on; the file's offset is such a
-    number. read_at: the bytes at an offset, at most so many. write: takes the bytes of one write(2) and answers how many it used."""
+    number. read_at: the bytes at an offset, at most so many. write: takes the bytes of one write(2) and
+    answers how many it used."""
 
     read: Callable[[], bytes] | None = None
     read_from: Callable[[int, int], tuple[bytes, int]] | None = None

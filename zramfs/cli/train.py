@@ -67,7 +67,8 @@ def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
         click.echo(line)
     if verdict.won <= 0 or verdict.bytes_won <= 0:
         raise ZramfsError(
-            errno.EINVAL, f"a dictionary would lose, so {output} was not written; device and pages stay as they are")
+            errno.EINVAL,
+            f"a dictionary would lose, so {output} was not written; device and pages stay as they are")
     training.write(dictionary, output)
     say(f"{output}: {len(dictionary)} bytes, with pieces of the device's data in them; to use it: "
         f"--recomp-algo {chosen.name}:{chosen.level}:dict={output.absolute()}")
