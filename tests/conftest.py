@@ -45,6 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
         leftovers.sweep(leftovers.of_dead_runs)
         leftovers.sweep_directories()
         config.stash[GUARDIAN] = Guardian()  # before the name is in the environment: it is no leftover
+    # In the background a shell has us ignore Ctrl-C, which every program that we start would inherit.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Ours must behave as on a machine where nobody has set this: what is written late fails late.
     os.environ.pop("PYTHONUNBUFFERED", None)
     owner = leftovers.owner_name()

@@ -62,6 +62,16 @@ def test_sigusr1_shows_the_stacks(served):
     assert served.read("zram/initstate") == "0\n"
 
 
+def test_sigusr1_never_ends_it_however_busy_its_threads_are(tmp_path):
+    """300 looks at threads that run; with a handler that looks without the GIL, some of these end it."""
+    with serving(tmp_path / "dev", size=MIB, beat=True) as child:
+        for _ in range(300):
+            child.process.send_signal(signal.SIGUSR1)
+            child.read("control")
+        assert child.process.poll() is None
+        assert child.log.count("most recent call first") >= 300
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_end_it_in_order(tmp_path, number):
     with serving(tmp_path / "dev", size=MIB) as child:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import faulthandler
 import logging
 import os
 import signal
@@ -15,7 +14,7 @@ from typing import TypeVar
 import pyfuse3
 import trio
 
-from . import busy, mounting, service
+from . import busy, mounting, service, stacks
 from .config import DeviceConfig
 from .device import Device
 from .errors import ZramfsError
@@ -56,11 +55,8 @@ def serve(
     To be called in the main thread of a process that serves nothing else: pyfuse3 has one tree.
     """
     service.log_to_stderr()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
-    try:
+    with stacks.written_on(signal.SIGUSR1):
         return trio.run(_Daemon(config, on_ready, teardown, may_end, notifier).run)
-    finally:
-        faulthandler.unregister(signal.SIGUSR1)
 
 
 class _Daemon:

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stacks of all threads on a signal, for a process that must not end by it."""
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import signal
+import threading
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def written_on(number: signal.Signals) -> Iterator[None]:
+    """Inside, the signal writes the stacks of all Python threads to stderr, also while the main thread
+    waits in a system call. To be entered in the main thread, before others are begun.
+
+    By a thread that waits for the signal, and has the GIL when it looks: nobody's stack changes then.
+    faulthandler.register() looks in the middle of whatever runs, and met a frame that was just being left:
+    that ended a daemon, and its data (Python 3.11).
+    """
+    over = False
+
+    def wait() -> None:
+        while True:
+            signal.sigwait({number})
+            if over:
+                return
+            faulthandler.dump_traceback(all_threads=True)
+
+    # In all threads that are begun from here on: only a signal that nobody takes can be waited for.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    thread = threading.Thread(target=wait, name="stacks", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over = True
+        signal.pthread_kill(thread.ident, number)
+        thread.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
