@@ -63,7 +63,7 @@ def test_sigusr1_shows_the_stacks(served):
 
 
 def test_sigusr1_never_ends_it_however_busy_its_threads_are(tmp_path):
-    """300 looks at threads that run; with a handler that looks without the GIL, some of these end it."""
+    """300 looks at threads that run."""
     with serving(tmp_path / "dev", size=MIB, beat=True) as child:
         for _ in range(300):
             child.process.send_signal(signal.SIGUSR1)
