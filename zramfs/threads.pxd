@@ -56,6 +56,7 @@ cdef struct crew_t:
     uint64_t reading            # atomic: threads that wait for a request or are about to
     uint64_t resting            # atomic, written under rest_lock: threads that wait to be called
     uint64_t called             # under rest_lock: how many of them may go on
+    uint64_t blocked            # under rest_lock: threads that wait for the backing store; nobody rests then
     pthread_mutex_t rest_lock
     pthread_cond_t rest_over
     uint64_t poll_ns            # how long a thread looks for a request before it sleeps; 0 = not at all

@@ -108,7 +108,7 @@ cdef void rest(crew_t* crew, bint started) noexcept nogil:
     add64(&crew.resting, 1)
     # The last one to read may have turned to a long request before it could see us resting.
     if not started or load64(&crew.reading):
-        while crew.called == 0 and not load64(&crew.stopping):
+        while crew.called == 0 and crew.blocked == 0 and not load64(&crew.stopping):
             pthread_cond_wait(&crew.rest_over, &crew.rest_lock)
     if crew.called:
         crew.called -= 1
@@ -126,6 +126,20 @@ cdef void call(void* arg, uint64_t threads) noexcept nogil:
         crew.called += 1
         threads -= 1
         pthread_cond_signal(&crew.rest_over)
+    pthread_mutex_unlock(&crew.rest_lock)
+
+
+cdef void block(crew_t* crew) noexcept nogil:
+    """The caller will wait for the backing store: all that rest go on, and none rests any more."""
+    pthread_mutex_lock(&crew.rest_lock)
+    crew.blocked += 1
+    pthread_cond_broadcast(&crew.rest_over)
+    pthread_mutex_unlock(&crew.rest_lock)
+
+
+cdef void unblock(crew_t* crew) noexcept nogil:
+    pthread_mutex_lock(&crew.rest_lock)
+    crew.blocked -= 1
     pthread_mutex_unlock(&crew.rest_lock)
 
 
@@ -244,11 +258,12 @@ cdef size_t answer_or_put_off(thread_t* t, size_t got) noexcept nogil:
     if slow_put(t.crew.slow, &t.w, got):
         return 0
     # No room: to wait here costs others time, to refuse would cost data. Somebody else has to read
-    # meanwhile.
-    call(t.crew, 1)
+    # meanwhile, also one that is about to rest because it has just helped with this very request.
+    block(t.crew)
     t.w.may_wait = True
     size = answer(&t.w, got)
     t.w.may_wait = False
+    unblock(t.crew)
     return size
 
 
