@@ -19,8 +19,9 @@ from zramfs.conffiles import MAX_FILE, MAX_FILES
 from zramfs.config import Algorithm
 from zramfs.expression import FUNCTIONS
 from zramfs.generator import generate
+from zramfs.keys import KEYS
 from zramfs.policy import Recompress
-from zramfs.settings import KEYS, Settings, load
+from zramfs.settings import Settings, load
 
 CASES = Path(__file__).parent / "configurations"
 RAM = 8 << 30

@@ -63,7 +63,7 @@ def test_sigusr1_shows_the_stacks(served):
 
 
 def test_sigusr1_never_ends_it_however_busy_its_threads_are(tmp_path):
-    """300 looks at threads that run, one after the other: a signal that comes while one is pending is none."""
+    """300 looks at threads that run, one by one: a signal that comes while one is pending is none."""
     with serving(tmp_path / "dev", size=MIB, beat=True) as child, child.log_path.open() as log:
         said = ""
         for sent in range(300):

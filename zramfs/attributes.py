@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from allocator.stats import ClassStats, PageblockStats
 
     from .compactor import CompactorStats
-    from .device import DeviceStats, MemoryStats
+    from .device_stats import DeviceStats, MemoryStats
     from .policies import PolicyStats
 
 U16_MAX, U32_MAX = 0xFFFF, 0xFFFFFFFF

@@ -10,9 +10,10 @@ from pathlib import Path
 from . import lifecycle, ramdisk, rundir, swap
 from .config import Algorithm, DeviceConfig
 from .errors import ZramfsError
+from .keys import SWAP_OPTIONS
 from .lifecycle import OnTop, Say
 from .rundir import Rundir, State
-from .settings import SWAP_OPTIONS, Settings
+from .settings import Settings
 from .sizes import format_size
 
 

@@ -16,7 +16,8 @@ from .policy import parse_policy
 from .sizes import format_size, format_time, parse_size
 
 if TYPE_CHECKING:
-    from .device import Device, DeviceStats
+    from .device import Device
+    from .device_stats import DeviceStats
 
 U32_MAX = 0xFFFFFFFF
 WRITE_LIMIT = 4096  # bytes that one write(2) may bring

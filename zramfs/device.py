@@ -12,9 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -22,79 +20,26 @@ import trio
 from allocator.reserve import prepare_thread
 
 from . import algorithms, blockstate, control
-from .backing_store import BackingSettings, BackingStore
-from .compactor import Compactor, CompactorStats
+from .backing_store import BackingStore
+from .compactor import Compactor
 from .config import DEFAULT_ALGO, Algorithm, DeviceConfig
+from .device_stats import DeviceStats, MemoryStats, since
 from .errors import ZramfsError
 from .idle import IdleWork
 from .jobs import Jobs
 from .memparse import page_align
-from .policies import Policies, PolicyStats
+from .policies import Policies
 from .policy import Policy, Recompress, Writeback
 from .postprocess import PostProcessor
-from .stats import BackingStats, RecompressionStats, StoreStats, WritebackStats
 from .store import MAX_DISKSIZE, Store
 
 if TYPE_CHECKING:
-    from allocator.stats import BalloonStats, ClassStats, CompactionStats, PageblockStats
+    from allocator.stats import ClassStats, PageblockStats
 
     from .lane import Lane, LaneStats
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-# The counters of LaneStats that `reset` sets to zero, as the kernel does with those of its disk.
-_LANE_COUNTERS = (
-    "read_ios", "read_sectors", "read_ms", "write_ios", "write_sectors", "write_ms", "io_ms", "queue_ms",
-    "discard_ios", "discard_sectors", "discard_ms", "flush_ios", "flush_ms",
-)
-
-
-@dataclass(frozen=True)
-class MemoryStats:
-    """What compaction and the balloon have done since the device was set up; `won` is what the last
-    `compact` command said."""
-
-    compactor: CompactorStats
-    migration: CompactionStats
-    balloon: BalloonStats
-    orders: tuple[int, ...]
-    store: StoreStats
-    won: str | None
-
-    @property
-    def unusable_index(self) -> float:
-        """Share of the free frames that do not lie in whole free pageblocks, 0 to 1."""
-        whole = self.orders[-1] << (len(self.orders) - 1)
-        free = sum(blocks << order for order, blocks in enumerate(self.orders))
-        return (free - whole) / free if free else 0.0
-
-
-@dataclass(frozen=True)
-class DeviceStats:
-    """disksize, mem_limit in bytes, 0 = not set up, no limit; level None = the codec's default;
-    algorithms by priority, the first being algo and level; store None while the device is not set up;
-    lane: its counters since the last reset."""
-
-    name: str
-    directory: Path
-    disksize: int
-    algo: str
-    level: int | None
-    mem_limit: int
-    store: StoreStats | None
-    lane: LaneStats
-    threads: int
-    open_count: int
-    alive: bool
-    last_error: str | None
-    algorithms: tuple[Algorithm | None, ...]
-    access_times: bool
-    recompression: RecompressionStats
-    backing_dev: BackingSettings
-    backing: BackingStats | None
-    writeback: WritebackStats
-    policies: tuple[PolicyStats, ...]
 
 
 class Device:
@@ -192,7 +137,7 @@ class Device:
             level=store.level if store else self._primary.level,
             mem_limit=self._mem_limit,
             store=store.stats() if store else None,
-            lane=_since(lane.stats(), self._lane_before),
+            lane=since(lane.stats(), self._lane_before),
             threads=self._config.threads,
             open_count=lane.open_count,
             alive=lane.alive,
@@ -469,11 +414,3 @@ class Device:
             return work()
 
         return await trio.to_thread.run_sync(prepared, limiter=self._worker)
-
-
-def _since(now: LaneStats, before: LaneStats | None) -> LaneStats:
-    if before is None:
-        return now
-    latency = tuple(new - old for new, old in zip(now.latency, before.latency, strict=True))
-    counters = {name: getattr(now, name) - getattr(before, name) for name in _LANE_COUNTERS}
-    return replace(now, latency=latency, **counters)

@@ -32,7 +32,8 @@ from .stats import (
 if TYPE_CHECKING:
     from allocator.stats import ClassStats
 
-    from .device import Device, DeviceStats, MemoryStats
+    from .device import Device
+    from .device_stats import DeviceStats, MemoryStats
     from .lane import LaneStats
     from .policies import PolicyStats
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import trio
 
-from .device import Device, DeviceStats
+from .device import Device
+from .device_stats import DeviceStats
 from .sizes import format_size
 
 log = logging.getLogger(__name__)

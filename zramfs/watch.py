@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import trio
 
-from .device import Device, DeviceStats
+from .device import Device
+from .device_stats import DeviceStats
 from .stats import EMPTY
 
 log = logging.getLogger(__name__)
