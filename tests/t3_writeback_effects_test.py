@@ -49,7 +49,7 @@ async def test_which_pages_are_written(tmp_path: Path, store: Path, text: str, p
     async with device(tmp_path) as ours:
         await filled(ours, store)
         assert ours.read("zram/bd_stat") == f"{0:8} {0:8} {0:8}\n"
-        before = numbers(ours, "mm_stat")
+        before, huge = numbers(ours, "mm_stat"), {page for page, marks in flags(ours).items() if "h" in marks}
         await ours.done(("zram/writeback", text))
         assert written(ours) == pages
         count, reads, writes = numbers(ours, "bd_stat")
@@ -59,6 +59,8 @@ async def test_which_pages_are_written(tmp_path: Path, store: Path, text: str, p
         assert (after[1] < before[1]) == bool(pages)
         assert after[7] == before[7] - len([page for page in pages if page > 4])
         assert not any("i" in marks for page, marks in flags(ours).items() if page in pages)
+        # As in the kernel a huge page is shown as one wherever it is; it counts while it takes memory.
+        assert {page for page, marks in flags(ours).items() if "h" in marks} == huge == {5, 6, 7, 8}
 
 
 async def test_what_was_written_back_is_read_stays_there_and_is_freed(tmp_path: Path, store: Path) -> None:

@@ -2,8 +2,8 @@
 """zram/block_state: a line for each page that is stored, in the kernel's format, made as it is read.
 
     index, time of the last access in seconds since boot, flags
-              300           75.000000 .whi..
-    s same-filled   w written back   h huge (stored raw)   i idle   r recompressed   n incompressible
+              300           75.000000 .wh..n
+    s same-filled   w written back   h huge (stored raw, there too)   i idle   r recompressed   n incompressible
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
@@ -11,6 +11,7 @@ from libc.stdio cimport snprintf
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 from allocator.prim cimport load32, load64
+from zramfs.backing cimport BACK_HUGE
 from zramfs.slots cimport *
 from zramfs.store cimport Store
 
@@ -20,10 +21,11 @@ cdef enum:
 
 cdef int format_line(store_t* st, uint64_t slot, uint64_t v, char* line) noexcept nogil:
     cdef uint32_t kind = slot_type(v)
+    cdef bint huge = kind == HUGE or kind == WRITTEN_BACK and v & BACK_HUGE != 0
     return snprintf(
         line, LINE, "%12llu %12u.%06d %c%c%c%c%c%c\n", <unsigned long long>slot, last_access(st, slot), 0,
         <int>(c's' if kind == SAME or kind == SAME_OBJ else c'.'), <int>(c'w' if kind == WRITTEN_BACK else c'.'),
-        <int>(c'h' if kind == HUGE else c'.'), <int>(c'i' if v & SLOT_IDLE else c'.'),
+        <int>(c'h' if huge else c'.'), <int>(c'i' if v & SLOT_IDLE else c'.'),
         <int>(c'r' if slot_prio(v) else c'.'), <int>(c'n' if v & SLOT_INCOMPRESSIBLE else c'.'))
 
 
