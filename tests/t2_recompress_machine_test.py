@@ -124,11 +124,11 @@ class RecompressMachine(RuleBasedStateMachine):
         smallest_done, largest_left = PAGE, 0
         for slot, page in chosen.items():
             old, new = page.size, packed(priority, page.data)
-            better = models.size_class(new).size < models.size_class(old).size
-            wins = better and (not threshold or new < threshold)
+            smaller = models.size_class(new).size < models.size_class(old).size
+            wins = smaller and (not threshold or new < threshold)
             found = file.slot(slot)
             if not whole and found.prio == page.priority and found.idle == page.idle and (
-                    not found.incompressible) and (page.idle or wins or priority == 2 and not better):
+                    not found.incompressible) and (page.idle or wins or priority == 2):
                 largest_left = max(largest_left, old)
                 continue
             page.idle = False
@@ -138,7 +138,7 @@ class RecompressMachine(RuleBasedStateMachine):
                 smallest_done = min(smallest_done, old)
             else:
                 kept += 1
-                if priority == 2 and not better:
+                if priority == 2:
                     page.incompressible = True
                     marked += 1
         assert largest_left < smallest_done + 64

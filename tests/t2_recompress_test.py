@@ -148,8 +148,16 @@ def test_the_largest_objects_come_first(store: Store) -> None:
     assert len(done) == 10 and min(done) >= 28
 
 
+def test_a_result_above_the_threshold_is_a_failure_of_the_highest_priority(store: Store) -> None:
+    store.write(0, hard(1))
+    large = len(Codec("zstd", 12).compress(hard(1)))
+    assert recompress(store, 2, threshold=large) == RecompressionStats(tried=1, kept=1, incompressible=1)
+    assert slots(store, 1)[0].incompressible
+
+
 def test_max_pages_counts_tries(store: Store) -> None:
     store.write(0, noise(1) + noise(2) + noise(3) + prose(1))
+    assert recompress(store, 1, max_pages=0) == RecompressionStats()
     assert recompress(store, 1, max_pages=3) == RecompressionStats(tried=3, kept=3)
     assert recompress(store, 1, max_pages=4).won == 1
 

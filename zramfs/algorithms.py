@@ -203,12 +203,12 @@ def parse_parameters(text: str, entries: Table) -> tuple[int, Algorithm]:
 
 @dataclass(frozen=True)
 class RecompressArguments:
-    """priority None: that of algo, or 1. threshold in bytes, max_pages in tries; 0 = none."""
+    """priority None: that of algo, or 1. threshold in bytes, 0 = none; max_pages in tries, None = all."""
 
     idle: bool = False
     huge: bool = False
     threshold: int = 0
-    max_pages: int = 0
+    max_pages: int | None = None
     algo: str | None = None
     priority: int | None = None
 

@@ -8,7 +8,7 @@ the largest first. A page is replaced only if its new object falls into a smalle
 a class nothing would be won.
 """
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
 
 from allocator.prim cimport *
 from allocator.zsmalloc cimport class_for, size_class_t
@@ -37,7 +37,7 @@ cdef struct job_t:
     uint64_t wanted             # flags of a slot, all of which it must have
     bint huge                   # raw pages only
     uint32_t threshold          # bytes; 0 = none
-    uint64_t max_pages          # tries; 0 = no limit
+    uint64_t max_pages          # tries
     candidates_t selected
     uint64_t chunk              # where the selection goes on
     # results
@@ -115,7 +115,7 @@ cdef void commit(job_t* job, uint64_t slot, uint32_t size, uint32_t fresh) noexc
     v &= ~<uint64_t>SLOT_POST
     if new_class.size >= old_class.size or job.threshold != 0 and fresh >= job.threshold:
         job.kept += 1
-        if job.last and new_class.size >= old_class.size:
+        if job.last:
             v |= SLOT_INCOMPRESSIBLE
             job.incompressible += 1
         slot_unlock(st, slot, v)
@@ -157,7 +157,7 @@ cdef void recompress_page(job_t* job, uint64_t slot) noexcept nogil:
 cdef bint step_slice(job_t* job, uint64_t until) noexcept nogil:
     """True if there is more to do."""
     cdef uint64_t slot
-    while job.max_pages == 0 or job.tried < job.max_pages:
+    while job.tried < job.max_pages:
         if not candidates_take(&job.selected, &slot):
             return False
         chunk_pin(job.st, slot >> CHUNK_SHIFT)
@@ -184,7 +184,7 @@ cdef class Recompression:
 
     idle, huge: only pages that are idle, stored raw, or both. threshold: leaves objects of fewer bytes
     alone, and takes results of fewer bytes only; 0 = any. max_pages: how many pages are tried at
-    most; 0 = no limit.
+    most; None = no limit.
 
     To be driven so: select() until it answers False, step() until it answers False, then finish(),
     which must be called whatever happened, and before the store is closed. Each gives the GIL up, holds
@@ -195,7 +195,7 @@ cdef class Recompression:
     cdef Store store                # None once finished
 
     def __cinit__(self, Store store not None, priority, *, bint idle=False, bint huge=False,
-                  threshold=0, max_pages=0):
+                  threshold=0, max_pages=None):
         candidates_init(&self.job.selected)
         if not 1 <= priority < NR_PRIO or store.codecs[priority] is None:
             raise ValueError(f"no secondary algorithm has the priority {priority}")
@@ -210,7 +210,7 @@ cdef class Recompression:
         self.job.wanted = SLOT_IDLE if idle else 0
         self.job.huge = huge
         self.job.threshold = threshold
-        self.job.max_pages = min(max_pages, (1 << 64) - 1)
+        self.job.max_pages = UINT64_MAX if max_pages is None else min(max_pages, UINT64_MAX)
         store.begin_post()
         self.store = store
         try:
