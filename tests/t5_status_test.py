@@ -120,6 +120,7 @@ def test_swap_is_shown_as_in_zramctl(zram: KernelZram, tmp_path: Path) -> None:
             finally:
                 run("swapoff", area)
         assert shown == ["[SWAP]\n"] * 2
+        assert rows("-o", "swap-used,swap-prio") == [{"swap-used": None, "swap-prio": None}]
 
 
 @pytest.mark.parametrize("words", [

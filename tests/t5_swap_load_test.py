@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import failure
+from commands import failure, rows
 from swap_load import Group, build, fillers, group, lane_faults, until_swapped
 from whole import MIB, Device, wait_until, zramfs
 
@@ -77,6 +77,9 @@ def test_a_gibibyte_verified_three_times(swap: State, small: Group, program: Pat
     small.limit(200 * MIB)
     with fillers(program, small, 1024, passes=3 * times) as [filler]:
         until_swapped(small, 700 * MIB)
+        # Nothing else uses the area; what is on its way there the group counts, too.
+        [row] = rows("--bytes")
+        assert row["swap-used"] > 600 * MIB
         filler.finish(100 * times)
     assert [line.split()[0] for line in filler.lines] == [str(n + 1) for n in range(3 * times)]
     assert small.kills == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from commands import failure, kill_daemon, nothing_left, rows
 from whole import MIB, ZRAMFS, run, wait_until, zramfs
 
 from zramfs import busy, loops, rundir, watermark
+from zramfs.cli.status import DEFAULT
 from zramfs.rundir import State
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "swap"), pytest.mark.timeout(120)]
@@ -60,9 +62,12 @@ def test_swap_from_one_command(base: Path) -> None:
         queue = Path(f"/sys/block/{Path(state.loop).name}")
         assert (queue / "queue/logical_block_size").read_text() == "4096\n"
         assert (queue / "loop/dio").read_text() == "1\n"
-        assert rows("fast", "-o", "MOUNTPOINT,ALGORITHM,STATE") == [
-            {"mountpoint": "[SWAP]", "algorithm": "zstd", "state": "ready"}
+        assert rows("fast", "-o", "MOUNTPOINT,ALGORITHM,SWAP-PRIO,STATE") == [
+            {"mountpoint": "[SWAP]", "algorithm": "zstd", "swap-prio": 7, "state": "ready"}
         ]
+        [shown] = rows("-b")
+        assert list(shown) == [*(name.lower() for name in DEFAULT), "swap-used"]
+        assert shown["swap-used"] == 0
     finally:
         done = zramfs("stop", "fast")
     assert (done.stdout, done.stderr) == ("", "")
@@ -155,16 +160,39 @@ def test_wrong_calls(words: list[str], reason: str, base: Path) -> None:
     assert not base.exists()
 
 
+def with_program(tmp_path: Path, name: str, script: str) -> dict[str, str]:
+    """An environment where the program `name` is a shell script."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "bin" / name).chmod(0o755)
+    return {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+
+
 @pytest.mark.parametrize("program", ["mkswap", "swapon"])
 def test_a_step_that_fails_undoes_everything_and_is_quoted(tmp_path: Path, base: Path, program: str) -> None:
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / program).write_text("#!/bin/sh\necho 'not today' >&2\nexit 1\n")
-    (tmp_path / "bin" / program).chmod(0o755)
-    path = f"{tmp_path}/bin:{os.environ['PATH']}"
-    done = run(*ZRAMFS, "swap", "--size", "16M", check=False, env={**os.environ, "PATH": path})
+    env = with_program(tmp_path, program, "echo 'not today' >&2; exit 1")
+    done = run(*ZRAMFS, "swap", "--size", "16M", check=False, env=env)
     assert done.returncode == 1
     assert "` failed: not today" in done.stderr
     gone(base)
+
+
+def test_a_swapoff_that_met_a_page_in_motion_is_tried_again(tmp_path: Path, base: Path, swap0: State) -> None:
+    """Twice it finds no memory, as the kernel says when a program has just taken the page itself."""
+    real, count = shutil.which("swapoff"), tmp_path / "count"
+    env = with_program(
+        tmp_path, "swapoff",
+        f'echo >>{count}; [ "$(wc -l <{count})" -gt 2 ] && exec {real} "$@"; echo no memory >&2; exit 2')
+    done = run(*ZRAMFS, "stop", "swap0", env=env)
+    assert (done.stdout, done.stderr, count.read_text()) == ("", "", "\n\n\n")
+    gone(base, swap0)
+
+
+def test_a_swapoff_that_finds_no_memory_again_and_again_ends_it(tmp_path: Path, swap0: State) -> None:
+    env = with_program(tmp_path, "swapoff", "echo no memory >&2; exit 2")
+    done = run(*ZRAMFS, "stop", "swap0", check=False, env=env)
+    assert (done.returncode, done.stderr) == (1, f"zramfs: `swapoff {swap0.loop}` failed: no memory\n")
+    assert swap0.alive() and swap0.loop in busy.swaps()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import subprocess
@@ -13,12 +14,19 @@ from . import busy, memcg
 from .errors import ZramfsError
 from .sizes import format_size
 
+log = logging.getLogger(__name__)
+
 # As systemd's zram-generator: above any swap on a disk, which gets -2 and less by itself.
 DEFAULT_PRIORITY = 100
 MAX_PRIORITY = 32767  # what swapon(8) takes
 DISCARDS = ("both", "once", "pages", "none")
 # mkswap refuses fewer than 10 pages.
 MIN_SIZE = 40960
+# What swapoff(8) ends with for ENOMEM, and how often it is tried then. Under load the kernel (mm/swapfile.c,
+# unuse_pte_range, up to 6.18 at least) also says ENOMEM of a page that a program has just read for itself:
+# 1 of 60 swapoffs below two busy programs, and never the next one.
+_NO_MEMORY = 2
+_OFF_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -66,11 +74,17 @@ def on(device: str, wanted: Swap) -> None:
 def off(device: str) -> None:
     """Brings every page back and ends the area; without effect when it is none. Takes as long as it takes.
 
-    Raises ZramfsError; then the area is as it was. When memory runs out on the way, the kernel ends
-    swapoff before any other process.
+    Raises ZramfsError; then the area goes on. When memory runs out on the way, the kernel ends swapoff
+    before any other process.
     """
-    if device in busy.swaps():
-        _expect(["swapoff", device])
+    if device not in busy.swaps():
+        return
+    for _ in range(_OFF_TRIES):
+        done = _run(["swapoff", device])
+        if done.returncode != _NO_MEMORY:
+            break
+        log.info("swapoff %s: no memory for a page", device)
+    _expect_done(done)
 
 
 def expect_room(device: str) -> None:
@@ -104,8 +118,15 @@ def _mem_available() -> int:
     return 0
 
 
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+
+
 def _expect(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    _expect_done(_run(command))
+
+
+def _expect_done(done: subprocess.CompletedProcess[str]) -> None:
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
-        raise ZramfsError(errno.EIO, f"`{' '.join(command)}` failed: {said}")
+        raise ZramfsError(errno.EIO, f"`{' '.join(done.args)}` failed: {said}")

@@ -91,7 +91,22 @@ def _mountpoint(row: Row) -> str | None:
     for mount in busy.mounts():
         if mount.source in standing:
             return str(mount.mountpoint)
-    return "[SWAP]" if set(standing) & set(busy.swaps()) else None
+    return "[SWAP]" if _swap(row) else None
+
+
+def _swap(row: Row) -> busy.SwapArea | None:
+    standing = _loops(row)
+    return next((area for area in busy.swap_areas() if area.path in standing), None)
+
+
+def _swap_used(row: Row) -> int | None:
+    area = _swap(row)
+    return area.used if area else None
+
+
+def _swap_priority(row: Row) -> int | None:
+    area = _swap(row)
+    return area.priority if area else None
 
 
 COLUMNS = {
@@ -110,6 +125,9 @@ COLUMNS = {
     "MIGRATED": Column("pages freed by compaction", lambda row: row.mm_stat(6), human=format_size),
     "COMP-RATIO": Column("DATA / TOTAL", _ratio, is_number=True),
     "MOUNTPOINT": Column("where a file system on the device is mounted, or [SWAP]", _mountpoint),
+    # Not DATA: what programs have in swap, without what they freed and the kernel has not discarded yet.
+    "SWAP-USED": Column("swap in use on the device", _swap_used, human=format_size),
+    "SWAP-PRIO": Column("priority of the swap area", _swap_priority, is_number=True),
     "DIRECTORY": Column("where disk, control and zram/ are", lambda row: str(row.directory)),
     "LOOP": Column("loop devices on the device", lambda row: ",".join(_loops(row)) or None),
     "PID": Column("process that serves the device", _pid, is_number=True),
@@ -173,8 +191,8 @@ def status(
 ) -> int:
     """Show the devices, or the one on the directory DIR, as zramctl does.
 
-    A device that does not answer within two seconds has a row all the same, and a STATE column says
-    why; the exit status is 1 then.
+    Where one of them is swap, a column more shows how much of it is in use. A device that does not answer
+    within two seconds has a row all the same, and a STATE column says why; the exit status is 1 then.
     """
     rows = _rows(dir)
     output = list(COLUMNS) if output_all else output
@@ -183,8 +201,9 @@ def status(
         if row.health not in ("ready", "starting"):
             say(f"{row.name}: {_advice(row)}")
     unwell = any(row.health != "ready" for row in rows)
-    if unwell and output == DEFAULT:
-        output = [*DEFAULT, "STATE"]
+    if output == DEFAULT:
+        swap = ["SWAP-USED"] if any(map(_swap, rows)) else []
+        output = [*DEFAULT, *swap, *(["STATE"] if unwell else [])]
     if as_json:
         values = [[_json(COLUMNS[name], row, in_bytes) for name in output] for row in rows]
         print_json("zramfs", output, values)
