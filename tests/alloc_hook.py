@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from native import compiled
 
 from zramfs import codecs
 
 
 def run(script: str, directory: Path, *arguments: str) -> str:
-    """Stdout of a script, whose sys.argv[1] is the library of alloc_count.c; skips without a compiler."""
-    cc = shutil.which("cc") or shutil.which("gcc")
-    if cc is None:
-        pytest.skip("no C compiler to build the allocation counter with")
+    """Stdout of a script, whose sys.argv[1] is the library of alloc_count.c."""
     if "san" in os.environ.get("LD_PRELOAD", ""):
         pytest.skip("a sanitizer has the heap's functions already")
-    hook = directory / "alloc_count.so"
-    source = Path(__file__).with_name("alloc_count.c")
-    subprocess.run([cc, "-shared", "-fPIC", "-O1", "-Wall", "-o", hook, source], check=True, timeout=60)
+    hook = compiled(
+        Path(__file__).with_name("alloc_count.c"), directory / "alloc_count.so", "-shared", "-fPIC")
     root = Path(codecs.__file__).parents[1]
     child = subprocess.run(
         [sys.executable, "-c", script, str(hook), *arguments],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the tests' own users of the allocator's C interface, probe.pyx and crowd.pyx."""
+"""Compiles the tests' own users of the allocator's C interface, probe.pyx and crowd.pyx, and files in C."""
 from __future__ import annotations
 
 import functools
@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
+
+from whole import tool_environment
 
 from allocator import arena
 
@@ -41,6 +43,18 @@ setup(
 """
 
 
+def compiled(source: Path, target: Path, *flags: str) -> Path:
+    """`target`, made of one file in C."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler, "no C compiler, though the extensions were built with one"
+    # A sanitizer that is preloaded into this process is not for the compiler.
+    subprocess.run(
+        [compiler, "-O2", "-Wall", *flags, "-o", target, source], env=tool_environment(), check=True,
+        timeout=60,
+    )
+    return target
+
+
 def _sanitizer() -> str:
     """Of the allocator under test, so that what is compiled here is watched in the same way."""
     program = Path(arena.__file__).read_bytes()
@@ -63,10 +77,8 @@ def _built() -> Path:
     place = Path(tempfile.mkdtemp(prefix="native-"))
     for path in sources:
         shutil.copy(path, place)
-    # A sanitizer that is preloaded into this process is not for the compiler.
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     done = subprocess.run(
-        [sys.executable, "-c", _SETUP, CHECKOUT, _sanitizer(), *NAMES], cwd=place, env=environment,
+        [sys.executable, "-c", _SETUP, CHECKOUT, _sanitizer(), *NAMES], cwd=place, env=tool_environment(),
         timeout=100, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )
     assert done.returncode == 0, f"probe.pyx or crowd.pyx does not compile:\n{done.stdout[-4000:]}"

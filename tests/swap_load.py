@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import capabilities
 import leftovers
-import pytest
+from native import compiled
 from whole import MIB, tool_environment, wait_until
 
 
@@ -103,13 +102,7 @@ def fillers(program: Path, where: Group, *sizes: int, passes: int = 0) -> Iterat
 
 def build(place: Path) -> Path:
     """The program swap_fill."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.fail("no C compiler, though the extensions were built with one")
-    program = place / "swap_fill"
-    source = Path(__file__).parent.parent / "benchmarks" / "swap_fill.c"
-    subprocess.run([compiler, "-O2", "-o", program, source], check=True, env=tool_environment())
-    return program
+    return compiled(Path(__file__).parent.parent / "benchmarks" / "swap_fill.c", place / "swap_fill")
 
 
 def lane_faults(pid: int) -> dict[str, int]:

@@ -4,7 +4,9 @@ nobody else waits for them. The backing store that stands still is the disk of a
 from __future__ import annotations
 
 import errno
+import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +16,9 @@ from pathlib import Path
 import pytest
 from backing_tools import MIB, PAGE, backing_file, write_back
 from harness import Disk, served
+from lane_watch import LaneWatch, environment
 from page_kinds import noise, prose
+from whole import run, wait_until
 from wire import KEEP_SIZE, PUNCH_HOLE, Op, Wire, fallocate_in, read_in, wired, write_in
 
 from zramfs.backing import Backing
@@ -173,6 +177,51 @@ def test_what_finds_no_room_to_wait_is_done_all_the_same(tmp_path: Path) -> None
         assert stats.put_off + stats.waited == nr and 1 <= stats.waited <= 3
         for n in range(nr):
             assert wire.read(n * PAGE, PAGE) == content(n)[:9] + b"part" + content(n)[13:]
+
+
+def a_request_that_waits_after_it_was_shared(place: Path) -> bool:
+    """The two threads of a lane work on one write. The one that has it finds no room for what it needs of
+    the backing store, and waits, while the other is on its way to rest and gets there late. True if it has
+    helped."""
+    watch = LaneWatch(os.environ.pop("LANE_WATCH"))
+    del os.environ["LD_PRELOAD"]  # the other device is not watched
+    how = {"threads": 2, "algo": "zstd", "level": 19}  # so slow that there is something left for a helper
+    with still(place / "other") as (other, path), half_written_back(path, **how) as wire:
+        full = SLOW_THREADS + SPARES
+        with other.stopped():
+            for n in range(full):
+                wire.send(Op.WRITE, write_in(n * PAGE + 9, 4) + b"part")
+                assert wire.silent(0.02)
+            assert wire.lane.stats().put_off == full
+            watch.make_late("zramfs-lane1", 5000)
+            # Of the last page it has a part only.
+            data = random.Random(1).randbytes((BACK - full - 4) * PAGE + 9)
+            wire.send(Op.WRITE, write_in(full * PAGE, len(data)) + data)
+            wait_until(lambda: wire.lane.stats().waited == 1, "there is no room for the write")
+            wire.send(Op.READ, read_in(BACK * PAGE, PAGE))
+            # Half of what the other device may stand still for.
+            assert not wire.silent(10), "a page in memory waits for the backing store"
+            assert wire.receive().data == content(BACK)
+            watch.make_late("", 0)
+        for _ in range(full + 1):
+            assert wire.receive().error == 0
+        assert wire.read(full * PAGE, len(data)) == data
+        return wire.lane.stats().helped_pieces > 0
+
+
+@pytest.mark.requires("fuse", "unsanitized")
+def test_a_thread_that_is_about_to_rest_is_not_missed(tmp_path: Path) -> None:
+    script = """
+import sys, pathlib, t4_slow_test
+print(t4_slow_test.a_request_that_waits_after_it_was_shared(pathlib.Path(sys.argv[1])))
+"""
+    for attempt in range(5):
+        place = tmp_path / str(attempt)
+        done = run(sys.executable, "-c", script, place, env=environment(place))
+        if done.stdout == "True\n":
+            break
+    else:
+        pytest.fail("the second thread never came to help")
 
 
 @pytest.mark.requires("fuse")
