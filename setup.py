@@ -88,6 +88,7 @@ EXTENSIONS = [
     extension("zramfs.requests"),
     extension("zramfs.slow"),
     extension("zramfs.threads"),
+    extension("zramfs.crew"),
     extension("zramfs.lane"),
 ]
 

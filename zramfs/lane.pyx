@@ -13,6 +13,10 @@ import os
 import time
 
 from allocator.prim cimport cas64, load64, peek64
+from zramfs.crew cimport (
+    crew_add, crew_add_slow, crew_free, crew_idle, crew_init, crew_join, crew_start, crew_start_slow,
+    crew_stop, crew_wait,
+)
 from zramfs.fuse_abi cimport (
     FUSE_HAS_RESEND, FUSE_KERNEL_VERSION, FUSE_NOTIFY_INVAL_INODE, FUSE_ROOT_ID,
     ZRAMFS_FUSE_MINOR_MIN, fuse_notify_inval_inode_out, fuse_out_header,
@@ -23,10 +27,7 @@ from zramfs.requests cimport (
 )
 from zramfs.stats import BUCKET_BOUNDS as _BUCKET_BOUNDS, Latency, OPERATIONS as _OPERATIONS
 from zramfs.store cimport Store, store_ctx_free, store_ctx_new, store_ctx_t, store_t
-from zramfs.threads cimport (
-    MAX_THREADS, SLOW_THREADS, crew_add, crew_add_slow, crew_free, crew_idle, crew_init, crew_join,
-    crew_start, crew_start_slow, crew_stop, crew_t, crew_wait, thread_t,
-)
+from zramfs.threads cimport MAX_THREADS, SLOW_THREADS, crew_t, thread_t
 
 cdef extern from "sys/eventfd.h" nogil:
     int eventfd(unsigned int value, int flags)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The threads that serve a connection: their memory, start, work and end. None takes the GIL, so
-waiting for them with the GIL held is safe.
+"""The threads that serve a connection: how they read, answer, rest and help. None takes the GIL, so
+waiting for them with the GIL held is safe. Their memory, start and end: crew.pxd.
 
 The kernel wakes all that read a connection in turns, which costs a single client the warm caches of
 the thread that has just served it (4 KiB reads at depth 1: 5.0 us of CPU instead of 7.2). So only
@@ -27,6 +27,13 @@ cdef enum:
 
 cdef extern from "pthread.h" nogil:
     ctypedef unsigned long pthread_t
+
+cdef extern from "poll.h" nogil:
+    struct pollfd:
+        int fd
+        short events
+    int poll(pollfd* fds, unsigned long n, int timeout_ms)
+    enum: POLLIN
 
 # Fields without a word on who writes them are constant once the threads run.
 cdef struct thread_t:
@@ -70,23 +77,14 @@ cdef struct crew_t:
     int slow_count              # slow threads with memory
     int slow_created            # slow threads to join
 
-# Of zeroed memory.
-cdef void crew_init(crew_t* crew) noexcept nogil
-# Memory and buffers of one more thread: 0 or an errno.
-cdef int crew_add(crew_t* crew) noexcept nogil
-# Memory of the slow threads, unless they have it: 0 or an errno.
-cdef int crew_add_slow(crew_t* crew) noexcept nogil
-# Starts those that have memory and do not run: 0 or an errno. crew_start does so by itself.
-cdef int crew_start_slow(crew_t* crew) noexcept nogil
-# Starts all threads: 0 or an errno; after an error, crew_stop and crew_join.
-cdef int crew_start(crew_t* crew) noexcept nogil
-# Asks all threads to end and returns when they have.
-cdef void crew_stop(crew_t* crew) noexcept nogil
-# True if the last thread ended, after at most timeout_ms.
-cdef bint crew_wait(crew_t* crew, int timeout_ms) noexcept nogil
-# After the last thread ended: frees what the threads library holds of them.
-cdef void crew_join(crew_t* crew) noexcept nogil
-# True if no request waits in the kernel's queue and none is in hand.
-cdef bint crew_idle(crew_t* crew) noexcept nogil
-# Frees the threads' memory and closes all descriptors.
-cdef void crew_free(crew_t* crew) noexcept nogil
+# Work of a lane thread and of a slow one, until the connection ends or all have to; arg is the thread_t.
+cdef void* serve(void* arg) noexcept nogil
+cdef void* serve_slow(void* arg) noexcept nogil
+# No thread begins another request; those that rest, or wait for one, end.
+cdef void stop_all(crew_t* crew) noexcept nogil
+# So many threads less are alive; the last one gives the connection up.
+cdef void leave(crew_t* crew, uint64_t threads) noexcept nogil
+# Wakes up to so many of those that rest; arg is the crew_t (server_t.summon).
+cdef void call(void* arg, uint64_t threads) noexcept nogil
+# True if requests wait in the kernel's queue.
+cdef bint waiting(crew_t* crew) noexcept nogil
