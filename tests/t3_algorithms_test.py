@@ -104,17 +104,38 @@ async def test_each_write_of_parameters_takes_the_place_of_the_last(box: Box, tm
     assert box.device.stats().algorithms[0] == Algorithm("lz4", 7)
     await box.write("algorithm_params", "")
     assert box.device.stats().algorithms[0] == Algorithm("lz4")
-    await box.write("algorithm_params", "level=7")
-    await box.write("comp_algorithm", "lz4")
-    assert box.device.stats().algorithms[0] == Algorithm("lz4", 1), "choosing anew drops them"
     await box.write("algorithm_params", "unknown=1 level=2 deflate.winbits=-12")
     assert box.device.stats().algorithms[0] == Algorithm("lz4", 2)
 
 
+async def test_parameters_stay_when_another_algorithm_is_chosen(box: Box, tmp_path: Path) -> None:
+    """As in the kernel, which keeps them by priority. What came with a name goes with it."""
+    (tmp_path / "dict").write_bytes(prose(1))
+    await box.write("algorithm_params", f"level=7 dict={tmp_path}/dict")
+    await box.write("comp_algorithm", "zstd")
+    await box.write("recomp_algorithm", "algo=lz4hc")
+    await box.write("algorithm_params", "priority=1 level=11")
+    await box.write("recomp_algorithm", "algo=zstd")
+    await box.write("disksize", "1M")
+    assert [each and (each.algo, each.level, each.dictionary) for each in box.store.codecs] == [
+        ("zstd", 7, prose(1)), ("zstd", 11, None), None, None]
+    await box.device.command("reset")
+    for commands, expected in (
+        (("algorithm_params=level=7", "comp_algorithm=zstd:5", "comp_algorithm=lz4hc"), ("lz4hc", 9)),
+        (("algorithm_params=level=7", "comp_algorithm=none"), ("none", 0)),
+        (("comp_algorithm=zstd:9", "comp_algorithm=lz4"), ("lz4", 1)),
+        (("algorithm_params=level=7", "reset", "comp_algorithm=zstd"), ("zstd", 3)),
+    ):
+        for command in (*commands, "disksize=1M"):
+            await box.device.command(command)
+        assert (box.store.algo, box.store.level) == expected
+        await box.device.command("reset")
+
+
 @pytest.mark.parametrize("data, code, words", [
-    ("algo=zstd", errno.EINVAL, "'zstd' is configured; there are #0 lz4, #1 zstd"),
+    ("algo=zstd", errno.EINVAL, "algorithms, #0 lz4 or #1 zstd; got algo='zstd"),
     ("algo=lz4 priority=1", errno.EINVAL, "priority 1 is zstd, not 'lz4'"),
-    ("priority=2", errno.EINVAL, "no algorithm has the priority 2"),
+    ("priority=2", errno.EINVAL, "#1 zstd; nothing has the priority 2"),
     ("priority=4", errno.EINVAL, "priority=0 to 3, got 4"),
     ("priority=-1", errno.EINVAL, "got -1"),
     ("priority=9999999999", errno.ERANGE, "priority takes a number"),
@@ -273,10 +294,10 @@ async def test_recompress(data: str, won: int) -> None:
 
 
 @pytest.mark.parametrize("data, code, words", [
-    ("priority=3", errno.EINVAL, "no algorithm has the priority 3"),
+    ("priority=3", errno.EINVAL, "#1 lz4hc or #2 zstd; nothing has the priority 3"),
     ("priority=0", errno.EINVAL, "priority=1 to 3, got 0"),
     ("priority=4", errno.EINVAL, "got 4"),
-    ("algo=lz4", errno.EINVAL, "no algorithm 'lz4' is configured"),
+    ("algo=lz4", errno.EINVAL, "#1 lz4hc or #2 zstd; got algo='lz4'"),
     ("algo=zstd priority=1", errno.EINVAL, "priority 1 is lz4hc"),
     ("threshold=3625", errno.EINVAL, "at most 3624"),
     ("threshold=-1", errno.EINVAL, "threshold takes"),
@@ -297,7 +318,7 @@ async def test_without_a_size_or_a_second_algorithm(box: Box) -> None:
     with pytest.raises(ZramfsError):
         box.device.block_state(0, 4096)
     await box.write("disksize", "1M")
-    assert await box.refused("recompress", "", "priority 1; there are #0 lz4") == errno.EINVAL
+    assert await box.refused("recompress", "", "a secondary algorithm, and there is none") == errno.EINVAL
 
 
 async def test_statistics_are_sums_until_reset() -> None:

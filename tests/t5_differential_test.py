@@ -293,6 +293,19 @@ def test_parameters_last_until_the_next_write_of_some(twins):
         assert mm_stat(twin)["compr_data_size"] == sum(kept(page, length) for page in pages)
 
 
+@pytest.mark.parametrize(
+    "order", [("algorithm_params", "comp_algorithm"), ("comp_algorithm", "algorithm_params")])
+def test_the_order_of_algorithm_and_parameters_makes_no_difference(twins, order):
+    pages, values = real_pages(50), {"algorithm_params": b"level=64", "comp_algorithm": b"lz4"}
+    for name in order:
+        both(twins, lambda twin, name=name: twin.store(name, values[name]))
+    set_up(twins)
+    both(twins, lambda twin: twin.write(0, b"".join(pages)))
+    for twin, length in zip(twins, (kernel_length, library_length), strict=True):
+        expected = sum(kept(page, lambda page, length=length: length(page, 64)) for page in pages)
+        assert mm_stat(twin)["compr_data_size"] == expected
+
+
 # ---- differences -----------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)

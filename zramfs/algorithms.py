@@ -28,10 +28,12 @@ INT_MIN, INT_MAX = -(1 << 31), (1 << 31) - 1
 
 @dataclass(frozen=True)
 class Entry:
-    """An algorithm with the bytes of its dictionary, as they were when it was set."""
+    """An algorithm with the bytes of its dictionary, as they were when it was set. written: its parameters
+    came by algorithm_params, and so hold for whatever algorithm takes its place."""
 
     algorithm: Algorithm
     content: bytes | None = field(default=None, repr=False)
+    written: bool = False
 
     def codec(self) -> Codec:
         """ValueError for a level or a dictionary that the algorithm does not take; MemoryError."""
@@ -61,8 +63,17 @@ def table(primary: Algorithm, secondary: Sequence[Algorithm] = ()) -> Table:
     return (*found, *[None] * (PRIORITIES - len(found)))
 
 
-def entry(algorithm: Algorithm) -> Entry:
-    return Entry(algorithm, read_dictionary(algorithm.dictionary) if algorithm.dictionary else None)
+def entry(algorithm: Algorithm, written: bool = False) -> Entry:
+    content = read_dictionary(algorithm.dictionary) if algorithm.dictionary else None
+    return Entry(algorithm, content, written)
+
+
+def successor(old: Entry | None, chosen: Algorithm) -> Entry:
+    """What choosing an algorithm by its name alone makes of a priority. As in the kernel, parameters that
+    were written there stay."""
+    if old is None or not old.written or chosen.name == "none":  # which takes no parameters
+        return Entry(chosen)
+    return replace(old, algorithm=replace(old.algorithm, name=chosen.name))
 
 
 def with_entry(old: Table, priority: int, new: Entry) -> Table:
@@ -144,12 +155,12 @@ def priority_of(entries: Table, algo: str | None, priority: int | None, standard
         named = [n for n in range(standard, PRIORITIES) if (e := entries[n]) and e.algorithm.name == algo]
         if algo is not None and not named:
             raise ZramfsError(
-                errno.EINVAL, f"no algorithm {shown(algo)} is configured; there are {_listed(entries)}")
+                errno.EINVAL, f"expected {_listed(entries, standard)}; got algo={shown(algo)}")
         priority = named[0] if named else standard
     found = entries[priority]
     if found is None:
         raise ZramfsError(
-            errno.EINVAL, f"no algorithm has the priority {priority}; there are {_listed(entries)}")
+            errno.EINVAL, f"expected {_listed(entries, standard)}; nothing has the priority {priority}")
     if algo is not None and found.algorithm.name != algo:
         raise ZramfsError(
             errno.EINVAL,
@@ -157,8 +168,11 @@ def priority_of(entries: Table, algo: str | None, priority: int | None, standard
     return priority
 
 
-def _listed(entries: Table) -> str:
-    return ", ".join(f"#{n} {e.algorithm.name}" for n, e in enumerate(entries) if e)
+def _listed(entries: Table, first: int) -> str:
+    names = [f"#{n} {e.algorithm.name}" for n, e in enumerate(entries) if e and n >= first]
+    if not names:
+        return "a secondary algorithm, and there is none: write recomp_algorithm before disksize"
+    return f"one of the chosen algorithms, {' or '.join(names)}"
 
 
 def parse_secondary_choice(text: str) -> tuple[int, Algorithm]:

@@ -278,13 +278,17 @@ class Device:
             algorithm = algorithms.parse_spec(spec)
         except ValueError as error:
             raise ZramfsError(errno.EINVAL, str(error)) from None
-        await self._set_entry(0, algorithm)
+        if spec == algorithm.name:
+            self._choose(0, algorithm)
+        else:
+            await self._set_entry(0, algorithm)
 
     async def set_secondary(self, text: str) -> None:
-        await self._set_entry(*algorithms.parse_secondary_choice(text))
+        self._choose(*algorithms.parse_secondary_choice(text))
 
     async def set_parameters(self, text: str) -> None:
-        await self._set_entry(*algorithms.parse_parameters(text, self._algorithms))
+        priority, algorithm = algorithms.parse_parameters(text, self._algorithms)
+        await self._set_entry(priority, algorithm, written=True)
 
     async def set_access_times(self, on: bool) -> None:
         if self._store:
@@ -335,14 +339,15 @@ class Device:
             raise ZramfsError(
                 errno.EBUSY, f"{what} while the device is set up; reset it first, which drops its data")
 
-    async def _set_entry(self, priority: int, algorithm: Algorithm) -> None:
-        if self._store:
-            raise ZramfsError(
-                errno.EBUSY,
-                f"the algorithms stay as they are (#0 {self._primary.name}) while the device is set up; "
-                "reset it first, which drops its data",
-            )
-        entry = await self._in_thread(partial(algorithms.entry, algorithm))
+    def _choose(self, priority: int, algorithm: Algorithm) -> None:
+        """By its name alone."""
+        self._expect_no_store(f"the algorithms stay as they are (#0 {self._primary.name})")
+        entry = algorithms.successor(self._algorithms[priority], algorithm)
+        self._algorithms = algorithms.with_entry(self._algorithms, priority, entry)
+
+    async def _set_entry(self, priority: int, algorithm: Algorithm, *, written: bool = False) -> None:
+        self._expect_no_store(f"the algorithms stay as they are (#0 {self._primary.name})")
+        entry = await self._in_thread(partial(algorithms.entry, algorithm, written))
         self._algorithms = algorithms.with_entry(self._algorithms, priority, entry)
 
     def _expect_store(self, otherwise: str) -> Store:
