@@ -13,6 +13,7 @@ from commands import failure, rows, state_of
 from kernel_zram import KernelZram, kernel_zram
 from whole import MIB, ZRAMFS, Device, device, loop, opened, run, zramfs
 
+from zramfs import __version__
 from zramfs.cli.status import COLUMNS, DEFAULT, Row, show
 from zramfs.sizes import format_size
 
@@ -129,6 +130,11 @@ def test_swap_is_shown_as_in_zramctl(zram: KernelZram, tmp_path: Path) -> None:
 def test_what_else_zramctl_does_is_pointed_to(words: list[str]) -> None:
     said = failure("status", *words, code=2)
     assert "`zramfs status` only shows; " in said and said.count("`zramfs ") == 2
+
+
+@pytest.mark.parametrize("word", ["-V", "--version"])
+def test_its_version_is_told_as_zramctls(word: str) -> None:
+    assert zramfs("status", word).stdout == zramfs("--version").stdout == f"zramfs {__version__}\n"
 
 
 def test_status_formats(filled: Device) -> None:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import click
 
-from .. import __version__
 from ..errors import ZramfsError
 from .configured import check_config, down, systemd_generator, up
 from .control import control
 from .create import create, ramdisk
 from .doctor import doctor
 from .mount import is_mount_call, mount
+from .options import version
 from .output import say
 from .report import report
 from .status import status
@@ -46,7 +46,7 @@ class _Group(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="As root also: mount -t fuse.zramfs NAME DIR -o size=1G,... and in /etc/fstab. See zramfs(1).",
 )
-@click.version_option(__version__, "-V", "--version", prog_name="zramfs", message="%(prog)s %(version)s")
+@version
 def zramfs() -> None:
     """Compressed block devices in RAM, each served as one FUSE file."""
 

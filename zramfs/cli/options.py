@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .. import busy, lifecycle, rundir, sizes
+from .. import __version__, busy, lifecycle, rundir, sizes
 from ..config import DEFAULT_ALGO, DEFAULT_THREADS, MAX_THREADS, Algorithm, DeviceConfig
 from ..errors import ZramfsError
 from ..rundir import Rundir
@@ -141,6 +141,12 @@ def device_options(command: C) -> C:
     ):
         command = option(command)
     return command
+
+
+def version(command: C, **more: Any) -> C:
+    """-V and --version; more: what else click.option() knows."""
+    return click.version_option(
+        __version__, "-V", "--version", prog_name="zramfs", message="%(prog)s %(version)s", **more)(command)
 
 
 def device(text: str) -> Rundir:

@@ -16,7 +16,7 @@ from .. import bounded, busy, lifecycle, loops, rundir, scrape
 from ..rundir import Rundir, State
 from ..sizes import format_size, format_time
 from . import completion
-from .options import no_device
+from .options import no_device, version
 from .output import Value, print_json, print_raw, print_table, say
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -171,7 +171,7 @@ def _elsewhere(command: C) -> C:
         command = click.option(
             *names, is_flag=not words, hidden=True, expose_value=False, callback=refuse
         )(command)
-    return command
+    return version(command, hidden=True)
 
 
 @click.command(epilog="\b\nColumns:\n" + "\n".join(f"{name:>12}  {c.help}" for name, c in COLUMNS.items()))
