@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,15 @@ async def test_a_disksize_that_fails_can_be_tried_again():
     assert not lane.claimed
     await device.command("disksize=1M")
     assert device.stats().disksize == MIB
+
+
+async def test_a_balloon_that_no_pool_can_hold_is_refused_in_the_users_unit():
+    device, _ = await started(size=MIB)
+    code, sentence = await refused(device, "balloon=99T")
+    assert code == errno.EINVAL and sentence.endswith("got 99T")
+    most = re.search(r"at most (\w+),", sentence)[1]
+    await device.command(f"balloon={most}")
+    assert device.memory().balloon.target * 4096 == device.stats().store.pageblocks_total << 21
 
 
 async def test_an_open_disk_cannot_be_reset():

@@ -114,11 +114,28 @@ def test_an_old_file_stays_when_it_refuses_and_is_replaced_whole(served: Served,
 @pytest.mark.parametrize("words, sentence", [
     (("--algo", "none"), "zstd, lz4 or lz4hc"), (("--algo", "lzo"), "unknown compressor"),
     (("--size", "255"), "256 to 1048576 bytes"), (("--size", "2M"), "256 to 1048576"),
-    (("--size", "65K", "--algo", "lz4"), "256 to 65536"), (("--sample", "0"), "--sample"),
+    (("--size", "65K", "--algo", "lz4"), "256 to 65536"), (("--sample", "63"), "range 64<=x"),
 ])
 def test_wrong_calls(tmp_path: Path, words: tuple[str, ...], sentence: str) -> None:
     done = call(tmp_path, "--output", tmp_path / "dict", *words)
     assert done.exit_code == 2 and sentence in done.output
+
+
+def test_a_place_that_cannot_be_written_shows_before_the_work(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "sample", lambda *_: pytest.fail("sampled"))
+    done = call(served.directory, "--output", tmp_path / "no/dict")
+    assert isinstance(done.exception, ZramfsError)
+    assert str(done.exception) == (
+        f"expected {tmp_path}/no/dict in a directory that can be written to; {tmp_path}/no is none")
+
+
+def test_what_is_lost_is_called_so() -> None:
+    same = train.Side(1000, 1.0, 1.0)
+    lines = list(train.Verdict("zstd", 3, 80, 20, 100, 4096, same, same).lines())
+    assert lines[-1] == (
+        "that is 0.0% less; for the whole device about 4K lost, the dictionary's own memory counted")
 
 
 def test_samples_of_random_places(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from .memparse import page_align
 from .policies import Policies
 from .policy import Policy, Recompress, Writeback
 from .postprocess import PostProcessor
+from .sizes import format_size
 from .store import MAX_DISKSIZE, Store
 
 if TYPE_CHECKING:
@@ -257,8 +258,12 @@ class Device:
         store = self._expect_store("no pool to take memory from")
         try:
             store.balloon.set_target(page_align(size) // 4096)
-        except ValueError as error:
-            raise ZramfsError(errno.EINVAL, str(error)) from None
+        except ValueError:
+            most = store.stats().pageblocks_total << 21  # of 2 MiB
+            raise ZramfsError(
+                errno.EINVAL,
+                f"expected a balloon of at most {format_size(most)}, all that the pool can ever have, got "
+                f"{format_size(size)}") from None
         self.compactor.poke()
 
     async def set_mem_limit(self, limit: int) -> None:

@@ -130,9 +130,9 @@ class Verdict:
                    f"page, compressed in {side.compress_ns / 1000:.1f} us, decompressed in "
                    f"{side.decompress_ns / 1000:.1f} us")
         word = "less" if self.won >= 0 else "more"
+        sum_up = "won" if self.bytes_won >= 0 else "lost"
         yield (f"that is {abs(self.won):.1%} {word}; for the whole device about "
-               f"{'-' if self.bytes_won < 0 else ''}{format_size(abs(self.bytes_won))} won, the dictionary's "
-               "own memory taken off")
+               f"{format_size(abs(self.bytes_won))} {sum_up}, the dictionary's own memory counted")
 
 
 def train(taken: Sample, algo: str, level: int, size: int) -> tuple[bytes, Verdict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import os
 import random
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from .options import algorithm, tree
 from .output import say
 
 READ_TIMEOUT = 120.0  # seconds for the sample: a page takes about 0.2 ms
+LEAST_SAMPLE = 64  # train.LEAST, whose module loads the compressors
 DEFAULT_SAMPLE = 5000  # pages, 20 MB: the trainer wants a hundred times the dictionary, zstd(1) says
 
 
@@ -31,7 +33,7 @@ DEFAULT_SAMPLE = 5000  # pages, 20 MB: the trainer wants a hundred times the dic
 )
 @click.option("--size", default="64K", metavar="SIZE", show_default=True, help="At most so large.")
 @click.option(
-    "--sample", type=click.IntRange(min=1, max=1 << 20), default=DEFAULT_SAMPLE, metavar="NUMBER",
+    "--sample", type=click.IntRange(min=LEAST_SAMPLE, max=1 << 20), default=DEFAULT_SAMPLE, metavar="NUMBER",
     show_default=True, help="Pages to train on and to judge by.",
 )
 def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
@@ -50,6 +52,11 @@ def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     directory = tree(dir)
+    # Before a minute's work, not after it.
+    if not os.access(output.absolute().parent, os.W_OK | os.X_OK):
+        raise ZramfsError(
+            errno.EACCES, f"expected {output} in a directory that can be written to; "
+            f"{output.absolute().parent} is none")
 
     def take() -> list:
         found = training.sample(directory, sample, random.Random())
