@@ -20,6 +20,7 @@ from allocator.arena import Arena
 from allocator.balloon import Balloon
 from allocator.check import CheckError
 from allocator.migrate import Migration
+from allocator.pool import Pool
 from allocator.reserve import Reserve
 from allocator.stats import (
     ArenaStats,
@@ -29,7 +30,6 @@ from allocator.stats import (
     PageblockStats,
     PoolStats,
 )
-from allocator.zsmalloc import Pool
 
 __all__ = [
     "Arena",

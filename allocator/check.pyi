@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from .arena import Arena
-from .zsmalloc import Pool
+from .pool import Pool
 
 class CheckError(AssertionError): ...
 

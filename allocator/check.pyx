@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: zsmalloc.pxd. Takes one class lock or the arena lock at a time, so a pool may be in use
+# Lock order: zspage.pxd. Takes one class lock or the arena lock at a time, so a pool may be in use
 # while it is checked; the sums over several classes are exact only when it is at rest.
 """The sums that layout.h states, as code."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -7,8 +7,9 @@ from libc.stdlib cimport calloc, free
 
 from allocator.arena cimport Arena, arena_t
 from allocator.layout cimport *
+from allocator.pool cimport Pool
 from allocator.prim cimport *
-from allocator.zsmalloc cimport Pool, fullness_group, header_ptr, pool_t, size_class_t
+from allocator.zspage cimport fullness_group, header_ptr, pool_t, size_class_t
 
 
 class CheckError(AssertionError):

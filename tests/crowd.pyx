@@ -10,11 +10,11 @@ from libc.string cimport memcpy
 from allocator.arena cimport Arena, arena_stats
 from allocator.check cimport check_arena, check_pool
 from allocator.layout cimport CHAIN_MAX
+from allocator.pool cimport pool_delete, pool_new, pool_stats
 from allocator.prim cimport add64, cas64, load64, now_ns, peek64, relax, store64
-from allocator.zsmalloc cimport (
-    pool_delete, pool_new, pool_ops_t, pool_stats, pool_t, zs_compact, zs_flush_deferred, zs_free, zs_malloc,
-    zs_map, zs_unmap, zs_write,
-)
+from allocator.zscompact cimport zs_compact
+from allocator.zsmalloc cimport zs_flush_deferred, zs_free, zs_malloc, zs_map, zs_unmap, zs_write
+from allocator.zspage cimport pool_ops_t, pool_t
 
 # A slot's word: 0 if it is empty, else location << 8 | 2; bit 0 is its lock.
 cdef enum:

@@ -13,8 +13,10 @@ from allocator.layout cimport *
 from allocator.migrate cimport (
     clear_page_movable, owner_register, owner_unregister, page_trylock, page_unlock, set_page_movable,
 )
+from allocator.pool cimport Pool
 from allocator.prim cimport add64, fill_words, load16, load32, relax, same_filled, store32
-from allocator.zsmalloc cimport Pool, pool_t, zs_map, zs_unmap
+from allocator.zsmalloc cimport zs_map, zs_unmap
+from allocator.zspage cimport pool_t
 
 cdef enum:
     MOST = 1 << 20        # pages of a scripted owner

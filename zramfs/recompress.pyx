@@ -11,7 +11,7 @@ cimport cython
 from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
 
 from allocator.prim cimport *
-from allocator.zsmalloc cimport class_for, size_class_t
+from allocator.zspage cimport class_for, size_class_t
 from zramfs.candidates cimport candidates_add, candidates_init, candidates_t, candidates_take
 from zramfs.codecs cimport codec_compress, codec_ctx_free, codec_ctx_new, codec_ctx_t
 from zramfs.slots cimport *

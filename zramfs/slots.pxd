@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Lock order, outermost first: chunk pin (store_t.chunks), slot lock (bit 0 of a slot), then the
-# locks of the pool (allocator/zsmalloc.pxd). A thread holds one slot at a time.
+# locks of the pool (allocator/zspage.pxd). A thread holds one slot at a time.
 """The slot table: one 64-bit word for each 4 KiB page of the device.
 
     63                                   24 23        10 9  8  7   6   5  4 3    1  0
@@ -34,7 +34,7 @@ so an unwritten device costs nothing, and its page of the table goes back to the
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.arena cimport arena_t
-from allocator.zsmalloc cimport pool_t
+from allocator.zspage cimport pool_t
 from zramfs.backing cimport backing_t
 from zramfs.codecs cimport codec_ctx_t, codec_t
 

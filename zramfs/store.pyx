@@ -16,12 +16,11 @@ from allocator.check cimport check_arena, check_pool
 from allocator.layout cimport CHAIN_MAX, PAGEBLOCK_FRAMES, TAG_BITS, zspage_desc_t
 from allocator.prim cimport *
 from allocator.migrate cimport Migration
+from allocator.pool cimport pool_classes, pool_delete, pool_new, pool_stats
 from allocator.reserve cimport Reserve
-from allocator.zsmalloc cimport (
-    header_ptr, loc_idx, loc_zspage, location, pool_classes, pool_delete, pool_new,
-    pool_ops_t, pool_stats, pool_t, zs_compact, zs_compact_class, zs_flush_deferred, zs_freeable, zs_map,
-    zs_unmap, zs_wake_after,
-)
+from allocator.zscompact cimport zs_compact, zs_compact_class, zs_freeable
+from allocator.zsmalloc cimport zs_flush_deferred, zs_map, zs_unmap, zs_wake_after
+from allocator.zspage cimport header_ptr, loc_idx, loc_zspage, pool_ops_t
 from zramfs.backing cimport BACK_HUGE, Backing, back_extent, back_offset, back_size
 from zramfs.codecs cimport CODEC_NONE, Codec
 from zramfs.slots cimport *

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+# Lock order, outermost first:
+#   the user's pin (a slot's lock bit)
+#   the page lock             held by the migration core around the owner's calls; freeing a zspage
+#                             only tries it, and leaves it to the deferred list otherwise
+#   zspage_desc_t.rwlock      readers may wait for a writer; a writer only ever tries
+#   size_class_t.lock         under it the user's pin is only ever tried (pool_ops_t.pin)
+#   pool_t.number_lock
+#   arena_t.lock
+# Functions named _locked hold the lock of the class they are given.
+"""Zspages: 1 to 8 frames that hold the objects of one size class, and the structs of a pool of them.
+
+An object carries an 8-byte header with its size and its user's tag; one too large to share a page is
+huge: a page of its own, its header in the zspage descriptor. It is found by its location, never by
+address. All code here is inline: allocating, reading and freeing an object call it several times each.
+"""
+from libc.errno cimport EIO
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from allocator.arena cimport arena_t, frame_ptr
+from allocator.layout cimport (
+    FRAME_SHIFT, FRAME_SIZE, FULLNESS_99, FULLNESS_EMPTY, FULLNESS_FULL, FULLNESS_OFF_LIST, HDR_ALLOCATED,
+    HDR_SIZE_MASK, HDR_TAG_SHIFT, LOC_IDX_BITS, NONE32, NR_FULLNESS, NR_RAW_CLASSES, OBJ_HEADER,
+    ZS_CLASS_DELTA, ZS_MAX_ALLOC, ZS_MIN_ALLOC, zspage_desc_t,
+)
+from allocator.prim cimport add64, cas_i32, load_i32, pthread_mutex_t, relax, store_i32, sub_i32
+
+
+# What object compaction asks of the pool's user, by the tag that the user gave an object.
+cdef struct pool_ops_t:
+    void* ctx
+    # Try to pin the object that is named tag and, as far as the pool knows, lies at loc. True: its
+    # user holds still and says that loc is right. Never waits.
+    bint (*pin)(void* ctx, uint64_t tag, uint64_t loc) noexcept nogil
+    # The pinned object lies at loc now: record that, and unpin.
+    void (*moved)(void* ctx, uint64_t tag, uint64_t loc) noexcept nogil
+
+
+cdef struct size_class_t:
+    # constant
+    uint32_t size                   # bytes of an object with its header
+    uint32_t objs                   # per zspage
+    uint32_t pages                  # per zspage
+    uint32_t index                  # raw class number
+    pthread_mutex_t lock
+    # all below: guarded by lock
+    uint32_t head[NR_FULLNESS]      # lists of zspage numbers
+    uint64_t nr[NR_FULLNESS]        # their lengths
+    uint64_t zspages                # all, also those off the lists
+    uint64_t isolated               # zspages off the lists because the migration core has pages of them
+    uint64_t inuse                  # objects
+    uint64_t pad[3]
+
+
+cdef struct pool_t:
+    # constant
+    arena_t* arena
+    pool_ops_t ops
+    size_class_t* by_index[NR_RAW_CLASSES]
+    size_class_t classes[NR_RAW_CLASSES]
+    uint32_t nr_classes
+    uint32_t huge_size              # objects of this many bytes and more take a page of their own
+    pthread_mutex_t number_lock
+    uint32_t free_number            # guarded by number_lock: list of free zspage numbers
+    uint32_t next_number            # guarded by number_lock: never used from here on
+    uint32_t deferred               # guarded by number_lock: list of empty zspages to be freed
+    # atomic
+    uint64_t pages
+    uint64_t max_pages
+    uint64_t limit_pages
+    uint64_t pages_compacted
+    uint64_t corrupt
+    uint64_t frees                  # objects freed since creation
+    uint64_t wake_at                # the free with this number writes to wake_fd; 0 = none does
+    int wake_fd                     # an eventfd of the user's, or -1; constant while wake_at is set
+
+
+# ---- locations and classes ------------------------------------------------------------------
+
+cdef inline uint64_t location(uint32_t zspage, uint32_t idx) noexcept nogil:
+    return (<uint64_t>zspage << LOC_IDX_BITS) | idx
+
+
+cdef inline uint32_t loc_zspage(uint64_t loc) noexcept nogil:
+    return <uint32_t>(loc >> LOC_IDX_BITS)
+
+
+cdef inline uint32_t loc_idx(uint64_t loc) noexcept nogil:
+    return <uint32_t>(loc & ((1u << LOC_IDX_BITS) - 1))
+
+
+# The class of objects of so many bytes; of two sizes, the one in the smaller class takes less memory.
+cdef inline size_class_t* class_for(pool_t* pool, uint32_t size) noexcept nogil:
+    cdef uint32_t total = size + OBJ_HEADER
+    if total <= ZS_MIN_ALLOC:
+        return pool.by_index[0]
+    if total > ZS_MAX_ALLOC:
+        total = ZS_MAX_ALLOC
+    return pool.by_index[(total - ZS_MIN_ALLOC + ZS_CLASS_DELTA - 1) // ZS_CLASS_DELTA]
+
+
+cdef inline bint is_huge(const size_class_t* c) noexcept nogil:
+    return c.objs == 1
+
+
+# ---- objects in frames ----------------------------------------------------------------------
+
+# The header word of object idx; the caller holds the class lock, or the zspage for reading.
+cdef inline uint64_t* header_ptr(pool_t* pool, zspage_desc_t* z, size_class_t* c,
+                                 uint32_t idx) noexcept nogil:
+    # Objects start at multiples of 16, so a header never straddles two frames.
+    cdef uint32_t off = idx * c.size
+    if is_huge(c):
+        return &z.huge_header
+    return <uint64_t*>(frame_ptr(pool.arena, z.frames[off >> FRAME_SHIFT]) + (off & (FRAME_SIZE - 1)))
+
+
+cdef inline uint32_t data_offset(size_class_t* c, uint32_t idx) noexcept nogil:
+    return idx * c.size + (0 if is_huge(c) else OBJ_HEADER)
+
+
+cdef inline void copy_in(pool_t* pool, zspage_desc_t* z, uint32_t off, const uint8_t* src,
+                         uint32_t n) noexcept nogil:
+    cdef uint32_t room = FRAME_SIZE - (off & (FRAME_SIZE - 1))
+    cdef uint32_t i = off >> FRAME_SHIFT
+    cdef uint32_t first = n if n < room else room
+    memcpy(frame_ptr(pool.arena, z.frames[i]) + (off & (FRAME_SIZE - 1)), src, first)
+    if n > first:
+        memcpy(frame_ptr(pool.arena, z.frames[i + 1]), src + first, n - first)
+
+
+cdef inline const uint8_t* view(pool_t* pool, zspage_desc_t* z, uint32_t off, uint32_t n,
+                                uint8_t* scratch) noexcept nogil:
+    """n bytes at off, in place where they lie in one piece, else copied to scratch."""
+    cdef uint32_t room = FRAME_SIZE - (off & (FRAME_SIZE - 1))
+    cdef uint32_t i = off >> FRAME_SHIFT
+    cdef const uint8_t* p = frame_ptr(pool.arena, z.frames[i]) + (off & (FRAME_SIZE - 1))
+    if n <= room or z.frames[i + 1] == z.frames[i] + 1:
+        return p
+    memcpy(scratch, p, room)
+    memcpy(scratch + room, frame_ptr(pool.arena, z.frames[i + 1]), n - room)
+    return scratch
+
+
+cdef inline void read_lock(zspage_desc_t* z) noexcept nogil:
+    """Waits for a writer, who holds it for the copy of one frame."""
+    cdef unsigned int round = 0
+    cdef int readers
+    while True:
+        readers = load_i32(&z.rwlock)
+        if readers >= 0 and cas_i32(&z.rwlock, readers, readers + 1):
+            return
+        relax(round)
+        round += 1
+
+
+cdef inline bint write_trylock(zspage_desc_t* z) noexcept nogil:
+    return cas_i32(&z.rwlock, 0, -1)
+
+
+cdef inline void write_unlock(zspage_desc_t* z) noexcept nogil:
+    store_i32(&z.rwlock, 0)
+
+
+cdef inline void read_unlock(zspage_desc_t* z) noexcept nogil:
+    sub_i32(&z.rwlock, 1)
+
+
+# ---- fullness lists -------------------------------------------------------------------------
+
+cdef inline int fullness_group(uint32_t inuse, uint32_t objs) noexcept nogil:
+    """0 empty, 1 to 10 by tenths in use (10: the kernel's "99 %"), 11 full."""
+    if inuse == 0:
+        return FULLNESS_EMPTY
+    if inuse == objs:
+        return FULLNESS_FULL
+    return <int>(100 * inuse // objs // 10 + 1)
+
+
+cdef inline void insert_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
+    cdef zspage_desc_t* z = &pool.arena.zspages[number]
+    cdef int group = fullness_group(z.inuse, c.objs)
+    cdef uint32_t head = c.head[group]
+    z.fullness = <uint8_t>group
+    z.prev = NONE32
+    z.next = head
+    if head != NONE32:
+        pool.arena.zspages[head].prev = number
+    c.head[group] = number
+    c.nr[group] += 1
+
+
+cdef inline void remove_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
+    cdef zspage_desc_t* z = &pool.arena.zspages[number]
+    if z.prev != NONE32:
+        pool.arena.zspages[z.prev].next = z.next
+    else:
+        c.head[z.fullness] = z.next
+    if z.next != NONE32:
+        pool.arena.zspages[z.next].prev = z.prev
+    c.nr[z.fullness] -= 1
+    z.fullness = FULLNESS_OFF_LIST
+
+
+cdef inline void fix_fullness_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
+    cdef zspage_desc_t* z = &pool.arena.zspages[number]
+    if z.fullness == FULLNESS_OFF_LIST or z.fullness == fullness_group(z.inuse, c.objs):
+        return
+    remove_locked(pool, c, number)
+    insert_locked(pool, c, number)
+
+
+cdef inline uint32_t find_fullest_locked(size_class_t* c) noexcept nogil:
+    """A zspage with room, from the fullest group that has one; NONE32 if all are full."""
+    cdef int group
+    for group in range(FULLNESS_99, FULLNESS_EMPTY, -1):
+        if c.head[group] != NONE32:
+            return c.head[group]
+    return NONE32
+
+
+cdef inline uint32_t find_sparsest_locked(size_class_t* c) noexcept nogil:
+    cdef int group
+    for group in range(FULLNESS_EMPTY + 1, FULLNESS_FULL):
+        if c.head[group] != NONE32:
+            return c.head[group]
+    return NONE32
+
+
+# ---- objects of a zspage --------------------------------------------------------------------
+
+cdef inline uint64_t obj_alloc_locked(pool_t* pool, size_class_t* c, uint32_t number, uint32_t size,
+                                      uint64_t tag) noexcept nogil:
+    cdef zspage_desc_t* z = &pool.arena.zspages[number]
+    cdef uint32_t idx = z.freeobj
+    cdef uint64_t* header = header_ptr(pool, z, c, idx)
+    z.freeobj = <uint16_t>(header[0] >> 1)
+    header[0] = HDR_ALLOCATED | (<uint64_t>size << 1) | (tag << HDR_TAG_SHIFT)
+    z.inuse += 1
+    c.inuse += 1
+    fix_fullness_locked(pool, c, number)
+    return location(number, idx)
+
+
+cdef inline int obj_free_locked(pool_t* pool, size_class_t* c, uint64_t loc) noexcept nogil:
+    """The object's size; its zspage stays in its list, empty or not. -EIO if it is free already."""
+    cdef zspage_desc_t* z = &pool.arena.zspages[loc_zspage(loc)]
+    cdef uint64_t* header = header_ptr(pool, z, c, loc_idx(loc))
+    cdef uint64_t was = header[0]
+    if not was & HDR_ALLOCATED:
+        add64(&pool.corrupt, 1)
+        return -EIO
+    header[0] = <uint64_t>z.freeobj << 1
+    z.freeobj = <uint16_t>loc_idx(loc)
+    z.inuse -= 1
+    c.inuse -= 1
+    return <int>((was >> 1) & HDR_SIZE_MASK)
