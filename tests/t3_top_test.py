@@ -20,7 +20,7 @@ from zramfs import metrics, scrape, watched
 from zramfs.config import DeviceConfig
 from zramfs.device import Device
 from zramfs.errors import ZramfsError
-from zramfs.screen import amount, fitted, screen
+from zramfs.screen import Curve, amount, fitted, screen
 from zramfs.stats import BUCKET_BOUNDS, NO_LATENCY, OPERATIONS, Latency
 from zramfs.watched import Rates, Reading, Watched, errors, percentile
 
@@ -57,6 +57,18 @@ def drawn(
     with console.capture() as capture:
         console.print(screen(devices, chosen, 1.0, width), end="")
     return capture.get()
+
+
+@pytest.mark.parametrize("values, shown", [
+    ([1, 1.5, 2], "▁▅█"), ([2, 1], "█▁"), ([9, 9, 9, 1, 2, 3, 4, 5], "▁▃▅▇█"), ([], ""),
+    # What hardly moves is a line in the middle, and no mountain range.
+    ([2, 2, 2], "▅▅▅"), ([2, 2.01], "▄▅"), ([0, 0], "▅▅"),
+])
+def test_a_curve_goes_from_the_least_to_the_most_of_what_fits(values: list[float], shown: str) -> None:
+    console = Console(file=io.StringIO(), width=5, force_terminal=True, color_system=None)
+    with console.capture() as capture:
+        console.print(Curve(values))
+    assert capture.get().strip("\n") == shown
 
 
 def on(*readings: Reading, name: str = "mnt-z0") -> Watched:

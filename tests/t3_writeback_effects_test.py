@@ -11,6 +11,8 @@ from page_kinds import block
 from t3_effects_test import flags
 from unmounted import PAGE, Ours, device
 
+from zramfs.stats import WritebackStats
+
 NOISE = [random.Random(seed).randbytes(PAGE) for seed in range(4)]
 # 0 to 3 compressible, 4 same-filled, 5 to 8 huge; 0, 1, 5 and 6 are idle.
 PAGES = [*(block("text", seed, PAGE) for seed in range(4)), block("small word", 1, PAGE), *NOISE]
@@ -43,7 +45,8 @@ def written(ours: Ours) -> list[int]:
     ("idle", [0, 1, 5, 6]), ("type=idle", [0, 1, 5, 6]), ("huge", [5, 6, 7, 8]), ("huge_idle", [5, 6]),
     ("incompressible", []), ("page_index=2", [2]), ("page_indexes=1-6", [1, 2, 3, 5, 6]),
     ("page_index=8 page_indexes=0-0 page_index=3", [0, 3, 8]), ("page_index=4", []), ("page_index=100", []),
-    ("page_indexes=0-255", OBJECTS),
+    ("page_indexes=0-255", OBJECTS), ("page_index=3 page_indexes=5-7 type=idle", [3, 5, 6, 7]),
+    ("page_indexes=1-2 huge page_index=7", [1, 2]),
 ])
 async def test_which_pages_are_written(tmp_path: Path, store: Path, text: str, pages: list[int]) -> None:
     async with device(tmp_path) as ours:
@@ -121,7 +124,10 @@ async def test_what_reset_forgets_and_what_it_keeps(tmp_path: Path, store: Path)
                 "compressed_writeback": "1"}
         await filled(ours, store, *((f"zram/{name}", value) for name, value in kept.items()))
         assert ours.read("zram/backing_dev") == f"{store}\n"
-        await ours.done(("zram/writeback", "page_index=5"), ("zram/reset", "1"))
+        await ours.done(("zram/writeback", "page_index=5"))
+        assert ours.device.stats().writeback == WritebackStats(runs=1, pages=1)
+        await ours.done(("zram/reset", "1"))
+        assert ours.device.stats().writeback == WritebackStats()
         assert ours.read("zram/backing_dev") == "none\n"
         kept["writeback_limit"] = "6"
         assert {name: ours.read(f"zram/{name}").strip() for name in kept} == kept
