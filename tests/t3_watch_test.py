@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
+import trio
 from fakes import FakeLane
 
 from zramfs.config import DeviceConfig
 from zramfs.device import Device
 from zramfs.stats import EMPTY
-from zramfs.watch import CALM, LANE_COUNTERS, STORE_COUNTERS, ErrorWatch
+from zramfs.watch import (
+    CALM,
+    LANE_COUNTERS,
+    LOG_INTERVAL,
+    LOG_KEPT,
+    LOG_MOST,
+    STORE_COUNTERS,
+    ErrorWatch,
+    watch_log,
+)
 
 
 def stats_with(store: dict | None, **lane: int):
@@ -61,3 +72,39 @@ def test_reset_is_a_new_start():
     watch.look(stats_with(None))
     [line] = watch.look(stats_with({"failed_reads": 9}))
     assert line.startswith("failed_reads went from 0 to 9")
+
+
+LINES = [b"%049d\n" % n for n in range(LOG_MOST // 50 + 2)]
+
+
+async def watched_log(path: Path, fd: int) -> bytes:
+    """What the log has after two looks at it and another line."""
+    with trio.move_on_after(2.5 * LOG_INTERVAL):
+        await watch_log(path, fd)
+    os.write(fd, b"the next line\n")
+    return path.read_bytes()
+
+
+async def test_a_long_log_keeps_its_last_lines(tmp_path: Path, autojump_clock) -> None:
+    path = tmp_path / "log"
+    with open(path, "ab", buffering=0) as file:
+        file.write(b"".join(LINES))
+        note, *kept, last = (await watched_log(path, file.fileno())).splitlines(keepends=True)
+    assert (note, last) == (b"(older lines are left out)\n", b"the next line\n")
+    assert kept == LINES[-len(kept):] and LOG_KEPT - 100 < len(b"".join(kept)) <= LOG_KEPT
+
+
+async def test_a_short_log_and_one_that_is_not_written_to_are_left_alone(
+    tmp_path: Path, autojump_clock
+) -> None:
+    path, other = tmp_path / "log", tmp_path / "journal"
+    short = b"".join(LINES)[:LOG_MOST]
+    with open(path, "ab", buffering=0) as file:
+        file.write(short)
+        assert await watched_log(path, file.fileno()) == short + b"the next line\n"
+    with open(other, "ab", buffering=0) as file:
+        assert await watched_log(path, file.fileno()) == short + b"the next line\n"
+        path.unlink()
+        with trio.move_on_after(LOG_INTERVAL * 2):
+            await watch_log(path, file.fileno())
+    assert not path.exists()

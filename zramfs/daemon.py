@@ -21,7 +21,7 @@ from .errors import ZramfsError
 from .lane import Lane
 from .service import Notifier
 from .tree import Tree, build
-from .watch import watch_errors
+from .watch import watch_errors, watch_log
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -91,7 +91,8 @@ class _Daemon:
                     await self.mount_tree()
                     for task, *arguments in (
                         (self.watch_signals, signals), (self.serve_tree,), (self.watch_lane,),
-                        (watch_errors, self.device), (self.device.compactor.run,),
+                        (watch_errors, self.device), (watch_log, self.config.rundir / "log"),
+                        (self.device.compactor.run,),
                         (self.device.backing_store.run,),
                         (self.device.policies.run,),
                     ):
