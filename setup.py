@@ -88,6 +88,7 @@ EXTENSIONS = [
     extension("zramfs.recompress"),
     extension("zramfs.writeback"),
     extension("zramfs.blockstate"),
+    extension("zramfs.metadata"),
     extension("zramfs.requests"),
     extension("zramfs.slow"),
     extension("zramfs.threads"),

@@ -16,13 +16,13 @@ from allocator.prim cimport (
     add64, load64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     store64,
 )
-from zramfs.requests cimport MAX_IO
 from zramfs.slow cimport (
     SLOW_SPARES, SLOW_THREADS, pthread_cond_destroy, pthread_cond_init, slow_idle, slow_init, slow_t,
 )
 from zramfs.threads cimport (
     POLLIN, call, crew_t, leave, poll, pollfd, pthread_t, serve, serve_slow, stop_all, thread_t, waiting,
 )
+from zramfs.worker cimport MAX_IO
 
 cdef extern from "pthread.h" nogil:
     ctypedef struct pthread_attr_t:

@@ -21,13 +21,14 @@ from zramfs.fuse_abi cimport (
     FUSE_HAS_RESEND, FUSE_KERNEL_VERSION, FUSE_NOTIFY_INVAL_INODE, FUSE_ROOT_ID,
     ZRAMFS_FUSE_MINOR_MIN, fuse_notify_inval_inode_out, fuse_out_header,
 )
-from zramfs.requests cimport (
-    BUCKET_SHIFT, BUCKETS, CLAIMED, DISCARDS, FLUSHES, GROUPS, READS, REFUSED, WRITES, server_t,
-    worker_lock, worker_t, worker_unlock,
-)
+from zramfs.metadata cimport CLAIMED, REFUSED
 from zramfs.stats import BUCKET_BOUNDS as _BUCKET_BOUNDS, Latency, OPERATIONS as _OPERATIONS
 from zramfs.store cimport Store, store_ctx_free, store_ctx_new, store_ctx_t, store_t
 from zramfs.threads cimport MAX_THREADS, SLOW_THREADS, crew_t, thread_t
+from zramfs.worker cimport (
+    BUCKET_SHIFT, BUCKETS, DISCARDS, FLUSHES, GROUPS, READS, WRITES, server_t, worker_lock, worker_t,
+    worker_unlock,
+)
 
 cdef extern from "sys/eventfd.h" nogil:
     int eventfd(unsigned int value, int flags)

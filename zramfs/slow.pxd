@@ -9,7 +9,7 @@ as the next spare. So nothing of the size of a page is copied, and all memory is
 from libc.stdint cimport uint8_t, uint64_t
 
 from allocator.prim cimport pthread_mutex_t
-from zramfs.requests cimport REQUEST_HEAD, worker_t
+from zramfs.worker cimport REQUEST_HEAD, worker_t
 
 cdef enum:
     # Four reads at once: a disk's queue is used, and a spindle is not made to seek more than it would.

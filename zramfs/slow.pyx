@@ -6,7 +6,7 @@ from libc.string cimport memcpy
 from allocator.prim cimport (
     add64, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, store64,
 )
-from zramfs.requests cimport REQUEST_HEAD, worker_t
+from zramfs.worker cimport REQUEST_HEAD, worker_t
 
 
 cdef void slow_init(slow_t* s) noexcept nogil:

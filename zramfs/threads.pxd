@@ -6,7 +6,7 @@ The kernel wakes all that read a connection in turns, which costs a single clien
 the thread that has just served it (4 KiB reads at depth 1: 5.0 us of CPU instead of 7.2). So only
 thread 0 always reads, and the others rest until there is work for two: a request that takes long
 while nobody reads, or, looked for at every eighth request, more requests waiting. Of a large request
-they take pieces when no other is waiting (`job_t` in requests.pxd): 1 MiB writes at depth 1 gain 25 %,
+they take pieces when no other is waiting (`job_t` in worker.pxd): 1 MiB writes at depth 1 gain 25 %,
 reads up to 15 %.
 
 A thread may look for the next request for a while before it sleeps, because waking it costs more than
@@ -19,8 +19,8 @@ What needs the backing store is done by slow threads, which are there once a sto
 from libc.stdint cimport uint8_t, uint64_t
 
 from allocator.prim cimport pthread_mutex_t
-from zramfs.requests cimport server_t, worker_t
 from zramfs.slow cimport SLOW_SPARES, SLOW_THREADS, pthread_cond_t, slow_t
+from zramfs.worker cimport server_t, worker_t
 
 cdef enum:
     MAX_THREADS = 64

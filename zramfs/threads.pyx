@@ -8,12 +8,11 @@ from posix.unistd cimport dup2, read, write
 from allocator.prim cimport (
     add64, cas64, load64, now_ns, peek64, pthread_mutex_lock, pthread_mutex_unlock, store64, sub64,
 )
-from zramfs.requests cimport (
-    MAX_IO, PUT_OFF, REPLY_HEAD, REQUEST_HEAD, SHARED_BYTES, answer, help, payload_of, refuse, takes_long,
-)
+from zramfs.requests cimport PUT_OFF, answer, help, payload_of, refuse, takes_long
 from zramfs.slow cimport (
     pthread_cond_broadcast, pthread_cond_signal, pthread_cond_wait, slow_end, slow_put, slow_take,
 )
+from zramfs.worker cimport MAX_IO, REPLY_HEAD, REQUEST_HEAD, SHARED_BYTES
 
 cdef enum:
     LOOK_EVERY = 8              # requests between two looks for more waiting; a power of two
