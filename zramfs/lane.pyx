@@ -22,8 +22,10 @@ from zramfs.fuse_abi cimport (
     ZRAMFS_FUSE_MINOR_MIN, fuse_notify_inval_inode_out, fuse_out_header,
 )
 from zramfs.metadata cimport CLAIMED, REFUSED
+from zramfs.slots cimport store_ctx_t, store_t
 from zramfs.stats import BUCKET_BOUNDS as _BUCKET_BOUNDS, Latency, OPERATIONS as _OPERATIONS
-from zramfs.store cimport Store, store_ctx_free, store_ctx_new, store_ctx_t, store_t
+from zramfs.store cimport Store
+from zramfs.tables cimport store_ctx_free, store_ctx_new
 from zramfs.threads cimport MAX_THREADS, SLOW_THREADS, crew_t, thread_t
 from zramfs.worker cimport (
     BUCKET_SHIFT, BUCKETS, DISCARDS, FLUSHES, GROUPS, READS, WRITES, server_t, worker_lock, worker_t,

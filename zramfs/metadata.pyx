@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memset
 
 from allocator.prim cimport cas64, load64, store64
 from zramfs.fuse_abi cimport *
-from zramfs.store cimport store_data_bytes
+from zramfs.ranges cimport store_data_bytes
 from zramfs.worker cimport *
 
 cdef extern from "sys/stat.h" nogil:

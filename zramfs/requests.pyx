@@ -13,7 +13,8 @@ from allocator.prim cimport (
 )
 from zramfs.fuse_abi cimport *
 from zramfs.metadata cimport attributes, do_init, do_open, do_release, do_setattr, do_statfs
-from zramfs.store cimport store_ctx_t, store_read, store_seek, store_write, store_zero
+from zramfs.ranges cimport store_read, store_seek, store_write, store_zero
+from zramfs.slots cimport store_ctx_t
 from zramfs.worker cimport *
 
 cdef extern from "unistd.h" nogil:

@@ -124,9 +124,6 @@ cdef struct store_ctx_t:        # one thread's workspace
     uint32_t over               # pages that the pool may take beyond its limit for it
 
 
-cdef store_ctx_t* ctx_new(store_t* st) noexcept nogil
-cdef void ctx_free(store_ctx_t* ctx) noexcept nogil
-
 # Threads between these two may touch the chunk's slots. try: False while it is being given back.
 # The last to leave a chunk without a slot in use gives its page of the table back to the OS.
 cdef void chunk_pin(store_t* st, uint64_t chunk) noexcept nogil

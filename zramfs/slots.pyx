@@ -4,7 +4,6 @@
 """Pages of the device: read, write, update and free one slot."""
 from libc.errno cimport EAGAIN, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from allocator.arena cimport arena_t
@@ -12,51 +11,9 @@ from allocator.layout cimport LOC_BITS
 from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_free, zs_malloc_over, zs_map, zs_unmap, zs_write
 from zramfs.backing cimport (
-    BACK_SIZE_SHIFT, FETCH_BYTES, backing_fetch, backing_pin, backing_release, backing_unpin, back_size,
+    BACK_SIZE_SHIFT, backing_fetch, backing_pin, backing_release, backing_unpin, back_size,
 )
-from zramfs.codecs cimport codec_compress, codec_ctx_free, codec_ctx_new, codec_decompress
-
-
-cdef extern from "<malloc.h>" nogil:
-    size_t malloc_usable_size(void* p) noexcept
-
-
-# ---- contexts -------------------------------------------------------------------------------
-
-cdef store_ctx_t* ctx_new(store_t* st) noexcept nogil:
-    """NULL when memory is short."""
-    # One block: the context on a page of its own, then page, scratch, comp, io.
-    cdef uint8_t* block = <uint8_t*>aligned_alloc(PAGE, 4 * PAGE + FETCH_BYTES)
-    cdef store_ctx_t* ctx = <store_ctx_t*>block
-    cdef int prio
-    if block == NULL:
-        return NULL
-    memset(block, 0, 4 * PAGE + FETCH_BYTES)
-    ctx.st = st
-    ctx.page = block + PAGE
-    ctx.scratch = block + 2 * PAGE
-    ctx.comp = block + 3 * PAGE
-    ctx.io = block + 4 * PAGE
-    for prio in range(NR_PRIO):
-        if prio != 0 and st.codec[prio].algo == 0:
-            continue
-        ctx.codec[prio] = codec_ctx_new(&st.codec[prio], prio == 0)
-        if ctx.codec[prio] == NULL:
-            ctx_free(ctx)
-            return NULL
-        if st.stays_ready:
-            make_resident(ctx.codec[prio], malloc_usable_size(ctx.codec[prio]))
-    return ctx
-
-
-cdef void ctx_free(store_ctx_t* ctx) noexcept nogil:
-    cdef int prio
-    if ctx == NULL:
-        return
-    for prio in range(NR_PRIO):
-        if ctx.codec[prio] != NULL:
-            codec_ctx_free(ctx.codec[prio])
-    free(ctx)
+from zramfs.codecs cimport codec_compress, codec_decompress
 
 
 # ---- chunks -----------------------------------------------------------------------------------

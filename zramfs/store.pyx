@@ -1,33 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: slots.pxd. A range takes the chunks it covers one after the other, pinned one at a time.
-"""The store of a device: any byte range, read, written, zeroed and sought, over the slot table."""
+"""The store of a device, for Python."""
 cimport cython
-from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENOMEM, ENOSPC, ENXIO
+from libc.errno cimport EBUSY, EINVAL
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
-from allocator.arena cimport Arena, arena_buddyinfo, arena_stats, arena_t
+from allocator.arena cimport Arena, arena_buddyinfo, arena_stats
 from allocator.balloon cimport Balloon
 from allocator.check cimport check_arena, check_pool
-from allocator.layout cimport CHAIN_MAX, PAGEBLOCK_FRAMES, TAG_BITS, zspage_desc_t
+from allocator.layout cimport PAGEBLOCK_FRAMES
 from allocator.prim cimport *
 from allocator.migrate cimport Migration
-from allocator.pool cimport pool_classes, pool_delete, pool_new, pool_stats
+from allocator.pool cimport pool_classes, pool_stats
 from allocator.reserve cimport Reserve
 from allocator.zscompact cimport zs_compact, zs_compact_class, zs_freeable
-from allocator.zsmalloc cimport zs_flush_deferred, zs_map, zs_unmap, zs_wake_after
-from allocator.zspage cimport header_ptr, loc_idx, loc_zspage, pool_ops_t
-from zramfs.backing cimport BACK_HUGE, Backing, back_extent, back_offset, back_size
+from allocator.zsmalloc cimport zs_flush_deferred, zs_wake_after
+from zramfs.backing cimport Backing
 from zramfs.codecs cimport CODEC_NONE, Codec
+from zramfs.invariants cimport check_backing, check_slots
+from zramfs.ranges cimport store_disksize, store_read, store_seek, store_write, store_zero
 from zramfs.slots cimport *
+from zramfs.tables cimport chunks_of, store_ctx_free, store_ctx_new, store_delete, store_new
 
 import os
 
-from allocator.check import CheckError
 from zramfs.stats import StoreStats
 
 # A pool can need eight times the device's size (every zspage holding one object), but never more
@@ -40,351 +38,6 @@ MAX_DISKSIZE = 1 << 48
 cdef enum:
     SLICE_ZSPAGES = 8       # emptied between two looks at the clock, at most about 100 us
 
-
-# ---- ranges -----------------------------------------------------------------------------------
-
-cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil:
-    return ctx_new(st)
-
-
-cdef void store_ctx_free(store_ctx_t* ctx) noexcept nogil:
-    ctx_free(ctx)
-
-
-cdef uint64_t store_disksize(store_t* st) noexcept nogil:
-    return st.nr_slots << PAGE_SHIFT
-
-
-cdef uint64_t store_data_bytes(store_t* st) noexcept nogil:
-    return peek64(&st.pages_stored) << PAGE_SHIFT
-
-
-cdef inline bint in_range(store_t* st, uint64_t off, uint64_t n) noexcept nogil:
-    return off <= store_disksize(st) and n <= store_disksize(st) - off
-
-
-cdef inline uint64_t cut(uint64_t off, uint64_t end, uint32_t shift) noexcept nogil:
-    """The end of the piece of [off, end) that lies in the unit of 2^shift bytes around off."""
-    cdef uint64_t border = ((off >> shift) + 1) << shift
-    return border if border < end else end
-
-
-cdef int read_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end, uint8_t* buf) noexcept nogil:
-    cdef uint64_t piece
-    cdef uint32_t start
-    cdef int r = 0
-    while off < end:
-        piece = cut(off, end, PAGE_SHIFT)
-        start = <uint32_t>(off & (PAGE - 1))
-        if piece - off == PAGE:
-            r = page_read(st, ctx, off >> PAGE_SHIFT, buf)
-        else:
-            r = page_read(st, ctx, off >> PAGE_SHIFT, ctx.page)
-            if r == 0:
-                memcpy(buf, ctx.page + start, piece - off)
-        if r != 0:
-            if r != -EAGAIN:
-                add64(&st.failed_reads, 1)
-            return r
-        buf += piece - off
-        off = piece
-    return 0
-
-
-cdef int store_read(store_t* st, store_ctx_t* ctx, uint64_t off, uint8_t* buf, uint64_t n) noexcept nogil:
-    cdef uint64_t end = off + n, piece, chunk
-    cdef int r
-    if not in_range(st, off, n):
-        return -EINVAL
-    while off < end:
-        piece = cut(off, end, PAGE_SHIFT + CHUNK_SHIFT)
-        chunk = off >> (PAGE_SHIFT + CHUNK_SHIFT)
-        if load32(&st.chunks[chunk]) & CHUNK_USED == 0:
-            memset(buf, 0, piece - off)
-        else:
-            chunk_pin(st, chunk)
-            r = read_chunk(st, ctx, off, piece, buf)
-            chunk_unpin(st, chunk)
-            if r != 0:
-                return r
-        buf += piece - off
-        off = piece
-    return 0
-
-
-cdef int write_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end, const uint8_t* buf,
-                     uint64_t* done) noexcept nogil:
-    cdef uint64_t piece
-    cdef int r
-    while off < end:
-        piece = cut(off, end, PAGE_SHIFT)
-        if piece - off == PAGE:
-            r = page_write(st, ctx, off >> PAGE_SHIFT, buf)
-        else:
-            r = page_update(st, ctx, off >> PAGE_SHIFT, <uint32_t>(off & (PAGE - 1)), buf,
-                            <uint32_t>(piece - off))
-        if r != 0:
-            if r != -EAGAIN:
-                add64(&st.failed_writes, 1)
-            return r
-        done[0] += piece - off
-        buf += piece - off
-        off = piece
-    return 0
-
-
-cdef int store_write(store_t* st, store_ctx_t* ctx, uint64_t off, const uint8_t* buf, uint64_t n,
-                     uint64_t* done) noexcept nogil:
-    cdef uint64_t end = off + n, piece, chunk
-    cdef int r
-    if not in_range(st, off, n) or done[0] > n:
-        return -EINVAL
-    off += done[0]
-    buf += done[0]
-    while off < end:
-        piece = cut(off, end, PAGE_SHIFT + CHUNK_SHIFT)
-        chunk = off >> (PAGE_SHIFT + CHUNK_SHIFT)
-        chunk_pin(st, chunk)
-        r = write_chunk(st, ctx, off, piece, buf, done)
-        chunk_unpin(st, chunk)
-        if r != 0:
-            return r
-        buf += piece - off
-        off = piece
-    return 0
-
-
-cdef void free_pages(store_t* st, uint64_t slot, uint64_t last) noexcept nogil:
-    """Slots [slot, last)."""
-    cdef uint64_t piece, chunk
-    while slot < last:
-        chunk = slot >> CHUNK_SHIFT
-        piece = cut(slot, last, CHUNK_SHIFT)
-        # Without a slot in use there is nothing to free, however large the range.
-        if load32(&st.chunks[chunk]) & CHUNK_USED != 0:
-            chunk_pin(st, chunk)
-            while slot < piece:
-                page_free(st, slot)
-                slot += 1
-            chunk_unpin(st, chunk)
-        slot = piece
-
-
-cdef int zero_part(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end) noexcept nogil:
-    """[off, end) of one page."""
-    cdef uint64_t slot = off >> PAGE_SHIFT, chunk = slot >> CHUNK_SHIFT
-    cdef int r
-    if off >= end or load32(&st.chunks[chunk]) & CHUNK_USED == 0:
-        return 0
-    chunk_pin(st, chunk)
-    r = page_update(st, ctx, slot, <uint32_t>(off & (PAGE - 1)), NULL, <uint32_t>(end - off))
-    chunk_unpin(st, chunk)
-    if r != 0 and r != -EAGAIN:
-        add64(&st.failed_writes, 1)
-    return r
-
-
-cdef int store_zero(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t n, uint64_t* done) noexcept nogil:
-    """done: 1 when the whole pages are free."""
-    cdef uint64_t end = off + n, first, last
-    cdef int r
-    if not in_range(st, off, n):
-        return -EINVAL
-    first = (off + PAGE - 1) >> PAGE_SHIFT
-    last = end >> PAGE_SHIFT
-    # Whole pages first: in a full pool they make the room that the rest of a partial page may need.
-    if last > first and not done[0]:
-        add64(&st.notify_free, last - first)
-        free_pages(st, first, last)
-        done[0] = 1
-    if first > last:
-        return zero_part(st, ctx, off, end)
-    r = zero_part(st, ctx, off, first << PAGE_SHIFT)
-    if r != 0:
-        return r
-    return zero_part(st, ctx, last << PAGE_SHIFT, end)
-
-
-cdef uint64_t seek_in_chunk(store_t* st, uint64_t slot, bint hole) noexcept nogil:
-    """The first slot of a kind at or after slot, or the end of its chunk or of the device."""
-    cdef uint64_t end = cut(slot, st.nr_slots, CHUNK_SHIFT), chunk = slot >> CHUNK_SHIFT
-    chunk_pin(st, chunk)
-    while slot < end and (slot_type(load64(&st.slots[slot])) == EMPTY) != hole:
-        slot += 1
-    chunk_unpin(st, chunk)
-    return slot
-
-
-cdef int64_t store_seek(store_t* st, uint64_t off, bint hole) noexcept nogil:
-    cdef uint64_t slot = off >> PAGE_SHIFT, end, start
-    cdef uint32_t used
-    if off >= store_disksize(st):
-        return -ENXIO
-    while slot < st.nr_slots:
-        end = cut(slot, st.nr_slots, CHUNK_SHIFT)
-        used = load32(&st.chunks[slot >> CHUNK_SHIFT]) & CHUNK_USED
-        if used == 0:
-            if hole:
-                break
-            slot = end
-        elif hole and used == CHUNK_SLOTS:
-            slot = end
-        else:
-            slot = seek_in_chunk(st, slot, hole)
-            if slot < end:
-                break
-    if slot >= st.nr_slots:
-        return <int64_t>store_disksize(st) if hole else -ENXIO
-    start = slot << PAGE_SHIFT
-    return <int64_t>(off if start < off else start)
-
-
-# ---- life of a store ----------------------------------------------------------------------------
-
-cdef void store_delete(store_t* st) noexcept nogil:
-    if st == NULL:
-        return
-    pool_delete(st.pool, False)
-    if st.chunks != NULL:
-        munmap(st.chunks, st.nr_chunks * sizeof(uint32_t))
-    if st.atime != NULL:
-        munmap(st.atime, st.atime_len)
-    free(st)
-
-
-cdef inline uint64_t chunks_of(uint64_t nr_slots) noexcept nogil:
-    return (nr_slots + CHUNK_SLOTS - 1) >> CHUNK_SHIFT
-
-
-cdef store_t* store_new(arena_t* arena, uint64_t nr_slots) noexcept nogil:
-    """On an arena whose user region has a page for each chunk; without a codec yet. NULL when
-    address space or memory is short."""
-    cdef store_t* st = <store_t*>calloc(1, sizeof(store_t))
-    cdef pool_ops_t ops
-    cdef void* chunks
-    if st == NULL:
-        return NULL
-    st.nr_slots = nr_slots
-    st.nr_chunks = chunks_of(nr_slots)
-    st.arena = arena
-    st.slots = <uint64_t*>arena.user
-    chunks = mmap(NULL, st.nr_chunks * sizeof(uint32_t), PROT_READ | PROT_WRITE,
-                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if chunks != MAP_FAILED:
-        st.chunks = <uint32_t*>chunks
-        ops.ctx = st
-        ops.pin = slot_pin
-        ops.moved = slot_moved
-        st.pool = pool_new(st.arena, CHAIN_MAX, &ops)
-    if st.pool == NULL:
-        store_delete(st)
-        return NULL
-    st.max_object = st.pool.huge_size - 1
-    return st
-
-
-# ---- invariants -----------------------------------------------------------------------------------
-
-cdef int fail(str text) except -1:
-    raise CheckError(f"[S1] {text}")
-
-
-cdef int check_object(store_t* st, uint64_t slot, uint64_t v, uint64_t* bytes) except -1:
-    """The object of a slot exists, is allocated and names the slot."""
-    cdef uint32_t number = loc_zspage(v >> LOC_SHIFT), idx = loc_idx(v >> LOC_SHIFT)
-    cdef uint8_t scratch[PAGE]
-    cdef uint32_t size = 0
-    cdef uint64_t header
-    if zs_map(st.pool, v >> LOC_SHIFT, scratch, &size) == NULL:
-        fail(f"slot {slot} names object {idx} of zspage {number}, which does not exist")
-    header = header_ptr(st.pool, &st.arena.zspages[number], st.pool.by_index[st.arena.zspages[number].class_idx], idx)[0]
-    zs_unmap(st.pool, v >> LOC_SHIFT)
-    if header >> 16 != slot:
-        fail(f"slot {slot} names an object that names slot {header >> 16}")
-    if slot_type(v) == HUGE and size != PAGE:
-        fail(f"the huge object of slot {slot} has {size} bytes")
-    if slot_type(v) != SAME_OBJ:
-        bytes[0] += size
-    return 0
-
-
-cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
-    cdef uint64_t chunk, slot, v, flags, stored = 0, same = 0, huge = 0, nbytes = 0, objects = 0
-    cdef uint32_t used
-    for chunk in range(st.nr_chunks):
-        if load32(&st.chunks[chunk]) == 0:
-            continue
-        used = 0
-        for slot in range(chunk << CHUNK_SHIFT, min((chunk + 1) << CHUNK_SHIFT, st.nr_slots)):
-            v = load64(&st.slots[slot])
-            if v & SLOT_LOCK:
-                fail(f"slot {slot} is locked in a store at rest")
-            if slot_type(v) == EMPTY:
-                if v != 0:
-                    fail(f"slot {slot} is empty and holds {v:#x}")
-                continue
-            used += 1
-            same += slot_type(v) == SAME or slot_type(v) == SAME_OBJ
-            huge += slot_type(v) == HUGE
-            if has_object(v):
-                objects += 1
-                check_object(st, slot, v, &nbytes)
-            flags = v & (<uint64_t>PRIO_MASK << PRIO_SHIFT | SLOT_IDLE | SLOT_INCOMPRESSIBLE | SLOT_POST)
-            if (flags & SLOT_POST or flags and (slot_type(v) == SAME or slot_type(v) == SAME_OBJ)
-                    or flags & SLOT_IDLE and slot_type(v) == WRITTEN_BACK):
-                fail(f"slot {slot} of type {slot_type(v)} has the flags {flags:#x}")
-            compressed = slot_type(v) == OBJ or slot_type(v) == WRITTEN_BACK and not v & BACK_HUGE
-            if ctx.codec[slot_prio(v)] == NULL or slot_prio(v) and not compressed:
-                fail(f"slot {slot} of type {slot_type(v)} has the priority {slot_prio(v)}")
-            if level >= 3 and slot_type(v) != WRITTEN_BACK and page_load(st, ctx, v, ctx.page) != 0:
-                fail(f"the page of slot {slot} can't be decompressed")
-            if level >= 3 and slot_type(v) == WRITTEN_BACK and back_load(st, ctx, slot, v, ctx.page) != 0:
-                fail(f"the page of slot {slot} can't be read from the backing store")
-        if used != load32(&st.chunks[chunk]):
-            fail(f"chunk {chunk} has {used} slots in use and says {load32(&st.chunks[chunk]):#x}")
-        stored += used
-    for name, found, counted in (
-        ("pages stored", stored, st.pages_stored), ("same-filled pages", same, st.same_pages),
-        ("huge pages", huge, st.huge_pages), ("compressed bytes", nbytes, st.compr_bytes),
-        ("objects", objects, pool_stats(st.pool).objects),
-    ):
-        if found != counted:
-            fail(f"{found} {name} in the slot table, {counted} counted")
-    return 0
-
-
-cdef int check_backing(store_t* st, Backing backing) except -1:
-    """What the slots take of each block is what the backing store counts."""
-    cdef uint64_t nbytes = st.backing.nr_blocks * sizeof(uint32_t), slot, v, found = 0, offset
-    cdef uint32_t extent, first
-    cdef void* p = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    cdef uint32_t* live = <uint32_t*>p
-    if p == MAP_FAILED:
-        raise MemoryError(f"no memory to count {st.backing.nr_blocks} blocks")
-    try:
-        for slot in range(st.nr_slots):
-            if load32(&st.chunks[slot >> CHUNK_SHIFT]) == 0:
-                continue
-            v = load64(&st.slots[slot])
-            if slot_type(v) != WRITTEN_BACK:
-                continue
-            found += 1
-            offset, extent = back_offset(v), back_extent(back_size(v))
-            first = min(extent, <uint32_t>(PAGE - (offset & (PAGE - 1))))
-            if offset + extent > st.backing.nr_blocks << PAGE_SHIFT:
-                fail(f"slot {slot} lies at {offset} of the backing store, which is shorter")
-            live[offset >> PAGE_SHIFT] += first
-            if extent > first:
-                live[(offset >> PAGE_SHIFT) + 1] += extent - first
-        if found != st.written_back:
-            fail(f"{found} pages written back in the slot table, {st.written_back} counted")
-        backing.check(live)
-    finally:
-        munmap(p, nbytes)
-    return 0
-
-
-# ---- Python -----------------------------------------------------------------------------------------
 
 # The collector must not take the arena away before __dealloc__ has used it.
 @cython.no_gc_clear
@@ -454,7 +107,7 @@ cdef class Store:
         # Closed before the GIL is released, so that a second close() or a late call finds no store.
         self.st = NULL
         for i in range(self.nr_idle_ctx):
-            ctx_free(self.idle_ctx[i])
+            store_ctx_free(self.idle_ctx[i])
         self.nr_idle_ctx = 0
         if st != NULL and st.pool.wake_fd >= 0:
             os.close(st.pool.wake_fd)
@@ -474,7 +127,7 @@ cdef class Store:
         if self.nr_idle_ctx:
             self.nr_idle_ctx -= 1
             return self.idle_ctx[self.nr_idle_ctx]
-        ctx = ctx_new(self.st)
+        ctx = store_ctx_new(self.st)
         if ctx == NULL:
             raise MemoryError("no memory for a codec's workspace")
         ctx.may_wait = True
@@ -485,7 +138,7 @@ cdef class Store:
             self.idle_ctx[self.nr_idle_ctx] = ctx
             self.nr_idle_ctx += 1
         else:
-            ctx_free(ctx)
+            store_ctx_free(ctx)
         return 0
 
     cdef int begin_post(self) except -1:

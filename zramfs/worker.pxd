@@ -5,7 +5,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from posix.time cimport clock_gettime, timespec
 
 from allocator.prim cimport cas_i32, relax, store_i32
-from zramfs.store cimport store_ctx_t, store_disksize, store_t
+from zramfs.ranges cimport store_disksize
+from zramfs.slots cimport store_ctx_t, store_t
 
 cdef extern from "time.h" nogil:
     enum: CLOCK_REALTIME_COARSE
