@@ -84,6 +84,7 @@ EXTENSIONS = [
     extension("zramfs.backing"),
     extension("zramfs.slots"),
     extension("zramfs.ranges"),
+    extension("zramfs.access"),
     extension("zramfs.tables"),
     extension("zramfs.invariants"),
     extension("zramfs.store"),

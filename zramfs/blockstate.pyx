@@ -11,6 +11,7 @@ from libc.stdio cimport snprintf
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 from allocator.prim cimport load32, load64
+from zramfs.access cimport last_access
 from zramfs.backing cimport BACK_HUGE
 from zramfs.slots cimport *
 from zramfs.store cimport Store

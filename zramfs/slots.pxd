@@ -90,7 +90,7 @@ cdef struct store_t:
     uint32_t max_object         # largest compressed size that is kept; larger pages are huge
     bint stays_ready            # the slot table is resident and stays so, and contexts are made resident
     backing_t* backing          # NULL = none
-    # access times: seconds since boot, one for each slot, written without a lock
+    # access times (access.pxd): seconds since boot, one for each slot, written without a lock
     uint32_t* atime             # atomic: NULL until tracking was switched on for the first time
     uint64_t atime_len          # bytes of that mapping; under Store's GIL
     uint32_t atime_on           # atomic: 0 or 1
@@ -151,11 +151,6 @@ cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uin
 # Stores what ctx.type, size, data, word, bits and over say in a locked slot, frees what its value old names,
 # and unlocks it. On an error (-ENOSPC, -EIO) the slot gets the value old.
 cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t old) noexcept nogil
-# Marks the pages of a chunk idle whose last access lies more than age seconds back (0: all of them),
-# and takes the mark from the others. Never SAME, SAME_OBJ and WRITTEN_BACK. The caller has pinned it.
-cdef void chunk_mark_idle(store_t* st, uint64_t chunk, uint32_t age) noexcept nogil
-# Seconds since boot; 0 while access times are not kept.
-cdef uint32_t last_access(store_t* st, uint64_t slot) noexcept nogil
 # Bytes of the object of a locked slot; 0 if it is damaged.
 cdef uint32_t object_size(store_t* st, store_ctx_t* ctx, uint64_t v) noexcept nogil
 # Post-processing, in the steps select, copy, commit; each pins the chunk itself. A slot that is read,

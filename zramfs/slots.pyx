@@ -91,41 +91,9 @@ cdef void slot_moved(void* st, uint64_t slot, uint64_t loc) noexcept nogil:
     chunk_unpin(s, slot >> CHUNK_SHIFT)
 
 
-# ---- access times and idle pages ------------------------------------------------------------------
-
 cdef inline void touch(store_t* st, uint64_t slot) noexcept nogil:
     if load32(&st.atime_on):
         store32(&st.atime[slot], boot_seconds())
-
-
-cdef uint32_t last_access(store_t* st, uint64_t slot) noexcept nogil:
-    cdef uint32_t since, t
-    if not load32(&st.atime_on):
-        return 0
-    since = load32(&st.atime_since)
-    t = load32(&st.atime[slot])
-    return t if t > since else since
-
-
-cdef void chunk_mark_idle(store_t* st, uint64_t chunk, uint32_t age) noexcept nogil:
-    cdef uint64_t slot = chunk << CHUNK_SHIFT, end, v
-    cdef uint32_t now = boot_seconds()
-    end = slot + CHUNK_SLOTS
-    if end > st.nr_slots:
-        end = st.nr_slots
-    while slot < end:
-        v = load64(&st.slots[slot])
-        # A page that is locked has somebody at work on it; it is looked at all the same, for the
-        # reader may have begun long before the mark.
-        if slot_type(v) == OBJ or slot_type(v) == HUGE:
-            v = slot_lock(st, slot)
-            if slot_type(v) == OBJ or slot_type(v) == HUGE:
-                if age == 0 or <uint64_t>last_access(st, slot) + age < now:
-                    v |= SLOT_IDLE
-                else:
-                    v &= ~<uint64_t>SLOT_IDLE
-            slot_unlock(st, slot, v)
-        slot += 1
 
 
 # ---- what a slot names --------------------------------------------------------------------------

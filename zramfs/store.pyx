@@ -17,6 +17,8 @@ from allocator.pool cimport pool_classes, pool_stats
 from allocator.reserve cimport Reserve
 from allocator.zscompact cimport zs_compact, zs_compact_class, zs_freeable
 from allocator.zsmalloc cimport zs_flush_deferred, zs_wake_after
+from zramfs.access cimport keep_access_times, mark_idle
+from zramfs.backing cimport Backing
 from zramfs.backing cimport Backing
 from zramfs.codecs cimport CODEC_NONE, Codec
 from zramfs.invariants cimport check_backing, check_slots
@@ -286,24 +288,8 @@ cdef class Store:
 
     @access_times.setter
     def access_times(self, bint on):
-        cdef uint64_t n
-        cdef void* p
         self.check_range(0, 0)
-        if on and self.st.atime == NULL:
-            n = self.st.nr_slots * sizeof(uint32_t)
-            p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-            if p == MAP_FAILED:
-                raise MemoryError(f"no address space for {n} bytes of access times")
-            if self.st.stays_ready:
-                make_resident(p, n)
-            self.st.atime, self.st.atime_len = <uint32_t*>p, n
-        if on and not load32(&self.st.atime_on):
-            store32(&self.st.atime_since, boot_seconds())
-        # The store of atime_on is what shows the mapping to the threads; it stays until close(),
-        # because a thread may be on its way to write there.
-        store32(&self.st.atime_on, on)
-        if not on and self.st.atime != NULL:
-            madvise(self.st.atime, self.st.atime_len, MADV_DONTNEED)
+        keep_access_times(self.st, on)
 
     def mark_idle(self, age=None, first=0, uint64_t ns=0):
         """Marks idle what was not accessed for more than age seconds (None: everything), and takes the
@@ -313,7 +299,7 @@ cdef class Store:
         first. Returns the chunk where the next call goes on, or None at the end. ValueError for an age
         while access times are not kept.
         """
-        cdef uint64_t until = now_ns() + ns, chunk
+        cdef uint64_t chunk
         cdef uint32_t seconds = 0
         self.check_range(0, 0)
         if age is not None:
@@ -322,14 +308,7 @@ cdef class Store:
             seconds = min(max(age, 0), (1 << 32) - 1)
         chunk = first
         with nogil:
-            while chunk < self.st.nr_chunks:
-                if load32(&self.st.chunks[chunk]) & CHUNK_USED != 0:
-                    chunk_pin(self.st, chunk)
-                    chunk_mark_idle(self.st, chunk, seconds)
-                    chunk_unpin(self.st, chunk)
-                chunk += 1
-                if ns != 0 and chunk & 15 == 0 and now_ns() >= until:
-                    break
+            chunk = mark_idle(self.st, chunk, seconds, ns)
         return chunk if chunk < self.st.nr_chunks else None
 
     def compact(self):
