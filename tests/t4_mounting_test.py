@@ -13,10 +13,9 @@ from pathlib import Path
 
 import leftovers
 import pytest
-from harness import TIMEOUT, served
+from harness import TIMEOUT
 
 from zramfs import mounting
-from zramfs.busy import mount_at
 
 pytestmark = pytest.mark.requires("fuse")
 
@@ -172,26 +171,6 @@ def test_nothing_hangs_on_a_mount_that_nobody_serves(point: Path):
     assert waiting.wait(TIMEOUT) != 0, "closing the connection ended the wait"
 
 
-ABORT = """
-    import subprocess, sys
-    from zramfs import mounting
-    subprocess.run(["mount", "-t", "fusectl", "fusectl", mounting.CONNECTIONS], check=True)
-    mounting.abort(sys.argv[1])
-    """
-
-
-READER = """
-import os, sys
-fd = os.open(sys.argv[1], os.O_RDWR)
-print("open", flush=True)
-sys.stdin.readline()
-try:
-    os.pread(fd, 1, 0)
-except OSError as error:
-    print(error.errno)
-"""
-
-
 def python_apart(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Runs Python in a mount namespace of its own."""
     return subprocess.run(
@@ -200,48 +179,6 @@ def python_apart(code: str, *arguments: object) -> subprocess.CompletedProcess[s
         capture_output=True, text=True, timeout=60,
         env={**os.environ, "PYTHONPATH": ":".join([str(Path(__file__).parent), *sys.path])},
     )
-
-
-@pytest.mark.requires("root", "unshare")
-def test_abort_frees_who_waits_for_a_stopped_server(tmp_path: Path):
-    with served(tmp_path) as disk:
-        # In a process of its own: whoever holds the file open and starts a program closes it there,
-        # and would wait for the server too.
-        reader = subprocess.Popen([sys.executable, "-c", READER, disk.path], stdin=subprocess.PIPE,
-                                  stdout=subprocess.PIPE, text=True)
-        assert reader.stdout.readline() == "open\n"
-        with disk.stopped():
-            reader.stdin.write("\n")
-            reader.stdin.close()
-            with pytest.raises(subprocess.TimeoutExpired):
-                reader.wait(0.2)
-            done = python_apart(ABORT, disk.path)
-            assert done.returncode == 0, done.stderr
-            assert reader.wait(TIMEOUT) == 0
-            assert int(reader.stdout.read()) in (errno.ECONNABORTED, errno.ENOTCONN, errno.EIO)
-            reader.stdout.close()
-        assert disk.join() == 0, "the server ends as after an unmount"
-        mounting.unmount(disk.path)
-
-
-def test_abort_needs_a_mount_and_the_kernels_control_files(
-    point: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    with pytest.raises(mounting.MountError, match="nothing is mounted on") as caught:
-        mounting.abort(point)
-    assert caught.value.errno == errno.EINVAL
-    monkeypatch.setattr(mounting, "CONNECTIONS", tmp_path / "connections")
-    with mounted(point):
-        with pytest.raises(mounting.MountError, match="mount -t fusectl fusectl") as caught:
-            mounting.abort(point)
-        assert caught.value.errno == errno.ENOENT
-        minor = mount_at(point).dev.partition(":")[2]
-        control = tmp_path / "connections" / minor
-        control.mkdir(parents=True)
-        (control / "abort").touch()
-        mounting.abort(point)
-        assert (control / "abort").read_text() == "1"
-        mounting.unmount(point)
 
 
 # --- somebody else

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from commands import failure, rows
 from swap_load import Group, build, fillers, group, lane_faults, until_swapped
-from whole import MIB, Device, wait_until, zramfs
+from whole import MIB, Device, run, wait_until, zramfs
 
-from zramfs import busy, rundir
+from zramfs import busy, loops, rundir
 from zramfs.rundir import State
 
 pytestmark = [
-    pytest.mark.requires("root", "fuse", "loop", "swap", "memcg", "unsanitized"),
+    pytest.mark.requires("root", "fuse", "loop", "swap", "memcg", "unshare", "unsanitized"),
     # Half a minute each on two idle CPUs, three times that where others are at work.
     pytest.mark.timeout(300),
 ]
@@ -125,6 +125,33 @@ def test_several_programs_with_the_compactor_at_work_and_the_daemon_frozen_now_a
     clean(swap, before)
     runs = [line.split() for line in device.read("memory/compaction").splitlines()]
     assert next(int(row[1]) for row in runs if row[0] == "runs") > 0
+
+
+# In a mount namespace, since not every machine has the kernel's control files mounted.
+WAY_OUT = """
+set -e
+mountpoint -q /sys/fs/fuse/connections || mount -t fusectl fusectl /sys/fs/fuse/connections
+{}
+"""
+
+
+def test_the_way_out_of_a_hang(swap: State, small: Group, program: Path) -> None:
+    """As docs/operations.md has it: who needs the pages that are lost ends, and nothing is left."""
+    manual = (Path(__file__).parent.parent / "docs/operations.md").read_text()
+    block = manual.partition("**The way out**")[2].split("```")[1]
+    script = WAY_OUT.format(block.replace("/run/zramfs/NAME/disk", swap.disk))
+    with fillers(program, small, 200) as [filler]:
+        until_swapped(small, 50 * MIB)
+        filler.read_pass()
+        os.kill(swap.pid, signal.SIGSTOP)
+        run("unshare", "--mount", "sh", "-c", script)
+        filler.process.communicate(timeout=30)
+        assert filler.process.returncode == -signal.SIGBUS
+        os.kill(swap.pid, signal.SIGCONT)
+        wait_until(lambda: not swap.alive(), "the daemon has ended", 30)
+    assert swap.loop not in busy.swaps()
+    assert loops.backing_file(swap.loop) is None
+    assert os.listdir(Path(swap.disk).parent.parent) == []
 
 
 def test_swapoff_under_load_brings_every_page_back(swap: State, small: Group, program: Path) -> None:

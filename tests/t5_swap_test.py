@@ -225,6 +225,30 @@ def test_a_signal_after_the_disk_was_unmounted_under_the_swap(swap0: State, base
     gone(base, swap0)
 
 
+def test_a_daemon_that_died_after_its_disk_was_unmounted_under_the_swap(swap0: State, base: Path) -> None:
+    run("umount", "--lazy", swap0.disk)
+    kill_daemon(swap0)
+    assert "cleaned up swap0: " in zramfs("stop", "swap0").stderr
+    assert not loops.backing_file(swap0.loop)
+    gone(base, swap0)
+
+
+def test_a_loop_device_that_somebody_else_has_by_now_is_left_alone(
+    swap0: State, base: Path, tmp_path: Path
+) -> None:
+    run("swapoff", swap0.loop)
+    run("losetup", "--detach", swap0.loop)
+    wait_until(lambda: not loops.backing_file(swap0.loop), "the loop device has let go")
+    (tmp_path / "file").write_bytes(bytes(MIB))
+    run("losetup", swap0.loop, tmp_path / "file")
+    try:
+        zramfs("stop", "swap0")
+        assert loops.backing_file(swap0.loop) == str(tmp_path / "file")
+    finally:
+        run("losetup", "--detach", swap0.loop)
+    gone(base, swap0)
+
+
 def test_a_loop_device_that_was_detached_under_the_swap(swap0: State, base: Path) -> None:
     """losetup says that it did, and the kernel does it after swapoff."""
     run("losetup", "--detach", swap0.loop)
@@ -289,6 +313,20 @@ def test_the_swap_of_a_daemon_that_died_is_taken_down(swap0: State, base: Path) 
     assert rows("-o", "NAME,STATE", code=1) == [{"name": "swap0", "state": "dead"}]
     said = zramfs("stop", "swap0").stderr
     assert f"cleaned up swap0: its daemon (pid {swap0.pid}, since " in said
+    gone(base, swap0)
+
+
+def test_a_lost_state_leaves_no_setting_behind(swap0: State, base: Path) -> None:
+    assert f"{base}/swap0" in watermark.users()
+    kill_daemon(swap0)
+    (base / "swap0/state.json").unlink()
+    said = failure("stop", "swap0")
+    assert f"{base}/swap0 is in use, so nothing was changed:\n" in said
+    assert f"\n  swap is on {swap0.loop}\n" in said
+    run("swapoff", swap0.loop)
+    run("losetup", "--detach", swap0.loop)
+    assert "left by a start that never finished" in zramfs("stop", "swap0").stderr
+    assert f"{base}/swap0" not in watermark.users()
     gone(base, swap0)
 
 

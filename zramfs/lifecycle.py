@@ -118,14 +118,13 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
     if wanted is None:
         return
     device = loops.attach(new.disk)
-    lane = busy.mount_at(new.disk)
-    dev = lane.dev if lane else None
+    attached = loops.sequence(device)
     if isinstance(wanted, FileSystem):
-        new.update(loop=device, dev=dev, fs=wanted.type)
+        new.update(loop=device, attached=attached, fs=wanted.type)
         ramdisk.make_file_system(wanted.type, device)
         ramdisk.mount(wanted, device)
     else:
-        state = new.update(loop=device, dev=dev)
+        state = new.update(loop=device, attached=attached)
         for note in [*state.notes, _raise_watermark(new, wanted)]:
             if note and say:
                 say(note)
@@ -185,11 +184,15 @@ def stop(old: Rundir, say: Say, *, force: bool = False) -> None:
 
 
 def _standing(old: Rundir, state: State) -> list[str]:
-    """Loop devices on `disk`, also when that was unmounted under them (umount --lazy)."""
+    """Loop devices on `disk`; ours also when that was unmounted under it (umount --lazy, an abort)."""
     found = loops.find(old.disk)
-    if state.loop and state.loop not in found and state.alive():
-        found = loops.find(old.disk, state.dev)
+    if state.loop and state.loop not in found and loops.stands_on(state.loop, old.disk, state.attached):
+        found.append(state.loop)
     return found
+
+
+def _detach(old: Rundir, state: State, device: str, timeout: float = 10.0) -> None:
+    loops.detach(device, old.disk, timeout, state.attached if device == state.loop else None)
 
 
 def may_end(old: Rundir) -> None:
@@ -218,7 +221,7 @@ def teardown(old: Rundir) -> None:
                 except ZramfsError as error:
                     log.warning("%s; it is detached from the tree now, and goes when its users go", error)
                     ramdisk.unmount(mountpoint, lazy=True)
-            loops.detach(device, old.disk, timeout=1.0, dev=state.dev)
+            _detach(old, state, device, timeout=1.0)
         except ZramfsError as error:
             log.warning("%s", error)
 
@@ -375,7 +378,7 @@ def _undo(old: Rundir, state: State) -> None:
             ramdisk.unmount(Path(state.mountpoint))
         if state.kind == "swap":
             swap.off(device)
-        loops.detach(device, old.disk, dev=state.dev if state.alive() else None)
+        _detach(old, state, device)
 
 
 def _end(state: State) -> None:
@@ -417,9 +420,10 @@ def _clean(old: Rundir, state: State | None) -> None:
         mount = busy.mount_at(place)
         if mount is not None and mount.fstype.startswith("fuse"):
             mounting.unmount(place)
-    _remove(old, state.made if state else [])
-    if state is not None and state.kind == "swap":
+    # Not by the kind of device: the state may be lost, and the machine's setting must not.
+    if str(old.path) in watermark.users():
         watermark.release(old.path)
+    _remove(old, state.made if state else [])
 
 
 def _remove(old: Rundir, made: list[str]) -> None:

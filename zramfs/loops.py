@@ -36,20 +36,35 @@ def attach(disk: Path) -> str:
     raise ZramfsError(errno.EIO, f"no loop device for {disk}: {done.stderr.strip()}{_hint(done.stderr)}")
 
 
-def detach(device: str, disk: Path, timeout: float = 10.0, dev: str | None = None) -> None:
-    """Detaches `device` if `disk` is still what it stands on (dev: see find), and waits until it really
-    has let go.
+def sequence(device: str) -> int | None:
+    """What no other attachment of a block device has had since boot; None before Linux 5.15."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path(f"/sys/block/{Path(device).name}/diskseq").read_text(encoding="ascii"))
+    return None
+
+
+def stands_on(device: str, disk: Path, attached: int | None = None) -> bool:
+    """Whether `device` stands on `disk`. attached: its sequence() when it did; by that it is told also
+    after `disk` was unmounted under it, when the kernel shows another path."""
+    shown = backing_file(device)
+    return shown == str(disk) or (shown is not None and attached is not None and sequence(device) == attached)
+
+
+def detach(device: str, disk: Path, timeout: float = 10.0, attached: int | None = None) -> None:
+    """Detaches `device` if `disk` is still what it stands on (attached: see stands_on), and waits until
+    it really has let go. Without effect when `disk` was unmounted under it and it has been told before:
+    then it goes with its last user, who can no longer be found.
 
     losetup -d of a device in use succeeds and acts at the last close; so success is what sysfs says.
     Raises ZramfsError: EBUSY when it is in use after `timeout` seconds.
     """
-    if device not in find(disk, dev):
+    if not stands_on(device, disk, attached) or (backing_file(device) != str(disk) and _told(device)):
         return
     done = _run(["losetup", "--detach", device])
-    if done.returncode and device in find(disk, dev):
+    if done.returncode and stands_on(device, disk, attached):
         raise ZramfsError(errno.EIO, f"could not detach {device} from {disk}: {done.stderr.strip()}")
     end = time.monotonic() + timeout
-    while device in find(disk, dev):
+    while stands_on(device, disk, attached):
         if time.monotonic() > end:
             raise ZramfsError(
                 errno.EBUSY,
@@ -78,6 +93,13 @@ def backing_file(device: str) -> str | None:
     with contextlib.suppress(OSError):
         return Path(path).read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n")
     return None
+
+
+def _told(device: str) -> bool:
+    """Whether a device goes with its last user, which `losetup --detach` asks for where it is in use."""
+    with contextlib.suppress(OSError):
+        return Path(f"/sys/block/{Path(device).name}/loop/autoclear").read_text(encoding="ascii") == "1\n"
+    return False
 
 
 def _loops() -> list[str]:

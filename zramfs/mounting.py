@@ -17,7 +17,6 @@ from pathlib import Path
 from .busy import mount_at
 from .errors import ZramfsError
 
-CONNECTIONS = Path("/sys/fs/fuse/connections")
 TIMEOUT = 30.0  # seconds for fusermount3, which may wait for a parent directory that does not answer
 
 
@@ -73,30 +72,6 @@ def unmount(path: str | os.PathLike[str], lazy: bool = False) -> None:
 def is_mounted(path: str | os.PathLike[str]) -> bool:
     """True if path itself is a mount point in this process's mount namespace."""
     return mount_at(_absolute(path)) is not None
-
-
-def abort(path: str | os.PathLike[str]) -> None:
-    """Aborts the connection mounted on path, whoever serves it: all requests and open files fail.
-    The way out when its server hangs.
-
-    Raises MountError: EINVAL if nothing is mounted there, ENOENT without the kernel's control files,
-    EACCES for another user's mount.
-    """
-    point = _absolute(path)
-    mount = mount_at(point)
-    if mount is None:
-        raise MountError(errno.EINVAL, f"expected a mount point, but nothing is mounted on {point}")
-    # A connection's number is the minor number of its device.
-    control = CONNECTIONS / mount.dev.partition(":")[2] / "abort"
-    try:
-        control.write_text("1")
-    except FileNotFoundError:
-        raise MountError(
-            errno.ENOENT, f"{point} cannot be aborted: {control} is missing; root can bring it with "
-                          f"mount -t fusectl fusectl {CONNECTIONS}") from None
-    except OSError as error:
-        sentence = f"{point} cannot be aborted: {control}: {error.strerror}"
-        raise MountError(error.errno or errno.EIO, sentence) from error
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

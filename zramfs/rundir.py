@@ -56,7 +56,7 @@ class State:
     loop: str | None = None
     mountpoint: str | None = None
     fs: str | None = None
-    dev: str | None = None  # "major:minor" of the mount that loop stands on
+    attached: int | None = None  # loops.sequence() of loop
     notes: list[str] = field(default_factory=list)  # what was set up for swap, and what that lacks
     version: int = _STATE_VERSION
 
