@@ -184,6 +184,18 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(tmp_path: Path, base: Pa
     nothing_left(directory, base)
 
 
+@pytest.mark.requires("root")
+def test_a_run_directory_that_is_read_only_leaves_no_directory_behind(tmp_path: Path, base: Path) -> None:
+    base.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "ro,mode=0711", "none", base)
+    try:
+        said = failure("create", tmp_path / "device", "--size", "1M")
+        assert said.startswith(f"zramfs: {base}/") and said.endswith(": Read-only file system\n")
+        assert not (tmp_path / "device").exists()
+    finally:
+        run("umount", base)
+
+
 def test_foreground_serves_until_it_is_told_to_end(tmp_path: Path, base: Path) -> None:
     directory = tmp_path / "device"
     command = [*ZRAMFS, "create", str(directory), "--size", "1M", "--foreground"]

@@ -31,7 +31,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
 def test_the_files_of_a_device_are_its_owners(made: Device) -> None:
     rundir = Path(state_of(made.directory).disk).parent
     assert stat.S_IMODE(rundir.stat().st_mode) == 0o700
-    for path in (rundir / "disk", rundir / "log", made.disk, made.directory / "control"):
+    files = [rundir / name for name in ("disk", "log", "state.json")]
+    for path in (*files, made.disk, made.directory / "control"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 

@@ -257,12 +257,14 @@ def test_a_loop_device_that_was_detached_under_the_swap(swap0: State, base: Path
     gone(base, swap0)
 
 
-def test_a_full_run_directory_ends_the_start_and_leaves_nothing(base: Path) -> None:
+@pytest.mark.parametrize("room", ["nr_inodes=3", "nr_inodes=4", "nr_inodes=5", "nr_inodes=6", "size=4k"])
+def test_a_full_run_directory_ends_the_start_and_leaves_nothing(base: Path, room: str) -> None:
+    """Room for directories and not for what is to be in them; for files and not for text."""
     base.mkdir()
-    # Room for the directories and not for what is to be in them.
-    run("mount", "-t", "tmpfs", "-o", "nr_inodes=4,mode=0711", "none", base)
+    run("mount", "-t", "tmpfs", "-o", f"{room},mode=0711", "none", base)
     try:
-        assert "No space left on device" in failure("swap", "--size", "16M")
+        said = failure("swap", "--size", "16M")
+        assert f"{base}/swap0/" in said and said.endswith(": No space left on device\n")
         assert os.listdir(base) == []
     finally:
         run("umount", base)

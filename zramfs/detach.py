@@ -102,11 +102,13 @@ def _daemon(body: Callable[[Callable[[], None]], int], log: Path, write_end: int
             return
         status = body(tell)
     except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        # Before the trace, for which there may be no room.
+        tell(errno=error.errno or errno.EIO, sentence=f"{where}{error.strerror or error}")
         traceback.print_exc()
-        tell(errno=error.errno or errno.EIO, sentence=error.strerror or str(error))
     except BaseException:
-        traceback.print_exc()
         tell(errno=errno.EIO, sentence=f"the daemon failed:\n{traceback.format_exc().rstrip()}")
+        traceback.print_exc()
     finally:
         logging.shutdown()
         sys.stdout.flush()

@@ -427,11 +427,11 @@ def _clean(old: Rundir, state: State | None) -> None:
 
 
 def _remove(old: Rundir, made: list[str]) -> None:
-    old.remove()
     for directory in made:
         # Somebody may have put something into it before the mount or since: then it stays.
         with contextlib.suppress(OSError):
             os.rmdir(directory)
+    old.remove()
 
 
 def _stale_message(old: Rundir, state: State | None) -> str:

@@ -102,12 +102,17 @@ class Rundir:
             return None
 
     def write(self, state: State) -> None:
-        """Replaces state.json in one step: a reader sees the old or the new one, complete."""
+        """Replaces state.json in one step: a reader sees the old or the new one, complete. Raises
+        ZramfsError."""
         temporary = self.path / "state.json.new"
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as out:
-            json.dump(asdict(state), out, indent=1, ensure_ascii=False)
-            out.write("\n")
-        os.replace(temporary, self.path / "state.json")
+        text = json.dumps(asdict(state), indent=1, ensure_ascii=False) + "\n"
+        try:
+            with open(temporary, "w", encoding="utf-8", errors="surrogateescape", opener=_private) as out:
+                out.write(text)
+            os.replace(temporary, self.path / "state.json")
+        except OSError as error:
+            raise ZramfsError(
+                error.errno or errno.EIO, f"cannot write {temporary}: {error.strerror}") from None
 
     def update(self, **changes: Any) -> State:
         state = self.read()
@@ -129,6 +134,10 @@ class Rundir:
             with contextlib.suppress(FileNotFoundError):
                 self.tree.rmdir()
             self.path.rmdir()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def escape(path: Path) -> str:
