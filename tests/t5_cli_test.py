@@ -226,6 +226,7 @@ def test_an_interrupted_create_leaves_nothing_or_a_device(tmp_path: Path, base: 
         zramfs("stop", directory)
     # The daemon may still be on its way out: it was told to end while it started.
     wait_until(lambda: not base.exists() or os.listdir(base) == [], "the run directory is gone")
+    wait_until(lambda: run("pgrep", "--full", directory, check=False).returncode == 1, "so is the daemon")
     assert not [m for m in busy.mounts() if m.mountpoint.is_relative_to(tmp_path)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,21 @@ def test_stop_cleans_up_after_a_daemon_that_died(tmp_path: Path, base: Path) -> 
     said = zramfs("stop", directory).stderr
     assert f"cleaned up {directory}: its daemon (pid {state.pid}, since {state.created}) had died" in said
     assert not directory.exists()
+    nothing_left(directory, base)
+
+
+def test_the_mount_of_a_dead_daemon_whose_run_directory_is_gone(tmp_path: Path, base: Path) -> None:
+    directory = tmp_path / "device"
+    zramfs("create", directory, "--size", "1M")
+    state = state_of(directory)
+    kill_daemon(state)
+    run("fusermount3", "-u", state.disk)
+    shutil.rmtree(base / state.name)
+    advice = f"`fusermount3 -u {directory}`"
+    for words in (["create", directory, "--size", "1M"], ["stop", directory]):
+        assert f"if its daemon has died, take the mount away with {advice}" in failure(*words)
+    run("fusermount3", "-u", directory)
+    directory.rmdir()
     nothing_left(directory, base)
 
 

@@ -303,14 +303,20 @@ def _ending(new: Rundir, directory: Path, end: float, say: Say) -> bool:
                 f"use another {'name' if state.kind == 'swap' else 'directory'}, or "
                 f"`zramfs stop {state.where}` first",
             )
-    mount = busy.mount_at(directory)
-    if mount is not None and mount.fstype == FSTYPE:
-        raise ZramfsError(
-            errno.EBUSY,
-            f"a zramfs device of another user or run directory is mounted on {directory}; "
-            "use another directory, or let its owner stop it",
-        )
+    if foreign := foreign_mount(directory):
+        raise ZramfsError(errno.EBUSY, f"{foreign}; or use another directory")
     return False
+
+
+def foreign_mount(directory: Path) -> str | None:
+    """What to say of a tree that is mounted there and belongs to no run directory of this user."""
+    mount = busy.mount_at(directory)
+    if mount is None or mount.fstype != FSTYPE:
+        return None
+    return (
+        f"a zramfs device of another user or run directory is mounted on {directory}: let its owner stop it, "
+        f"or, if its daemon has died, take the mount away with `fusermount3 -u {directory}`"
+    )
 
 
 def _make_directory(directory: Path) -> list[str]:

@@ -83,8 +83,7 @@ def populate() -> None:
     for place, permissions in rows:
         if permissions == "rw-p":
             start, end = (int(number, 16) for number in place.split("-"))
-            # What was unmapped since (ENOMEM) needs nothing; a kernel before 5.14 (EINVAL) has been
-            # asked by mlockall to do the same for all but what came after it.
+            # What was unmapped since (ENOMEM) needs nothing.
             _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_POPULATE_WRITE)
 
 
@@ -95,6 +94,8 @@ def _call(name: str, *arguments: int) -> str | None:
 
 
 def _probe_lock() -> str | None:
+    if Machine().kernel < (5, 14):
+        return "memory is made resident by MADV_POPULATE_WRITE, which needs Linux 5.14"
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     if Machine().capable("CAP_IPC_LOCK") or limit == resource.RLIM_INFINITY:
         return None

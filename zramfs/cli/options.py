@@ -176,8 +176,10 @@ def no_device(text: str) -> ZramfsError:
         for each in rundir.rundirs()
         for state in [each.read()]
     ]
+    place = rundir.resolve(text)
     there = f"yours are on {', '.join(known)}" if known else "there is none at all"
     return ZramfsError(
         errno.ENODEV,
-        f"no zramfs device of yours is on {rundir.resolve(text)}, and none is called {text}; {there}",
+        f"no zramfs device of yours is on {place}, and none is called {text}; "
+        f"{lifecycle.foreign_mount(place) or there}",
     )
