@@ -11,15 +11,18 @@ from zramfs import watermark
 from zramfs.errors import ZramfsError
 
 MIB = 1 << 20
+NEEDED = watermark.needed
 
 
 @pytest.fixture(autouse=True)
 def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file in place of the kernel's: other runs on this machine raise that too."""
+    """A file in place of the kernel's: other runs on this machine raise that too. On a machine that needs
+    no more than it has."""
     file = tmp_path / "min_free_kbytes"
     file.write_text("20000\n")
     monkeypatch.setattr(watermark, "SETTING", file)
     monkeypatch.setattr(watermark, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(watermark, "needed", lambda: 0)
     return file
 
 
@@ -32,7 +35,7 @@ def users(tmp_path: Path, *names: str) -> list[Path]:
 
 def test_what_machines_need() -> None:
     sizes = (100 * MIB, 351 * MIB, 1024 * MIB, 2048 * MIB, 8 << 30, 1 << 40)
-    assert [watermark.needed(size) // MIB for size in sizes] == [10, 16, 16, 32, 64, 64]
+    assert [NEEDED(size) // MIB for size in sizes] == [10, 16, 16, 32, 64, 64]
 
 
 def test_raised_and_restored(tmp_path: Path, setting: Path) -> None:
@@ -52,6 +55,20 @@ def test_enough_is_left_alone(tmp_path: Path, setting: Path) -> None:
     assert setting.read_text() == "20000\n"
     watermark.release(a)
     assert setting.read_text() == "20000\n"
+
+
+def test_less_than_what_is_needed_is_said_aloud(
+    tmp_path: Path, setting: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watermark, "needed", lambda: 32 * MIB)
+    a, b, c = users(tmp_path, "a", "b", "c")
+    lack = "vm.min_free_kbytes is below the 32768 that a machine of this size may need"
+    assert watermark.raise_to(a, 1 * MIB) == lack
+    assert setting.read_text() == "20000\n"
+    said = watermark.raise_to(b, 30 * MIB)
+    assert said == f"raised vm.min_free_kbytes from 20000 to 30720; `zramfs stop` restores it; {lack}"
+    assert watermark.raise_to(c, 32 * MIB) == (
+        "raised vm.min_free_kbytes from 30720 to 32768; `zramfs stop` restores it")
 
 
 @pytest.mark.parametrize("order", ["abc", "cba", "bca"])

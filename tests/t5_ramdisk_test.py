@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 from capabilities import require
 from commands import nothing_left, state_of
-from whole import MIB, ZRAMFS, Device, drop_caches, opened, run, wait_until, zramfs
+from whole import MIB, ZRAMFS, Device, drop_caches, loop, opened, run, wait_until, zramfs
 
 from zramfs import busy, loops, ramdisk, rundir
 
@@ -171,6 +173,31 @@ def test_a_mount_that_fails_undoes_everything_and_is_quoted(tmp_path: Path, base
     assert done.returncode == 1
     assert "` failed: no mount today" in done.stderr
     gone(point, base)
+
+
+@pytest.mark.parametrize("trap", ["ln -s {0}/victim {0}/his/disk", "mv {0}/victim {0}/his/disk"])
+def test_nobody_is_given_another_directory_by_a_rename_after_the_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str
+) -> None:
+    """Whose parent directory it is may put another directory in the place of the file system."""
+    (tmp_path / "victim").mkdir(mode=0o700)
+    (tmp_path / "his/disk").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    script = f'{shutil.which("mount")} "$@" && mv {{0}}/his {{0}}/moved && mkdir {{0}}/his && {trap}'
+    (tmp_path / "bin/mount").write_text(f"#!/bin/sh\n{script.format(tmp_path)}\n")
+    (tmp_path / "bin/mount").chmod(0o755)
+    (tmp_path / "image").touch()
+    os.truncate(tmp_path / "image", 16 * MIB)
+    wanted = ramdisk.FileSystem("ext4", tmp_path / "his/disk", mode=0o777, owner=65534)
+    with loop(tmp_path / "image") as device:
+        ramdisk.make_file_system("ext4", device)
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+            with pytest.raises(OSError, match="is there now|Not a directory|symbolic links"):
+                ramdisk.mount(wanted, device)
+        run("umount", tmp_path / "moved/disk")
+    seen = (tmp_path / "his/disk").stat()
+    assert (stat.S_IMODE(seen.st_mode), seen.st_uid) == (0o700, 0)
 
 
 @pytest.mark.parametrize("program", ["losetup", "mount", "mkfs.ext4"])

@@ -149,7 +149,7 @@ def _uses(
         for fd in os.listdir(f"{proc}/fd"):
             with contextlib.suppress(FileNotFoundError):
                 target = os.readlink(f"{proc}/fd/{fd}")
-                if target in devices or _mount_id(f"{proc}/fdinfo/{fd}") in ids:
+                if target in devices or mount_id(f"{proc}/fdinfo/{fd}") in ids:
                     return f"has {target} open"
         with open(f"{proc}/maps", encoding="utf-8", errors="surrogateescape") as maps:
             for line in maps:
@@ -168,7 +168,8 @@ def _below(target: str, places: Iterable[Path]) -> bool:
     return any(path.is_relative_to(place) for place in places)
 
 
-def _mount_id(fdinfo: str) -> int | None:
+def mount_id(fdinfo: str) -> int | None:
+    """Of the mount that an open file is on; fdinfo: its file in /proc."""
     with open(fdinfo, encoding="ascii") as lines:
         for line in lines:
             if line.startswith("mnt_id:"):

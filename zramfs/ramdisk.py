@@ -75,10 +75,25 @@ def mount(wanted: FileSystem, device: str) -> None:
     done = _run(command)
     if done.returncode:
         raise ZramfsError(errno.EIO, f"`{' '.join(command)}` failed: {done.stderr.strip()}")
-    if wanted.owner is not None or wanted.group is not None:
-        os.chown(wanted.mountpoint, *(-1 if each is None else each for each in (wanted.owner, wanted.group)))
-    if wanted.mode is not None:
-        os.chmod(wanted.mountpoint, wanted.mode)
+    if (wanted.owner, wanted.group, wanted.mode) != (None, None, None):
+        _set_owner(wanted, device)
+
+
+def _set_owner(wanted: FileSystem, device: str) -> None:
+    """Of the new root directory, and of nothing else: whoever may rename a directory on the way to it could
+    put a link to another one in its place by now."""
+    fd = os.open(wanted.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        number = busy.mount_id(f"/proc/self/fdinfo/{fd}")
+        if not any(each.id == number and each.source == device for each in busy.mounts()):
+            raise ZramfsError(
+                errno.EXDEV, f"{device} was mounted on {wanted.mountpoint}, and something else is there now")
+        if wanted.owner is not None or wanted.group is not None:
+            os.fchown(fd, *(-1 if each is None else each for each in (wanted.owner, wanted.group)))
+        if wanted.mode is not None:
+            os.fchmod(fd, wanted.mode)
+    finally:
+        os.close(fd)
 
 
 def mounted(device: str, mountpoint: Path) -> bool:

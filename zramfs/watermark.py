@@ -43,19 +43,23 @@ def probe() -> str | None:
 
 
 def raise_to(user: Path, nbytes: int) -> str | None:
-    """For the device with this run directory. What was done, in a sentence; None if nothing had to be.
-    Raises ZramfsError."""
+    """For the device with this run directory. What was done, or should have been, in a sentence; None if
+    nothing had to be. Raises ZramfsError."""
     kib = -(-nbytes // 1024)
     with _record() as record:
         _forget_the_gone(record)
         before = _current()
         record.setdefault("before", before)
         record["users"][str(user)] = kib
-        if before >= kib:
-            return None
-        _set(kib)
-        record["set"] = kib
-    return f"raised vm.min_free_kbytes from {before} to {kib}; `zramfs stop` restores it"
+        if before < kib:
+            _set(kib)
+            record["set"] = kib
+    said = []
+    if before < kib:
+        said.append(f"raised vm.min_free_kbytes from {before} to {kib}; `zramfs stop` restores it")
+    if (lacking := needed() // 1024) > max(before, kib):
+        said.append(f"vm.min_free_kbytes is below the {lacking} that a machine of this size may need")
+    return "; ".join(said) or None
 
 
 def release(user: Path) -> None:
