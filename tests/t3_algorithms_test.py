@@ -176,7 +176,7 @@ async def test_secondary_algorithms_that_are_refused(box: Box, data: str, code: 
 
 @pytest.mark.parametrize("algo, data, words", [
     ("lz4", "level=0", "the level of lz4"), ("lz4", "level=-3", "the level of lz4"),
-    ("lz4hc", "level=13", "the level of lz4hc"), ("zstd", "level=23", "the level of zstd"),
+    ("lz4hc", "level=17", "the level of lz4hc"), ("lz4hc", "level=0", "the level of lz4hc"),
 ])
 async def test_a_bad_level_shows_when_the_size_is_set(box: Box, algo: str, data: str, words: str) -> None:
     await box.write("comp_algorithm", algo)
@@ -186,11 +186,18 @@ async def test_a_bad_level_shows_when_the_size_is_set(box: Box, algo: str, data:
     await box.write("disksize", "1M")
 
 
-async def test_level_0_of_zstd_is_its_default(box: Box) -> None:
-    await box.write("comp_algorithm", "zstd")
-    await box.write("algorithm_params", "level=0")
+@pytest.mark.parametrize("algo, written, level", [
+    ("zstd", 0, 3), ("zstd", 23, 22), ("zstd", 2**31 - 1, 22), ("zstd", -8, -7), ("zstd", -(2**31), -7),
+    ("lz4hc", 13, 12), ("lz4hc", 16, 12),
+])
+async def test_levels_that_only_the_kernel_has(box: Box, algo: str, written: int, level: int) -> None:
+    """The nearest there is."""
+    await box.write("comp_algorithm", algo)
+    await box.write("recomp_algorithm", f"algo={algo}")
+    for priority in (0, 1):
+        await box.write("algorithm_params", f"priority={priority} level={written}")
     await box.write("disksize", "1M")
-    assert box.store.level == 3
+    assert [box.store.level, box.store.codecs[1].level] == [level, level]
 
 
 async def test_a_damaged_dictionary_of_zstd_shows_when_the_size_is_set(box: Box, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ async def test_reset_forgets_algorithms_and_their_parameters(tmp_path: Path) -> 
 
 async def test_a_level_that_the_algorithm_lacks_is_refused_when_the_size_is_set(tmp_path: Path) -> None:
     async with device(tmp_path) as ours:
-        for name, level in (("lz4", "0"), ("lz4", "-1"), ("lz4hc", "99"), ("zstd", "1000")):
+        for name, level in (("lz4", "0"), ("lz4", "-1"), ("lz4hc", "99")):
             await ours.done(("zram/comp_algorithm", name), ("zram/algorithm_params", f"level={level}"))
             assert await ours.write("zram/disksize", "1M") == "EINVAL"
             assert (ours.read("zram/initstate"), ours.read("zram/disksize")) == ("0\n", "0\n")

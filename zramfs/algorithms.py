@@ -17,12 +17,13 @@ from typing import Any
 
 from . import codecs
 from .arguments import number, pairs, shown
-from .codecs import ALGORITHMS, MAX_DICTIONARY, NAME_LIMIT, Codec
+from .codecs import ALGORITHMS, LEVELS, MAX_DICTIONARY, NAME_LIMIT, Codec
 from .config import Algorithm
 from .errors import ZramfsError
 
 PRIORITIES = 4
 SECONDARY = tuple(name for name in ALGORITHMS if name != "none")
+KERNEL_LZ4HC = 16  # its highest level
 INT_MIN, INT_MAX = -(1 << 31), (1 << 31) - 1
 
 
@@ -35,9 +36,20 @@ class Entry:
     content: bytes | None = field(default=None, repr=False)
     written: bool = False
 
+    @property
+    def level(self) -> int | None:
+        """For Codec; None = its default."""
+        name, level = self.algorithm.name, level_of(self.algorithm)
+        if level is None or not self.written:
+            return level
+        lowest, highest = LEVELS[name]
+        # The kernel's take more, and scripts for it may write them.
+        kernels = name == "zstd" or name == "lz4hc" and highest < level <= KERNEL_LZ4HC
+        return max(lowest, min(level, highest)) if kernels else level
+
     def codec(self) -> Codec:
         """ValueError for a level or a dictionary that the algorithm does not take; MemoryError."""
-        return Codec(self.algorithm.name, level_of(self.algorithm), self.content)
+        return Codec(self.algorithm.name, self.level, self.content)
 
 
 Table = tuple[Entry | None, ...]  # by priority, PRIORITIES of them; the first is never None
@@ -85,7 +97,7 @@ def store_arguments(entries: Table) -> dict[str, Any]:
     primary = entries[0]
     assert primary is not None
     return {
-        "algo": primary.algorithm.name, "level": level_of(primary.algorithm), "dictionary": primary.content,
+        "algo": primary.algorithm.name, "level": primary.level, "dictionary": primary.content,
         "secondary": [each and each.codec() for each in entries[1:]],
     }
 

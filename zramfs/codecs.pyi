@@ -5,6 +5,8 @@ from typing_extensions import Buffer
 
 # In the kernel's order.
 ALGORITHMS: Final[tuple[str, ...]]
+# The lowest and the highest level of each.
+LEVELS: Final[dict[str, tuple[int, int]]]
 # Bytes: the longest that a codec takes and gives.
 MAX_INPUT: Final[int]
 # Bytes: the longest dictionary.

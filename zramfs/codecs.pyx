@@ -235,6 +235,7 @@ cdef int codec_decompress(codec_ctx_t* ctx, const uint8_t* src, int n, uint8_t* 
 
 
 _NUMBERS = {_ALGORITHMS[i].name.decode(): i for i in range(4)}
+LEVELS = {name: (_ALGORITHMS[i].lowest, _ALGORITHMS[i].highest) for name, i in _NUMBERS.items()}
 ALGORITHMS = (*tuple(_NUMBERS)[1:], "none")
 MAX_INPUT = CODEC_MAX_INPUT
 MAX_DICTIONARY = DICTIONARY_MAX
