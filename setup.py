@@ -72,6 +72,7 @@ COMPRESSORS = (("liblz4", "1.9.0"), ("libzstd", "1.5.0"))
 EXTENSIONS = [
     extension("allocator.arena"),
     extension("allocator.migrate"),
+    extension("allocator.compaction"),
     extension("allocator.zsmalloc"),
     extension("allocator.zscompact"),
     extension("allocator.zsmovable"),

@@ -19,7 +19,7 @@ allocator.check.check() is not repeated here: `allocator.check` is the module.
 from allocator.arena import Arena
 from allocator.balloon import Balloon
 from allocator.check import CheckError
-from allocator.migrate import Migration
+from allocator.compaction import Migration
 from allocator.pool import Pool
 from allocator.reserve import Reserve
 from allocator.stats import (

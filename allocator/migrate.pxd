@@ -5,7 +5,7 @@
 """C interface of the movable-page core: it knows nothing of what is in a page."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from allocator.arena cimport Arena, arena_t, page_owner_t
+from allocator.arena cimport arena_t, page_owner_t
 
 
 cdef struct migrate_stats_t:
@@ -56,18 +56,10 @@ cdef bint clear_page_movable(arena_t* a, uint32_t frame) noexcept nogil
 cdef int migrate_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint32_t n,
                        compact_run_t* run) noexcept nogil
 
-# Both take migrate_lock, which guards the run. A run that is given up is ended by the next
-# compact_begin(), or by free(run.blocks).
-cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats, bint all_blocks) noexcept nogil
-cdef bint compact_step(arena_t* a, compact_run_t* run, migrate_stats_t* stats) noexcept nogil
+# Isolates the pageblock around a range of frames that could be emptied: 0 or -EBUSY.
+cdef int isolate_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint32_t n) noexcept nogil
 
 cdef int alloc_contig_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint32_t n,
                             uint8_t owner, uint32_t ref) noexcept nogil
 cdef uint32_t alloc_contig(arena_t* a, migrate_stats_t* stats, int order, uint8_t owner,
                            uint32_t ref) noexcept nogil
-
-
-cdef class Migration:
-    cdef readonly Arena arena
-    cdef migrate_stats_t stats_
-    cdef compact_run_t run_

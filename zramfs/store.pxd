@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t
 
 from allocator.arena cimport Arena
 from allocator.balloon cimport Balloon
-from allocator.migrate cimport Migration
+from allocator.compaction cimport Migration
 from allocator.reserve cimport Reserve
 from zramfs.backing cimport Backing
 from zramfs.slots cimport store_ctx_t, store_t

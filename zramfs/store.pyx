@@ -10,9 +10,9 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from allocator.arena cimport Arena, arena_buddyinfo, arena_stats
 from allocator.balloon cimport Balloon
 from allocator.check cimport check_arena, check_pool
+from allocator.compaction cimport Migration
 from allocator.layout cimport PAGEBLOCK_FRAMES
 from allocator.prim cimport *
-from allocator.migrate cimport Migration
 from allocator.pool cimport pool_classes, pool_stats
 from allocator.reserve cimport Reserve
 from allocator.zscompact cimport zs_compact, zs_compact_class, zs_freeable

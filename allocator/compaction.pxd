@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+# Lock order: see migrate.pxd.
+"""C interface of compaction: runs over the pageblocks of an arena."""
+from allocator.arena cimport Arena, arena_t
+from allocator.migrate cimport compact_run_t, migrate_stats_t
+
+# Both take migrate_lock, which guards the run. A run that is given up is ended by the next
+# compact_begin(), or by free(run.blocks).
+cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats, bint all_blocks) noexcept nogil
+cdef bint compact_step(arena_t* a, compact_run_t* run, migrate_stats_t* stats) noexcept nogil
+
+
+cdef class Migration:
+    cdef readonly Arena arena
+    cdef migrate_stats_t stats_
+    cdef compact_run_t run_
