@@ -3,7 +3,8 @@
 """C interface of the balloon: frames kept from the pool so that the host has their memory."""
 from libc.stdint cimport uint32_t, uint64_t
 
-from allocator.arena cimport Arena, arena_t
+from allocator.arena cimport Arena
+from allocator.frames cimport arena_t
 from allocator.prim cimport pthread_mutex_t
 
 

@@ -10,9 +10,9 @@ off what it may use.
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from allocator.arena cimport (
-    Arena, arena_alloc_frames, arena_free_block, arena_t, frame_ptr, page_owner_t,
-)
+from allocator.arena cimport Arena
+from allocator.buddy cimport arena_alloc_frames, arena_free_block
+from allocator.frames cimport arena_t, frame_ptr, page_owner_t
 from allocator.layout cimport *
 from allocator.migrate cimport (
     clear_page_movable, owner_register, owner_unregister, page_lock, page_unlock, set_page_movable,

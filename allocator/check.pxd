@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Executable invariants of layout.h, for allocator users that have their own to add."""
-from allocator.arena cimport arena_t
+from allocator.frames cimport arena_t
 from allocator.zspage cimport pool_t
 
 # Raise CheckError, naming the sum that does not hold. Level 1: counters and lists, O(zspages);

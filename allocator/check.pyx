@@ -5,7 +5,8 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from allocator.arena cimport Arena, arena_t
+from allocator.arena cimport Arena
+from allocator.frames cimport arena_t
 from allocator.layout cimport *
 from allocator.pool cimport Pool
 from allocator.prim cimport *

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Lock order: see migrate.pxd.
 """C interface of compaction: runs over the pageblocks of an arena."""
-from allocator.arena cimport Arena, arena_t
+from allocator.arena cimport Arena
+from allocator.frames cimport arena_t
 from allocator.migrate cimport compact_run_t, migrate_stats_t
 
 # Both take migrate_lock, which guards the run. A run that is given up is ended by the next

@@ -10,7 +10,9 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from allocator.arena cimport Arena, arena_t, arena_unisolate_pageblock
+from allocator.arena cimport Arena
+from allocator.frames cimport arena_t
+from allocator.isolation cimport arena_unisolate_pageblock
 from allocator.layout cimport *
 from allocator.migrate cimport (
     alloc_contig, alloc_contig_range, compact_run_t, isolate_range, migrate_range, migrate_stats_t,

@@ -5,7 +5,7 @@
 """C interface of the movable-page core: it knows nothing of what is in a page."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from allocator.arena cimport arena_t, page_owner_t
+from allocator.frames cimport arena_t, page_owner_t
 
 
 cdef struct migrate_stats_t:

@@ -17,9 +17,10 @@ from libc.errno cimport EAGAIN, EBUSY, EINVAL, ENOMEM
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
-from allocator.arena cimport (
-    arena_alloc_block, arena_alloc_inside, arena_claim_range, arena_free_block,
-    arena_isolate_pageblock, arena_t, arena_unisolate_pageblock, page_owner_t,
+from allocator.buddy cimport arena_alloc_block, arena_free_block
+from allocator.frames cimport arena_t, page_owner_t
+from allocator.isolation cimport (
+    arena_alloc_inside, arena_claim_range, arena_isolate_pageblock, arena_unisolate_pageblock,
 )
 from allocator.layout cimport *
 from allocator.prim cimport *

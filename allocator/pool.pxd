@@ -3,7 +3,8 @@
 """C interface of a pool: its making, its end and its statistics."""
 from libc.stdint cimport uint32_t, uint64_t
 
-from allocator.arena cimport Arena, arena_t
+from allocator.arena cimport Arena
+from allocator.frames cimport arena_t
 from allocator.zspage cimport pool_ops_t, pool_t
 
 

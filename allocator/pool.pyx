@@ -10,7 +10,8 @@ from libc.errno cimport EIO, ENOMEM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from allocator.arena cimport Arena, arena_t, page_owner_t
+from allocator.arena cimport Arena
+from allocator.frames cimport arena_t, page_owner_t
 from allocator.layout cimport *
 from allocator.migrate cimport owner_register, owner_unregister
 from allocator.prim cimport *

@@ -17,7 +17,9 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from posix.signal cimport sigfillset, sigset_t
 
-from allocator.arena cimport Arena, arena_add_ready, arena_punch, arena_t, arena_take_whole, frame_ptr
+from allocator.arena cimport Arena
+from allocator.buddy cimport arena_add_ready, arena_punch, arena_take_whole
+from allocator.frames cimport arena_t, frame_ptr
 from allocator.layout cimport (
     NONE32, PAGEBLOCK_FRAMES, PAGEBLOCK_SIZE, page_desc_t, pageblock_desc_t, zspage_desc_t,
 )

@@ -8,7 +8,8 @@ those of the kernel's mm/zsmalloc.c, restated in its words in Documentation/mm/z
 from libc.errno cimport EINVAL, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from allocator.arena cimport arena_alloc_frames, arena_free_frames, frame_ptr
+from allocator.buddy cimport arena_alloc_frames, arena_free_frames
+from allocator.frames cimport frame_ptr
 from allocator.layout cimport *
 from allocator.migrate cimport clear_page_movable, page_lock, page_trylock, page_unlock, set_page_movable
 from allocator.prim cimport *

@@ -7,7 +7,7 @@ from libc.errno cimport EAGAIN, EBUSY, EIO
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
-from allocator.arena cimport frame_ptr
+from allocator.frames cimport frame_ptr
 from allocator.layout cimport *
 from allocator.migrate cimport clear_page_movable, set_page_movable
 from allocator.prim cimport add64, pthread_mutex_lock, pthread_mutex_unlock

@@ -8,7 +8,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from allocator.arena cimport Arena, arena_alloc_frames, arena_free_block, arena_t, frame_ptr, page_owner_t
+from allocator.arena cimport Arena
+from allocator.buddy cimport arena_alloc_frames, arena_free_block
+from allocator.frames cimport arena_t, frame_ptr, page_owner_t
 from allocator.layout cimport *
 from allocator.migrate cimport (
     clear_page_movable, owner_register, owner_unregister, page_trylock, page_unlock, set_page_movable,

@@ -33,7 +33,7 @@ so an unwritten device costs nothing, and its page of the table goes back to the
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from allocator.arena cimport arena_t
+from allocator.frames cimport arena_t
 from allocator.zspage cimport pool_t
 from zramfs.backing cimport backing_t
 from zramfs.codecs cimport codec_ctx_t, codec_t

@@ -6,7 +6,7 @@ from libc.errno cimport EAGAIN, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from allocator.arena cimport arena_t
+from allocator.frames cimport arena_t
 from allocator.layout cimport LOC_BITS
 from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_free, zs_malloc_over, zs_map, zs_unmap, zs_write

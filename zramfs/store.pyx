@@ -19,7 +19,6 @@ from allocator.zscompact cimport zs_compact, zs_compact_class, zs_freeable
 from allocator.zsmalloc cimport zs_flush_deferred, zs_wake_after
 from zramfs.access cimport keep_access_times, mark_idle
 from zramfs.backing cimport Backing
-from zramfs.backing cimport Backing
 from zramfs.codecs cimport CODEC_NONE, Codec
 from zramfs.invariants cimport check_backing, check_slots
 from zramfs.ranges cimport store_disksize, store_read, store_seek, store_write, store_zero

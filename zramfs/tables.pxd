@@ -3,7 +3,7 @@
 is on the way of a page."""
 from libc.stdint cimport uint64_t
 
-from allocator.arena cimport arena_t
+from allocator.frames cimport arena_t
 from zramfs.slots cimport CHUNK_SHIFT, CHUNK_SLOTS, store_ctx_t, store_t
 
 # On an arena whose user region has a page for each chunk; without a codec yet. NULL when

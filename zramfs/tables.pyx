@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from allocator.arena cimport arena_t
+from allocator.frames cimport arena_t
 from allocator.layout cimport CHAIN_MAX
 from allocator.pool cimport pool_delete, pool_new
 from allocator.prim cimport *

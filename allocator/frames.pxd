@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+# Lock order: arena_t.migrate_lock is the outermost lock of the allocator (migrate.pyx), arena_t.lock
+# the innermost lock of the whole program; nothing is taken under it, and no system call is made under it:
+# a pageblock is given back to the OS between two holds. Functions named _locked hold it.
+"""Page frames in pageblocks: the struct of an arena, and the buddy free lists.
+
+Free blocks of order 0 to 8 inside the pageblocks in use stand in lists by order, those of isolated
+pageblocks in a second set. All code here is inline: each allocation calls it several times.
+"""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from allocator.layout cimport (
+    FRAME_SHIFT, NONE32, NR_ORDERS, NR_OWNERS, OWNER_NONE, PAGEBLOCK_FRAMES, PB_ISOLATED, PG_FREE, PG_USED,
+    page_desc_t, pageblock_desc_t, superblock_t, zspage_desc_t,
+)
+from allocator.prim cimport pthread_mutex_t, sem_t, store16
+
+
+# What an owner of movable pages answers; contracts in migrate.pyx. The page is locked.
+cdef struct page_owner_t:
+    void* ctx
+    bint (*isolate)(void* ctx, uint32_t frame) noexcept nogil
+    int (*migrate)(void* ctx, uint32_t new, uint32_t old) noexcept nogil
+    void (*putback)(void* ctx, uint32_t frame) noexcept nogil
+
+
+cdef struct arena_t:
+    # constant from creation to the end
+    int fd                          # the memory file
+    uint8_t* base                   # its mapping
+    uint64_t file_size              # bytes
+    superblock_t* sb
+    uint8_t* user                   # the user region (slot table)
+    pageblock_desc_t* pageblocks
+    page_desc_t* pages
+    zspage_desc_t* zspages
+    uint8_t* frames
+    uint32_t nr_pageblocks
+    uint32_t nr_frames
+    pthread_mutex_t migrate_lock    # one migration at a time; guards owners
+    page_owner_t owners[NR_OWNERS]  # ctx NULL = nobody
+    pthread_mutex_t lock
+    # all below: guarded by lock
+    # Frame numbers. [0] serves allocations; [1] holds the free blocks of isolated pageblocks.
+    # Order 9 is listed in [1] only: elsewhere a whole pageblock is given back, see returned.
+    uint32_t free_head[2][NR_ORDERS]
+    uint64_t free_count[2][NR_ORDERS]
+    uint32_t fresh                  # pageblocks from here on were never used
+    uint32_t returned               # list of whole free pageblocks, given back to the OS
+    uint64_t nr_returned            # its length
+    uint64_t frames_used
+    uint64_t pageblocks_in_use
+    uint64_t bytes_returned         # since creation
+    uint64_t punch_errors           # a pageblock that the OS did not take back
+    uint64_t reserved               # atomic: frames that the balloon keeps from the pool
+    # The reserve (reserve.pyx): whole free pageblocks that are resident
+    uint32_t ready                  # their list; with a reserve there is no other to allocate from
+    uint64_t nr_ready               # its length; read without the lock for a first look
+    uint64_t ready_target           # pageblocks to keep there; 0 = no reserve. Atomic
+    uint64_t reserve_misses         # atomic: allocations that found it empty
+    uint64_t keeper_called          # atomic: 1 from a call of the keeper until it looks
+    sem_t keeper_wake
+    uint64_t fail_after             # fault injection: allocations until one fails, 0 = never
+
+
+cdef inline uint8_t* frame_ptr(arena_t* a, uint32_t frame) noexcept nogil:
+    return a.frames + (<uint64_t>frame << FRAME_SHIFT)
+
+
+# ---- free lists ---------------------------------------------------------------------------
+
+cdef inline int list_of_locked(arena_t* a, uint32_t frame) noexcept nogil:
+    return 1 if a.pageblocks[frame // PAGEBLOCK_FRAMES].flags & PB_ISOLATED else 0
+
+
+cdef inline void push_free_locked(arena_t* a, uint32_t frame, int order) noexcept nogil:
+    cdef page_desc_t* page = &a.pages[frame]
+    cdef int which = list_of_locked(a, frame)
+    cdef uint32_t head = a.free_head[which][order]
+    store16(&page.flags, PG_FREE)
+    page.order = <uint8_t>order
+    page.owner = OWNER_NONE
+    page.prev = NONE32
+    page.next = head
+    if head != NONE32:
+        a.pages[head].prev = frame
+    a.free_head[which][order] = frame
+    a.free_count[which][order] += 1
+
+
+cdef inline void remove_free_locked(arena_t* a, uint32_t frame) noexcept nogil:
+    cdef page_desc_t* page = &a.pages[frame]
+    cdef int which = list_of_locked(a, frame)
+    if page.prev != NONE32:
+        a.pages[page.prev].next = page.next
+    else:
+        a.free_head[which][page.order] = page.next
+    if page.next != NONE32:
+        a.pages[page.next].prev = page.prev
+    store16(&page.flags, 0)
+    a.free_count[which][page.order] -= 1
+
+
+cdef inline void mark_used_locked(arena_t* a, uint32_t first, uint32_t n, uint8_t owner,
+                                  uint32_t ref) noexcept nogil:
+    cdef uint32_t frame
+    for frame in range(first, first + n):
+        a.pages[frame].owner = owner
+        a.pages[frame].ref = ref
+        store16(&a.pages[frame].flags, PG_USED)
+    a.pageblocks[first // PAGEBLOCK_FRAMES].nr_free -= <uint16_t>n
+    a.frames_used += n
+
+
+cdef inline bint injected_locked(arena_t* a) noexcept nogil:
+    """True for the allocation that fault injection has chosen."""
+    if a.fail_after == 0:
+        return False
+    a.fail_after -= 1
+    return a.fail_after == 0
