@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import shutil
@@ -128,11 +129,25 @@ def test_state_survives_and_bad_states_are_none(tmp_path: Path) -> None:
     mine.write(state)
     assert mine.read() == state
     assert mine.update(phase="starting") == replace(state, phase="starting") == mine.read()
-    for text in ("", "{", "[]", '{"name": "n"}'):
+    for text in ("", "{", "[]", "7", '{"name": "n"}'):
         (tmp_path / "state.json").write_text(text)
         assert mine.read() is None
     with pytest.raises(ZramfsError, match="is gone"):
         mine.update(phase="ready")
+
+
+def test_the_state_of_another_version_is_read(tmp_path: Path) -> None:
+    """After an upgrade, daemons that were started before go on."""
+    mine = Rundir(tmp_path)
+    state = a_state()
+    mine.write(state)
+    file = tmp_path / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "mood": "good", "version": 2}))
+    assert mine.read() == replace(state, version=2)
+    without = json.loads(file.read_text())
+    del without["notes"], without["loop"]
+    file.write_text(json.dumps(without))
+    assert mine.read() == replace(state, version=2)
 
 
 def _rewrite(path: Path, stop: Event) -> None:

@@ -24,7 +24,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,13 @@ class Rundir:
         return self.path / "log"
 
     def read(self) -> State | None:
-        """None when there is no complete state of this version: nobody finished to start here."""
+        """None when there is no complete state: nobody finished to start here."""
         try:
             text = (self.path / "state.json").read_text(encoding="utf-8", errors="surrogateescape")
-            return State(**json.loads(text))
+            found = json.loads(text)
+            # A daemon of another version may say more, or less. It is alive all the same, and what took it
+            # for an unfinished start would drop its data.
+            return State(**{each.name: found[each.name] for each in fields(State) if each.name in found})
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
