@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# Lock: worker_t.lock (worker.pxd), while a request is worked on; the locks of the store are taken under it.
 """The FUSE protocol for one regular file that behaves like a block device of fixed size.
 
 Every length is checked against what was read; a request that does not hold together is answered

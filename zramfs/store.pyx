@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# Lock order: slots.pxd; arena_t.lock for a few words, alone. The GIL guards what only Python changes.
 """The store of a device, for Python."""
 cimport cython
 from libc.errno cimport EBUSY, EINVAL
