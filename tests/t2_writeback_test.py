@@ -105,6 +105,7 @@ def test_ranges(tmp_path: Path) -> None:
         assert write_back(store).pages == 40 - 14
 
 
+@pytest.mark.requires("unsanitized")
 def test_a_sparse_device_is_looked_through_at_once(tmp_path: Path) -> None:
     with backed(tmp_path / "file", 1 << 40) as store:
         store.write((1 << 40) - PAGE, prose(1))

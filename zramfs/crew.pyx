@@ -41,9 +41,18 @@ cdef extern from "signal.h" nogil:
     enum: SIG_SETMASK, SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV
     int SIGRTMIN
 
+cdef extern from *:
+    """
+    #ifdef __SANITIZE_THREAD__
+    #define LANE_STACK (4 << 20)    /* of which the sanitizer's own state for the thread takes 1 to 2 MiB */
+    #else
+    #define LANE_STACK (256 << 10)
+    #endif
+    """
+    enum: STACK "LANE_STACK"
+
 cdef enum:
     PAGE = 4096
-    STACK = 256 * 1024
     # One mapping a thread, locked in memory: guard page, stack, page for thread_t, page in whose
     # last REQUEST_HEAD bytes a request begins, data.
     THREAD_AT = PAGE + STACK
