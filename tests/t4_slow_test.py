@@ -149,7 +149,7 @@ def test_pages_in_memory_do_not_wait_for_the_backing_store(tmp_path: Path) -> No
             assert wire.lane.stats().put_off == 40 + SPARES
             assert wire.lane.stats().in_flight == 40 + SPARES
         # A busy machine may have taken the CPU away now and then.
-        assert sorted(lag)[len(lag) // 2] < 0.01 and max(lag) < 1
+        assert sorted(lag)[len(lag) // 2] < 0.01 and max(lag) < 10
         for _ in range(40 + SPARES):
             reply = wire.receive()
             assert reply.error == 0
@@ -162,19 +162,40 @@ def test_pages_in_memory_do_not_wait_for_the_backing_store(tmp_path: Path) -> No
         assert wire.lane.stats().longest_us > 50_000
 
 
+def slow_calls() -> list[str]:
+    """The system calls in which the slow threads stand, by number."""
+    tasks = [task for task in Path("/proc/self/task").iterdir()
+             if (task / "comm").read_text().startswith("zramfs-slow")]
+    return [(task / "syscall").read_text().split()[0] for task in tasks]
+
+
+def fill_the_queue(wire: Wire) -> None:
+    """Each slow thread waits for the backing store, and behind them as many writes as there are spare
+    buffers: to the first pages."""
+    wait_until(lambda: len(set(slow_calls())) == 1, "all of them rest")
+    [rest] = set(slow_calls())
+    for n in range(SLOW_THREADS + SPARES):
+        wire.send(Op.WRITE, write_in(n * PAGE + 9, 4) + b"part")
+        wait_until(lambda n=n: wire.lane.stats().put_off == n + 1, "it is put off")
+        # Whoever takes it gives his buffer back.
+        at_work = min(n + 1, SLOW_THREADS)
+        wait_until(lambda at_work=at_work: SLOW_THREADS - slow_calls().count(rest) == at_work, "it is taken")
+    assert wire.silent()
+
+
 @pytest.mark.requires("fuse")
 def test_what_finds_no_room_to_wait_is_done_all_the_same(tmp_path: Path) -> None:
-    with still(tmp_path / "other") as (other, path), half_written_back(path, threads=4) as wire:
+    with still(tmp_path / "other") as (other, path), half_written_back(path) as wire:
         nr = SLOW_THREADS + SPARES + 1
         with other.stopped():
-            for n in range(nr):
-                wire.send(Op.WRITE, write_in(n * PAGE + 9, 4) + b"part")
-                assert wire.silent(0.02)        # in which a slow thread takes it and gives its buffer back
-            assert wire.read(BACK * PAGE, PAGE) == content(BACK), "the lane has other threads"
+            fill_the_queue(wire)
+            wire.send(Op.WRITE, write_in((nr - 1) * PAGE + 9, 4) + b"part")
+            wait_until(lambda: wire.lane.stats().waited == 1, "there is no room for the last")
+            assert wire.read(BACK * PAGE, PAGE) == content(BACK), "the lane has another thread"
         for _ in range(nr):
             assert wire.receive().error == 0
         stats = wire.lane.stats()
-        assert stats.put_off + stats.waited == nr and 1 <= stats.waited <= 3
+        assert (stats.put_off, stats.waited) == (nr - 1, 1)
         for n in range(nr):
             assert wire.read(n * PAGE, PAGE) == content(n)[:9] + b"part" + content(n)[13:]
 
@@ -189,10 +210,7 @@ def a_request_that_waits_after_it_was_shared(place: Path) -> bool:
     with still(place / "other") as (other, path), half_written_back(path, **how) as wire:
         full = SLOW_THREADS + SPARES
         with other.stopped():
-            for n in range(full):
-                wire.send(Op.WRITE, write_in(n * PAGE + 9, 4) + b"part")
-                assert wire.silent(0.02)
-            assert wire.lane.stats().put_off == full
+            fill_the_queue(wire)
             watch.make_late("zramfs-lane1", 5000)
             # Of the last page it has a part only.
             data = random.Random(1).randbytes((BACK - full - 4) * PAGE + 9)

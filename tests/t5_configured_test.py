@@ -144,6 +144,16 @@ def test_swap_up_and_down(top: Path) -> None:
     nothing_left(top / "run", base(top))
 
 
+@pytest.mark.requires("swap")
+def test_swap_whose_priority_the_kernel_chooses(top: Path) -> None:
+    configure(top, "s", "zram-size = 64", "swap-priority = -1", "reserve = 4")
+    zramfs("up")
+    [area] = [area for area in busy.swap_areas() if area.path == rundir.find("s").read().loop]
+    assert area.priority < 0, "below any that was given one"
+    zramfs("down")
+    assert area.path not in busy.swaps()
+
+
 def test_in_use_stays_up(top: Path) -> None:
     configure(top, "fast", f"mount-point = {top}/fast", "zram-size = 64")
     zramfs("up")

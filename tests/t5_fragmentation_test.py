@@ -77,7 +77,7 @@ def test_the_compactor_does_it_by_itself(fragmented: Run) -> None:
     assert after["compaction"]["proactiveness"] == 20
     assert after["free"] * (1 - alone["whole_share"]) < BLOCK + 0.04 * after["resident"] + BLOCK
     assert alone["left_share"] >= 0.85
-    assert alone["seconds"] < 10
+    assert alone["seconds"] < 25, "it comes to rest"
 
 
 def test_without_migration_the_memory_stays(fragmented: Run) -> None:

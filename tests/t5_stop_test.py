@@ -217,7 +217,7 @@ def test_a_device_that_hangs_holds_nobody_up(tmp_path: Path, base: Path) -> None
         try:
             start = time.monotonic()
             shown = {row["directory"]: row for row in rows("-o", "DIRECTORY,STATE,DISKSIZE", code=1)}
-            assert time.monotonic() - start < 5
+            assert time.monotonic() - start < 20
             assert shown == {
                 str(stuck): {"directory": str(stuck), "state": "hangs", "disksize": None},
                 str(well): {"directory": str(well), "state": "ready", "disksize": "1M"},

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from backing_tools import backing_file
 from commands import failure, rows
-from swap_load import Group, build, fillers, group, lane_faults, until_swapped
-from whole import MIB, Device, run, wait_until, zramfs
+from swap_load import Group, build, faults, fillers, group, until_swapped
+from whole import MIB, PAGE, Device, loop, run, wait_until, zramfs
 
 from zramfs import busy, loops, rundir
 from zramfs.rundir import State
@@ -31,11 +32,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("swap"))
 
 
-@pytest.fixture
-def swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+@contextlib.contextmanager
+def swapping(*words: object) -> Iterator[State]:
     """Swap of 1.5 GiB, used before any other."""
-    monkeypatch.setenv("ZRAMFS_RUN_DIR", str(tmp_path / "run"))
-    zramfs("swap", "load", "--size", "1536M", "--priority", "32767")
+    zramfs("swap", "load", "--size", "1536M", "--priority", "32767", *words)
     state = rundir.find("load").read()
     try:
         yield state
@@ -44,6 +44,13 @@ def swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
             os.kill(state.pid, signal.SIGCONT)
         if rundir.find("load"):
             zramfs("stop", "load")
+
+
+@pytest.fixture
+def swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+    monkeypatch.setenv("ZRAMFS_RUN_DIR", str(tmp_path / "run"))
+    with swapping() as state:
+        yield state
 
 
 @pytest.fixture
@@ -67,13 +74,13 @@ def control(state: State) -> dict[str, str]:
 def clean(state: State, before: dict[str, int]) -> None:
     """No I/O failed, and no thread that serves has waited for a page of memory."""
     assert control(state)["failed I/O"] == "0 reads, 0 writes"
-    assert lane_faults(state.pid) == before
-    assert len(before) == state.threads
+    assert faults(state.pid) == before
+    assert len([name for name in before if name.startswith("zramfs-lane")]) == state.threads
 
 
 @pytest.mark.soak
 def test_a_gibibyte_verified_three_times(swap: State, small: Group, program: Path, times: int) -> None:
-    before = lane_faults(swap.pid)
+    before = faults(swap.pid)
     small.limit(200 * MIB)
     with fillers(program, small, 1024, passes=3 * times) as [filler]:
         until_swapped(small, 700 * MIB)
@@ -96,7 +103,7 @@ def test_several_programs_with_the_compactor_at_work_and_the_daemon_frozen_now_a
 ) -> None:
     device = Device(Path(swap.directory))
     device.write("control", "proactiveness=100")
-    before = lane_faults(swap.pid)
+    before = faults(swap.pid)
     over = threading.Event()
 
     def disturb() -> None:
@@ -178,3 +185,26 @@ def test_swapoff_under_load_brings_every_page_back(swap: State, small: Group, pr
             each.finish()
     assert small.kills == 0
     assert small.swap == 0
+
+
+def test_pages_that_were_written_back(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a block device, again and again: the kernel reads some back, and discards and overwrites others."""
+    monkeypatch.setenv("ZRAMFS_RUN_DIR", str(tmp_path / "run"))
+    back = backing_file(tmp_path / "back", 256 * MIB)
+    with loop(back) as backing, swapping("--writeback", backing) as state, group(100 * MIB) as small:
+        device = Device(Path(state.directory))
+        before = faults(state.pid)
+        with fillers(program, small, 90, 70) as at_work:
+            until_swapped(small, 50 * MIB)
+            for _ in range(2):
+                device.write("zram/writeback", f"page_indexes=0-{1536 * MIB // PAGE - 1}")
+                for each in at_work:
+                    each.read_pass()
+            for each in at_work:
+                each.finish()
+        assert small.kills == 0
+        _, reads, writes = (int(word) for word in device.read("zram/bd_stat").split())
+        assert reads > 1000 and writes > 1000
+        clean(state, before)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,9 +119,7 @@ def test_a_signal_in_the_middle_of_write_back(tmp_path: Path) -> None:
         job = subprocess.Popen(["bash", "-c", f"echo huge > {served.directory}/zram/writeback"],
                                stderr=subprocess.PIPE, text=True, env={**os.environ, "LC_ALL": "C"})
         whole.wait_until(lambda: int(served.read("zram/bd_stat").split()[2]) > 0, "write-back to begin")
-        began = time.monotonic()
         assert served.stop() == 0, served.log
-        assert time.monotonic() - began < 5
         assert "Interrupted system call" in job.communicate(timeout=10)[1]
         assert "was cut short by the end of the device" in served.log
     finally:

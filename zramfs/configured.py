@@ -153,7 +153,8 @@ def describe(wanted: Settings) -> Iterator[str]:
             yield f"a plain device: {wanted.directory}/disk{users}"
         case _:
             options = f" with {wanted.options}" if wanted.options else ""
-            yield f"swap of priority {wanted.swap_priority}{options}"
+            chosen = " (the kernel chooses)" if wanted.swap_priority < 0 else ""
+            yield f"swap of priority {wanted.swap_priority}{chosen}{options}"
             free = wanted.min_free
             kernel = "" if free is None else f", {format_size(free)} kept free by the kernel"
             yield f"{format_size(wanted.reserve)} of memory kept ready{kernel}"

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .attributes import FULLNESS_GROUPS
+from .policy import format_age
 from .scrape import Scrape
 from .sizes import format_size, format_time
 from .stats import OPERATIONS
@@ -272,6 +273,10 @@ def _memory(device: Watched) -> Table:
     if won := s.number("recompress_pages_total", result="won"):
         rows.append(("smaller", f"{amount(won)} pages by recompression, "
                                 f"{size(s.number('recompress_saved_bytes_total'))} saved"))
+    for kind, idle in s.by("policy_idle_seconds", "policy").items():
+        if idle:
+            pages = amount(s.number("policy_pages_total", policy=kind))
+            rows.append(("policy", f"{kind} {format_age(int(idle))}: {pages} pages"))
     if target := s.number("balloon_target_bytes"):
         rows.append(("balloon", f"{size(s.number('balloon_bytes'))} of {size(target)}"))
     # Last what may be cut off on a small screen.

@@ -262,10 +262,6 @@ def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
         del values[key]
         sentence = f"means nothing for a {_KIND_NAMES[kind]}"
         device.complaints.append(settings[key].complain(sentence, is_error=False))
-    if kind == "swap" and values.get("options", "") not in SWAP_OPTIONS:
-        expected = ", ".join(filter(None, SWAP_OPTIONS))
-        sentence = f"expected one of {expected} or nothing for swap, got {values['options']!r}"
-        device.complaints.append(settings["options"].complain(sentence))
     mib = ram // MIB
     size, limit, reserve, min_free = (
         _size(device, settings.get(key), values.get(key, default), ram) for key, default in (
@@ -273,6 +269,8 @@ def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
             ("reserve", str(DEFAULT_RESERVE // MIB)), ("min-free", "0"),
         )
     )
+    if kind == "swap":
+        _expect_safe_swap(device, values, settings, reserve)
     host = values.get("host-memory-limit")
     skip = None
     if host is not None and mib > host:
@@ -289,6 +287,22 @@ def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
         policies=tuple(policies.values()),
         **{name: values[key] for name, key in _PLAIN.items() if key in values},
     )
+
+
+def _expect_safe_swap(
+    device: Device, values: dict[str, Any], settings: dict[str, Setting], reserve: int
+) -> None:
+    if values.get("options", "") not in SWAP_OPTIONS:
+        expected = ", ".join(filter(None, SWAP_OPTIONS))
+        sentence = f"expected one of {expected} or nothing for swap, got {values['options']!r}"
+        device.complaints.append(settings["options"].complain(sentence))
+    # What can't be evaluated is 0 too, and has been complained about.
+    if reserve == 0 and not any(each.key == "reserve" for each in device.complaints if each.is_error):
+        sentence = "swap needs a reserve of ready memory: expected more than 0 MiB, got 0"
+        device.complaints.append(settings["reserve"].complain(sentence))
+    first, *_ = values.get("compression-algorithm") or (Algorithm(DEFAULT_ALGO),)
+    if trouble := swap.trouble_with(first):
+        device.complaints.append(settings["compression-algorithm"].complain(trouble))
 
 
 _KIND_NAMES = {"swap": "swap device", "ramdisk": "RAM disk", "device": "plain device"}

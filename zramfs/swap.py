@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import busy, memcg
+from .config import Algorithm
 from .errors import ZramfsError
 from .sizes import format_size
 
@@ -22,6 +23,8 @@ MAX_PRIORITY = 32767  # what swapon(8) takes
 DISCARDS = ("both", "once", "pages", "none")
 # mkswap refuses fewer than 10 pages.
 MIN_SIZE = 40960
+# From level 10 on liblz4 allocates 64 KiB for each page.
+MAX_LZ4HC = 9
 # What swapoff(8) ends with for ENOMEM, and how often it is tried then. Under load the kernel (mm/swapfile.c,
 # unuse_pte_range, up to 6.18 at least) also says ENOMEM of a page that a program has just read for itself:
 # 1 of 60 swapoffs below two busy programs, and never the next one.
@@ -43,6 +46,14 @@ class Swap:
     discard: str = "both"
     min_free: int | None = None
     force: bool = False
+
+
+def trouble_with(algorithm: Algorithm) -> str | None:
+    """Why swap must not be compressed with it; None if it may."""
+    if algorithm.name != "lz4hc" or (algorithm.level or 0) <= MAX_LZ4HC:
+        return None
+    return (f"lz4hc above level {MAX_LZ4HC} takes memory for every page, which swap must not wait for: "
+            f"choose level {MAX_LZ4HC} or zstd")
 
 
 def expect_able() -> None:

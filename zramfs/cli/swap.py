@@ -17,10 +17,6 @@ from .output import say
 _NAME = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_:.-]{0,63}")
 
 
-# From level 10 on liblz4 allocates 64 KiB for each page.
-MAX_LZ4HC = 9
-
-
 class _Size(click.ParamType):
     name = "size"
 
@@ -75,11 +71,8 @@ def swap(
     wanted = Wanted(**values)
     if (wanted.size or 0) < areas.MIN_SIZE:
         raise click.UsageError(f"expected a size of at least {areas.MIN_SIZE} bytes, got {wanted.size}")
-    if wanted.algo.name == "lz4hc" and (wanted.algo.level or 0) > MAX_LZ4HC and not force:
-        raise click.UsageError(
-            f"lz4hc above level {MAX_LZ4HC} takes memory for every page, which swap must not wait for: "
-            f"choose lz4hc:{MAX_LZ4HC} or zstd"
-        )
+    if (trouble := areas.trouble_with(wanted.algo)) and not force:
+        raise click.UsageError(trouble)
     new = lifecycle.claim(
         None, "swap", threads=wanted.threads, shared=False, say=say, name=name or _free_name()
     )
