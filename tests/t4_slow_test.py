@@ -163,23 +163,28 @@ def test_pages_in_memory_do_not_wait_for_the_backing_store(tmp_path: Path) -> No
 
 
 def slow_calls() -> list[str]:
-    """The system calls in which the slow threads stand, by number."""
+    """The system calls in which the slow threads stand, by number; not of those that are at work."""
     tasks = [task for task in Path("/proc/self/task").iterdir()
              if (task / "comm").read_text().startswith("zramfs-slow")]
-    return [(task / "syscall").read_text().split()[0] for task in tasks]
+    calls = [(task / "syscall").read_text().split()[0] for task in tasks]
+    return [call for call in calls if call not in ("running", "-1")]
 
 
 def fill_the_queue(wire: Wire) -> None:
     """Each slow thread waits for the backing store, and behind them as many writes as there are spare
     buffers: to the first pages."""
-    wait_until(lambda: len(set(slow_calls())) == 1, "all of them rest")
-    [rest] = set(slow_calls())
+    def rest() -> bool:
+        return len(slow_calls()) == SLOW_THREADS and len(set(slow_calls())) == 1
+
+    wait_until(rest, "all of them rest")
+    resting = slow_calls()[0]
     for n in range(SLOW_THREADS + SPARES):
         wire.send(Op.WRITE, write_in(n * PAGE + 9, 4) + b"part")
         wait_until(lambda n=n: wire.lane.stats().put_off == n + 1, "it is put off")
         # Whoever takes it gives his buffer back.
-        at_work = min(n + 1, SLOW_THREADS)
-        wait_until(lambda at_work=at_work: SLOW_THREADS - slow_calls().count(rest) == at_work, "it is taken")
+        taken = min(n + 1, SLOW_THREADS)
+        wait_until(
+            lambda taken=taken: sum(call != resting for call in slow_calls()) == taken, "it is taken")
     assert wire.silent()
 
 
