@@ -430,12 +430,15 @@ def test_a_machine_without_systemd(fake: Fake) -> None:
     assert after.state == "degraded" and "zramfs up" in after.advice
 
 
-def test_pictures_need_matplotlib(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "package"), [("pictures", "matplotlib"), ("dictionaries", "zstandard")])
+def test_what_needs_a_package(fake: Fake, monkeypatch: pytest.MonkeyPatch, name: str, package: str) -> None:
     real = importlib.util.find_spec
+    assert fake.finding(name).state == "ok"
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name)
+        importlib.util, "find_spec", lambda wanted: None if wanted == package else real(wanted)
     )
-    assert fake.finding("pictures").state == "degraded"
+    finding = fake.finding(name)
+    assert finding.state == "degraded" and f"apt-get install python3-{package}, or pip" in finding.advice
 
 
 @pytest.mark.requires("root")

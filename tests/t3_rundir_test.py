@@ -318,7 +318,9 @@ def test_claim_refuses_what_is_no_directory(tmp_path: Path, base: Path) -> None:
             errno.ENOENT,
             "does not exist and could not be created: No such file or directory",
         ),
-        (Path("/"), errno.EINVAL, "/ would hide everything"),
+        (Path("/"), errno.EINVAL, "got /, which would hide what zramfs itself needs"),
+        (Path("/proc"), errno.EINVAL, "got /proc, which would hide"),
+        (base.parent, errno.EINVAL, "which would hide"),
     ):
         with pytest.raises(ZramfsError, match=sentence) as caught:
             lifecycle.claim(path, "device", threads=1, shared=False, say=lambda _: None)

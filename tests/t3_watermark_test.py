@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zramfs import watermark
+from zramfs import rundir, watermark
 from zramfs.errors import ZramfsError
 
 MIB = 1 << 20
@@ -103,7 +103,13 @@ def test_what_somebody_else_has_set_since_stays(tmp_path: Path, setting: Path) -
     assert not watermark.RECORD.exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"boot_id": "another", "users": {"/x": 1}, "before": 1}'])
+HERE = rundir.boot_id()
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", '{"boot_id": "another", "users": {"/x": 1}, "before": 1}', f'{{"boot_id": "{HERE}"}}',
+    f'{{"boot_id": "{HERE}", "users": ["/x"], "before": 1}}',
+])
 def test_a_record_that_says_nothing_is_replaced(tmp_path: Path, setting: Path, text: str) -> None:
     [a] = users(tmp_path, "a")
     watermark.RECORD.write_text(text)

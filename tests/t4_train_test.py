@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,6 +130,13 @@ def test_a_place_that_cannot_be_written_shows_before_the_work(
     assert isinstance(done.exception, ZramfsError)
     assert str(done.exception) == (
         f"expected {tmp_path}/no/dict in a directory that can be written to; {tmp_path}/no is none")
+
+
+def test_without_the_package_it_says_where_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    taken = train.Sample([os.urandom(4096)] * train.LEAST, train.LEAST)
+    with pytest.raises(ZramfsError, match="apt-get install python3-zstandard, or pip install 'zramfs"):
+        train.train(taken, "zstd", 3, 1024)
 
 
 def test_what_is_lost_is_called_so() -> None:

@@ -381,10 +381,18 @@ def _systemd(machine: Machine) -> Verdict:
 
 
 def _report(_machine: Machine) -> Verdict:
-    if importlib.util.find_spec("matplotlib") is None:
-        do = "apt-get install python3-matplotlib, or pip install 'zramfs[report]' where pip installed zramfs"
-        return "degraded", "the Python package matplotlib is not installed", do
-    return "ok", "matplotlib is installed", ""
+    return _package("matplotlib", "report")
+
+
+def _train(_machine: Machine) -> Verdict:
+    return _package("zstandard", "train")
+
+
+def _package(name: str, extra: str) -> Verdict:
+    if importlib.util.find_spec(name) is None:
+        do = f"apt-get install python3-{name}, or pip install 'zramfs[{extra}]' where pip installed zramfs"
+        return "degraded", f"the Python package {name} is not installed", do
+    return "ok", f"{name} is installed", ""
 
 
 CHECKS = (
@@ -409,4 +417,5 @@ CHECKS = (
     _Check("configuration", "devices at boot", _configuration),
     _Check("boot", "devices at boot", _systemd),
     _Check("pictures", "zramfs report", _report),
+    _Check("dictionaries", "zramfs train", _train),
 )

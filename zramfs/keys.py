@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import ramdisk, swap
+from . import ramdisk, rundir, swap
 from .algorithms import PRIORITIES, SECONDARY, level_of
 from .codecs import ALGORITHMS, Codec
 from .config import MAX_THREADS, Algorithm
@@ -61,8 +61,8 @@ def _path(text: str) -> Path:
 
 def _place(text: str) -> Path:
     path = _path(text)
-    if path == Path("/"):
-        raise ValueError("expected a directory to mount on; / would hide everything")
+    if reason := rundir.hides(path):
+        raise ValueError(reason)
     return path
 
 

@@ -49,8 +49,8 @@ def claim(
     missing. Cleans up what a dead daemon left there, and says so. shared: others may pass through to
     `disk`. Raises ZramfsError: EBUSY when a device is there, ENOTDIR, ENOENT, EPERM.
     """
-    if directory == Path("/"):
-        raise ZramfsError(errno.EINVAL, "expected a directory to mount on; / would hide everything")
+    if directory is not None and (reason := rundir.hides(directory)):
+        raise ZramfsError(errno.EINVAL, reason)
     base = rundir.bases()[0]
     new = Rundir(base / (name or rundir.escape(directory or Path("swap"))))
     inside = directory is None

@@ -32,6 +32,7 @@ from .errors import ZramfsError
 
 ROOT_BASE = Path("/run/zramfs")
 _STATE_VERSION = 1
+_NEEDED = ("/proc", "/sys", "/dev", "/usr", "/bin", "/lib", "/etc")
 _LOCK_TIMEOUT = 30.0
 # NAME_MAX is 255 bytes; the rest is room for the temporary file's suffix and for reading comfort.
 _NAME_MAX = 200
@@ -218,6 +219,14 @@ def bases() -> list[Path]:
             found.append(Path(parent) / "zramfs")
     found.append(Path(f"/tmp/zramfs-{uid}"))
     return list(dict.fromkeys(found))
+
+
+def hides(directory: Path) -> str | None:
+    """Why no device may be mounted on `directory`; None when one may. Of what a mount there would hide
+    every command needs something, also the one that is to take it away."""
+    if any(Path(place).is_relative_to(directory) for place in (*_NEEDED, bases()[0])):
+        return f"expected a directory to mount on, got {directory}, which would hide what zramfs itself needs"
+    return None
 
 
 def trouble(path: Path, *, private: bool) -> str | None:

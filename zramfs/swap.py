@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 DEFAULT_PRIORITY = 100
 MAX_PRIORITY = 32767  # what swapon(8) takes
 DISCARDS = ("both", "once", "pages", "none")
+MEMINFO = Path("/proc/meminfo")
 # mkswap refuses fewer than 10 pages.
 MIN_SIZE = 40960
 # From level 10 on liblz4 allocates 64 KiB for each page.
@@ -123,7 +124,7 @@ def expect_room(device: str) -> None:
 
 
 def _mem_available() -> int:
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+    for line in MEMINFO.read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 0

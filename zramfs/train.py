@@ -142,7 +142,8 @@ def train(taken: Sample, algo: str, level: int, size: int) -> tuple[bytes, Verdi
         import zstandard
     except ImportError:
         raise ZramfsError(
-            errno.ENOPKG, "train needs the Python package zstandard: pip install 'zramfs[train]'") from None
+            errno.ENOPKG, "train needs the Python package zstandard, which is not installed: apt-get install "
+            "python3-zstandard, or pip install 'zramfs[train]' where pip installed zramfs") from None
     if len(taken.pages) < LEAST:
         raise ZramfsError(
             errno.EINVAL, f"expected at least {LEAST} pages to train on that are neither same-filled nor "

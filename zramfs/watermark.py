@@ -102,7 +102,8 @@ def _record() -> Iterator[dict[str, Any]]:
             record = json.loads(text or b"{}")
         except ValueError:
             record = {}
-        if not isinstance(record, dict) or record.get("boot_id") != fresh["boot_id"]:
+        if not isinstance(record, dict) or record.get("boot_id") != fresh["boot_id"] or not isinstance(
+                record.get("users"), dict):
             record = fresh
         yield record
         if not record["users"]:
