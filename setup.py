@@ -101,6 +101,7 @@ EXTENSIONS = [
     extension("zramfs.threads"),
     extension("zramfs.crew"),
     extension("zramfs.lane"),
+    extension("zramfs.ballast"),
 ]
 
 WANTED = [e for e in EXTENSIONS if not ONLY or e.name in ONLY]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The crew of a connection: its threads' memory, their start and their end."""
+from libc.stdint cimport uint64_t
+
 from zramfs.threads cimport crew_t
 
 # Of zeroed memory.
@@ -20,5 +22,7 @@ cdef bint crew_wait(crew_t* crew, int timeout_ms) noexcept nogil
 cdef void crew_join(crew_t* crew) noexcept nogil
 # True if no request waits in the kernel's queue and none is in hand.
 cdef bint crew_idle(crew_t* crew) noexcept nogil
+# Requests that the lane's own threads have answered so far.
+cdef uint64_t crew_served(crew_t* crew) noexcept nogil
 # Frees the threads' memory and closes all descriptors.
 cdef void crew_free(crew_t* crew) noexcept nogil

@@ -13,8 +13,8 @@ from posix.signal cimport sigaction, sigaction_t, sigdelset, sigemptyset, sigfil
 from posix.unistd cimport close
 
 from allocator.prim cimport (
-    add64, load64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
-    store64,
+    add64, load64, peek64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_unlock, store64,
 )
 from zramfs.slow cimport (
     SLOW_SPARES, SLOW_THREADS, pthread_cond_destroy, pthread_cond_init, slow_idle, slow_init, slow_t,
@@ -22,7 +22,7 @@ from zramfs.slow cimport (
 from zramfs.threads cimport (
     POLLIN, call, crew_t, leave, poll, pollfd, pthread_t, serve, serve_slow, stop_all, thread_t, waiting,
 )
-from zramfs.worker cimport MAX_IO
+from zramfs.worker cimport BUCKETS, GROUPS, MAX_IO
 
 cdef extern from "pthread.h" nogil:
     ctypedef struct pthread_attr_t:
@@ -259,6 +259,16 @@ cdef bint crew_idle(crew_t* crew) noexcept nogil:
         if load64(&crew.slow_threads[i].w.serving):
             return False
     return True
+
+
+cdef uint64_t crew_served(crew_t* crew) noexcept nogil:
+    cdef uint64_t served = 0
+    cdef int i, g, b
+    for i in range(crew.count):
+        for g in range(GROUPS):
+            for b in range(BUCKETS):
+                served += peek64(&crew.threads[i].w.ios[g][b])
+    return served
 
 
 cdef void crew_free(crew_t* crew) noexcept nogil:

@@ -21,6 +21,7 @@ from allocator.reserve import prepare_thread
 
 from . import algorithms, blockstate, control
 from .backing_store import BackingStore
+from .ballast import Ballast
 from .compactor import Compactor
 from .config import DEFAULT_ALGO, Algorithm, DeviceConfig
 from .device_stats import DeviceStats, MemoryStats, since
@@ -32,6 +33,7 @@ from .policies import Policies
 from .policy import Policy, Recompress, Writeback
 from .postprocess import PostProcessor
 from .sizes import format_size
+from .stats import BallastStats
 from .store import MAX_DISKSIZE, Store
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class Device:
         self._busy = trio.Lock()
         self._worker = trio.CapacityLimiter(1)
         self._won: str | None = None
+        self._ballast: Ballast | None = None
         self.jobs = Jobs()
         self._post = PostProcessor(self.jobs, self._in_thread)
         self.backing_store = BackingStore(self.jobs, self._in_thread, lambda: self._store)
@@ -82,6 +85,8 @@ class Device:
             await self.backing_store.open(str(config.writeback))
         if self._config.size:
             await self._set_up(self._config.size)
+        if self._config.reserve:
+            self._ballast = Ballast(self._lane)
 
     def end_jobs(self) -> None:
         """Cuts short what runs for long, and lets nothing of the kind begin: the device is to end."""
@@ -92,6 +97,8 @@ class Device:
         self.end_jobs()
         async with self._busy, self.policies.aside():
             await self._drop_store()
+        if self._ballast:
+            self._ballast.close()
 
     async def command(self, line: str) -> None:
         """Runs one line of `control`. Raises ZramfsError with the reason, which stats() then shows
@@ -150,6 +157,7 @@ class Device:
             backing=self.backing_store.stats(),
             writeback=self.backing_store.done,
             policies=self.policies.stats(),
+            ballast=self._ballast.stats if self._ballast else BallastStats(),
         )
 
     @property

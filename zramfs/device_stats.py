@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .compactor import CompactorStats
     from .lane import LaneStats
     from .policies import PolicyStats
-    from .stats import BackingStats, RecompressionStats, StoreStats, WritebackStats
+    from .stats import BackingStats, BallastStats, RecompressionStats, StoreStats, WritebackStats
 
 # The counters of LaneStats that `reset` sets to zero, as the kernel does with those of its disk.
 _LANE_COUNTERS = (
@@ -69,6 +69,7 @@ class DeviceStats:
     backing: BackingStats | None
     writeback: WritebackStats
     policies: tuple[PolicyStats, ...]
+    ballast: BallastStats
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:

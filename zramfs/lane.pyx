@@ -85,12 +85,6 @@ cdef class Lane:
     before it sleeps (at most 10 000), 0 = it sleeps at once. Raises ValueError for a number of threads
     outside 1 to 64 or another poll_us, OSError if memory or descriptors are short.
     """
-    cdef crew_t* crew
-    cdef Store store
-    cdef readonly int threads
-    cdef bint started
-    cdef object __weakref__
-
     def __cinit__(self, int fd, *, int threads=2, int poll_us=0):
         cdef server_t* server
         cdef int i, err
@@ -221,7 +215,7 @@ cdef class Lane:
             if old != NULL:
                 store_ctx_free(old)
 
-    cdef inline thread_t* _thread(self, int i) noexcept nogil:
+    cdef thread_t* _thread(self, int i) noexcept nogil:
         """The lane's own threads, then the slow ones."""
         if i < self.crew.count:
             return self.crew.threads[i]

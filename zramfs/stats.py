@@ -63,6 +63,15 @@ EMPTY = StoreStats(*[0] * len(StoreStats.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
+class BallastStats:
+    """Of the memory that a server of swap holds to give it to a kernel that is stuck."""
+
+    held: int = 0  # bytes
+    target: int = 0  # bytes
+    released: int = 0  # pieces of 2 MiB, given away so far
+
+
+@dataclass(frozen=True, slots=True)
 class RecompressionStats:
     """What recompression has done: pages, but for the bytes. tried = won + kept + no_room + busy."""
 

@@ -31,6 +31,10 @@ STORE_COUNTERS = {
     "failed_reads": "pages could not be read back",
     "corrupt": "places of the pool held no object where one was expected; this is a bug, please report it",
 }
+BALLAST_COUNTERS = {
+    "released": "pieces of 2 MiB of the ballast went to the kernel, which had stopped for want of memory; a "
+    "larger vm.min_free_kbytes (`zramfs swap --min-free`) makes that rare",
+}
 LANE_COUNTERS = {
     "protocol_errors": "requests of the kernel were malformed or unknown",
     "reply_errors": "answers were refused by the kernel",
@@ -71,7 +75,8 @@ class ErrorWatch:
 
 
 def _counters(stats: DeviceStats) -> Iterator[tuple[str, int, str]]:
-    for source, names in ((stats.store or EMPTY, STORE_COUNTERS), (stats.lane, LANE_COUNTERS)):
+    for source, names in ((stats.store or EMPTY, STORE_COUNTERS), (stats.lane, LANE_COUNTERS),
+                          (stats.ballast, BALLAST_COUNTERS)):
         for name, meaning in names.items():
             yield name, getattr(source, name), meaning
 
