@@ -194,6 +194,9 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("reserve_bytes", 0, "state=ready")
     expect("reserve_bytes", 0, "state=target")
     expect("reserve_misses_total", 0)
+    expect("ballast_bytes", 0, "state=held")
+    expect("ballast_bytes", 0, "state=target")
+    expect("ballast_releases_total", 0)
     expect("corrupt_total", 0)
 
     rows = dict(line.split() for line in files["memory/compaction"].splitlines())

@@ -12,8 +12,9 @@ from fakes import FakeLane
 
 from zramfs.config import DeviceConfig
 from zramfs.device import Device
-from zramfs.stats import EMPTY
+from zramfs.stats import EMPTY, BallastStats
 from zramfs.watch import (
+    BALLAST_COUNTERS,
     CALM,
     LANE_COUNTERS,
     LOG_INTERVAL,
@@ -25,16 +26,17 @@ from zramfs.watch import (
 )
 
 
-def stats_with(store: dict | None, **lane: int):
+def stats_with(store: dict | None, released: int = 0, **lane: int):
     """store None: a device that is not set up."""
     fake = FakeLane()
     fake.counters = dataclasses.replace(fake.counters, **lane)
     device = Device(DeviceConfig(directory=Path("/mnt/z0"), rundir=Path("/run/z0")), fake)
     return dataclasses.replace(
-        device.stats(), store=None if store is None else dataclasses.replace(EMPTY, **store))
+        device.stats(), store=None if store is None else dataclasses.replace(EMPTY, **store),
+        ballast=BallastStats(released=released))
 
 
-@pytest.mark.parametrize("name", [*STORE_COUNTERS, *LANE_COUNTERS])
+@pytest.mark.parametrize("name", [*STORE_COUNTERS, *LANE_COUNTERS, *BALLAST_COUNTERS])
 def test_every_counter_is_watched(name):
     def stats(value: int):
         return stats_with({name: value}) if name in STORE_COUNTERS else stats_with({}, **{name: value})
