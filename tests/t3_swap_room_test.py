@@ -52,5 +52,5 @@ def test_what_does_not(machine, available: int, areas: list[tuple[str, int, int]
         swap.expect_room("/dev/loop0")
     assert caught.value.errno == errno.ENOMEM
     assert str(caught.value) == (
-        f"100M are in swap on /dev/loop0, and {missing}, so nothing was changed; stop some programs, add other "
-        "swap, or take --force, which may end programs for want of memory")
+        f"100M are in swap on /dev/loop0, and {missing}, so nothing was changed; stop some programs, add "
+        "other swap, or take --force, which may end programs for want of memory")
