@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,7 @@ import leftovers
 import pytest
 from harness import TIMEOUT
 
-from zramfs import mounting
+from zramfs import busy, mounting
 
 pytestmark = pytest.mark.requires("fuse")
 
@@ -149,6 +150,31 @@ def test_a_machine_without_fusermount3(point: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(mounting.MountError, match=sentence) as caught:
         mounting.mount_file(point, options={})
     assert caught.value.errno == errno.ENOENT
+
+
+@pytest.mark.requires("root")
+def test_a_link_in_the_place_of_a_parent_directory_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Root mounts on a directory in one of somebody else's, who is faster than fusermount3."""
+    for name in ("his/point", "victim/point", "bin"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "victim/point/file").touch()
+    script = tmp_path / "bin/fusermount3"
+    script.write_text(f"""#!/bin/sh
+        cd {tmp_path}
+        [ "$1" = -u ] || {{ mv his old; ln -s victim his; }}
+        exec {shutil.which("fusermount3")} "$@"
+        """)
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    before = open_descriptors()
+    with pytest.raises(mounting.MountError, match="was something else when it was mounted on") as caught:
+        mounting.mount_file(tmp_path / "his/point", options={"fsname": "strays", "subtype": "zramfs-disk"})
+    assert caught.value.errno == errno.EXDEV
+    assert os.listdir(tmp_path / "victim/point") == ["file"]
+    assert not [mount for mount in busy.mounts() if mount.source == "strays"]
+    assert open_descriptors() == before
 
 
 # --- nobody answers

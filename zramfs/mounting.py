@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from .busy import mount_at
+from .busy import mount_at, mounts
 from .errors import ZramfsError
 
 TIMEOUT = 30.0  # seconds for fusermount3, which may wait for a parent directory that does not answer
@@ -34,7 +34,8 @@ def mount_file(path: str | os.PathLike[str], *, options: Mapping[str, str | bool
     touches the path waits.
 
     Raises MountError: EINVAL for auto_unmount (its helper would unmount under a server that is being
-    replaced) or an unknown option, ENOENT for a missing path or fusermount3, EPERM and so on.
+    replaced) or an unknown option, ENOENT for a missing path or fusermount3, EPERM and so on; EXDEV if
+    somebody put a link in the path's place meanwhile, and then what was mounted behind it is taken away.
     """
     if options.get("auto_unmount"):
         raise MountError(errno.EINVAL, "expected mount options without auto_unmount, which would end the "
@@ -42,6 +43,7 @@ def mount_file(path: str | os.PathLike[str], *, options: Mapping[str, str | bool
     point = _absolute(path)
     words = [name if value is True else f"{name}={_escape(value)}" for name, value in options.items()
              if value is not False]
+    before = {mount.id for mount in mounts()}
     ours, theirs = socket.socketpair()
     with ours, theirs:
         _fusermount(
@@ -56,7 +58,18 @@ def mount_file(path: str | os.PathLike[str], *, options: Mapping[str, str | bool
         _, control, _, _ = ours.recvmsg(1, socket.CMSG_LEN(struct.calcsize("i")), socket.MSG_CMSG_CLOEXEC)
     if not control:
         raise MountError(errno.EIO, f"fusermount3 reported success for {point}, but passed no descriptor")
-    return struct.unpack("i", control[0][2])[0]
+    fd: int = struct.unpack("i", control[0][2])[0]
+    if mount_at(point) is None:
+        os.close(fd)
+        _take_away_strays(before, str(options.get("fsname")))
+        raise MountError(errno.EXDEV, f"{point} was something else when it was mounted on; nothing is mounted")
+    return fd
+
+
+def _take_away_strays(before: set[int], source: str) -> None:
+    for mount in mounts():
+        if mount.id not in before and mount.source == source and mount.fstype.startswith("fuse"):
+            unmount(mount.mountpoint, lazy=True)
 
 
 def unmount(path: str | os.PathLike[str], lazy: bool = False) -> None:
