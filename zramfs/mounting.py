@@ -62,7 +62,8 @@ def mount_file(path: str | os.PathLike[str], *, options: Mapping[str, str | bool
     if mount_at(point) is None:
         os.close(fd)
         _take_away_strays(before, str(options.get("fsname")))
-        raise MountError(errno.EXDEV, f"{point} was something else when it was mounted on; nothing is mounted")
+        raise MountError(
+            errno.EXDEV, f"{point} was something else when it was mounted on; nothing is mounted now")
     return fd
 
 
