@@ -181,6 +181,9 @@ def test_the_machine_s_own_account_is_understood(wire: Wire) -> None:
 def test_an_account_that_cannot_be_read(wire: Wire, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="ballast"):
         Ballast(wire.lane, tmp_path / "none")
+    with pytest.raises(TypeError):
+        Ballast(wire.lane, 5)
+    os.fstat(0)  # its descriptors are no others
     assert resident() == 0
 
 

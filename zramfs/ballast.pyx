@@ -199,10 +199,11 @@ cdef class Ballast:
         cdef ballast_t* b = &self.b
         cdef sigset_t blocked, before
         cdef int err
+        # Before anything can fail: __dealloc__ closes what is not negative.
+        b.fd = b.zoneinfo = b.stop_fd = -1
         path = os.fsencode(zoneinfo)
         self.lane = lane
         b.crew = lane.crew
-        b.fd = b.zoneinfo = b.stop_fd = -1
         b.fd = memfd_create(b"zramfs-ballast", MFD_CLOEXEC)
         b.zoneinfo = open_file(path, O_RDONLY | O_CLOEXEC)
         b.stop_fd = eventfd(0, EFD_CLOEXEC)
