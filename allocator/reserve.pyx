@@ -72,14 +72,31 @@ cdef void trim(arena_t* a, uint64_t keep) noexcept nogil:
         arena_punch(a, pb)
 
 
+cdef int start_keeper(unsigned long* thread, void* (*work)(void*) noexcept nogil, void* arg,
+                      const char* name) noexcept nogil:
+    cdef sigset_t blocked, before
+    cdef int err
+    # Signals are for Python's main thread.
+    sigfillset(&blocked)
+    pthread_sigmask(SIG_SETMASK, &blocked, &before)
+    err = pthread_create(thread, NULL, work, arg)
+    pthread_sigmask(SIG_SETMASK, &before, NULL)
+    if err == 0:
+        pthread_setname_np(thread[0], name)
+    return err
+
+
+cdef void become_keeper() noexcept nogil:
+    ready_stack()
+    # Of this thread alone; without the right to it (CAP_SYS_NICE) it goes on as it is.
+    setpriority(PRIO_PROCESS, 0, -20)
+
+
 cdef void* keep(void* arg) noexcept nogil:
     """The keeper's thread, until the target is 0."""
     cdef arena_t* a = <arena_t*>arg
     cdef uint64_t target
-    ready_stack()
-    # Among many that want a CPU the reserve must not be the one that waits. Of this thread alone; without
-    # the right to it (CAP_SYS_NICE) it goes on as it is.
-    setpriority(PRIO_PROCESS, 0, -20)
+    become_keeper()
     while True:
         sem_wait(&a.keeper_wake)
         # Before the look: whoever finds the reserve short after it calls again.
@@ -111,7 +128,6 @@ cdef class Reserve:
 
     def __cinit__(self, Arena arena not None, nbytes):
         cdef arena_t* a = arena.open()
-        cdef sigset_t blocked, before
         cdef int err
         if not 0 < nbytes <= a.nr_pageblocks * PAGEBLOCK_SIZE:
             raise ValueError(f"a reserve of 1 to {a.nr_pageblocks * PAGEBLOCK_SIZE} bytes expected, got {nbytes}")
@@ -123,17 +139,12 @@ cdef class Reserve:
         with nogil:
             while fill(a):
                 pass
-        # Signals are for Python's main thread.
-        sigfillset(&blocked)
-        pthread_sigmask(SIG_SETMASK, &blocked, &before)
-        err = pthread_create(&self.keeper.thread, NULL, keep, a)
-        pthread_sigmask(SIG_SETMASK, &before, NULL)
+        err = start_keeper(&self.keeper.thread, keep, a, b"zramfs-reserve")
         if err:
             store64(&a.ready_target, 0)
             with nogil:
                 trim(a, 0)
             raise OSError(err, f"no thread to keep a reserve: {os.strerror(err)}")
-        pthread_setname_np(self.keeper.thread, b"zramfs-reserve")
         self.keeper.running = True
 
     def __dealloc__(self):

@@ -19,13 +19,13 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport strtoull
 from libc.string cimport strchr, strncmp
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as open_file
-from posix.signal cimport sigfillset, sigset_t
 
 from allocator.prim cimport (
     FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED,
     MFD_CLOEXEC, PROT_READ, PROT_WRITE, add64, close, fallocate, ftruncate, load64, make_resident,
-    memfd_create, mmap, munmap, ready_stack, store64, write,
+    memfd_create, mmap, munmap, store64, write,
 )
+from allocator.reserve cimport become_keeper, start_keeper
 from zramfs.crew cimport crew_served
 from zramfs.lane cimport Lane
 from zramfs.threads cimport POLLIN, crew_t, poll, pollfd
@@ -35,13 +35,7 @@ import os
 from zramfs.stats import BallastStats
 
 cdef extern from "pthread.h" nogil:
-    int pthread_create(unsigned long* thread, const void* attr, void* (*f)(void*) noexcept nogil, void* arg)
     int pthread_join(unsigned long thread, void** result)
-    int pthread_setname_np(unsigned long thread, const char* name)
-    int pthread_sigmask(int how, const sigset_t* set, sigset_t* old)
-
-cdef extern from "signal.h" nogil:
-    enum: SIG_SETMASK
 
 cdef extern from "sys/eventfd.h" nogil:
     int eventfd(unsigned int value, int flags)
@@ -49,10 +43,6 @@ cdef extern from "sys/eventfd.h" nogil:
 
 cdef extern from "sys/mman.h" nogil:
     int mlock(const void* addr, size_t length)
-
-cdef extern from "sys/resource.h" nogil:
-    enum: PRIO_PROCESS
-    int setpriority(int which, unsigned int who, int priority)
 
 cdef extern from "unistd.h" nogil:
     ssize_t pread(int fd, void* buf, size_t n, int64_t offset)
@@ -160,9 +150,7 @@ cdef void* watch(void* arg) noexcept nogil:
     cdef int quiet = 0, stuck = 0
     cdef weight_t memory
     cdef pollfd stop
-    ready_stack()
-    # As the reserve's keeper: among many that want a CPU this must not be the one that waits.
-    setpriority(PRIO_PROCESS, 0, -20)
+    become_keeper()
     while True:
         held = load64(&b.held)
         stop.fd, stop.events = b.stop_fd, POLLIN
@@ -197,7 +185,6 @@ cdef class Ballast:
 
     def __cinit__(self, Lane lane not None, zoneinfo="/proc/zoneinfo"):
         cdef ballast_t* b = &self.b
-        cdef sigset_t blocked, before
         cdef int err
         # Before anything can fail: __dealloc__ closes what is not negative.
         b.fd = b.zoneinfo = b.stop_fd = -1
@@ -221,14 +208,9 @@ cdef class Ballast:
             make_resident(b.text, TEXT)
             look(b)
         b.held = PIECES
-        # Signals are for Python's main thread.
-        sigfillset(&blocked)
-        pthread_sigmask(SIG_SETMASK, &blocked, &before)
-        err = pthread_create(&b.thread, NULL, watch, b)
-        pthread_sigmask(SIG_SETMASK, &before, NULL)
+        err = start_keeper(&b.thread, watch, b, b"zramfs-ballast")
         if err:
             raise OSError(err, f"no thread for a ballast: {os.strerror(err)}")
-        pthread_setname_np(b.thread, b"zramfs-ballast")
         self.running = True
 
     def __dealloc__(self):
