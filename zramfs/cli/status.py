@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,14 @@ class Row:
     state: State | None
     health: str = "ready"
     files: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def loops(self) -> list[str]:
+        return loops.find(self.disk) if self.disk else []
+
+    @cached_property
+    def swap(self) -> busy.SwapArea | None:
+        return next((area for area in busy.swap_areas() if area.path in self.loops), None)
 
     def mm_stat(self, column: int) -> int | None:
         return int(self.files["zram/mm_stat"].split()[column]) if "zram/mm_stat" in self.files else None
@@ -76,10 +84,6 @@ def _pid(row: Row) -> int | None:
     return row.state.pid if row.state else None
 
 
-def _loops(row: Row) -> list[str]:
-    return loops.find(row.disk) if row.disk else []
-
-
 def _longest(row: Row) -> float | None:
     if "metrics" not in row.files:
         return None
@@ -87,26 +91,10 @@ def _longest(row: Row) -> float | None:
 
 
 def _mountpoint(row: Row) -> str | None:
-    standing = _loops(row)
     for mount in busy.mounts():
-        if mount.source in standing:
+        if mount.source in row.loops:
             return str(mount.mountpoint)
-    return "[SWAP]" if _swap(row) else None
-
-
-def _swap(row: Row) -> busy.SwapArea | None:
-    standing = _loops(row)
-    return next((area for area in busy.swap_areas() if area.path in standing), None)
-
-
-def _swap_used(row: Row) -> int | None:
-    area = _swap(row)
-    return area.used if area else None
-
-
-def _swap_priority(row: Row) -> int | None:
-    area = _swap(row)
-    return area.priority if area else None
+    return "[SWAP]" if row.swap else None
 
 
 COLUMNS = {
@@ -126,10 +114,12 @@ COLUMNS = {
     "COMP-RATIO": Column("DATA / TOTAL", _ratio, is_number=True),
     "MOUNTPOINT": Column("where a file system on the device is mounted, or [SWAP]", _mountpoint),
     # Not DATA: what programs have in swap, without what they freed and the kernel has not discarded yet.
-    "SWAP-USED": Column("swap in use on the device", _swap_used, human=format_size),
-    "SWAP-PRIO": Column("priority of the swap area", _swap_priority, is_number=True),
+    "SWAP-USED": Column("swap in use on the device", lambda row: row.swap.used if row.swap else None,
+                        human=format_size),
+    "SWAP-PRIO": Column("priority of the swap area", lambda row: row.swap.priority if row.swap else None,
+                        is_number=True),
     "DIRECTORY": Column("where disk, control and zram/ are", lambda row: str(row.directory)),
-    "LOOP": Column("loop devices on the device", lambda row: ",".join(_loops(row)) or None),
+    "LOOP": Column("loop devices on the device", lambda row: ",".join(row.loops) or None),
     "PID": Column("process that serves the device", _pid, is_number=True),
     "LONGEST": Column("the longest that a request took (seconds)", _longest, human=format_time,
                       file="metrics", digits=6),
@@ -202,7 +192,7 @@ def status(
             say(f"{row.name}: {_advice(row)}")
     unwell = any(row.health != "ready" for row in rows)
     if output == DEFAULT:
-        swap = ["SWAP-USED"] if any(map(_swap, rows)) else []
+        swap = ["SWAP-USED"] if any(row.swap for row in rows) else []
         output = [*DEFAULT, *swap, *(["STATE"] if unwell else [])]
     if as_json:
         values = [[_json(COLUMNS[name], row, in_bytes) for name in output] for row in rows]
