@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from .errors import ZramfsError
+from .programs import run
 
 # The size of a page of the device: a smaller sector makes every small write a read-modify-write.
 SECTOR_SIZE = 4096
@@ -25,7 +26,7 @@ def attach(disk: Path) -> str:
         "losetup", "--find", "--show", "--direct-io=on", f"--sector-size={SECTOR_SIZE}", "--", str(disk),
     ]
     for attempt in range(_TRIES):
-        done = _run(command)
+        done = run(command)
         if done.returncode == 0:
             device = done.stdout.strip()
             _expect_direct(device, disk)
@@ -60,7 +61,7 @@ def detach(device: str, disk: Path, timeout: float = 10.0, attached: int | None 
     """
     if not stands_on(device, disk, attached) or (backing_file(device) != str(disk) and _told(device)):
         return
-    done = _run(["losetup", "--detach", device])
+    done = run(["losetup", "--detach", device])
     if done.returncode and stands_on(device, disk, attached):
         raise ZramfsError(errno.EIO, f"could not detach {device} from {disk}: {done.stderr.strip()}")
     end = time.monotonic() + timeout
@@ -132,10 +133,6 @@ def _expect_direct(device: str, disk: Path) -> None:
         raise ZramfsError(
             errno.EINVAL, f"{device} refused direct I/O on {disk}; the kernel log (dmesg) may say why"
         )
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
 
 
 def _hint(stderr: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import busy
 from .errors import ZramfsError
+from .programs import run
 
 # What comes after the program's name. The device is new, so it reads as zeros (nothing to discard or
 # to zero), and what it holds dies with it (nothing to repair after a crash, so no second copies).
@@ -62,7 +62,7 @@ def expect_able(fs: str) -> None:
 def make_file_system(fs: str, device: str) -> None:
     """Raises ZramfsError with what mkfs said."""
     command = [f"mkfs.{fs}", *MKFS[fs], device]
-    done = _run(command)
+    done = run(command)
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
         raise ZramfsError(errno.EIO, f"`{' '.join(command)}` failed: {said}")
@@ -72,7 +72,7 @@ def mount(wanted: FileSystem, device: str) -> None:
     """Raises ZramfsError with what mount said."""
     options = ["-o", wanted.options] if wanted.options else []
     command = ["mount", "-t", wanted.type, *options, "--", device, str(wanted.mountpoint)]
-    done = _run(command)
+    done = run(command)
     if done.returncode:
         raise ZramfsError(errno.EIO, f"`{' '.join(command)}` failed: {done.stderr.strip()}")
     if (wanted.owner, wanted.group, wanted.mode) != (None, None, None):
@@ -107,14 +107,10 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
     command = ["umount", *(["--lazy"] if lazy else []), "--", str(mountpoint)]
     # Somebody who looks at every new mount (an indexer, a df) is gone in a moment.
     for pause in (0.1, 0.3, 0.6, 0):
-        done = _run(command)
+        done = run(command)
         if done.returncode == 0:
             return
         if "busy" not in done.stderr:
             break
         time.sleep(pause)
     raise ZramfsError(errno.EBUSY, f"`{' '.join(command)}` failed: {done.stderr.strip()}")
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)

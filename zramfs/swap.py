@@ -13,6 +13,7 @@ from pathlib import Path
 from . import busy, memcg
 from .config import Algorithm
 from .errors import ZramfsError
+from .programs import run
 from .sizes import format_size
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def off(device: str) -> None:
     if device not in busy.swaps():
         return
     for _ in range(_OFF_TRIES):
-        done = _run(["swapoff", device])
+        done = run(["swapoff", device])
         if done.returncode != _NO_MEMORY:
             break
         log.info("swapoff %s: no memory for a page", device)
@@ -130,12 +131,8 @@ def _mem_available() -> int:
     return 0
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-
-
 def _expect(command: list[str]) -> None:
-    _expect_done(_run(command))
+    _expect_done(run(command))
 
 
 def _expect_done(done: subprocess.CompletedProcess[str]) -> None:
