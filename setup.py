@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled parts only: everything static stands in pyproject.toml.
 
-ZRAMFS_ONLY=zramfs.codecs,...   builds only these extensions
+ZRAMFS_ONLY=zramfs.codecs.codec,...   builds only these extensions
 ZRAMFS_SANITIZE=address|thread  builds with that sanitizer (address brings undefined with it)
 ZRAMFS_WERROR=1                 turns compiler warnings into errors (scripts/test sets it)
 """
@@ -62,8 +62,8 @@ def extension(name: str, *packages: tuple[str, str]) -> Extension:
             flags[key] += words
     path = name.replace(".", "/") + ".pyx"
     return Extension(
-        name, [path], include_dirs=["allocator", "zramfs"],
-        depends=[*glob("allocator/*.h"), *glob("zramfs/*.h")], **flags,
+        name, [path], include_dirs=["allocator", "zramfs/store", "zramfs/lane"],
+        depends=[*glob("allocator/*.h"), *glob("zramfs/*/*.h")], **flags,
     )
 
 
@@ -82,26 +82,27 @@ EXTENSIONS = [
     extension("allocator.balloon"),
     extension("allocator.reserve"),
     extension("allocator.check"),
-    extension("zramfs.dictionary", *COMPRESSORS),
-    extension("zramfs.codecs", *COMPRESSORS),
-    extension("zramfs.backing"),
-    extension("zramfs.slots"),
-    extension("zramfs.ranges"),
-    extension("zramfs.access"),
-    extension("zramfs.tables"),
-    extension("zramfs.invariants"),
-    extension("zramfs.store"),
-    extension("zramfs.candidates"),
-    extension("zramfs.recompress"),
-    extension("zramfs.writeback"),
-    extension("zramfs.blockstate"),
-    extension("zramfs.metadata"),
-    extension("zramfs.requests"),
-    extension("zramfs.slow"),
-    extension("zramfs.threads"),
-    extension("zramfs.crew"),
-    extension("zramfs.lane"),
-    extension("zramfs.ballast"),
+    extension("zramfs.codecs.dictionary", *COMPRESSORS),
+    extension("zramfs.codecs.codec", *COMPRESSORS),
+    extension("zramfs.store.backing"),
+    extension("zramfs.store.slots"),
+    extension("zramfs.store.ranges"),
+    extension("zramfs.store.access_times"),
+    extension("zramfs.store.tables"),
+    extension("zramfs.store.check"),
+    extension("zramfs.store.store"),
+    extension("zramfs.store.candidates"),
+    extension("zramfs.store.recompress"),
+    extension("zramfs.store.writeback"),
+    extension("zramfs.store.block_state"),
+    extension("zramfs.lane.metadata"),
+    extension("zramfs.lane.pieces"),
+    extension("zramfs.lane.requests"),
+    extension("zramfs.lane.slow"),
+    extension("zramfs.lane.serve"),
+    extension("zramfs.lane.crew"),
+    extension("zramfs.lane.lane"),
+    extension("zramfs.device.ballast"),
 ]
 
 WANTED = [e for e in EXTENSIONS if not ONLY or e.name in ONLY]

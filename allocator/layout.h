@@ -36,7 +36,7 @@
  *   [Z5] a zspage stands in the list of the fullness group that its inuse asks for, and no zspage
  *        with inuse 0 exists outside the hands of the thread that is freeing it
  *   [S1] each slot with an object <-> exactly one allocated object whose tag is that slot
- *        (checked in zramfs/invariants.pyx)
+ *        (checked in zramfs/store/check.pyx)
  */
 #ifndef ZRAMFS_LAYOUT_H
 #define ZRAMFS_LAYOUT_H

@@ -64,15 +64,6 @@ static inline uint64_t now_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
 
-/* Of the clock that goes on while the machine sleeps, as in the kernel's block_state. Ends after
- * 136 years. */
-static inline uint32_t boot_seconds(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_BOOTTIME, &t);
-	return (uint32_t)t.tv_sec;
-}
-
 /* The first lines of an object, fetched at once: its header is read next, and what the processor fetches
  * ahead by itself begins only some lines later. Random 4 KiB reads at depth 16 take 7 % less CPU with it,
  * and 10 % more of them are done. */
@@ -112,20 +103,6 @@ static inline void short_mutex_init(pthread_mutex_t *m)
 	pthread_mutexattr_destroy(&attr);
 }
 
-/* True if the page is one repeated 8-byte word, which goes to *word. Compares from the end as
- * well as the start, because real pages that are not same-filled mostly differ in one of the
- * first words (0.05 us with the early exit, 0.7 us for a whole page). */
-static inline bool same_filled(const unsigned char *page, uint64_t *word)
-{
-	uint64_t first, last;
-	memcpy(&first, page, 8);
-	memcpy(&last, page + 4096 - 8, 8);
-	if (first != last || memcmp(page, page + 8, 4096 - 8) != 0)
-		return false;
-	*word = first;
-	return true;
-}
-
 /* Makes every page of a range resident and writable, and changes nothing: adding 0 is a write that
  * cannot undo another thread's. By touching, not by a system call: fallocate(2) would hold the
  * file's lock while it waits for memory, and whoever punches a hole needs that lock. */
@@ -143,12 +120,6 @@ static __attribute__((noinline, unused)) void ready_stack(void)
 	volatile unsigned char stack[64 * 1024];
 	for (size_t i = 0; i < sizeof(stack); i += 4096)
 		stack[i] = 0;
-}
-
-static inline void fill_words(unsigned char *page, uint64_t word)
-{
-	for (unsigned i = 0; i < 512; i++)
-		memcpy(page + 8 * i, &word, 8);
 }
 
 #endif

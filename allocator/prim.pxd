@@ -37,12 +37,9 @@ cdef extern from "prim.h" nogil:
     bint cas16(uint16_t* p, uint16_t old, uint16_t v) noexcept
     void max64(uint64_t* p, uint64_t v) noexcept
     uint64_t now_ns() noexcept
-    uint32_t boot_seconds() noexcept
     void relax(unsigned int round) noexcept
     void fetch_object(const void* p) noexcept
     void short_mutex_init(pthread_mutex_t* m) noexcept
-    bint same_filled(const uint8_t* page, uint64_t* word) noexcept
-    void fill_words(uint8_t* page, uint64_t word) noexcept
     void make_resident(void* start, size_t n) noexcept
     void ready_stack() noexcept
 

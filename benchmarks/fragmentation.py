@@ -23,9 +23,10 @@ from rich.console import Console
 
 from benchmarks import fragmentation_tables, memory, pages, peers
 from benchmarks.tools import BenchmarkError, Interrupt, Interrupted, LeftOutError, command, need, undisturbed
-from zramfs import ramdisk, report, sample
 from zramfs.errors import ZramfsError
-from zramfs.sample import Sample
+from zramfs.lifecycle import ramdisk
+from zramfs.views import report, sample
+from zramfs.views.sample import Sample
 
 FILES = 8
 MIB = 1 << 20

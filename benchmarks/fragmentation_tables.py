@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zramfs.sample import FRAME, ORDERS
+from zramfs.views.sample import FRAME, ORDERS
 
 if TYPE_CHECKING:
     from benchmarks.fragmentation import Outcome

@@ -19,8 +19,8 @@ from benchmarks.load import ROWS, Row, Sample, Zone
 from benchmarks.peers import NAMES, Peer, kind_of
 from benchmarks.results import Cell, Results
 from benchmarks.tools import BenchmarkError, Interrupt, Interrupted, LeftOutError, need
-from zramfs import sizes
 from zramfs.errors import ZramfsError
+from zramfs.text import sizes
 
 
 def selection(names: tuple[str, ...]) -> Callable[[click.Context, click.Parameter, str | None], list[str]]:

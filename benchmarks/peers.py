@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.tools import HERE, BenchmarkError, LeftOutError, built, command, need, undisturbed, wait_until
-from zramfs import loops, rundir
-from zramfs.mounting import MountError, is_mounted, mount_file, unmount
+from zramfs.host import loops
+from zramfs.host.fusermount import MountError, is_mounted, mount_file, unmount
+from zramfs.lifecycle import rundir
 
 KINDS = ("zramfs", "zram", "nbdkit", "empty")
 # In the order in which they are shown. The kernel's is a block device by itself.

@@ -30,8 +30,8 @@ from benchmarks.tools import (
     need,
     wait_until,
 )
-from zramfs import memcg
 from zramfs.errors import ZramfsError
+from zramfs.host import memcg
 
 MIB = 1 << 20
 PEERS = ("zram", "zramfs")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from native import compiled
 
-from zramfs import codecs
+from zramfs.codecs import codec
 
 
 def run(script: str, directory: Path, *arguments: str) -> str:
@@ -19,7 +19,7 @@ def run(script: str, directory: Path, *arguments: str) -> str:
         pytest.skip("a sanitizer has the heap's functions already")
     hook = compiled(
         Path(__file__).with_name("alloc_count.c"), directory / "alloc_count.so", "-shared", "-fPIC")
-    root = Path(codecs.__file__).parents[1]
+    root = Path(codec.__file__).parents[1]
     child = subprocess.run(
         [sys.executable, "-c", script, str(hook), *arguments],
         env={**os.environ, "LD_PRELOAD": str(hook), "PYTHONPATH": f"{root}:{Path(__file__).parent}"},

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zramfs.backing import Backing
-from zramfs.store import Store
-from zramfs.writeback import Writeback
+from zramfs.store.backing import Backing
+from zramfs.store.store import Store
+from zramfs.store.writeback import Writeback
 
 PAGE = 4096
 MIB = 1 << 20

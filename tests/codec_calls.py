@@ -9,8 +9,8 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from zramfs import codecs
-from zramfs.codecs import parse
+from zramfs.codecs import codec
+from zramfs.codecs.codec import parse
 
 PAGE = 4096
 LZ4 = [f"lz4:{n}" for n in (1, 2, 8, 64, 65537)]
@@ -36,7 +36,7 @@ PAGES = {
     "half random": RANDOM[: PAGE // 2] + bytes(PAGE // 2),
     "few bits": bytes(b & 0x11 for b in RANDOM),
     "text": real_page(random.__file__),
-    "program": real_page(codecs.__file__),
+    "program": real_page(codec.__file__),
     "random": RANDOM,
 }
 
@@ -48,7 +48,7 @@ class codec_t(ctypes.Structure):
 
 
 def exported(name: str, result: object, *arguments: object) -> Callable:
-    capsule = codecs.__pyx_capi__[name]
+    capsule = codec.__pyx_capi__[name]
     ctypes.pythonapi.PyCapsule_GetName.restype = ctypes.c_char_p
     ctypes.pythonapi.PyCapsule_GetName.argtypes = [ctypes.py_object]
     ctypes.pythonapi.PyCapsule_GetPointer.restype = ctypes.c_void_p

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from whole import ZRAMFS, wait_until, zramfs
 
-from zramfs import busy, loops, rundir
-from zramfs.rundir import State
+from zramfs.host import loops, mounts
+from zramfs.lifecycle import rundir
+from zramfs.lifecycle.rundir import State
 
 
 def state_of(directory: Path) -> State:
@@ -38,7 +39,7 @@ def failure(*words: object, code: int = 1) -> str:
 def nothing_left(directory: Path, base: Path) -> None:
     """No run directory, and no mount and no loop device below the parent of `directory`."""
     assert os.listdir(base) == []
-    assert not [m for m in busy.mounts() if m.mountpoint.is_relative_to(directory.parent)]
+    assert not [m for m in mounts.mounts() if m.mountpoint.is_relative_to(directory.parent)]
     assert not [path for path in backing_files() if path.startswith(str(directory.parent))]
 
 

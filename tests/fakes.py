@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from zramfs.lane import LaneStats
-from zramfs.stats import NO_LATENCY, OPERATIONS
+from zramfs.model.stats import NO_LATENCY, OPERATIONS, LaneStats
 
 
 class FakeLane:

@@ -22,20 +22,24 @@ import atheris
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 with atheris.instrument_imports(include=["zramfs"]):
-    from zramfs import arguments, attributes, codecs, control, expression, memparse, settings, sizes
+    from zramfs.codecs import codec
+    from zramfs.configuration import expression, settings
+    from zramfs.device import commands
     from zramfs.errors import ZramfsError
+    from zramfs.text import kernel_numbers, key_values, sizes
+    from zramfs.tree import attributes
 
 PAGE = 4096
 NUMBER_ERRORS = {errno.EINVAL, errno.ERANGE}
 
 
 def numbers(data: bytes) -> None:
-    value, used = memparse.memparse(data)
-    assert 0 <= value <= memparse.U64_MAX and 0 <= used <= len(data)
-    assert memparse.memparse(data[:used]) == (value, used)
-    assert memparse.page_align(value) % PAGE == 0
+    value, used = kernel_numbers.memparse(data)
+    assert 0 <= value <= kernel_numbers.U64_MAX and 0 <= used <= len(data)
+    assert kernel_numbers.memparse(data[:used]) == (value, used)
+    assert kernel_numbers.page_align(value) % PAGE == 0
     try:
-        value = memparse.kstrtoull(data, 65535)
+        value = kernel_numbers.kstrtoull(data, 65535)
         assert 0 <= value <= 65535
     except ZramfsError as error:
         assert error.errno in NUMBER_ERRORS and error.sentence.encode()
@@ -54,27 +58,27 @@ def attribute(data: bytes) -> None:
     chosen = WRITABLE[data[0] % len(WRITABLE)] if data else WRITABLE[0]
     try:
         line = chosen.parse(data[1:])
-        control.parse(line)
+        commands.parse(line)
     except ZramfsError as error:
         assert errno.errorcode[error.errno] and error.sentence.encode()
 
 
 def command(data: bytes) -> None:
     try:
-        for line in control.lines(data):
-            found, value = control.parse(line)
-            assert control.COMMANDS[found.name] is found and isinstance(value, str)
+        for line in commands.lines(data):
+            found, value = commands.parse(line)
+            assert commands.COMMANDS[found.name] is found and isinstance(value, str)
     except ZramfsError as error:
         assert error.errno in (errno.EINVAL, errno.E2BIG) and error.sentence.encode()
 
 
 def keys(data: bytes) -> None:
-    text = arguments.text_of(data)
+    text = key_values.text_of(data)
     try:
-        for key, value in arguments.pairs(text):
+        for key, value in key_values.pairs(text):
             assert key and value
             with contextlib.suppress(ZramfsError):
-                assert -8 <= arguments.number(key, value, -8, 8) <= 8
+                assert -8 <= key_values.number(key, value, -8, 8) <= 8
     except ZramfsError as error:
         assert error.errno in NUMBER_ERRORS and error.sentence.encode()
 
@@ -154,7 +158,7 @@ def beginnings(target: str) -> list[bytes]:
                      b"y")
             return [bytes([number]) + word for number in range(len(WRITABLE)) for word in words]
         case "command":
-            return [f"{name}={value}".encode() for name in control.COMMANDS for value in ("", "1", "lz4:1")]
+            return [f"{name}={value}".encode() for name in commands.COMMANDS for value in ("", "1", "lz4:1")]
         case "keys":
             return [b"algo=zstd dict=\"/a b\" level=-3", b"\"type=idle\" threshold=1\npage_index=5"]
         case "size_expression":
@@ -168,7 +172,7 @@ def beginnings(target: str) -> list[bytes]:
 
 WRITABLE = [a for a in attributes.ATTRIBUTES if a.parse]
 TEXT = b"".join(b"line %d of a text\n" % number for number in range(300))[:PAGE]
-PACKED = [(codec, codec.compress(TEXT)) for codec in map(codecs.parse, ("lz4", "lz4hc", "zstd:1", "zstd:19"))]
+PACKED = [(codec, codec.compress(TEXT)) for codec in map(codec.parse, ("lz4", "lz4hc", "zstd:1", "zstd:19"))]
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target for target in (
         numbers, size, attribute, command, keys, size_expression, configuration, compressed, requests,

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import leftovers
 
-from zramfs import mounting
-from zramfs.lane import Lane
-from zramfs.store import Store
+from zramfs.host import fusermount
+from zramfs.lane.lane import Lane
+from zramfs.store.store import Store
 
 TIMEOUT = 20.0  # seconds for an answer of the process
 LIFETIME = 100.0  # below pytest's limit for a test
@@ -97,8 +97,8 @@ class Disk:
         """Takes everything down, whatever state it is in."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGCONT)
-        with contextlib.suppress(mounting.MountError):
-            mounting.unmount(self.path, lazy=True)
+        with contextlib.suppress(fusermount.MountError):
+            fusermount.unmount(self.path, lazy=True)
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         try:
@@ -131,7 +131,7 @@ class Server:
         options = {"fsname": f"disk:{leftovers.owner_of(how['path']) or 'by-hand'}", "subtype": "zramfs-disk",
                    "default_permissions": True}
         self.how = how
-        descriptor = mounting.mount_file(how["path"], options=options)
+        descriptor = fusermount.mount_file(how["path"], options=options)
         self.lane = Lane(descriptor, threads=how["threads"], poll_us=100)
         self.store = self.new_store(how["size"])
         self.lane.set_store(self.store)

@@ -212,7 +212,7 @@ def _end_groups(wanted: Callable[[str], bool]) -> None:
 def _restore_watermark(wanted: Callable[[str], bool]) -> None:
     """What a swap device that was not stopped has raised."""
     with contextlib.suppress(ImportError):
-        from zramfs import watermark
+        from zramfs.host import watermark
 
         for user in watermark.users():
             if (owner := owner_of(user)) and wanted(owner):

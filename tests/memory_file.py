@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads, and damages, a pool's memory file, by the drawings in allocator/layout.h and
-zramfs/slots.pxd alone: a second statement of the layout."""
+zramfs/store/slots.pxd alone: a second statement of the layout."""
 from __future__ import annotations
 
 import os

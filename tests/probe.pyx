@@ -16,7 +16,7 @@ from allocator.migrate cimport (
     clear_page_movable, owner_register, owner_unregister, page_trylock, page_unlock, set_page_movable,
 )
 from allocator.pool cimport Pool
-from allocator.prim cimport add64, fill_words, load16, load32, relax, same_filled, store32
+from allocator.prim cimport add64, load16, load32, relax, store32
 from allocator.zsmalloc cimport zs_map, zs_unmap
 from allocator.zspage cimport pool_t
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device served by zramfs.daemon.serve in a child process, without the command line."""
+"""A device served by zramfs.daemon.daemon.serve in a child process, without the command line."""
 from __future__ import annotations
 
 import contextlib
@@ -131,8 +131,8 @@ def _beat() -> None:
 def main() -> None:
     # The package stands beside the directory of this file, and need not be installed.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from zramfs.config import DeviceConfig
-    from zramfs.daemon import serve
+    from zramfs.daemon.daemon import serve
+    from zramfs.model.config import DeviceConfig
 
     how = json.loads(sys.argv[1])
     config = how["config"]

@@ -13,7 +13,11 @@ import pytest
 import allocator
 
 ROOT = Path(__file__).parent.parent
-STUBS = sorted((*ROOT.glob("allocator/*.pyi"), *ROOT.glob("zramfs/*.pyi")))
+STUBS = sorted((*ROOT.glob("allocator/*.pyi"), *ROOT.glob("zramfs/*/*.pyi")))
+
+
+def dotted(source: Path) -> str:
+    return ".".join(source.relative_to(ROOT).with_suffix("").parts)
 
 
 def public(names: object) -> set[str]:
@@ -40,11 +44,11 @@ def test_the_example_in_the_documentation_works() -> None:
 
 def test_every_module_for_python_has_a_stub() -> None:
     """A compiled module without classes or functions for Python needs none."""
-    stubbed = {path.stem for path in STUBS}
-    for source in (*ROOT.glob("allocator/*.pyx"), *ROOT.glob("zramfs/*.pyx")):
-        module = importlib.import_module(f"{source.parent.name}.{source.stem}")
+    stubbed = {path.with_suffix(".pyx") for path in STUBS}
+    for source in (*ROOT.glob("allocator/*.pyx"), *ROOT.glob("zramfs/*/*.pyx")):
+        module = importlib.import_module(dotted(source))
         own = {name for name in public(vars(module)) if of_module(module, name)}
-        assert (source.stem in stubbed) == bool(own), f"{source.name} offers {own or 'nothing'}"
+        assert (source in stubbed) == bool(own), f"{source.name} offers {own or 'nothing'}"
 
 
 def of_module(module: ModuleType, name: str) -> bool:
@@ -79,9 +83,9 @@ def compiled_arguments(function: object) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("stub", STUBS, ids=lambda path: f"{path.parent.name}.{path.stem}")
+@pytest.mark.parametrize("stub", STUBS, ids=dotted)
 def test_stub_is_the_compiled_module(stub: Path) -> None:
-    module = importlib.import_module(f"{stub.parent.name}.{stub.stem}")
+    module = importlib.import_module(dotted(stub))
     body = ast.parse(stub.read_text()).body
     classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
     functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}

@@ -22,7 +22,8 @@ from codec_calls import (
 )
 from side_by_side import together
 
-from zramfs.codecs import ALGORITHMS, MAX_INPUT, NAME_LIMIT, Codec, parse
+from zramfs.codecs.codec import MAX_INPUT, Codec, parse
+from zramfs.model.config import ALGORITHMS, NAME_LIMIT
 
 # --- limits of the C interface and of the Python one -----------------------------------------
 

@@ -27,7 +27,7 @@ from codec_calls import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zramfs.codecs import Codec, parse
+from zramfs.codecs.codec import Codec, parse
 
 # --- conformance -----------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from side_by_side import together
 
-from zramfs.codecs import MAX_DICTIONARY, Codec
+from zramfs.codecs.codec import MAX_DICTIONARY, Codec
 
 # Records of one kind, in 64 pages: what a dictionary is made for.
 RNG = random.Random(7)

@@ -19,8 +19,8 @@ from backing_tools import MIB, PAGE, backed, backing_file, tmpfs, write_back
 from memory_file import MemoryFile
 from page_kinds import noise, page_of_size
 
-from zramfs.backing import Backing
-from zramfs.store import Store
+from zramfs.store.backing import Backing
+from zramfs.store.store import Store
 
 
 def refused(path: object, number: int, match: str | None = None) -> None:
@@ -47,7 +47,7 @@ def test_a_file_belongs_to_one_device(tmp_path: Path) -> None:
     path = backing_file(tmp_path / "file")
     first = Backing(str(path))
     refused(path, errno.EBUSY, "locked by somebody else")
-    code = ("from zramfs.backing import Backing\n"
+    code = ("from zramfs.store.backing import Backing\n"
             f"try: Backing({str(path)!r})\nexcept OSError as e: print(e.errno)")
     other = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -14,7 +14,7 @@ import models
 import pytest
 from page_kinds import KINDS, block, page_of_size
 
-from zramfs.store import Store
+from zramfs.store.store import Store
 
 PAGE = 4096
 SIZE = 3 << 20

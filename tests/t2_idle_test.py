@@ -12,8 +12,8 @@ from memory_file import MemoryFile
 from page_kinds import block
 from side_by_side import together
 
-from zramfs.codecs import Codec
-from zramfs.store import Store
+from zramfs.codecs.codec import Codec
+from zramfs.store.store import Store
 
 PAGE = 4096
 KINDS = {0: "text", 1: "random", 2: "zeros", 3: "halves", 4: "odd word", 5: "text"}

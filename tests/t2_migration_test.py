@@ -13,7 +13,7 @@ import pytest
 from memory_file import MemoryFile
 from migration_tools import MOVABLE, USED, assert_balanced, flags_of_frames, in_threads, until
 
-from zramfs.store import Store
+from zramfs.store.store import Store
 
 PAGE = 4096
 MIB = 1 << 20

@@ -14,10 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from memory_file import MemoryFile
 from page_kinds import KINDS, block, hard, noise, prose
 
-from zramfs.codecs import Codec
-from zramfs.recompress import Recompression
-from zramfs.stats import RecompressionStats
-from zramfs.store import Store
+from zramfs.codecs.codec import Codec
+from zramfs.model.stats import RecompressionStats
+from zramfs.store.recompress import Recompression
+from zramfs.store.store import Store
 
 PAGE = 4096
 PAGES = 24

@@ -17,10 +17,10 @@ from memory_file import MemoryFile, Slot
 from page_kinds import KINDS, block, hard, noise, prose
 from side_by_side import together
 
-from zramfs.codecs import Codec
-from zramfs.recompress import Recompression
-from zramfs.stats import RecompressionStats
-from zramfs.store import Store
+from zramfs.codecs.codec import Codec
+from zramfs.model.stats import RecompressionStats
+from zramfs.store.recompress import Recompression
+from zramfs.store.store import Store
 
 PAGE = 4096
 MIB = 1 << 20

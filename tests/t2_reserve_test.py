@@ -10,7 +10,7 @@ import time
 import pytest
 from memory_file import MemoryFile
 
-from zramfs.store import Store
+from zramfs.store.store import Store
 
 MIB = 1 << 20
 PAGE = 4096

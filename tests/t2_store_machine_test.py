@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from page_kinds import KINDS, block
 
-from zramfs.store import Store
+from zramfs.store.store import Store
 
 PAGE = 4096
 PAGEBLOCK = 512 * PAGE

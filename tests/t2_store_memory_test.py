@@ -8,7 +8,7 @@ import pytest
 from memory_file import MemoryFile, resident_set
 from page_kinds import block, page_of_size
 
-from zramfs.store import Store
+from zramfs.store.store import Store
 
 PAGE = 4096
 MIB = 1 << 20

@@ -9,7 +9,7 @@ import models
 import pytest
 from page_kinds import page_of_size
 
-from zramfs.store import Store
+from zramfs.store.store import Store
 
 PAGE = 4096
 SIZES = (200, 900, 1500, 2300, 3000, 3600, 3700)

@@ -14,7 +14,7 @@ from memory_file import SLOT_LOCK, WORD, MemoryFile
 from page_kinds import KINDS, block, page_of_size
 
 from allocator import CheckError
-from zramfs.store import Store
+from zramfs.store.store import Store
 
 PAGE = 4096
 

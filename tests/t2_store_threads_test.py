@@ -14,7 +14,7 @@ import pytest
 from memory_file import MemoryFile
 from page_kinds import KINDS, block
 
-from zramfs.store import Store
+from zramfs.store.store import Store
 
 PAGE = 4096
 CHUNK = 512 * PAGE  # of the device, for each page of the slot table

@@ -16,9 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from memory_file import MemoryFile
 from page_kinds import KINDS, block
 
-from zramfs.backing import Backing
-from zramfs.store import Store
-from zramfs.writeback import Writeback
+from zramfs.store.backing import Backing
+from zramfs.store.store import Store
+from zramfs.store.writeback import Writeback
 
 PAGES = 40
 MODES = (None, "huge", "idle", "huge_idle", "incompressible")

@@ -10,10 +10,10 @@ from backing_tools import MIB, PAGE, backed, write_back
 from memory_file import MemoryFile
 from page_kinds import block, hard, noise, page_of_size, prose
 
-from zramfs.codecs import Codec
-from zramfs.recompress import Recompression
-from zramfs.store import Store
-from zramfs.writeback import Writeback
+from zramfs.codecs.codec import Codec
+from zramfs.store.recompress import Recompression
+from zramfs.store.store import Store
+from zramfs.store.writeback import Writeback
 
 
 def written(store: Store) -> set[int]:

@@ -15,12 +15,13 @@ import trio
 from fakes import FakeLane
 from page_kinds import block, hard, noise, prose
 
-from zramfs import algorithms, postprocess
-from zramfs.attributes import ATTRIBUTES
-from zramfs.codecs import MAX_DICTIONARY
-from zramfs.config import Algorithm, DeviceConfig
-from zramfs.device import Device
+from zramfs.codecs import spec
+from zramfs.codecs.codec import MAX_DICTIONARY
+from zramfs.device import algorithms, postprocess
+from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
+from zramfs.model.config import Algorithm, DeviceConfig
+from zramfs.tree.attributes import ATTRIBUTES
 
 MIB = 1 << 20
 PAGE = 4096
@@ -246,7 +247,7 @@ def test_a_dictionary_is_read_when_it_is_set(tmp_path: Path) -> None:
     ("lz4hc:dict=/x", Algorithm("lz4hc", 9, Path("/x"))),
 ])
 def test_parse_spec(text: str, expected: Algorithm) -> None:
-    assert algorithms.parse_spec(text) == expected
+    assert spec.parse_spec(text) == expected
 
 
 @pytest.mark.parametrize("text, words", [
@@ -256,12 +257,12 @@ def test_parse_spec(text: str, expected: Algorithm) -> None:
 ])
 def test_parse_spec_says_what_was_expected(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        algorithms.parse_spec(text)
+        spec.parse_spec(text)
 
 
 def test_none_is_no_secondary() -> None:
     with pytest.raises(ValueError, match="makes nothing smaller"):
-        algorithms.parse_secondary("none")
+        spec.parse_secondary("none")
 
 
 async def test_a_configured_device(tmp_path: Path) -> None:

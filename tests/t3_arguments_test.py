@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zramfs.arguments import number, pairs, text_of, words
 from zramfs.errors import ZramfsError
+from zramfs.text.key_values import number, pairs, text_of, words
 
 SPACE = " \t\n\v\f\r"
 

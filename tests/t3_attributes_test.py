@@ -12,9 +12,9 @@ import pytest
 from unmounted import device
 
 from allocator.stats import ClassStats
-from zramfs.attributes import format_buddyinfo, format_classes
 from zramfs.errors import ZramfsError
-from zramfs.memparse import kstrtoull, memparse, page_align
+from zramfs.text.kernel_numbers import kstrtoull, memparse, page_align
+from zramfs.tree.memory_files import format_buddyinfo, format_classes
 
 # What memparse and PAGE_ALIGN make of mem_limit on kernel 6.18; None = EINVAL.
 MEM_LIMITS = {

@@ -12,8 +12,8 @@ from backing_tools import MIB, PAGE, backing_file
 from page_kinds import noise
 from unmounted import OK, Ours, device
 
-from zramfs import backing_store
-from zramfs.backing import Backing
+from zramfs.device import backing_store
+from zramfs.store.backing import Backing
 
 
 async def backed(ours: Ours, path: Path, pages: int = 0, size: str = "64M", room: int = 64 * MIB) -> None:

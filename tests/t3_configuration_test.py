@@ -14,14 +14,14 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 from whole import zramfs
 
-from zramfs import conffiles, settings
-from zramfs.conffiles import MAX_FILE, MAX_FILES
-from zramfs.config import Algorithm
-from zramfs.expression import FUNCTIONS
-from zramfs.generator import generate
-from zramfs.keys import KEYS
-from zramfs.policy import Recompress
-from zramfs.settings import Settings, load
+from zramfs.configuration import files, settings
+from zramfs.configuration.expression import FUNCTIONS
+from zramfs.configuration.files import MAX_FILE, MAX_FILES
+from zramfs.configuration.generator import generate
+from zramfs.configuration.keys import KEYS
+from zramfs.configuration.settings import Settings, load
+from zramfs.model.config import Algorithm
+from zramfs.model.policy import Recompress
 
 CASES = Path(__file__).parent / "configurations"
 RAM = 8 << 30
@@ -113,8 +113,8 @@ def test_every_value_arrives(top: Path) -> None:
 ])
 def test_lines(text: str, settings_of: list[tuple[str, str, int]], top: Path) -> None:
     file, complaints = one(top, text), []
-    read = conffiles.read(file, complaints)
-    got = [each for _, _, each in conffiles.settings(file, read, complaints)]
+    read = files.read(file, complaints)
+    got = [each for _, _, each in files.settings(file, read, complaints)]
     assert [(each.key, each.value, each.line) for each in got] == settings_of
     assert complaints == []
 

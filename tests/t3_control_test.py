@@ -13,11 +13,12 @@ import pytest
 import trio
 from fakes import FakeLane
 
-from zramfs import control
-from zramfs.config import DeviceConfig
-from zramfs.device import Device
+from zramfs.device import commands
+from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
-from zramfs.sizes import format_size
+from zramfs.model.config import DeviceConfig
+from zramfs.text.sizes import format_size
+from zramfs.tree import state
 
 MIB = 1 << 20
 
@@ -49,13 +50,13 @@ async def refused(device: Device, line: str) -> tuple[int, str]:
 
 
 def test_lines_are_stripped_and_comments_left_out():
-    assert control.lines(b"") == []
-    assert control.lines(b"compact") == ["compact"]
+    assert commands.lines(b"") == []
+    assert commands.lines(b"compact") == ["compact"]
     text = b"# a comment\n\n  mem_limit=2G  \r\n\t\n #x\ncompact\n"
-    assert control.lines(text) == ["mem_limit=2G", "compact"]
+    assert commands.lines(text) == ["mem_limit=2G", "compact"]
     # Only the newline ends a line: these are what str.splitlines() would split at as well.
-    assert control.lines("a\x0bb\x85c\u2028d".encode()) == ["a\x0bb\x85c\u2028d"]
-    assert control.lines(b"compact\n" * 512) == ["compact"] * 512
+    assert commands.lines("a\x0bb\x85c\u2028d".encode()) == ["a\x0bb\x85c\u2028d"]
+    assert commands.lines(b"compact\n" * 512) == ["compact"] * 512
 
 
 @pytest.mark.parametrize("data, code, words", [
@@ -65,7 +66,7 @@ def test_lines_are_stripped_and_comments_left_out():
 ])
 def test_what_is_no_text_is_refused_whole(data, code, words):
     with pytest.raises(ZramfsError) as caught:
-        control.lines(data)
+        commands.lines(data)
     assert caught.value.errno == code
     assert all(word in caught.value.sentence for word in words), caught.value.sentence
 
@@ -75,12 +76,12 @@ def test_what_is_no_text_is_refused_whole(data, code, words):
     ("comp_algorithm=zstd:3", "comp_algorithm", "zstd:3"), ("mem_limit=a=b", "mem_limit", "a=b"),
 ])
 def test_parse(line, name, value):
-    command, found = control.parse(line)
+    command, found = commands.parse(line)
     assert (command.name, found) == (name, value)
 
 
 @pytest.mark.parametrize("line, words", [
-    ("compct", ["unknown command 'compct'", *(command.usage for command in control.COMMANDS.values())]),
+    ("compct", ["unknown command 'compct'", *(command.usage for command in commands.COMMANDS.values())]),
     ("Compact", ["unknown command"]),
     ("compact now", ["objects, pages or all", "'now'"]),
     ("reset 1", ["takes no value", "'1'"]),
@@ -252,7 +253,7 @@ async def test_state_is_for_people():
     lane.store.write(0, os.urandom(8 * 4096) + b"same" * 1024 * 8 + bytes(range(256)) * 16 * 16)
     with pytest.raises(ZramfsError):
         await device.command("disksize=1M")
-    text = control.state(device.stats())
+    text = state.state(device.stats())
     rows = dict(line.split(maxsplit=1) for line in text.split("\n\n")[0].splitlines())
     assert rows["device"] == "z0 on /mnt/z0"
     assert rows["size"] == "64M"
@@ -265,7 +266,7 @@ async def test_state_is_for_people():
     assert rows["ratio"] == f"{128 * 1024 / store.mem_used_total:.2f} (data / memory)"
     assert rows["lane"].startswith("2 threads, disk is open 0 times")
     assert "disksize=1M" in text and "EBUSY" in text
-    for command in control.COMMANDS.values():
+    for command in commands.COMMANDS.values():
         expected = f"{command.usage} {command.summary}".split()
         assert any(line.split() == expected for line in text.splitlines())
 
@@ -273,6 +274,6 @@ async def test_state_is_for_people():
 async def test_state_of_a_device_without_a_size():
     device, lane = make_device()
     lane.alive = False
-    text = control.state(device.stats())
+    text = state.state(device.stats())
     assert "not set up: write disksize=SIZE" in text and "last error   none" in text
     assert "disk does not answer" in text

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from fakes import FakeLane
 
-from zramfs import control
-from zramfs.attributes import ATTRIBUTES
-from zramfs.config import DeviceConfig
-from zramfs.control import COMMANDS
-from zramfs.device import Device
-from zramfs.metrics import COUNTER, TABLE
-from zramfs.tree import Directory, Link, build
+from zramfs.device.commands import COMMANDS
+from zramfs.device.device import Device
+from zramfs.model.config import DeviceConfig
+from zramfs.tree import state
+from zramfs.tree.attributes import ATTRIBUTES
+from zramfs.tree.files import build
+from zramfs.tree.metrics import COUNTER, TABLE
+from zramfs.tree.tree import Directory, Link
 
 PAGE = (Path(__file__).parent.parent / "docs" / "control.md").read_text()
 # Writes that bring out every error, each to a device that has no size, has one, and is open.
@@ -138,7 +139,7 @@ async def test_examples_show_what_the_code_prints(device):
     command = "$ cat /mnt/z0/control\n"
     [shown] = [block.split(command)[1] for block in blocks if command in block]
     await device.command("disksize=4G")
-    printed = control.state(device.stats())
+    printed = state.state(device.stats())
 
     def names(text: str) -> list[str]:
         return [line[:12].rstrip() for line in text.split("\n\n")[0].splitlines()]

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from whole import run
 
-from zramfs import busy, doctor, memcg, rundir, safety
-from zramfs.doctor import CHECKS, Finding, able, examine
-from zramfs.machine import Machine
+from zramfs.doctor import checks
+from zramfs.doctor.checks import CHECKS, Finding, able, examine
+from zramfs.host import memcg, mounts, process, safety
+from zramfs.host.machine import Machine
+from zramfs.lifecycle import rundir
 
 ALL_RIGHTS, NO_RIGHTS = "000001ffffffffff", "0000000000000000"
 LIMITS = """Limit  Soft Limit  Hard Limit  Units
@@ -82,7 +84,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     # An absolute path is looked for below the fake's root too, and found in neither place.
     monkeypatch.setenv("ZRAMFS_RUN_DIR", "/run/zramfs-of-the-doctor")
     monkeypatch.setattr(memcg, "hierarchy", lambda: None)
-    monkeypatch.setattr(busy, "mounts", lambda: [])
+    monkeypatch.setattr(mounts, "mounts", lambda: [])
     monkeypatch.setattr(safety, "SETTINGS", ())
     fake = Fake(tmp_path / "root")
     return fake
@@ -327,7 +329,7 @@ def test_a_user_needs_a_file_system_that_is_not_nosuid(fake: Fake) -> None:
     fake.write(*USER)
     code = (
         "import sys; from pathlib import Path\n"
-        "from zramfs.doctor import examine; from zramfs.machine import Machine\n"
+        "from zramfs.doctor.checks import examine; from zramfs.host.machine import Machine\n"
         "print(*(f.found for f in examine(Machine(Path(sys.argv[1]))) if f.name == 'fusermount3'))"
     )
     place = fake.root / "usr/bin"
@@ -414,7 +416,7 @@ def test_daemons_that_have_died(fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp
         phase="ready",
         pid=2**22 - 1,
         pid_start=1,
-        boot_id=rundir.boot_id(),
+        boot_id=process.boot_id(),
         created="",
         threads=1,
     )
@@ -462,5 +464,5 @@ def test_a_machine_that_shows_nothing_is_judged_all_the_same(
 ) -> None:
     monkeypatch.setenv("ZRAMFS_RUN_DIR", str(tmp_path / "run"))
     findings = examine(Machine(tmp_path))
-    assert len(findings) == len(doctor.CHECKS)
+    assert len(findings) == len(checks.CHECKS)
     assert not able(findings)

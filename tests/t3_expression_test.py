@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from zramfs.expression import FUNCTIONS, MAX_DEPTH, MAX_LENGTH, evaluate
+from zramfs.configuration.expression import FUNCTIONS, MAX_DEPTH, MAX_LENGTH, evaluate
 
 RAM = {"ram": 8000.0}
 

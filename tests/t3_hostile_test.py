@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from t3_docs_test import errors, section, table
 from unmounted import OK, Ours, device
 
-from zramfs.control import COMMANDS
+from zramfs.device.commands import COMMANDS
 
 EXAMPLES = 50
 STATES = ("before it has a size", "with data", "while disk is open")

@@ -14,12 +14,14 @@ from backing_tools import backing_file
 from fakes import FakeLane
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from zramfs import metrics, sample
-from zramfs.config import DeviceConfig
-from zramfs.device import Device
-from zramfs.metrics import TABLE
-from zramfs.stats import BUCKET_BOUNDS, OPERATIONS, Latency
-from zramfs.tree import Directory, build
+from zramfs.device.device import Device
+from zramfs.model.config import DeviceConfig
+from zramfs.model.stats import BUCKET_BOUNDS, OPERATIONS, Latency
+from zramfs.tree import metrics
+from zramfs.tree.files import build
+from zramfs.tree.metrics import TABLE
+from zramfs.tree.tree import Directory
+from zramfs.views import sample
 
 PAGE = 4096
 

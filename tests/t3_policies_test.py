@@ -14,8 +14,7 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from zramfs.errors import ZramfsError
-from zramfs.policies import (
+from zramfs.device.policies import (
     BUSY_DUTY,
     DAY,
     IDLE_DUTY,
@@ -25,11 +24,12 @@ from zramfs.policies import (
     Did,
     Ledger,
     Policies,
-    Progress,
     Rest,
 )
-from zramfs.policy import Recompress, Writeback, format_age, parse_age
-from zramfs.policy import parse_policy as parse
+from zramfs.errors import ZramfsError
+from zramfs.model.policy import Recompress, Writeback, format_age, parse_age
+from zramfs.model.policy import parse_policy as parse
+from zramfs.model.stats import Progress
 
 GIB = 1 << 30
 

@@ -18,12 +18,13 @@ from pathlib import Path
 import pytest
 from fakes import FakeLane
 
-from zramfs import sample
-from zramfs.config import DeviceConfig
-from zramfs.device import Device
+from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
-from zramfs.sample import MARK, Pageblock, Sample, SizeClass
-from zramfs.tree import Directory, build
+from zramfs.model.config import DeviceConfig
+from zramfs.tree.files import build
+from zramfs.tree.tree import Directory
+from zramfs.views import sample
+from zramfs.views.sample import MARK, Pageblock, Sample, SizeClass
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (pip install zramfs[report])")
 
@@ -192,7 +193,7 @@ def drawn(png: bytes):
 
 def area(taken: Sample, colour: str, before: Sample | None = None) -> int:
     """Pixels of nearly that colour, in the whole picture with its legends."""
-    from zramfs import picture
+    from zramfs.views import picture
 
     wanted = [int(colour[i:i + 2], 16) for i in (1, 3, 5)]
     return int((abs(drawn(picture.draw(taken, before)) - wanted).max(axis=2) < 12).sum())
@@ -210,7 +211,7 @@ def test_sparse_pageblocks_are_yellow_and_returned_ones_are_not() -> None:
 
 
 def test_the_mark_of_the_balloon_is_as_large_as_its_share() -> None:
-    from zramfs import picture
+    from zramfs.views import picture
 
     none, half, whole = (
         area(made(32, 0, *[Pageblock(0, 512, 512, 0, frames, True)] * 32), picture.BALLOON)
@@ -231,7 +232,7 @@ def test_a_cell_of_several_pageblocks_is_filled_as_far_as_they_are_resident() ->
 
 
 def test_the_scale_falls_evenly_in_grey() -> None:
-    from zramfs import picture
+    from zramfs.views import picture
 
     scale = picture._fullness()
     lightness = []
@@ -244,7 +245,7 @@ def test_the_scale_falls_evenly_in_grey() -> None:
 
 @pytest.mark.parametrize("blocks", [0, 1, 31, 33, 512, 513, 2048, 8192, 8193, 16385, 51200])
 def test_a_map_has_a_cell_for_every_pageblock(blocks: int) -> None:
-    from zramfs import picture
+    from zramfs.views import picture
 
     columns, rows, per_cell = picture._grid(blocks)
     assert columns * rows * per_cell >= blocks
@@ -260,7 +261,7 @@ def test_a_map_has_a_cell_for_every_pageblock(blocks: int) -> None:
 ], ids=["nothing", "one", "many", "odd name"])
 def test_whatever_there_is_can_be_drawn(taken: Sample) -> None:
     """Without a warning, too: they are errors here."""
-    from zramfs import picture
+    from zramfs.views import picture
 
     alone, both = drawn(picture.draw(taken)), drawn(picture.draw(taken, made(40)))
     assert both.shape[1] > alone.shape[1] > 1000
@@ -295,7 +296,7 @@ class Page(html.parser.HTMLParser):
 
 
 def test_the_page_holds_the_picture_and_the_figures() -> None:
-    from zramfs import report
+    from zramfs.views import report
 
     before, after = made(9), made(4, 5)
     page = Page(report.page(after, before, b"\x89PNG picture"))
@@ -315,7 +316,7 @@ def test_the_page_holds_the_picture_and_the_figures() -> None:
 
 
 def test_a_name_cannot_break_the_page() -> None:
-    from zramfs import report
+    from zramfs.views import report
 
     page = Page(report.page(made(1, name='<script>"&amp;</title>'), None, b""))
     assert "script" not in [tag for tag, _ in page.tags]
@@ -324,7 +325,7 @@ def test_a_name_cannot_break_the_page() -> None:
 
 
 def test_every_pageblock_is_counted_once_by_its_share() -> None:
-    from zramfs import report
+    from zramfs.views import report
 
     blocks = [Pageblock(512 - used, used, used, 0, 0, True) for used in range(513)]
     counted = report.pageblocks_by_share(made(0, 7, *blocks))
@@ -335,7 +336,7 @@ def test_every_pageblock_is_counted_once_by_its_share() -> None:
 def test_without_matplotlib_the_sentence_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from zramfs import report\n"
+        "from zramfs.views import report\n"
         "try: report.expect_able()\n"
         "except OSError as error: print(error)"
     )
@@ -344,7 +345,7 @@ def test_without_matplotlib_the_sentence_says_what_to_install() -> None:
 
 
 def test_a_report_writes_what_its_name_asks_for(tmp_path: Path) -> None:
-    from zramfs import report
+    from zramfs.views import report
 
     for name in ("x.png", "x.PNG"):
         report.write(made(3), None, tmp_path / name)

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from zramfs import lifecycle, rundir
 from zramfs.errors import ZramfsError
-from zramfs.rundir import Rundir, State
+from zramfs.host import paths, process
+from zramfs.lifecycle import claim, rundir
+from zramfs.lifecycle.rundir import Rundir, State
 
 # fork: the children run code of this file, and the parent has one thread here.
 mp = multiprocessing.get_context("fork")
@@ -31,7 +32,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def a_state(**changes: object) -> State:
-    start = rundir.process_start(os.getpid())
+    start = process.process_start(os.getpid())
     assert start is not None
     state = State(
         name="n",
@@ -41,7 +42,7 @@ def a_state(**changes: object) -> State:
         phase="ready",
         pid=os.getpid(),
         pid_start=start,
-        boot_id=rundir.boot_id(),
+        boot_id=process.boot_id(),
         created="2026-01-01T00:00:00+00:00",
         threads=2,
     )
@@ -64,7 +65,7 @@ NAMES = {
 
 @pytest.mark.parametrize("path", NAMES)
 def test_escape(path: str) -> None:
-    assert rundir.escape(Path(path)) == NAMES[path]
+    assert paths.escape(Path(path)) == NAMES[path]
 
 
 @pytest.mark.requires("systemd-escape")
@@ -73,11 +74,11 @@ def test_escape_as_systemd(path: str) -> None:
     theirs = subprocess.run(
         ["systemd-escape", "--path", path], capture_output=True, text=True, check=True, timeout=20
     ).stdout.rstrip("\n")
-    assert rundir.escape(Path(path)) == theirs
+    assert paths.escape(Path(path)) == theirs
 
 
 def test_long_names_stay_names_and_differ(tmp_path: Path) -> None:
-    names = {rundir.escape(Path("/" + "x" * 250 + end)) for end in ("/a", "/b", "/a/b")}
+    names = {paths.escape(Path("/" + "x" * 250 + end)) for end in ("/a", "/b", "/a/b")}
     assert len(names) == 3
     for name in names:
         (tmp_path / name).mkdir()  # ENAMETOOLONG if not
@@ -88,31 +89,31 @@ def test_resolve_follows_links_like_the_kernel(tmp_path: Path) -> None:
     (tmp_path / "absolute").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "up").symlink_to("../absolute/sub")
     for path in ("absolute/sub", "real/up", "absolute/up", "absolute/sub/.", "real", "absolute//sub"):
-        assert rundir.resolve(tmp_path / path) == (tmp_path / path).resolve()
-    assert rundir.resolve(tmp_path / "absolute/missing/x") == tmp_path.resolve() / "real/missing/x"
+        assert paths.resolve(tmp_path / path) == (tmp_path / path).resolve()
+    assert paths.resolve(tmp_path / "absolute/missing/x") == tmp_path.resolve() / "real/missing/x"
 
 
 def test_resolve_ends_in_a_circle(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(ZramfsError, match="circle") as caught:
-        rundir.resolve(tmp_path / "a" / "x")
+        paths.resolve(tmp_path / "a" / "x")
     assert caught.value.errno == errno.ELOOP
 
 
 def test_process_start_tells_the_dead(tmp_path: Path) -> None:
-    with subprocess.Popen(["sleep", "60"]) as process:
-        start = rundir.process_start(process.pid)
+    with subprocess.Popen(["sleep", "60"]) as child:
+        start = process.process_start(child.pid)
         assert start is not None
-        assert start == rundir.process_start(process.pid)
-        process.kill()
+        assert start == process.process_start(child.pid)
+        child.kill()
         until = time.monotonic() + 10
-        while rundir.process_start(process.pid) is not None and time.monotonic() < until:
+        while process.process_start(child.pid) is not None and time.monotonic() < until:
             time.sleep(0.01)
         # Not waited for yet: a zombie has a pid and a start time, and is dead.
-        assert Path(f"/proc/{process.pid}").exists()
-        assert rundir.process_start(process.pid) is None
-    assert rundir.process_start(process.pid) is None
+        assert Path(f"/proc/{child.pid}").exists()
+        assert process.process_start(child.pid) is None
+    assert process.process_start(child.pid) is None
 
 
 def test_alive_means_this_process_since_this_boot() -> None:
@@ -255,7 +256,7 @@ def test_lock_excludes_other_processes(base: Path, monkeypatch: pytest.MonkeyPat
 def _claim(directory: Path, go: Event, results: object, stay: Event) -> None:
     go.wait(20)
     try:
-        new = lifecycle.claim(directory, "device", threads=1, shared=False, say=lambda _: None)
+        new = claim.claim_place(directory, "device", threads=1, shared=False, say=lambda _: None)
     except ZramfsError as error:
         results.put((error.errno, error.sentence))
     else:
@@ -277,14 +278,14 @@ def test_of_many_creates_at_once_one_wins(base: Path, tmp_path: Path) -> None:
         for child in children:
             child.join(20)
     winners = [text for code, text in answers if code == 0]
-    assert winners == [str(base / rundir.escape(directory))]
+    assert winners == [str(base / paths.escape(directory))]
     losers = [text for code, text in answers if code == errno.EBUSY]
     assert len(losers) == len(children) - 1
     assert all(f"is just being started on {directory} (daemon pid" in text for text in losers)
 
 
 def _claim_and_die(directory: Path) -> None:
-    lifecycle.claim(directory, "device", threads=1, shared=False, say=lambda _: None)
+    claim.claim_place(directory, "device", threads=1, shared=False, say=lambda _: None)
     os._exit(0)
 
 
@@ -293,9 +294,9 @@ def test_what_a_dead_process_left_is_cleaned_up_aloud(base: Path, tmp_path: Path
     child = mp.Process(target=_claim_and_die, args=(directory,))
     child.start()
     child.join(20)
-    assert (base / rundir.escape(directory) / "state.json").exists()
+    assert (base / paths.escape(directory) / "state.json").exists()
     said: list[str] = []
-    new = lifecycle.claim(directory, "device", threads=1, shared=False, say=said.append)
+    new = claim.claim_place(directory, "device", threads=1, shared=False, say=said.append)
     assert len(said) == 1
     assert f"cleaned up {directory}: its daemon (pid {child.pid}, since " in said[0]
     state = new.read()
@@ -305,7 +306,7 @@ def test_what_a_dead_process_left_is_cleaned_up_aloud(base: Path, tmp_path: Path
     # And a start that was killed between the directory and its state.
     (new.path / "state.json").unlink()
     said.clear()
-    lifecycle.claim(directory, "device", threads=1, shared=False, say=said.append)
+    claim.claim_place(directory, "device", threads=1, shared=False, say=said.append)
     assert said == [f"cleaned up {new.path}, left by a start that never finished"]
 
 
@@ -323,7 +324,7 @@ def test_claim_refuses_what_is_no_directory(tmp_path: Path, base: Path) -> None:
         (base.parent, errno.EINVAL, "which would hide"),
     ):
         with pytest.raises(ZramfsError, match=sentence) as caught:
-            lifecycle.claim(path, "device", threads=1, shared=False, say=lambda _: None)
+            claim.claim_place(path, "device", threads=1, shared=False, say=lambda _: None)
         assert caught.value.errno == code
     assert rundir.rundirs() == []
 

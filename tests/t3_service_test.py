@@ -20,12 +20,14 @@ from fakes import FakeLane
 from trio.testing import MockClock
 from whole import run, tool_environment, zramfs
 
-from zramfs import service
-from zramfs.config import DeviceConfig
-from zramfs.device import Device
-from zramfs.rundir import escape
-from zramfs.service import Notifier, status_line
-from zramfs.stats import EMPTY
+from zramfs.daemon import service
+from zramfs.daemon.service import Notifier
+from zramfs.device.device import Device
+from zramfs.host import log
+from zramfs.host.paths import escape
+from zramfs.model.config import DeviceConfig
+from zramfs.model.stats import EMPTY
+from zramfs.tree.state import status_line
 
 UNITS = ("zramfs@", "zramfs-swap@")
 
@@ -157,7 +159,7 @@ def test_the_status_line() -> None:
 def test_the_journal_gets_priorities_and_no_time() -> None:
     out = io.StringIO()
     handler = logging.StreamHandler(out)
-    handler.setFormatter(service.JournalFormatter())
+    handler.setFormatter(log.JournalFormatter())
     try:
         raise OSError(5, "cause")
     except OSError:
@@ -173,9 +175,9 @@ def test_the_journal_is_known_by_its_stream(monkeypatch: pytest.MonkeyPatch, tmp
     with open(tmp_path / "stream", "w") as stream:
         seen = os.fstat(stream.fileno())
         monkeypatch.setenv("JOURNAL_STREAM", f"{seen.st_dev}:{seen.st_ino}")
-        assert service._is_journal(stream.fileno())
+        assert log._is_journal(stream.fileno())
         monkeypatch.setenv("JOURNAL_STREAM", f"{seen.st_dev}:{seen.st_ino + 1}")
-        assert not service._is_journal(stream.fileno())
+        assert not log._is_journal(stream.fileno())
 
 
 # ---- the units -------------------------------------------------------------------------------------

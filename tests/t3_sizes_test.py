@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zramfs.sizes import format_size, format_time, parse_size, total_ram
+from zramfs.text.sizes import format_size, format_time, parse_size, total_ram
 
 GIB = 1 << 30
 

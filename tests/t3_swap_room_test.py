@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from zramfs import busy, memcg, swap
-from zramfs.busy import SwapArea
 from zramfs.errors import ZramfsError
+from zramfs.host import memcg, swaps
+from zramfs.host.swaps import SwapArea
+from zramfs.lifecycle import swap
 
 MIB = 1 << 20
 
@@ -25,7 +26,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def have(available: int, *areas: tuple[str, int, int]) -> None:
         meminfo.write_text(f"MemTotal: 999999 kB\nMemFree: 1 kB\nMemAvailable: {available << 10} kB\n")
         found = [SwapArea(path, size * MIB, used * MIB, 0) for path, size, used in areas]
-        monkeypatch.setattr(busy, "swap_areas", lambda: found)
+        monkeypatch.setattr(swaps, "swap_areas", lambda: found)
 
     return have
 

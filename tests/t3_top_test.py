@@ -16,14 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from zramfs import metrics, scrape, watched
-from zramfs.config import Algorithm, DeviceConfig
-from zramfs.device import Device
+from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
-from zramfs.policy import Recompress, Writeback
-from zramfs.screen import Curve, amount, fitted, screen
-from zramfs.stats import BUCKET_BOUNDS, NO_LATENCY, OPERATIONS, Latency
-from zramfs.watched import Rates, Reading, Watched, errors, percentile
+from zramfs.model.config import Algorithm, DeviceConfig
+from zramfs.model.policy import Recompress, Writeback
+from zramfs.model.stats import BUCKET_BOUNDS, NO_LATENCY, OPERATIONS, Latency
+from zramfs.tree import metrics
+from zramfs.views import scrape, watched
+from zramfs.views.screen import Curve, amount, fitted, screen
+from zramfs.views.watched import Rates, Reading, Watched, errors, percentile
 
 PAGE = 4096
 

@@ -13,11 +13,12 @@ import pytest
 import trio
 from fakes import FakeLane
 
-from zramfs.attributes import ATTRIBUTES
-from zramfs.config import DeviceConfig
-from zramfs.device import Device
+from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
-from zramfs.tree import Tree, build
+from zramfs.model.config import DeviceConfig
+from zramfs.tree.attributes import ATTRIBUTES
+from zramfs.tree.files import build
+from zramfs.tree.tree import Tree
 
 RUNDIR = Path("/run/zramfs/mnt-z0")
 OPERATIONS = [name for name, _ in inspect.getmembers(pyfuse3.Operations, inspect.iscoroutinefunction)]
@@ -200,7 +201,7 @@ async def test_no_operation_lets_an_exception_out(name, raised, code, caplog):
         pass
 
     setattr(Broken, name, broken)
-    from zramfs.tree import bound
+    from zramfs.tree.tree import bound
 
     assert await failure(getattr(bound(Broken)(), name)(1, 2)) == code
     unexpected = not isinstance(raised, (OSError, pyfuse3.FUSEError))

@@ -10,20 +10,11 @@ import pytest
 import trio
 from fakes import FakeLane
 
-from zramfs.config import DeviceConfig
-from zramfs.device import Device
-from zramfs.stats import EMPTY, BallastStats
-from zramfs.watch import (
-    BALLAST_COUNTERS,
-    CALM,
-    LANE_COUNTERS,
-    LOG_INTERVAL,
-    LOG_KEPT,
-    LOG_MOST,
-    STORE_COUNTERS,
-    ErrorWatch,
-    watch_log,
-)
+from zramfs.daemon.log_file import LOG_INTERVAL, LOG_KEPT, LOG_MOST, watch_log
+from zramfs.device.device import Device
+from zramfs.model.config import DeviceConfig
+from zramfs.model.stats import EMPTY, BallastStats
+from zramfs.tree.watch import BALLAST_COUNTERS, CALM, LANE_COUNTERS, STORE_COUNTERS, ErrorWatch
 
 
 def stats_with(store: dict | None, released: int = 0, **lane: int):

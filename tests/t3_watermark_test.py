@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from zramfs import rundir, watermark
 from zramfs.errors import ZramfsError
+from zramfs.host import process, watermark
 
 MIB = 1 << 20
 NEEDED = watermark.needed
@@ -103,7 +103,7 @@ def test_what_somebody_else_has_set_since_stays(tmp_path: Path, setting: Path) -
     assert not watermark.RECORD.exists()
 
 
-HERE = rundir.boot_id()
+HERE = process.boot_id()
 
 
 @pytest.mark.parametrize("text", [

@@ -11,7 +11,7 @@ from page_kinds import block
 from t3_effects_test import flags
 from unmounted import PAGE, Ours, device
 
-from zramfs.stats import WritebackStats
+from zramfs.model.stats import WritebackStats
 
 NOISE = [random.Random(seed).randbytes(PAGE) for seed in range(4)]
 # 0 to 3 compressible, 4 same-filled, 5 to 8 huge; 0, 1, 5 and 6 are idle.

@@ -15,8 +15,8 @@ import pytest
 from whole import wait_until
 from wire import PAGE, Wire, wired
 
-from zramfs.ballast import Ballast
-from zramfs.stats import BallastStats
+from zramfs.device.ballast import Ballast
+from zramfs.model.stats import BallastStats
 
 PIECE = 2 << 20
 FULL = BallastStats(held=4 * PIECE, target=4 * PIECE)
@@ -193,7 +193,7 @@ def test_it_goes_with_its_lane(memory: Memory) -> None:
         made = Ballast(wire.lane, memory.path)
         del made
         assert resident() == 0
-    code = "import wire, zramfs.ballast as b\nwith wire.wired() as w: kept = b.Ballast(w.lane)\n"
+    code = "import wire, zramfs.device.ballast as b\nwith wire.wired() as w: kept = b.Ballast(w.lane)\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, timeout=60, check=False,
                           capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

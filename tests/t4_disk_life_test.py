@@ -15,7 +15,7 @@ import pytest
 from harness import TIMEOUT, Disk, served
 from wire import MIB, PAGE
 
-from zramfs import mounting
+from zramfs.host import fusermount
 
 pytestmark = pytest.mark.requires("fuse")
 
@@ -71,7 +71,7 @@ def wait_for(what, seconds: float = TIMEOUT) -> None:
 def test_unmounting_an_idle_device_ends_the_server(tmp_path: Path):
     with served(tmp_path) as disk:
         assert disk.path.read_bytes()[:4] == bytes(4)
-        mounting.unmount(disk.path)
+        fusermount.unmount(disk.path)
         assert disk.join() == 0
         assert disk.path.stat().st_size == 0, "the empty file below"
 
@@ -79,12 +79,12 @@ def test_unmounting_an_idle_device_ends_the_server(tmp_path: Path):
 def test_a_device_in_use_cannot_be_unmounted_but_detached(tmp_path: Path):
     with served(tmp_path) as disk:
         with disk.open() as fd:
-            with pytest.raises(mounting.MountError, match="busy") as caught:
-                mounting.unmount(disk.path)
+            with pytest.raises(fusermount.MountError, match="busy") as caught:
+                fusermount.unmount(disk.path)
             assert caught.value.errno == errno.EBUSY
-            assert mounting.is_mounted(disk.path)
-            mounting.unmount(disk.path, lazy=True)
-            assert not mounting.is_mounted(disk.path)
+            assert fusermount.is_mounted(disk.path)
+            fusermount.unmount(disk.path, lazy=True)
+            assert not fusermount.is_mounted(disk.path)
             os.pwrite(fd, b"still here", 7)
             assert os.pread(fd, 10, 7) == b"still here"
             assert disk.call("alive")
@@ -105,7 +105,7 @@ def test_abort(tmp_path: Path, busy: bool):
                 os.pread(fd, 1, 0)
             assert caught.value.errno in GONE
         close_dead(fd)
-        mounting.unmount(disk.path)
+        fusermount.unmount(disk.path)
 
 
 # --- the server
@@ -133,7 +133,7 @@ def test_a_killed_server_hangs_nobody(tmp_path: Path):
         with pytest.raises(OSError) as caught:
             disk.path.open("rb")
         assert caught.value.errno in GONE
-        mounting.unmount(disk.path)
+        fusermount.unmount(disk.path)
         assert disk.path.read_bytes() == b""
 
 

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wire import KEEP_SIZE, MIB, PAGE, PUNCH_HOLE, ZERO_RANGE
 
-from zramfs import mounting
+from zramfs.host import fusermount
 
 pytestmark = pytest.mark.requires("fuse")
 
@@ -367,4 +367,4 @@ def test_a_full_pool(tmp_path: Path):
         disk.call("mem_limit", 0)
         assert os.pwrite(fd, os.urandom(MIB), MIB) == MIB
         disk.call("check")
-    assert not mounting.is_mounted(disk.path)
+    assert not fusermount.is_mounted(disk.path)

@@ -34,9 +34,9 @@ from wire import (
     write_in,
 )
 
-from zramfs.lane import Lane
-from zramfs.stats import BUCKET_BOUNDS, OPERATIONS
-from zramfs.store import Store
+from zramfs.lane.lane import Lane
+from zramfs.model.stats import BUCKET_BOUNDS, OPERATIONS
+from zramfs.store.store import Store
 
 PLAIN = pytest.mark.skipif(
     "san" in os.environ.get("LD_PRELOAD", ""),

@@ -16,7 +16,7 @@ import leftovers
 import pytest
 from harness import TIMEOUT
 
-from zramfs import busy, mounting
+from zramfs.host import fusermount, mounts
 
 pytestmark = pytest.mark.requires("fuse")
 
@@ -24,13 +24,13 @@ pytestmark = pytest.mark.requires("fuse")
 @contextlib.contextmanager
 def mounted(path: Path, **options: str | bool) -> Iterator[int]:
     """A mount that nobody serves."""
-    fd = mounting.mount_file(path, options=options)
+    fd = fusermount.mount_file(path, options=options)
     try:
         yield fd
     finally:
         os.close(fd)
-        with contextlib.suppress(mounting.MountError):
-            mounting.unmount(path, lazy=True)
+        with contextlib.suppress(fusermount.MountError):
+            fusermount.unmount(path, lazy=True)
 
 
 def options_of(path: Path) -> tuple[set[str], str, str, set[str]]:
@@ -57,12 +57,12 @@ def point(tmp_path: Path) -> Path:
 def test_mounts_on_any_name(tmp_path: Path, name: str, directory: bool):
     path = tmp_path / name
     path.mkdir() if directory else path.touch()
-    assert not mounting.is_mounted(path)
+    assert not fusermount.is_mounted(path)
     with mounted(path, fsname="source"):
-        assert mounting.is_mounted(path)
-        assert not mounting.is_mounted(tmp_path)
-        mounting.unmount(path)
-        assert not mounting.is_mounted(path)
+        assert fusermount.is_mounted(path)
+        assert not fusermount.is_mounted(tmp_path)
+        fusermount.unmount(path)
+        assert not fusermount.is_mounted(path)
 
 
 def test_options(point: Path):
@@ -73,25 +73,25 @@ def test_options(point: Path):
         assert (kind, source) == ("fuse.zramfs-disk", "a,b\\c d=e")
         assert {"default_permissions", "max_read=1048576", f"user_id={os.getuid()}"} <= theirs
         assert "allow_other" not in theirs
-        mounting.unmount(point)
+        fusermount.unmount(point)
     with mounted(point):
         ours, kind, _, theirs = options_of(point)
         assert kind == "fuse" and {"rw", "nosuid", "nodev"} <= ours and "default_permissions" not in theirs
-        mounting.unmount(point)
+        fusermount.unmount(point)
 
 
 @pytest.mark.requires("root")  # others need user_allow_other in /etc/fuse.conf
 def test_allow_other(point: Path):
     with mounted(point, allow_other=True):
         assert "allow_other" in options_of(point)[3]
-        mounting.unmount(point)
+        fusermount.unmount(point)
 
 
 def test_the_descriptor_is_a_connection_and_closes_on_exec(point: Path):
     with mounted(point) as fd:
         assert os.readlink(f"/proc/self/fd/{fd}") == "/dev/fuse"
         assert not os.get_inheritable(fd)
-        mounting.unmount(point)
+        fusermount.unmount(point)
 
 
 def test_relative_paths_and_links_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -102,9 +102,9 @@ def test_relative_paths_and_links_on_the_way(tmp_path: Path, monkeypatch: pytest
     with mounted(Path("point")):
         through_the_link = str(tmp_path / "link" / "point")
         for path in ("point", "./point", "../link/point", tmp_path / "real" / "point", through_the_link):
-            assert mounting.is_mounted(path), path
-        mounting.unmount("../link/point")
-        assert not mounting.is_mounted(tmp_path / "real" / "point")
+            assert fusermount.is_mounted(path), path
+        fusermount.unmount("../link/point")
+        assert not fusermount.is_mounted(tmp_path / "real" / "point")
 
 
 # --- refusals
@@ -120,23 +120,23 @@ def open_descriptors() -> int:
 ])
 def test_refused_options(point: Path, options, number, sentence):
     before = open_descriptors()
-    with pytest.raises(mounting.MountError, match=sentence) as caught:
-        mounting.mount_file(point, options=options)
+    with pytest.raises(fusermount.MountError, match=sentence) as caught:
+        fusermount.mount_file(point, options=options)
     assert caught.value.errno == number and isinstance(caught.value, OSError)
-    assert not mounting.is_mounted(point) and open_descriptors() == before
+    assert not fusermount.is_mounted(point) and open_descriptors() == before
 
 
 def test_a_missing_mount_point(tmp_path: Path):
     sentence = f"mounting {tmp_path}/none: .*No such file or directory"
-    with pytest.raises(mounting.MountError, match=sentence) as caught:
-        mounting.mount_file(tmp_path / "none", options={})
+    with pytest.raises(fusermount.MountError, match=sentence) as caught:
+        fusermount.mount_file(tmp_path / "none", options={})
     assert caught.value.errno == errno.ENOENT
 
 
 def test_unmounting_what_is_not_mounted(point: Path):
     for lazy in (False, True):
-        with pytest.raises(mounting.MountError, match=f"unmounting {point}: ") as caught:
-            mounting.unmount(point, lazy=lazy)
+        with pytest.raises(fusermount.MountError, match=f"unmounting {point}: ") as caught:
+            fusermount.unmount(point, lazy=lazy)
         assert caught.value.errno == errno.EINVAL
 
 
@@ -144,11 +144,11 @@ def test_a_machine_without_fusermount3(point: Path, monkeypatch: pytest.MonkeyPa
     """Whatever PATH says, the usual places are looked at too."""
     monkeypatch.setenv("PATH", "/nonexistent")
     with mounted(point):
-        mounting.unmount(point)
-    monkeypatch.setattr(mounting.shutil, "which", lambda name, path=None: None)
+        fusermount.unmount(point)
+    monkeypatch.setattr(fusermount.shutil, "which", lambda name, path=None: None)
     sentence = "not installed; on Debian: apt-get install fuse3"
-    with pytest.raises(mounting.MountError, match=sentence) as caught:
-        mounting.mount_file(point, options={})
+    with pytest.raises(fusermount.MountError, match=sentence) as caught:
+        fusermount.mount_file(point, options={})
     assert caught.value.errno == errno.ENOENT
 
 
@@ -169,11 +169,11 @@ def test_a_link_in_the_place_of_a_parent_directory_hides_nothing(
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     before = open_descriptors()
-    with pytest.raises(mounting.MountError, match="was something else when it was mounted on") as caught:
-        mounting.mount_file(tmp_path / "his/point", options={"fsname": "strays", "subtype": "zramfs-disk"})
+    with pytest.raises(fusermount.MountError, match="was something else when it was mounted on") as caught:
+        fusermount.mount_file(tmp_path / "his/point", options={"fsname": "strays", "subtype": "zramfs-disk"})
     assert caught.value.errno == errno.EXDEV
     assert os.listdir(tmp_path / "victim/point") == ["file"]
-    assert not [mount for mount in busy.mounts() if mount.source == "strays"]
+    assert not [mount for mount in mounts.mounts() if mount.source == "strays"]
     assert open_descriptors() == before
 
 
@@ -181,19 +181,19 @@ def test_a_link_in_the_place_of_a_parent_directory_hides_nothing(
 
 def test_nothing_hangs_on_a_mount_that_nobody_serves(point: Path):
     with mounted(point):
-        assert mounting.is_mounted(point)
-        mounting.unmount(point)
-        assert not mounting.is_mounted(point)
+        assert fusermount.is_mounted(point)
+        fusermount.unmount(point)
+        assert not fusermount.is_mounted(point)
     with mounted(point):
         waiting = subprocess.Popen(["stat", point], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with pytest.raises(subprocess.TimeoutExpired):
             waiting.wait(0.2)
-        assert mounting.is_mounted(point)
-        with pytest.raises(mounting.MountError) as caught:
-            mounting.unmount(point)
+        assert fusermount.is_mounted(point)
+        with pytest.raises(fusermount.MountError) as caught:
+            fusermount.unmount(point)
         assert caught.value.errno == errno.EBUSY
-        mounting.unmount(point, lazy=True)
-        assert not mounting.is_mounted(point)
+        fusermount.unmount(point, lazy=True)
+        assert not fusermount.is_mounted(point)
     assert waiting.wait(TIMEOUT) != 0, "closing the connection ended the wait"
 
 

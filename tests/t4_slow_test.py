@@ -21,8 +21,8 @@ from page_kinds import noise, prose
 from whole import run, wait_until
 from wire import KEEP_SIZE, PUNCH_HOLE, Op, Wire, fallocate_in, read_in, wired, write_in
 
-from zramfs.backing import Backing
-from zramfs.store import Store
+from zramfs.store.backing import Backing
+from zramfs.store.store import Store
 
 SLOW_THREADS, SPARES = 4, 4
 BACK = 64  # pages on the backing store; as many behind them stay in memory

@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 from page_kinds import block, hard, noise, prose
 from served import Served, serving
 
-from zramfs import train
 from zramfs.cli import zramfs
-from zramfs.codecs import Codec
+from zramfs.codecs import train
+from zramfs.codecs.codec import Codec
 from zramfs.errors import ZramfsError
 
 pytestmark = pytest.mark.requires("fuse")

@@ -14,8 +14,8 @@ from kernel_zram import kernel_zram
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from served import TIMEOUT, run, serving
 
-from zramfs.attributes import ATTRIBUTES
-from zramfs.sizes import format_time
+from zramfs.text.sizes import format_time
+from zramfs.tree.attributes import ATTRIBUTES
 
 pytestmark = pytest.mark.requires("fuse")
 

@@ -10,7 +10,7 @@ from page_kinds import prose
 from whole import MIB, device, opened, zramfs
 
 from zramfs.cli.mount import parse
-from zramfs.config import Algorithm
+from zramfs.model.config import Algorithm
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
 

@@ -14,8 +14,8 @@ import pytest
 from commands import failure, nothing_left, state_of
 from whole import MIB, ZRAMFS, Device, device, opened, run, wait_until, zramfs
 
-from zramfs import busy, detach
 from zramfs.errors import ZramfsError
+from zramfs.host import detach, mounts
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
 
@@ -30,7 +30,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_help_brings_no_heavy_library() -> None:
     code = (
         "import sys; from zramfs.cli import main; status = main(['--help'])\n"
-        "print([name for name in ('trio', 'pyfuse3', 'rich', 'zramfs.store') if name in sys.modules], status)"
+        "print([name for name in ('trio', 'pyfuse3', 'rich', 'zramfs.store.store') if name in sys.modules], status)"
     )
     done = run(sys.executable, "-c", code)
     assert done.stdout.splitlines()[-1] == "[] 0"
@@ -237,7 +237,7 @@ def test_an_interrupted_create_leaves_nothing_or_a_device(tmp_path: Path, base: 
     # The daemon may still be on its way out: it was told to end while it started.
     wait_until(lambda: not base.exists() or os.listdir(base) == [], "the run directory is gone")
     wait_until(lambda: not runs(str(directory)), "so is the daemon")
-    assert not [m for m in busy.mounts() if m.mountpoint.is_relative_to(tmp_path)]
+    assert not [m for m in mounts.mounts() if m.mountpoint.is_relative_to(tmp_path)]
 
 
 def test_a_daemon_that_is_killed_while_it_starts_is_reported_with_its_log(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from whole import MIB, device
 from zramfs.cli import completion
 from zramfs.cli import zramfs as group
 from zramfs.cli.status import COLUMNS
-from zramfs.control import COMMANDS
+from zramfs.device.commands import COMMANDS
 
 SCRIPTS = Path(__file__).parent.parent / "completions"
 TAB = "\t"

@@ -16,7 +16,8 @@ import pytest
 from commands import failure, kill_daemon, nothing_left, rows, state_of
 from whole import MIB, ZRAMFS, opened, wait_until, zramfs
 
-from zramfs import busy, rundir
+from zramfs.host import mounts, swaps
+from zramfs.lifecycle import rundir
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4"), pytest.mark.timeout(120)]
 
@@ -52,7 +53,7 @@ def test_all_devices_up_and_down(top: Path) -> None:
 
     fast = top / "mnt/deep/fast"
     seen = fast.stat()
-    assert (busy.mount_at(fast).fstype, stat.S_IMODE(seen.st_mode), seen.st_gid) == ("ext4", 0o1777, 12)
+    assert (mounts.mount_at(fast).fstype, stat.S_IMODE(seen.st_mode), seen.st_gid) == ("ext4", 0o1777, 12)
     [line] = [line for line in Path("/proc/mounts").read_text().splitlines() if f" {fast} " in line]
     assert {"discard", "noatime"} <= set(line.split()[3].split(","))
     assert "zstd, level 7" in zramfs("control", "fast").stdout
@@ -134,13 +135,13 @@ def test_swap_up_and_down(top: Path) -> None:
     configure(top, "s", "zram-size = 64", "swap-priority = 0", "compression-algorithm = zstd",
               "options = discard=once", "reserve = 4")
     assert zramfs("up").stderr.splitlines()[-1] == "zramfs: s is up"
-    [area] = [area for area in busy.swap_areas() if area.path == rundir.find("s").read().loop]
+    [area] = [area for area in swaps.swap_areas() if area.path == rundir.find("s").read().loop]
     assert (area.size, area.priority) == (64 * MIB - 4096, 0)
     assert rows("s", "-o", "NAME,ALGORITHM,MOUNTPOINT") == [
         {"name": "s", "algorithm": "zstd", "mountpoint": "[SWAP]"}]
     assert zramfs("up").stderr == "zramfs: s is up already\n"
     assert zramfs("down").stderr.splitlines()[-1] == "zramfs: s is down"
-    assert area.path not in busy.swaps()
+    assert area.path not in swaps.swaps()
     nothing_left(top / "run", base(top))
 
 
@@ -148,10 +149,10 @@ def test_swap_up_and_down(top: Path) -> None:
 def test_swap_whose_priority_the_kernel_chooses(top: Path) -> None:
     configure(top, "s", "zram-size = 64", "swap-priority = -1", "reserve = 4")
     zramfs("up")
-    [area] = [area for area in busy.swap_areas() if area.path == rundir.find("s").read().loop]
+    [area] = [area for area in swaps.swap_areas() if area.path == rundir.find("s").read().loop]
     assert area.priority < 0, "below any that was given one"
     zramfs("down")
-    assert area.path not in busy.swaps()
+    assert area.path not in swaps.swaps()
 
 
 def test_in_use_stays_up(top: Path) -> None:
@@ -257,7 +258,7 @@ def test_a_service_from_start_to_stop(top: Path) -> None:
     configure(top, "fast", f"mount-point = {top}/fast", "zram-size = 64", "zram-resident-limit = 48")
     with service(top, "fast", watchdog=1) as (process, manager):
         manager.wait_for("READY=1")
-        assert busy.mount_at(top / "fast").fstype == "ext4"
+        assert mounts.mount_at(top / "fast").fstype == "ext4"
         assert [line.split("=")[0] for line in manager.told] == ["READY"]
         manager.wait_for("STATUS=")
         assert " of 64M stored in " in manager.told[-1] and " of 48M" in manager.told[-1]

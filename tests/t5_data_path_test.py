@@ -19,8 +19,8 @@ from lane_watch import LaneWatch, environment
 from page_kinds import KINDS, block
 from whole import KIB, MIB, PAGE, ZRAMFS, Device, opened, punch_hole, run, wait_until, zramfs
 
-from zramfs import rundir
-from zramfs.rundir import State
+from zramfs.lifecycle import rundir
+from zramfs.lifecycle.rundir import State
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "unsanitized"), pytest.mark.timeout(120)]
 

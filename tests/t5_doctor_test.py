@@ -15,7 +15,7 @@ from commands import state_of
 from users import NOBODY, fuse_for_everybody, zramfs_as_nobody
 from whole import ZRAMFS, run, wait_until, zramfs
 
-from zramfs import busy
+from zramfs.host import mounts
 
 pytestmark = [pytest.mark.requires("root", "fuse", "setpriv", "unshare"), pytest.mark.timeout(120)]
 
@@ -30,12 +30,12 @@ def states(text: str) -> dict[str, str]:
     return {each["name"]: each["state"] for each in json.loads(text)["findings"]}
 
 
-def mounts() -> set[tuple[Path, str]]:
-    return {(mount.mountpoint, mount.source) for mount in busy.mounts() if mount.fstype.startswith("fuse")}
+def fuse_mounts() -> set[tuple[Path, str]]:
+    return {(mount.mountpoint, mount.source) for mount in mounts.mounts() if mount.fstype.startswith("fuse")}
 
 
 def test_root_gets_a_device_and_nothing_is_left(base: Path, tmp_path: Path) -> None:
-    before = mounts()
+    before = fuse_mounts()
     done = zramfs("doctor", "--json")
     assert done.stderr == ""
     shown = json.loads(done.stdout)
@@ -45,7 +45,7 @@ def test_root_gets_a_device_and_nothing_is_left(base: Path, tmp_path: Path) -> N
     assert trial["state"] == "ok" and trial["found"].startswith("one was made, written, read and ended in ")
     assert os.listdir(base) == []
     assert not list(tmp_path.glob("zramfs-doctor-*"))
-    assert mounts() <= before
+    assert fuse_mounts() <= before
 
 
 def test_each_finding_is_a_line_with_what_to_do(base: Path) -> None:

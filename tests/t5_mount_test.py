@@ -15,8 +15,9 @@ import pytest
 from commands import state_of
 from whole import MIB, ZRAMFS, Device, opened, run, wait_until, zramfs
 
-from zramfs import busy, rundir
-from zramfs.rundir import State
+from zramfs.host import mounts
+from zramfs.lifecycle import rundir
+from zramfs.lifecycle.rundir import State
 
 pytestmark = [pytest.mark.requires("root", "fuse", "mount.fuse3"), pytest.mark.timeout(120)]
 
@@ -68,7 +69,7 @@ def mount(name: str, point: Path, options: str = "", check: bool = True) -> subp
 def expect_end(state: State, base: Path) -> None:
     wait_until(lambda: not state.alive(), "the daemon has ended", 30)
     assert os.listdir(base) == []
-    assert not [m for m in busy.mounts() if m.mountpoint.is_relative_to(base.parent)]
+    assert not [m for m in mounts.mounts() if m.mountpoint.is_relative_to(base.parent)]
 
 
 def test_mount_gives_a_ready_device_and_umount_leaves_nothing(point: Path, base: Path) -> None:
@@ -110,7 +111,7 @@ def test_fstab(point: Path, base: Path, fstab: Path) -> None:
     run("mount", "--fstab", fstab, point)
     state = state_of(point)
     assert Device(point).disk.stat().st_size == 4 * MIB
-    assert busy.mount_at(point).fstype == "fuse.zramfs"
+    assert mounts.mount_at(point).fstype == "fuse.zramfs"
     run("umount", point)
     # At once, while the daemon may still be on its way out.
     run("mount", "--fstab", fstab, point)
@@ -126,7 +127,7 @@ def test_mount_all_leaves_alone_what_is_mounted(point: Path, base: Path, fstab: 
     state = state_of(point)
     run("mount", "--fstab", fstab, "--all")
     assert state_of(point) == state
-    assert busy.mount_at(point).source == "z0"
+    assert mounts.mount_at(point).source == "z0"
     run("umount", point)
     expect_end(state, base)
 
@@ -147,7 +148,7 @@ def test_umount_says_busy_while_the_tree_is_used(point: Path, base: Path) -> Non
 def test_any_word_may_be_the_source(point: Path, base: Path, name: str) -> None:
     mount(name, point, "size=1M")
     state = state_of(point)
-    assert busy.mount_at(point).source == name
+    assert mounts.mount_at(point).source == name
     assert Device(point).read("zram/initstate") == "1\n"
     run("umount", point)
     expect_end(state, base)
@@ -168,7 +169,7 @@ def test_bad_options_fail_the_mount_and_say_why(point: Path, base: Path, options
     done = mount("z0", point, options, check=False)
     assert done.returncode == 2
     assert reason in " ".join(done.stderr.split())
-    assert busy.mount_at(point) is None
+    assert mounts.mount_at(point) is None
     assert not base.exists()
 
 
@@ -176,7 +177,7 @@ def test_a_start_that_fails_fails_the_mount_and_says_why(point: Path, base: Path
     done = mount("z0", point, "size=9223372036854775807", check=False)
     assert done.returncode == 1
     assert "9223372036854775807" in done.stderr
-    assert busy.mount_at(point) is None
+    assert mounts.mount_at(point) is None
     assert os.listdir(base) == []
 
 
@@ -207,7 +208,7 @@ def test_a_mount_over_a_dead_device_cleans_up(point: Path, base: Path) -> None:
 def test_the_helper_called_by_hand_takes_the_words_that_mount_keeps(point: Path, base: Path) -> None:
     zramfs("z0", point, "-o", "defaults,size=1M,noauto,user,nofail,_netdev,x-initrd.mount,comment=mine")
     state = state_of(point)
-    assert busy.mount_at(point).source == "z0"
+    assert mounts.mount_at(point).source == "z0"
     start = time.monotonic()
     zramfs("stop", point)
     assert time.monotonic() - start < 20

@@ -18,7 +18,8 @@ from capabilities import require
 from commands import nothing_left, state_of
 from whole import MIB, ZRAMFS, Device, drop_caches, loop, opened, run, wait_until, zramfs
 
-from zramfs import busy, loops, ramdisk, rundir
+from zramfs.host import loops, mounts
+from zramfs.lifecycle import ramdisk, rundir
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4"), pytest.mark.timeout(120)]
 
@@ -59,7 +60,7 @@ def test_a_file_system_from_one_command(tmp_path: Path, base: Path, fs: str, siz
     assert (done.stdout, done.stderr) == ("", "")
     try:
         state = state_of(point)
-        mount = busy.mount_at(point)
+        mount = mounts.mount_at(point)
         assert (mount.fstype, mount.source) == (fs, state.loop)
         assert (state.kind, state.phase, state.fs) == ("ramdisk", "ready", fs)
         options = run("findmnt", "-no", "OPTIONS", point).stdout.strip().split(",")

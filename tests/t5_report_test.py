@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from whole import MIB, PAGE, Device, device, opened, punch_hole, zramfs
 
-from zramfs import rundir, sample
+from zramfs.host import paths
+from zramfs.lifecycle import rundir
+from zramfs.views import sample
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (pip install zramfs[report])")
 pytestmark = [pytest.mark.requires("fuse")]
@@ -49,7 +51,7 @@ def test_before_and_after_compaction(tmp_path: Path) -> None:
         assert (tmp_path / "old.png").read_bytes().startswith(PNG)
         old = sample.from_json((tmp_path / "old.json").read_text(), "old.json")
         assert old.directory == str(place)
-        assert old.name == rundir.escape(place)
+        assert old.name == paths.escape(place)
         # At rest the tree says the same after the report as it did in it.
         again = sample.parse(sample.texts(place), old.name, old.directory)
         assert again.to_json() == old.to_json().replace(old.taken, again.taken)
@@ -73,7 +75,7 @@ def test_a_ram_disk_is_reported_by_its_mount_point(tmp_path: Path) -> None:
     try:
         zramfs("report", place, "--output", tmp_path / "x.png")
         found = json.loads((tmp_path / "x.json").read_text())
-        assert found["name"] == rundir.escape(place)
+        assert found["name"] == paths.escape(place)
         assert found["mm_stat"]["orig_data_size"] > 0
     finally:
         zramfs("stop", place)

@@ -15,7 +15,7 @@ from whole import MIB, ZRAMFS, Device, device, loop, opened, run, zramfs
 
 from zramfs import __version__
 from zramfs.cli.status import COLUMNS, DEFAULT, Row, show
-from zramfs.sizes import format_size
+from zramfs.text.sizes import format_size
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
 

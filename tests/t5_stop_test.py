@@ -14,7 +14,7 @@ import pytest
 from commands import child, failure, kill_daemon, nothing_left, rows, state_of
 from whole import MIB, ZRAMFS, Device, device, loop, opened, run, zramfs
 
-from zramfs import rundir
+from zramfs.lifecycle import rundir
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
 

@@ -17,8 +17,9 @@ from commands import failure, rows
 from swap_load import Group, build, faults, fillers, group, until_swapped
 from whole import MIB, PAGE, Device, loop, run, wait_until, zramfs
 
-from zramfs import busy, loops, rundir
-from zramfs.rundir import State
+from zramfs.host import loops, swaps
+from zramfs.lifecycle import rundir
+from zramfs.lifecycle.rundir import State
 
 pytestmark = [
     pytest.mark.requires("root", "fuse", "loop", "swap", "memcg", "unshare", "unsanitized"),
@@ -156,7 +157,7 @@ def test_the_way_out_of_a_hang(swap: State, small: Group, program: Path) -> None
         assert filler.process.returncode == -signal.SIGBUS
         os.kill(swap.pid, signal.SIGCONT)
         wait_until(lambda: not swap.alive(), "the daemon has ended", 30)
-    assert swap.loop not in busy.swaps()
+    assert swap.loop not in swaps.swaps()
     assert loops.backing_file(swap.loop) is None
     assert os.listdir(Path(swap.disk).parent.parent) == []
 
@@ -174,12 +175,12 @@ def test_swapoff_under_load_brings_every_page_back(swap: State, small: Group, pr
         log = Path(swap.disk).parent / "log"
         wait_until(
             lambda: "SIGTERM, but the device goes on: the memory cgroup " in log.read_text(), "refused")
-        assert swap.loop in busy.swaps()
+        assert swap.loop in swaps.swaps()
         for each in at_work:
             each.read_pass()
         small.limit(512 * MIB)
         zramfs("stop", "load")
-        assert swap.loop not in busy.swaps() and not swap.alive()
+        assert swap.loop not in swaps.swaps() and not swap.alive()
         for each in at_work:
             each.read_pass()
             each.finish()

@@ -14,9 +14,10 @@ import pytest
 from commands import failure, kill_daemon, nothing_left, rows
 from whole import MIB, ZRAMFS, run, wait_until, zramfs
 
-from zramfs import busy, loops, rundir, watermark
 from zramfs.cli.status import DEFAULT
-from zramfs.rundir import State
+from zramfs.host import loops, swaps, watermark
+from zramfs.lifecycle import rundir
+from zramfs.lifecycle.rundir import State
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "swap"), pytest.mark.timeout(120)]
 
@@ -48,7 +49,7 @@ def named(name: str) -> State:
 
 def gone(base: Path, state: State | None = None) -> None:
     nothing_left(base, base)
-    assert not [area for area in busy.swap_areas() if state and area.path == state.loop]
+    assert not [area for area in swaps.swap_areas() if state and area.path == state.loop]
 
 
 def test_swap_from_one_command(base: Path) -> None:
@@ -57,7 +58,7 @@ def test_swap_from_one_command(base: Path) -> None:
     try:
         state = named("fast")
         assert (state.kind, state.phase, state.where) == ("swap", "ready", "fast")
-        [area] = [area for area in busy.swap_areas() if area.path == state.loop]
+        [area] = [area for area in swaps.swap_areas() if area.path == state.loop]
         assert (area.size, area.used, area.priority) == (128 * MIB - 4096, 0, 7)
         queue = Path(f"/sys/block/{Path(state.loop).name}")
         assert (queue / "queue/logical_block_size").read_text() == "4096\n"
@@ -119,7 +120,7 @@ def test_a_needed_setting_that_is_refused_ends_it_unless_forced(base: Path) -> N
     done = run(*bare, *words, "--force", env=dict(os.environ))
     try:
         assert "forced to go on without what swap needs:\n  memory lock: " in done.stderr
-        assert named("swap0").loop in busy.swaps()
+        assert named("swap0").loop in swaps.swaps()
     finally:
         zramfs("stop", "swap0")
     gone(base)
@@ -192,7 +193,7 @@ def test_a_swapoff_that_finds_no_memory_again_and_again_ends_it(tmp_path: Path, 
     env = with_program(tmp_path, "swapoff", "echo no memory >&2; exit 2")
     done = run(*ZRAMFS, "stop", "swap0", check=False, env=env)
     assert (done.returncode, done.stderr) == (1, f"zramfs: `swapoff {swap0.loop}` failed: no memory\n")
-    assert swap0.alive() and swap0.loop in busy.swaps()
+    assert swap0.alive() and swap0.loop in swaps.swaps()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -211,7 +212,7 @@ def test_an_unmounted_tree_ends_it_in_order(swap0: State, base: Path) -> None:
 def test_a_disk_that_was_unmounted_under_the_swap(swap0: State, base: Path) -> None:
     """umount --lazy hides the disk from everybody, also from a command that looks for what stands on it."""
     run("umount", "--lazy", swap0.disk)
-    assert swap0.loop in busy.swaps()
+    assert swap0.loop in swaps.swaps()
     zramfs("stop", "swap0")
     assert not loops.backing_file(swap0.loop)
     gone(base, swap0)
@@ -252,7 +253,7 @@ def test_a_loop_device_that_somebody_else_has_by_now_is_left_alone(
 def test_a_loop_device_that_was_detached_under_the_swap(swap0: State, base: Path) -> None:
     """losetup says that it did, and the kernel does it after swapoff."""
     run("losetup", "--detach", swap0.loop)
-    assert swap0.loop in busy.swaps()
+    assert swap0.loop in swaps.swaps()
     zramfs("stop", "swap0")
     gone(base, swap0)
 
@@ -307,7 +308,7 @@ def test_stop_names_what_else_uses_the_device_and_changes_nothing(swap0: State) 
             assert len(said.splitlines()) == 2
         finally:
             process.kill()
-    assert swap0.loop in busy.swaps()
+    assert swap0.loop in swaps.swaps()
 
 
 def test_the_swap_of_a_daemon_that_died_is_taken_down(swap0: State, base: Path) -> None:
@@ -335,4 +336,4 @@ def test_a_lost_state_leaves_no_setting_behind(swap0: State, base: Path) -> None
 def test_the_name_of_a_daemon_that_died_can_be_taken_again(swap0: State) -> None:
     kill_daemon(swap0)
     assert "cleaned up swap0: " in zramfs("swap", "swap0", "--size", "64M", "--priority", "0").stderr
-    assert swap0.loop not in busy.swaps() or named("swap0").loop == swap0.loop
+    assert swap0.loop not in swaps.swaps() or named("swap0").loop == swap0.loop

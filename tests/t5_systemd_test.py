@@ -9,7 +9,7 @@ import pytest
 from commands import backing_files
 from container import booted
 
-from zramfs import busy
+from zramfs.host import swaps
 
 pytestmark = [
     pytest.mark.requires("systemd_container", "root", "fuse", "loop", "swap", "ext4"),
@@ -60,7 +60,7 @@ def test_from_boot_to_shutdown(tmp_path: Path) -> None:
         assert machine.run("findmnt", "-no", "FSTYPE,OPTIONS", "/mnt/fast").startswith("ext4")
         assert machine.run("stat", "-c", "%s %a", "-L", "/mnt/plain/disk") == f"{16 << 20} 600\n"
         swap = json.loads(machine.run("cat", f"{tmp_path}/run/s/state.json"))["loop"]
-        assert swap in busy.swaps()
+        assert swap in swaps.swaps()
 
         status = machine.run("systemctl", "status", "--no-pager", "zramfs@fast")
         assert "\n     Status: \"" in status and " of 64M stored in " in status
@@ -85,5 +85,5 @@ def test_from_boot_to_shutdown(tmp_path: Path) -> None:
     assert ends.keys() == {"zramfs ends", "zramfs-swap ends"}
     assert ends["zramfs ends"].startswith("zramfs ends: 0 mounted; ")
     assert f"{swap} " not in f"{ends['zramfs-swap ends']} "
-    assert swap not in busy.swaps()
+    assert swap not in swaps.swaps()
     assert not [path for path in backing_files() if path.startswith(str(tmp_path))]

@@ -11,7 +11,7 @@ import pytest
 from users import NOBODY, SOMEBODY, as_nobody, fuse_for_everybody, zramfs_as_nobody
 from whole import MIB, device, run
 
-from zramfs import rundir
+from zramfs.host import paths
 
 pytestmark = [pytest.mark.requires("root", "fuse", "setpriv", "unshare", "nsenter"), pytest.mark.timeout(120)]
 
@@ -26,7 +26,7 @@ def test_an_ordinary_user_has_devices_too(home: Path, monkeypatch: pytest.Monkey
         command = zramfs_as_nobody(prefix)
         run(*command, "create", his / "device", "--size", "1M", cwd="/")
         try:
-            state_file = base / rundir.escape(his / "device") / "state.json"
+            state_file = base / paths.escape(his / "device") / "state.json"
             assert (base.stat().st_mode & 0o777, base.stat().st_uid) == (0o700, NOBODY)
             assert state_file.parent.stat().st_mode & 0o777 == 0o700
             live_with(command, prefix, his)

@@ -19,7 +19,7 @@ import pytest
 from migration_tools import MOVABLE, USED, assert_at_rest, assert_balanced, flags_of_frames, in_threads
 
 from allocator import Arena, Balloon, Migration
-from zramfs.store import Store
+from zramfs.store.store import Store
 
 pytestmark = pytest.mark.soak
 

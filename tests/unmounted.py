@@ -9,9 +9,10 @@ from pathlib import Path
 
 from fakes import FakeLane
 
-from zramfs.config import DeviceConfig
-from zramfs.device import Device
-from zramfs.tree import Directory, File, Node, build
+from zramfs.device.device import Device
+from zramfs.model.config import DeviceConfig
+from zramfs.tree.files import build
+from zramfs.tree.tree import Directory, File, Node
 
 PAGE = 4096
 OK = "ok"

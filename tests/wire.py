@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 
-from zramfs.lane import Lane
-from zramfs.store import Store
+from zramfs.lane.lane import Lane
+from zramfs.store.store import Store
 
 PAGE, MIB = 4096, 1 << 20
 TIMEOUT = 20.0  # seconds for any reply

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import click
 
-from ..errors import ZramfsError
+from zramfs.errors import ZramfsError
+
 from .configured import check_config, down, systemd_generator, up
 from .control import control
 from .create import create, ramdisk

@@ -22,7 +22,7 @@ def files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list
 
 def devices(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """This user's devices, by directory; by name as soon as that is what is being typed."""
-    from .. import rundir
+    from zramfs.lifecycle import rundir
 
     found = []
     for each in rundir.rundirs():
@@ -37,7 +37,7 @@ def devices(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> li
 
 
 def configured(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from .. import settings
+    from zramfs.configuration import settings
 
     return _fitting(settings.load().devices, incomplete)
 
@@ -50,7 +50,7 @@ def configured_or_files(
 
 def commands(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Lines for `control`: mem_limit=, compact, compact=objects, ..."""
-    from ..control import COMMANDS
+    from zramfs.device.commands import COMMANDS
 
     offered = []
     for command in COMMANDS.values():

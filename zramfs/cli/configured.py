@@ -9,9 +9,10 @@ from pathlib import Path
 
 import click
 
-from .. import configured, generator, settings
-from ..errors import ZramfsError
-from ..settings import Configuration, Device
+from zramfs.configuration import apply, generator, settings
+from zramfs.configuration.settings import Configuration, Device
+from zramfs.errors import ZramfsError
+
 from . import completion
 from .output import say
 
@@ -32,7 +33,7 @@ def up(names: tuple[str, ...], foreground: bool) -> int:
         _print(configuration.complaints)
     return _each(
         _outside_in(_chosen(configuration, names)),
-        lambda device: configured.up(_sound(device), say, foreground=foreground),
+        lambda device: apply.up(_sound(device), say, foreground=foreground),
     )
 
 
@@ -45,12 +46,12 @@ def down(names: tuple[str, ...]) -> int:
     """
     configuration = settings.load()
     # A device whose configuration has been taken away must still go down.
-    left = [Device(name) for name in names if name not in configuration.devices and configured.known(name)]
+    left = [Device(name) for name in names if name not in configuration.devices and apply.known(name)]
     listed = [name for name in names if all(name != each.name for each in left)]
     chosen = [] if left and not listed else _chosen(configuration, listed)
 
     def work(device: Device) -> None:
-        if configured.down(device.name, say):
+        if apply.down(device.name, say):
             say(f"{device.name} is down")
         elif names:
             say(f"{device.name} is down already")
@@ -133,7 +134,7 @@ def _explain(devices: Iterable[Device], others: Iterable[settings.Complaint]) ->
         wrong |= any(_print(device.complaints))
         print(f"{device.name}  ({', '.join(map(str, device.files))})")
         wanted = device.settings
-        for line in configured.describe(wanted) if wanted else ["wrong, so it would not be set up"]:
+        for line in apply.describe(wanted) if wanted else ["wrong, so it would not be set up"]:
             print(f"    {line}")
         sys.stdout.flush()
     return wrong

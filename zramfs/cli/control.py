@@ -10,8 +10,9 @@ from pathlib import Path
 
 import click
 
-from .. import bounded, lifecycle
-from ..errors import ZramfsError
+from zramfs.errors import ZramfsError
+from zramfs.host import bounded
+
 from . import completion
 from .options import tree
 
@@ -31,10 +32,10 @@ def control(dir: str, commands: tuple[str, ...]) -> None:
     file = tree(dir) / "control"
     if not commands:
         try:
-            sys.stdout.write(bounded.call(file.read_text, lifecycle.ANSWER_TIMEOUT))
+            sys.stdout.write(bounded.call(file.read_text, bounded.ANSWER_TIMEOUT))
         except TimeoutError:
             raise ZramfsError(
-                errno.ETIMEDOUT, f"{file} has not answered for {lifecycle.ANSWER_TIMEOUT:g} s"
+                errno.ETIMEDOUT, f"{file} has not answered for {bounded.ANSWER_TIMEOUT:g} s"
             ) from None
         return
     for command in commands:
@@ -57,7 +58,7 @@ def _send(file: Path, command: str) -> None:
 def _reason(file: Path, command: str, error: OSError) -> str:
     """The sentence `control` has for what write(2) could only answer with an errno."""
     try:
-        text: str = bounded.call(file.read_text, lifecycle.ANSWER_TIMEOUT)
+        text: str = bounded.call(file.read_text, bounded.ANSWER_TIMEOUT)
     except OSError:
         text = ""
     for line in text.splitlines():

@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
-from .. import lifecycle, rundir
-from .. import ramdisk as file_systems
+from zramfs.host import paths
+from zramfs.lifecycle import claim, start
+from zramfs.lifecycle import ramdisk as file_systems
+
 from . import completion
 from .options import DEVICE_SIZE, Wanted, device_options
 from .output import say
@@ -27,13 +29,13 @@ def create(dir: str, foreground: bool, **values: Any) -> None:
 
     Returns when the device is ready.
     """
-    wanted, place = Wanted(**values), rundir.resolve(dir)
-    new = lifecycle.claim(place, "device", threads=wanted.threads, shared=wanted.allow_other, say=say)
+    wanted, place = Wanted(**values), paths.resolve(dir)
+    new = claim.claim_place(place, "device", threads=wanted.threads, shared=wanted.allow_other, say=say)
     config = wanted.config(new, place, new.name)
     if foreground:
-        lifecycle.run(new, config, say)
+        start.serve_in_foreground(new, config, say)
     else:
-        lifecycle.start(new, config)
+        start.start_device(new, config)
 
 
 @click.command()
@@ -53,6 +55,6 @@ def ramdisk(dir: str, fs: str, **values: Any) -> None:
     Returns when files can be written.
     """
     file_systems.expect_able(fs)
-    wanted, place = Wanted(**values), rundir.resolve(dir)
-    new = lifecycle.claim(place, "ramdisk", threads=wanted.threads, shared=False, say=say)
-    lifecycle.start(new, wanted.config(new, new.tree, new.name), file_systems.FileSystem(fs, place))
+    wanted, place = Wanted(**values), paths.resolve(dir)
+    new = claim.claim_place(place, "ramdisk", threads=wanted.threads, shared=False, say=say)
+    start.start_device(new, wanted.config(new, new.tree, new.name), file_systems.FileSystem(fs, place))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ..doctor import Finding
+    from zramfs.doctor.checks import Finding
 
 _COLOURS = {"ok": "green", "degraded": "yellow", "missing": "red"}
 
@@ -24,9 +24,9 @@ def doctor(as_json: bool) -> int:
     Makes a small device in a temporary directory, and takes it down again. The exit status is 0
     if devices can be made, 1 if not.
     """
-    from .. import doctor as examination
-    from .. import trial
-    from ..machine import Machine
+    from zramfs.doctor import checks as examination
+    from zramfs.doctor import trial
+    from zramfs.host.machine import Machine
 
     findings = examination.examine(Machine(path=os.environ["PATH"]), trial.run)
     able = examination.able(findings)

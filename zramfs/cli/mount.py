@@ -11,7 +11,9 @@ from typing import Any
 
 import click
 
-from .. import lifecycle, rundir
+from zramfs.host import paths
+from zramfs.lifecycle import claim, start
+
 from .options import PARSERS, Wanted
 from .output import say
 
@@ -47,9 +49,9 @@ def mount(words: Sequence[str]) -> None:
     """Makes the device and returns when it is ready. Raises click.UsageError, ZramfsError."""
     if len(words) != 4 or words[2] != "-o":
         raise click.UsageError(f"expected NAME DIR -o OPTIONS as mount.fuse3 calls it, got {' '.join(words)}")
-    name, place, wanted = words[0], rundir.resolve(words[1]), parse(words[3])
-    new = lifecycle.claim(place, "device", threads=wanted.threads, shared=wanted.allow_other, say=say)
-    lifecycle.start(new, wanted.config(new, place, name))
+    name, place, wanted = words[0], paths.resolve(words[1]), parse(words[3])
+    new = claim.claim_place(place, "device", threads=wanted.threads, shared=wanted.allow_other, say=say)
+    start.start_device(new, wanted.config(new, place, name))
 
 
 def parse(text: str) -> Wanted:

@@ -11,10 +11,14 @@ from typing import Any, TypeVar
 
 import click
 
-from .. import __version__, busy, lifecycle, rundir, sizes
-from ..config import DEFAULT_ALGO, DEFAULT_THREADS, MAX_THREADS, Algorithm, DeviceConfig
-from ..errors import ZramfsError
-from ..rundir import Rundir
+from zramfs import __version__
+from zramfs.errors import ZramfsError
+from zramfs.host import mounts, paths
+from zramfs.lifecycle import claim, rundir
+from zramfs.lifecycle.rundir import Rundir
+from zramfs.model.config import DEFAULT_ALGO, DEFAULT_THREADS, MAX_THREADS, Algorithm, DeviceConfig
+from zramfs.text import sizes
+
 from . import completion
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -54,16 +58,16 @@ def device_size(text: str) -> int:
 
 def algorithm(text: str) -> Algorithm:
     """NAME[:LEVEL][:dict=/PATH]. ValueError with a sentence."""
-    from .. import algorithms
+    from zramfs.codecs import spec
 
-    return algorithms.parse_spec(text)
+    return spec.parse_spec(text)
 
 
 def secondary(text: str) -> Algorithm:
     """The same, for recompression."""
-    from .. import algorithms
+    from zramfs.codecs import spec
 
-    return algorithms.parse_secondary(text)
+    return spec.parse_secondary(text)
 
 
 def threads(text: str) -> int:
@@ -160,9 +164,9 @@ def device(text: str) -> Rundir:
 def tree(text: str) -> Path:
     """The directory with `control` and the rest: of a device of ours, or of somebody else's that is
     mounted on the very directory. Raises ZramfsError."""
-    place = rundir.resolve(text)
-    mount = busy.mount_at(place)
-    if mount is not None and mount.fstype == lifecycle.FSTYPE:
+    place = paths.resolve(text)
+    mount = mounts.mount_at(place)
+    if mount is not None and mount.fstype == mounts.FSTYPE:
         return place
     state = device(text).read()
     if state is None:
@@ -176,10 +180,10 @@ def no_device(text: str) -> ZramfsError:
         for each in rundir.rundirs()
         for state in [each.read()]
     ]
-    place = rundir.resolve(text)
+    place = paths.resolve(text)
     there = f"yours are on {', '.join(known)}" if known else "there is none at all"
     return ZramfsError(
         errno.ENODEV,
         f"no zramfs device of yours is on {place}, and none is called {text}; "
-        f"{lifecycle.foreign_mount(place) or there}",
+        f"{claim.foreign_mount(place) or there}",
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from .. import bounded, busy
-from ..errors import ZramfsError
+from zramfs.errors import ZramfsError
+from zramfs.host import bounded, mounts
+
 from . import completion
 from .options import tree
 
@@ -36,8 +37,8 @@ def report(dir: str, output: Path, before: Path | None, data: Path | None) -> No
     Its raw figures go into a JSON file beside the picture; given to a later report as --before,
     they make a picture of both.
     """
-    from .. import report as reports
-    from .. import sample
+    from zramfs.views import report as reports
+    from zramfs.views import sample
 
     if output.suffix.lower() not in reports.FORMATS:
         raise click.UsageError(f"expected --output to end with {' or '.join(reports.FORMATS)}, got {output}")
@@ -57,7 +58,7 @@ def report(dir: str, output: Path, before: Path | None, data: Path | None) -> No
         files = bounded.call(lambda: sample.texts(directory), READ_TIMEOUT)
     except TimeoutError:
         raise ZramfsError(errno.ETIMEDOUT, f"{directory} has not answered for {READ_TIMEOUT:g} s") from None
-    mount = busy.mount_at(directory)
+    mount = mounts.mount_at(directory)
     name = mount.source if mount else directory.name
     now = sample.parse(files, name, str(directory))
     reports.write(now, earlier, output)

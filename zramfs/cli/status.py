@@ -12,9 +12,12 @@ from typing import Any, TypeVar
 
 import click
 
-from .. import bounded, busy, lifecycle, loops, rundir, scrape
-from ..rundir import Rundir, State
-from ..sizes import format_size, format_time
+from zramfs.host import bounded, loops, mounts, paths, swaps
+from zramfs.lifecycle import rundir
+from zramfs.lifecycle.rundir import Rundir, State
+from zramfs.text.sizes import format_size, format_time
+from zramfs.views import scrape
+
 from . import completion
 from .options import no_device, version
 from .output import Value, print_json, print_raw, print_table, say
@@ -38,8 +41,8 @@ class Row:
         return loops.find(self.disk) if self.disk else []
 
     @cached_property
-    def swap(self) -> busy.SwapArea | None:
-        return next((area for area in busy.swap_areas() if area.path in self.loops), None)
+    def swap(self) -> swaps.SwapArea | None:
+        return next((area for area in swaps.swap_areas() if area.path in self.loops), None)
 
     def mm_stat(self, column: int) -> int | None:
         return int(self.files["zram/mm_stat"].split()[column]) if "zram/mm_stat" in self.files else None
@@ -91,7 +94,7 @@ def _longest(row: Row) -> float | None:
 
 
 def _mountpoint(row: Row) -> str | None:
-    for mount in busy.mounts():
+    for mount in mounts.mounts():
         if mount.source in row.loops:
             return str(mount.mountpoint)
     return "[SWAP]" if row.swap else None
@@ -221,9 +224,9 @@ def _rows(wanted: str | None) -> list[Row]:
     if found := rundir.find(wanted):
         return [_row(found)]
     # Somebody else's device, if he lets us look (--allow-other).
-    place = rundir.resolve(wanted)
-    mount = busy.mount_at(place)
-    if mount is None or mount.fstype != lifecycle.FSTYPE:
+    place = paths.resolve(wanted)
+    mount = mounts.mount_at(place)
+    if mount is None or mount.fstype != mounts.FSTYPE:
         raise no_device(wanted)
     return [Row(mount.source, place, None, None)]
 
@@ -238,7 +241,7 @@ def _ask(rows: list[Row], files: Sequence[str]) -> None:
     """All at once, so that ten that hang cost no more time than one."""
     asked = [row for row in rows if row.health != "dead"]
     calls = [(row, bounded.Call(partial(_read, row.directory, files))) for row in asked]
-    deadline = time.monotonic() + lifecycle.ANSWER_TIMEOUT
+    deadline = time.monotonic() + bounded.ANSWER_TIMEOUT
     for row, call in calls:
         try:
             row.files = call.result(deadline)
@@ -260,7 +263,7 @@ def _advice(row: Row) -> str:
     where = row.state.where if row.state else row.directory
     if row.health == "hangs":
         pid = f" (pid {row.state.pid})" if row.state else ""
-        return f"its daemon{pid} has not answered for {lifecycle.ANSWER_TIMEOUT:g} s"
+        return f"its daemon{pid} has not answered for {bounded.ANSWER_TIMEOUT:g} s"
     if row.health == "ending":
         return "its tree is not mounted any more; the daemon ends when nobody uses its disk"
     return f"its daemon is dead, and its data lost; `zramfs stop {where}` cleans up"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from .. import lifecycle
+from zramfs.lifecycle.stop import stop_device
+
 from . import completion
 from .options import device
 from .output import say
@@ -20,4 +21,4 @@ def stop(dir: str, force: bool) -> None:
     swap did; every page in swap is brought back first. When something is in use, says what by whom,
     and changes nothing; and so when memory would not take what is in swap.
     """
-    lifecycle.stop(device(dir), say, force=force)
+    stop_device(device(dir), say, force=force)

@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
-from .. import lifecycle, rundir, sizes
-from .. import swap as areas
-from ..config import DEFAULT_RESERVE
+from zramfs.lifecycle import claim, rundir, start
+from zramfs.lifecycle import swap as areas
+from zramfs.model.config import DEFAULT_RESERVE
+from zramfs.text import sizes
+
 from .options import DEVICE_SIZE, Wanted, device_options
 from .output import say
 
@@ -73,15 +75,15 @@ def swap(
         raise click.UsageError(f"expected a size of at least {areas.MIN_SIZE} bytes, got {wanted.size}")
     if (trouble := areas.trouble_with(wanted.algo)) and not force:
         raise click.UsageError(trouble)
-    new = lifecycle.claim(
+    new = claim.claim_place(
         None, "swap", threads=wanted.threads, shared=False, say=say, name=name or _free_name()
     )
     config = wanted.config(new, new.tree, new.name, reserve=reserve, forced=force)
     on_top = areas.Swap(priority, discard, min_free, force)
     if foreground:
-        lifecycle.run(new, config, say, on_top)
+        start.serve_in_foreground(new, config, say, on_top)
     else:
-        lifecycle.start(new, config, on_top, say)
+        start.start_device(new, config, on_top, say)
 
 
 def _free_name() -> str:

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .. import rundir
+from zramfs.lifecycle import rundir
+
 from . import completion
 from .options import tree
 
 if TYPE_CHECKING:
     from rich.live import Live
 
-    from ..watched import Watched
+    from zramfs.views.watched import Watched
 
 # A device that takes longer is shown as it was; the keys answer meanwhile.
 PATIENCE = 0.5
@@ -66,7 +67,7 @@ class _Fleet:
     """The devices that are watched: those named, or all there are and will be."""
 
     def __init__(self, dirs: Sequence[str]) -> None:
-        from ..watched import Watched
+        from zramfs.views.watched import Watched
 
         self._new = Watched
         self._all = not dirs
@@ -86,7 +87,7 @@ class _Fleet:
             self.devices.append(self._new(place, each.name))
 
     def poll(self, patience: float) -> None:
-        from .. import watched
+        from zramfs.views import watched
 
         self.look_for_new()
         watched.poll(self.devices, patience)
@@ -97,7 +98,7 @@ def _live(fleet: _Fleet, interval: float, count: int | None) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from ..screen import screen
+    from zramfs.views.screen import screen
 
     # rich believes them more than the terminal, whose size may change meanwhile. readline exports them.
     for name in ("COLUMNS", "LINES"):
@@ -230,8 +231,8 @@ def _row(cells: Sequence[str], name: str, name_width: int) -> str:
 
 
 def _rows(devices: Sequence[Watched]) -> Iterator[str]:
-    from ..screen import MIB, amount, size, span
-    from ..watched import errors, percentile
+    from zramfs.views.screen import MIB, amount, size, span
+    from zramfs.views.watched import errors, percentile
 
     now, width = time.strftime("%H:%M:%S"), _name_width(devices)
     for device in devices:

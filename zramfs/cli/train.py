@@ -10,8 +10,10 @@ from pathlib import Path
 
 import click
 
-from .. import bounded, sizes
-from ..errors import ZramfsError
+from zramfs.errors import ZramfsError
+from zramfs.host import bounded
+from zramfs.text import sizes
+
 from . import completion
 from .options import algorithm, tree
 from .output import say
@@ -42,7 +44,7 @@ def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
     Pages are looked at without being used, and nothing on the device is changed. If the dictionary
     would win nothing on pages that it was not trained on, no file is written.
     """
-    from .. import train as training
+    from zramfs.codecs import train as training
 
     try:
         chosen, most = algorithm(algo), sizes.parse_size(size)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compressors, their dictionaries, and how both are named."""

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keys of the configuration files, and how the value of each is read.
+
+Keys that zram-generator.conf has too mean what they mean there; docs/configuration.md has them all.
+"""
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zramfs.codecs.codec import Codec
+from zramfs.codecs.spec import PRIORITIES, SECONDARY, level_of
+from zramfs.lifecycle import ramdisk, rundir, swap
+from zramfs.model.config import ALGORITHMS, MAX_THREADS, Algorithm
+from zramfs.model.policy import Policy, parse_policy
+
+from .expression import evaluate
+
+# swapon's words in the options of fstab and zram-generator.conf, as `zramfs swap --discard` has them.
+SWAP_OPTIONS = {"discard": "both", "discard=once": "once", "discard=pages": "pages", "": "none"}
+
+
+# Each parser answers the value or raises ValueError with what was expected.
+
+
+def _expression(text: str) -> str:
+    """Checked with some RAM; its value on this machine is found when all is known."""
+    try:
+        evaluate(text, {"ram": 4096.0})
+    except ValueError as error:
+        raise ValueError(f"{error}; sizes are in MiB (4096 is 4 GiB), and ram is the machine's") from None
+    return text
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise ValueError(f"expected a whole number from {least} to {most}, got {text!r}")
+        return int(text)
+    return parse
+
+
+def _limit_or_none(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not re.fullmatch(r"[0-9]{1,12}", text):
+        raise ValueError(f"expected a whole number of MiB or none, got {text!r}")
+    return int(text)
+
+
+def _path(text: str) -> Path:
+    if not text.startswith("/") or ".." in text.split("/"):
+        raise ValueError(f"expected an absolute path without .., got {text!r}")
+    return Path(os.path.normpath("/" + text.lstrip("/")))
+
+
+def _place(text: str) -> Path:
+    path = _path(text)
+    if reason := rundir.hides(path):
+        raise ValueError(reason)
+    return path
+
+
+def _fs_type(text: str) -> str:
+    known = [*sorted(ramdisk.MKFS), "swap"]
+    if text not in known:
+        raise ValueError(f"expected one of {', '.join(known)}, got {text!r}")
+    return text
+
+
+def _options(text: str) -> str:
+    if any(character.isspace() for character in text):
+        raise ValueError(f"expected options with commas and without blanks between, got {text!r}")
+    return text
+
+
+_BOOLEANS = {"yes": True, "true": True, "on": True, "1": True,
+             "no": False, "false": False, "off": False, "0": False}
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in _BOOLEANS:
+        raise ValueError(f"expected yes or no, got {text!r}")
+    return _BOOLEANS[text.lower()]
+
+
+def _mode(text: str) -> int:
+    if not re.fullmatch(r"0?[0-7]{3,4}", text):
+        raise ValueError(f"expected an octal mode such as 1777 or 0640, got {text!r}")
+    return int(text, 8)
+
+
+def _user(text: str) -> int:
+    return _identity(text, "user", lambda name: pwd.getpwnam(name).pw_uid)
+
+
+def _group(text: str) -> int:
+    return _identity(text, "group", lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _identity(text: str, what: str, look_up: Callable[[str], int]) -> int:
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return int(text)
+    try:
+        return look_up(text)
+    except KeyError:
+        raise ValueError(f"expected a {what} of this machine or a number, got {text!r}") from None
+
+
+_ALGORITHM = re.compile(r"(?P<name>[A-Za-z0-9_-]+)(?:\((?P<inside>[^()\s]*)\))?")
+
+
+def _algorithms(text: str) -> tuple[Algorithm, ...]:
+    found: list[Algorithm] = []
+    for word in text.split():
+        match = _ALGORITHM.fullmatch(word)
+        if match is None:
+            more = "; what to recompress is said by policy = recompress ..." if word.startswith("(") else ""
+            raise ValueError(
+                "expected names with parameters, such as `lz4 zstd(level=3)`, without blanks inside the "
+                f"parentheses, got {word!r}{more}"
+            )
+        algorithm = _with_parameters(match["name"], match["inside"] or "")
+        if found and algorithm.name not in SECONDARY:
+            known = ", ".join(SECONDARY)
+            raise ValueError(f"{algorithm.name} makes nothing smaller: expected one of {known}")
+        found.append(algorithm)
+    if len(found) > PRIORITIES:
+        raise ValueError(f"expected at most {PRIORITIES} algorithms, got {len(found)}")
+    return tuple(found)
+
+
+def _with_parameters(name: str, inside: str) -> Algorithm:
+    """Raises ValueError for what no device could use. The dictionary is read when the device starts."""
+    if name not in ALGORITHMS:
+        raise ValueError(f"expected one of {', '.join(ALGORITHMS)}, got {name!r}")
+    level = dictionary = None
+    for part in filter(None, inside.split(",")):
+        key, _, value = part.partition("=")
+        if key == "level" and re.fullmatch(r"-?[0-9]{1,9}", value):
+            level = int(value)
+        elif key == "dict" and value.startswith("/") and name != "none":
+            dictionary = Path(value)
+        else:
+            raise ValueError(f"expected level=NUMBER or dict=/PATH for {name}, got {part!r}")
+    algorithm = Algorithm(name, level, dictionary)
+    Codec(name, level_of(algorithm))
+    return algorithm
+
+
+def _policy(text: str) -> Policy | None:
+    return parse_policy(text)[1]
+
+
+@dataclass(frozen=True)
+class Key:
+    """kinds: of devices for which it means something."""
+
+    parse: Callable[[str], Any]
+    kinds: tuple[str, ...] = ("swap", "ramdisk", "device")
+
+
+KEYS: dict[str, Key] = {
+    "host-memory-limit": Key(_limit_or_none),
+    "zram-size": Key(_expression),
+    "zram-resident-limit": Key(_expression),
+    "compression-algorithm": Key(_algorithms),
+    "policy": Key(_policy),
+    "writeback-device": Key(_path),
+    "swap-priority": Key(_whole(-1, swap.MAX_PRIORITY), ("swap",)),
+    "reserve": Key(_expression, ("swap",)),
+    "min-free": Key(_expression, ("swap",)),
+    "mount-point": Key(_place),
+    "fs-type": Key(_fs_type),
+    "options": Key(_options, ("swap", "ramdisk")),
+    "directory": Key(_place),
+    "allow-other": Key(_boolean, ("device",)),
+    "mode": Key(_mode, ("ramdisk", "device")),
+    "owner": Key(_user, ("ramdisk", "device")),
+    "group": Key(_group, ("ramdisk", "device")),
+    "threads": Key(_whole(1, MAX_THREADS)),
+    "proactiveness": Key(_whole(0, 100)),
+}
+ALIASES = {"memory-limit": "host-memory-limit"}
+# Of zram-generator.conf, and what to write instead.
+OBSOLETE = {
+    "zram-fraction": "write zram-size = ram * FRACTION",
+    "max-zram-size": "write zram-size = min(ram * FRACTION, MIB)",
+}

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""At home under a service manager: readiness, status and watchdog as sd_notify(3) has them, and a log
+without a second time stamp.
+
+The protocol is one datagram of NAME=value lines. The Python packages for it have stood still since
+2017 (sdnotify) or need the headers of libsystemd, and none knows how to ask the lane.
+"""
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+
+import trio
+
+from zramfs.device.device import Device
+from zramfs.tree.state import status_line
+
+log = logging.getLogger(__name__)
+
+SEND_TIMEOUT = 5.0  # seconds; the manager's queue is full only when it is stuck itself
+STATUS_INTERVAL = 5.0  # seconds between two looks whether the status text has changed
+# Questions to the lane within the manager's limit: one may be late by half of it without harm.
+PROBES = 4
+
+
+class Notifier:
+    """watchdog: seconds within which the manager wants a sign of life, None = it does not."""
+
+    def __init__(self, address: str, watchdog: float | None = None) -> None:
+        self.address = "\0" + address[1:] if address.startswith("@") else address
+        self.watchdog = watchdog
+        self._failed = False
+
+    @classmethod
+    def from_environment(cls) -> Notifier | None:
+        """None when nobody wants to be told. Takes the variables away: programs that this process
+        starts are not the service."""
+        address = os.environ.pop("NOTIFY_SOCKET", "")
+        limit, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
+        if not address.startswith(("/", "@")):
+            return None
+        ours = limit.isdecimal() and int(limit) > 0 and pid in ("", str(os.getpid()))
+        return cls(address, int(limit) / 1e6 if ours else None)
+
+    def send(self, *lines: str) -> None:
+        """Blocks for SEND_TIMEOUT at most. A failure is logged once: without its manager a service
+        still has work to do."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(SEND_TIMEOUT)
+                sock.sendto("\n".join(lines).encode(), self.address)
+        except OSError as error:
+            if not self._failed:
+                log.warning("the service manager cannot be told (%s): %s", lines[0], error)
+            self._failed = True
+
+    async def tell(self, *lines: str) -> None:
+        await trio.to_thread.run_sync(self.send, *lines)
+
+    async def watch(self, device: Device, disk: Path) -> None:
+        """Tells the state, and that the lane is alive, until it is cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_status, device)
+            if self.watchdog is not None:
+                nursery.start_soon(self._probe_lane, disk, self.watchdog / PROBES)
+
+    async def _probe_lane(self, disk: Path, interval: float) -> None:
+        """A sign of life for each answer of the lane, and none while it does not answer.
+
+        statfs is answered by a thread of the lane and by no cache, and opens nothing that `reset`
+        would find open. One question at a time: the thread that waits for a lane that hangs stays.
+        """
+        while True:
+            try:
+                await trio.to_thread.run_sync(os.statvfs, disk, abandon_on_cancel=True)
+            except OSError as error:
+                log.warning("%s does not answer any more: %s", disk, error.strerror)
+                return
+            await self.tell("WATCHDOG=1")
+            await trio.sleep(interval)
+
+    async def _tell_status(self, device: Device) -> None:
+        told = ""
+        while True:
+            if (line := status_line(device.stats())) != told:
+                told = line
+                await self.tell(f"STATUS={line}")
+            await trio.sleep(STATUS_INTERVAL)
+
+

@@ -1,0 +1,436 @@
+# SPDX-License-Identifier: Apache-2.0
+# Order of the trio locks: Device._busy, the policies' turn (aside()), Compactor.lock.
+"""One device: its configuration, its life from disksize to reset, and its commands.
+
+The tree (and later the process it lives in) talks to a device through command() and stats() and
+the read-only tables beside it, and through nothing else.
+"""
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from allocator.reserve import prepare_thread
+from zramfs.codecs.spec import parse_spec
+from zramfs.errors import ZramfsError
+from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceConfig
+from zramfs.model.device_stats import DeviceStats, MemoryStats, since
+from zramfs.model.policy import Policy, Recompress, Writeback
+from zramfs.model.stats import BallastStats
+from zramfs.store import block_state
+from zramfs.store.store import Store
+from zramfs.text.kernel_numbers import page_align
+from zramfs.text.sizes import format_size
+
+from . import algorithms, commands
+from .backing_store import BackingStore
+from .ballast import Ballast
+from .compactor import Compactor
+from .idle_work import IdleWork
+from .jobs import Jobs
+from .policies import Policies
+from .postprocess import PostProcessor
+
+if TYPE_CHECKING:
+    from allocator.stats import ClassStats, PageblockStats
+    from zramfs.lane.lane import Lane
+    from zramfs.model.stats import LaneStats
+
+log = logging.getLogger(__package__)
+T = TypeVar("T")
+
+
+class Device:
+    """Commands run one after the other; those that take long do it in a thread of their own."""
+
+    def __init__(self, config: DeviceConfig, lane: Lane) -> None:
+        self._config = config
+        self._lane = lane
+        self._store: Store | None = None
+        # Their dictionaries are read by start().
+        self._algorithms: algorithms.Table = algorithms.unread(config.primary, config.secondary)
+        self._access_times = config.access_times or bool(config.policies)
+        self._mem_limit = page_align(config.mem_limit)
+        self._last_error: str | None = None
+        self._lane_before: LaneStats | None = None
+        self._busy = trio.Lock()
+        self._worker = trio.CapacityLimiter(1)
+        self._won: str | None = None
+        self._ballast: Ballast | None = None
+        self.jobs = Jobs()
+        self._post = PostProcessor(self.jobs, self._in_thread)
+        self.backing_store = BackingStore(self.jobs, self._in_thread, lambda: self._store)
+        self.compactor = Compactor(lambda: self._store, self.requests)
+        self.compactor.proactiveness = config.proactiveness
+        self.policies = Policies(IdleWork(self, self._post))
+        for policy in config.policies:
+            self.policies.set(policy.kind, policy)
+
+    async def start(self) -> None:
+        """Reads the dictionaries, and sets up a device that is configured with a size. To be called
+        before the lane starts.
+
+        Raises ZramfsError: EINVAL (algorithm, level or dictionary), ENOMEM, and what the backing store is
+        refused for.
+        """
+        config = self._config
+        self._algorithms = await self._in_thread(
+            partial(algorithms.table, config.primary, config.secondary))
+        if config.writeback is not None:
+            await self.backing_store.open(str(config.writeback))
+        if self._config.size:
+            await self._set_up(self._config.size)
+        if self._config.reserve:
+            self._ballast = Ballast(self._lane)
+
+    def end_jobs(self) -> None:
+        """Cuts short what runs for long, and lets nothing of the kind begin: the device is to end."""
+        self.jobs.cut("the end of the device")
+
+    async def close(self) -> None:
+        """Frees the memory. The lane must have ended."""
+        self.end_jobs()
+        async with self._busy, self.policies.aside():
+            await self._drop_store()
+        if self._ballast:
+            self._ballast.close()
+
+    async def command(self, line: str) -> None:
+        """Runs one line of `control`. Raises ZramfsError with the reason, which stats() then shows
+        as the last error; whatever else goes wrong comes out as it is."""
+        try:
+            command, value = commands.parse(line)
+            if command.name == "reset":
+                await self._run_reset()
+            else:
+                async with self._busy:
+                    await command.run(self, value)
+        except OSError as error:
+            self.refused(line, error)
+            raise
+
+    async def _run_reset(self) -> None:
+        """What `reset` would drop is worth no more work; but a device in use is not reset."""
+        if self._lane.open_count:
+            raise self._in_use()
+        self.jobs.cut("reset")
+        try:
+            async with self._busy, self.policies.aside():
+                await self.reset()
+        finally:
+            self.jobs.allow("reset")
+
+    def refused(self, what: str, error: OSError) -> None:
+        """Puts an error that the writer of a file only sees as an errno where people look for it."""
+        sentence = error.strerror or str(error)
+        # A stranger's bytes need not be UTF-8; a log must.
+        what = what.encode("utf-8", "backslashreplace").decode()
+        code = errno.errorcode.get(error.errno or 0, "unknown error")
+        log.warning("%s: %s: %s (%s)", self._config.name, what, sentence, code)
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._last_error = f"{now} {what}: {sentence} ({code})"
+
+    def stats(self) -> DeviceStats:
+        store, lane = self._store, self._lane
+        return DeviceStats(
+            name=self._config.name,
+            directory=self._config.directory,
+            disksize=store.disksize if store else 0,
+            algo=self._primary.name,
+            level=store.level if store else self._primary.level,
+            mem_limit=self._mem_limit,
+            store=store.stats() if store else None,
+            lane=since(lane.stats(), self._lane_before),
+            threads=self._config.threads,
+            open_count=lane.open_count,
+            alive=lane.alive,
+            last_error=self._last_error,
+            algorithms=tuple(each and each.algorithm for each in self._algorithms),
+            access_times=self._access_times,
+            recompression=self._post.recompression,
+            backing_dev=self.backing_store.settings,
+            backing=self.backing_store.stats(),
+            writeback=self.backing_store.done,
+            policies=self.policies.stats(),
+            ballast=self._ballast.stats if self._ballast else BallastStats(),
+        )
+
+    @property
+    def store(self) -> Store | None:
+        return self._store
+
+    def requests(self) -> int:
+        """I/O requests since the start."""
+        lane = self._lane.stats()
+        return lane.read_ios + lane.write_ios + lane.discard_ios
+
+    def secondary(self, algo: str | None) -> int:
+        """The priority of a secondary algorithm, None = the first. Raises ZramfsError(EINVAL)."""
+        return algorithms.priority_of(self._algorithms, algo, None, 1)
+
+    @property
+    def _primary(self) -> Algorithm:
+        return self._algorithms[0].algorithm
+
+    def peek(self, off: int, room: int) -> bytes:
+        """Bytes of the device up to the end of a page, none beyond its end, without using the page.
+        Raises ZramfsError: EINVAL, ENODATA (the page is written back)."""
+        store = self._expect_store("no pages to look at")
+        if off >= store.disksize:
+            return b""
+        page = store.peek(off // 4096)
+        if page is None:
+            raise ZramfsError(errno.ENODATA, f"page {off // 4096} is written back; reading disk brings it")
+        return page[off % 4096:][:room]
+
+    def block_state(self, slot: int, room: int) -> tuple[bytes, int]:
+        """Whole lines of zram/block_state from a slot on, in at most room bytes, and the slot where the
+        next ones begin. Raises ZramfsError(EINVAL)."""
+        return block_state.lines(self._expect_store("no pages to list"), slot, room)
+
+    def classes(self) -> list[ClassStats]:
+        return self._store.classes() if self._store else []
+
+    def buddyinfo(self) -> tuple[int, ...] | None:
+        """Free blocks of order 0 to 9, or None while the device is not set up."""
+        return self._store.buddyinfo() if self._store else None
+
+    def memory(self) -> MemoryStats | None:
+        """Compaction and balloon, or None while the device is not set up."""
+        if (store := self._store) is None:
+            return None
+        return MemoryStats(self.compactor.stats(), store.migration.stats(), store.balloon.stats(),
+                           store.buddyinfo(), store.stats(), self._won)
+
+    def pageblocks(self) -> list[PageblockStats]:
+        return self._store.migration.pageblocks() if self._store else []
+
+    # The commands. They expect _busy to be held by command().
+
+    async def set_disksize(self, size: int) -> None:
+        if size == 0:
+            raise ZramfsError(
+                errno.EINVAL, "expected a disksize above 0; to drop a device's data and size, use reset"
+            )
+        if self._store:
+            raise ZramfsError(
+                errno.EBUSY,
+                f"the device has a size of {self._store.disksize} bytes already; reset it first, "
+                "which drops its data",
+            )
+        async with self._claim():
+            await self._set_up(size)
+            await self._in_thread(self._lane.notify_size)
+
+    async def reset(self) -> None:
+        async with self._claim():
+            self._lane.set_store(None)
+            self._lane_before = self._lane.stats()
+            self._algorithms = algorithms.unread(Algorithm(DEFAULT_ALGO))
+            self._mem_limit = 0
+            self._post.forget()
+            self.policies.forget()
+            await self._drop_store()
+            await self._in_thread(self._lane.notify_size)
+        log.info("%s: reset", self._config.name)
+
+    async def compact(self, what: str = "all") -> None:
+        """what: "objects" (fewer zspages), "pages" (fewer pageblocks) or "all". Ends when nothing is
+        left to win; what it won is in the log, in `control` and in memory/compaction."""
+        store = self._expect_store("nothing to compact")
+
+        def work() -> str:
+            pages = store.compact() if what != "pages" else 0
+            blocks = store.migration.run() if what != "objects" else 0
+            return f"{pages} pool pages by object compaction, {blocks} pageblocks of 2 MiB by page migration"
+
+        async with self.compactor.lock:
+            self._won = await self._in_thread(work)
+        log.info("%s: compaction won %s", self._config.name, self._won)
+
+    async def set_proactiveness(self, value: int) -> None:
+        if not 0 <= value <= 100:
+            raise ZramfsError(
+                errno.EINVAL, f"expected a proactiveness of 0 (never by itself) to 100, got {value}"
+            )
+        self.compactor.proactiveness = value
+        self.compactor.poke()
+
+    async def set_balloon(self, size: int) -> None:
+        """Sets the target, in bytes; the compactor moves the balloon there."""
+        store = self._expect_store("no pool to take memory from")
+        try:
+            store.balloon.set_target(page_align(size) // 4096)
+        except ValueError:
+            most = store.stats().pageblocks_total << 21  # of 2 MiB
+            raise ZramfsError(
+                errno.EINVAL,
+                f"expected a balloon of at most {format_size(most)}, all that the pool can ever have, got "
+                f"{format_size(size)}") from None
+        self.compactor.poke()
+
+    async def set_mem_limit(self, limit: int) -> None:
+        limit = page_align(limit)
+        if self._store:
+            self._store.set_mem_limit(limit)
+            self.compactor.poke()
+        self._mem_limit = limit
+
+    async def reset_mem_used_max(self) -> None:
+        if self._store:
+            self._store.reset_mem_used_max()
+
+    async def set_algorithm(self, text: str) -> None:
+        """text: NAME[:LEVEL][:dict=/PATH]."""
+        try:
+            algorithm = parse_spec(text)
+        except ValueError as error:
+            raise ZramfsError(errno.EINVAL, str(error)) from None
+        if text == algorithm.name:
+            self._choose(0, algorithm)
+        else:
+            await self._set_entry(0, algorithm)
+
+    async def set_secondary(self, text: str) -> None:
+        self._choose(*algorithms.parse_secondary_choice(text))
+
+    async def set_parameters(self, text: str) -> None:
+        priority, algorithm = algorithms.parse_parameters(text, self._algorithms)
+        await self._set_entry(priority, algorithm, written=True)
+
+    async def set_access_times(self, on: bool) -> None:
+        if self._store:
+            await self._in_thread(partial(setattr, self._store, "access_times", on))
+        self._access_times = on
+
+    async def mark_idle(self, age: int | None) -> None:
+        """age in seconds, None = all pages."""
+        store = self._expect_store("no pages to mark")
+        async with self.policies.aside():
+            await self._post.mark_idle(store, age)
+
+    async def recompress(self, text: str) -> None:
+        wanted = algorithms.parse_recompress(text)
+        store = self._expect_store("nothing to recompress")
+        priority = algorithms.priority_of(self._algorithms, wanted.algo, wanted.priority, 1)
+        async with self.policies.aside():
+            await self._post.recompress(store, priority, wanted)
+        self.compactor.poke()
+
+    async def set_policy(self, kind: str, policy: Policy | None) -> None:
+        """None: off."""
+        if self._store and isinstance(policy, Recompress):
+            self.secondary(policy.algo)
+        if self._store and isinstance(policy, Writeback) and self.backing_store.backing is None:
+            raise ZramfsError(
+                errno.EINVAL, "there is no backing store to write back to; write backing_dev before disksize")
+        if policy is not None:
+            await self.set_access_times(True)
+        self.policies.set(kind, policy)
+
+    async def set_backing_dev(self, path: str) -> None:
+        self._expect_no_store("the backing store stays what it is")
+        await self.backing_store.open(path)
+
+    async def set_compressed_writeback(self, on: bool) -> None:
+        self._expect_no_store("compressed_writeback stays what it is")
+        self.backing_store.set(compressed=on)
+
+    async def write_back(self, text: str) -> None:
+        store = self._expect_store("nothing to write back")
+        async with self.policies.aside():
+            await self.backing_store.write_back(store, text)
+        self.compactor.poke()
+
+    def _expect_no_store(self, what: str) -> None:
+        if self._store:
+            raise ZramfsError(
+                errno.EBUSY, f"{what} while the device is set up; reset it first, which drops its data")
+
+    def _choose(self, priority: int, algorithm: Algorithm) -> None:
+        """By its name alone."""
+        self._expect_no_store(f"the algorithms stay as they are (#0 {self._primary.name})")
+        entry = algorithms.successor(self._algorithms[priority], algorithm)
+        self._algorithms = algorithms.with_entry(self._algorithms, priority, entry)
+
+    async def _set_entry(self, priority: int, algorithm: Algorithm, *, written: bool = False) -> None:
+        self._expect_no_store(f"the algorithms stay as they are (#0 {self._primary.name})")
+        entry = await self._in_thread(partial(algorithms.entry, algorithm, written))
+        self._algorithms = algorithms.with_entry(self._algorithms, priority, entry)
+
+    def _expect_store(self, otherwise: str) -> Store:
+        if self._store is None:
+            raise ZramfsError(
+                errno.EINVAL, f"{otherwise}: the device is not set up; write disksize first")
+        return self._store
+
+    async def _set_up(self, size: int) -> None:
+        if size > MAX_DISKSIZE:
+            # ENOMEM, as the kernel answers for a size whose table it cannot allocate.
+            raise ZramfsError(
+                errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}"
+            )
+
+        def make() -> Store:
+            store = Store(size, mem_limit=self._mem_limit, reserve=self._config.reserve,
+                          backing=self.backing_store.backing, **algorithms.store_arguments(self._algorithms))
+            try:
+                store.access_times = self._access_times
+                self._lane.set_store(store)
+            except BaseException:
+                store.close()
+                raise
+            return store
+
+        try:
+            store = await self._in_thread(make)
+        except ValueError as error:
+            await self.backing_store.reopen()
+            raise ZramfsError(errno.EINVAL, str(error)) from None
+        except MemoryError as error:
+            await self.backing_store.reopen()
+            raise ZramfsError(errno.ENOMEM, str(error)) from None
+        self._store = store
+        self._won = None
+        self.compactor.poke()
+        log.info(
+            "%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level
+        )
+
+    async def _drop_store(self) -> None:
+        """Frees all data, when no slice of the compactor is at work on it."""
+        async with self.compactor.lock:
+            store, self._store = self._store, None
+            if store:
+                await self._in_thread(store.close)
+        await self.backing_store.close()
+
+    @asynccontextmanager
+    async def _claim(self) -> AsyncIterator[None]:
+        """Keeps everybody from opening `disk`. EBUSY if somebody has it open."""
+        if not await self._in_thread(self._lane.claim):
+            raise self._in_use()
+        try:
+            yield
+        finally:
+            self._lane.release_claim()
+
+    def _in_use(self) -> ZramfsError:
+        return ZramfsError(
+            errno.EBUSY,
+            f"disk is open ({self._lane.open_count} times): unmount, swapoff or losetup -d what uses it",
+        )
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        def prepared() -> T:
+            prepare_thread()
+            return work()
+
+        return await trio.to_thread.run_sync(prepared, limiter=self._worker)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+# Lock order: device.py. A round holds the turn and takes no other of those locks.
+"""Automatic policies: pages that nobody has used for some time are recompressed, or written back.
+
+Each is a trio task that looks at regular times, and works in slices with rests between them. It goes
+by access times, so setting one has them kept. A command of the user's goes first: it cuts the work
+short, which is taken up again at the next look.
+"""
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Protocol
+
+import trio
+
+from zramfs.model.policy import KINDS, Policy, Recompress, Writeback
+from zramfs.model.stats import PolicyStats, Progress
+
+log = logging.getLogger(__name__)
+
+# A look costs 40 us for 2048 pages that are there. A quarter of the age is late enough to find many
+# pages at once, and early enough that none waits for twice its age.
+LOOKS = 4
+MIN_INTERVAL, MAX_INTERVAL = 1.0, 600.0  # seconds between two looks
+# After a round that made fewer than one page in GAIN smaller the next look is put off, up to so long.
+GAIN = 16
+MAX_DEFER = 16  # intervals
+# Share of the time that slices may take: while nobody uses the device, and while somebody does.
+IDLE_DUTY, BUSY_DUTY = 0.5, 0.1
+
+DAY = 86400.0
+# What was written back counts for a day, and to the end of the hundredth of a day that it fell into:
+# the limit holds for any 24 hours, and 101 sums are all there is to remember.
+LEDGER_STEP = DAY / 100
+
+class Ledger:
+    """What was written in the last 24 hours. Times in seconds, of any clock that does not go back."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[int, int]] = deque()  # number of the step, bytes
+
+    def add(self, now: float, size: int) -> None:
+        step = int(now // LEDGER_STEP)
+        if self._steps and self._steps[-1][0] == step:
+            size += self._steps.pop()[1]
+        self._steps.append((step, size))
+
+    def sum(self, now: float) -> int:
+        """Bytes; forgets what is older."""
+        while self._steps and (self._steps[0][0] + 1) * LEDGER_STEP + DAY <= now:
+            self._steps.popleft()
+        return sum(size for _, size in self._steps)
+
+
+Did = Callable[[Progress], None]  # counts at once what was done, since the rest may be cut short
+Rest = Callable[[float], Awaitable[None]]  # after a slice that took so many seconds
+
+
+class Work(Protocol):
+    """What a device does for a policy. ZramfsError: EINTR when it was cut short, and others."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a store to look at."""
+
+    def requests(self) -> int:
+        """How many I/O requests the device has had."""
+
+    async def recompress_idle(self, policy: Recompress, did: Did, rest: Rest) -> None: ...
+
+    async def write_back_idle(self, policy: Writeback, budget: int | None, did: Did, rest: Rest) -> None:
+        """budget: bytes that may be written, None = any number."""
+
+
+@dataclass
+class _State:
+    stats: PolicyStats
+    changed: trio.Event = field(default_factory=trio.Event)
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+class Policies:
+    """clock: seconds; for the limit of a day."""
+
+    def __init__(self, work: Work, clock: Callable[[], float] = time.monotonic) -> None:
+        self._work = work
+        self._clock = clock
+        self._states = {kind: _State(PolicyStats(kind)) for kind in KINDS}
+        # Held by a round, and by a command that does the same work or takes the store away.
+        self._turn = trio.Lock()
+        self._round = trio.CancelScope()
+
+    def set(self, kind: str, policy: Policy | None) -> None:
+        state = self._states[kind]
+        state.stats = replace(state.stats, policy=policy, last_error=None)
+        state.changed.set()
+
+    def forget(self) -> None:
+        """All off, and what they have done is forgotten. What was written in the last 24 hours is not:
+        a reset must not make the limit larger."""
+        for kind, state in self._states.items():
+            state.stats = PolicyStats(kind)
+            state.changed.set()
+
+    def stats(self) -> tuple[PolicyStats, ...]:
+        now = self._clock()
+        return tuple(replace(each.stats, today=each.ledger.sum(now)) for each in self._states.values())
+
+    @asynccontextmanager
+    async def aside(self) -> AsyncIterator[None]:
+        """No round runs inside; one that is under way is cut short."""
+        self._round.cancel()  # without effect on one that has ended
+        async with self._turn:
+            yield
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for state in self._states.values():
+                nursery.start_soon(self._follow, state)
+
+    async def _follow(self, state: _State) -> None:
+        """Follows one policy until it is changed, and then the next."""
+        while True:
+            state.changed = trio.Event()
+            async with trio.open_nursery() as nursery:
+                if state.stats.policy is not None:
+                    nursery.start_soon(self._rounds, state, state.stats.policy)
+                await state.changed.wait()
+                nursery.cancel_scope.cancel()
+
+    async def _rounds(self, state: _State, policy: Policy) -> None:
+        interval = min(max(policy.idle / LOOKS, MIN_INTERVAL), MAX_INTERVAL)
+        defer = 1
+        while True:
+            await trio.sleep(interval * defer)
+            if not self._work.ready:
+                continue
+            before = state.stats.done
+            await self._one_round(state, policy)
+            tried, won = state.stats.done.tried - before.tried, state.stats.done.pages - before.pages
+            defer = min(2 * defer, MAX_DEFER) if won * GAIN < tried else 1
+
+    async def _one_round(self, state: _State, policy: Policy) -> None:
+        did = partial(self._count, state)
+        error: OSError | None = None
+        async with self._turn:
+            with trio.CancelScope() as self._round:
+                try:
+                    if isinstance(policy, Recompress):
+                        await self._work.recompress_idle(policy, did, self._rest)
+                    else:
+                        await self._write_back(state, policy, did)
+                except OSError as caught:
+                    error = caught
+        self._end_round(state, error)
+
+    async def _write_back(self, state: _State, policy: Writeback, did: Did) -> None:
+        budget = None
+        if policy.limit is not None:
+            budget = policy.limit - state.ledger.sum(self._clock())
+            if budget <= 0:
+                return
+        await self._work.write_back_idle(policy, budget, did, self._rest)
+
+    def _end_round(self, state: _State, error: OSError | None) -> None:
+        sentence = None
+        if error is not None and error.errno != errno.EINTR:
+            sentence = str(error)
+            # The same reason every ten minutes would say nothing new.
+            if sentence != state.stats.last_error:
+                log.warning("policy %s: %s", state.stats.policy, sentence)
+        state.stats = replace(state.stats, rounds=state.stats.rounds + 1, last_error=sentence)
+
+    def _count(self, state: _State, did: Progress) -> None:
+        state.stats = replace(state.stats, done=state.stats.done + did)
+        if state.stats.kind == Writeback.kind and did.bytes:
+            state.ledger.add(self._clock(), did.bytes)
+
+    async def _rest(self, took: float) -> None:
+        """In proportion to what a slice took, and for longer while somebody uses the device."""
+        requests = self._work.requests()
+        await trio.sleep(took * (1 / IDLE_DUTY - 1))
+        if self._work.requests() != requests:
+            await trio.sleep(took * (1 / BUSY_DUTY - 1 / IDLE_DUTY))

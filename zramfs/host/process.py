@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tells one process from another that had the same number."""
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def process_start(pid: int) -> int | None:
+    """Clock ticks from boot to the start of the process; None when there is none, or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name stands in parentheses and may itself contain spaces and parentheses.
+    fields = text[text.rindex(")") + 2 :].split()
+    return None if fields[0] in "ZX" else int(fields[19])

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+cimport cython
+
+from zramfs.store.slots cimport store_ctx_t, store_t
+from zramfs.store.store cimport Store
+from zramfs.lane.serve cimport crew_t, thread_t
+
+
+@cython.final
+cdef class Lane:
+    cdef crew_t* crew               # constant, and there as long as the lane
+    cdef Store store
+    cdef readonly int threads
+    cdef bint started
+    cdef object __weakref__
+    cdef int _start_slow(self) except -1
+    cdef void _exchange(self, store_t* st, store_ctx_t** fresh) noexcept nogil
+    cdef thread_t* _thread(self, int i) noexcept nogil

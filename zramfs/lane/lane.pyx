@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lane: serves one FUSE connection whose root is a regular file, the device."""
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport ECONNABORTED, ENODEV, ENOENT, ENOTCONN, errno
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+from posix.unistd cimport getgid, getuid, write
+
+import os
+import time
+
+from allocator.prim cimport cas64, load64, peek64
+from zramfs.lane.crew cimport (
+    crew_add, crew_add_slow, crew_free, crew_idle, crew_init, crew_join, crew_start, crew_start_slow,
+    crew_stop, crew_wait,
+)
+from zramfs.lane.fuse_abi cimport (
+    FUSE_HAS_RESEND, FUSE_KERNEL_VERSION, FUSE_NOTIFY_INVAL_INODE, FUSE_ROOT_ID,
+    ZRAMFS_FUSE_MINOR_MIN, fuse_notify_inval_inode_out, fuse_out_header,
+)
+from zramfs.lane.metadata cimport CLAIMED, REFUSED
+from zramfs.store.slots cimport store_ctx_t, store_t
+from zramfs.model.stats import BUCKET_BOUNDS as _BUCKET_BOUNDS, LaneStats, Latency, OPERATIONS as _OPERATIONS
+from zramfs.store.store cimport Store
+from zramfs.store.tables cimport store_ctx_free, store_ctx_new
+from zramfs.lane.serve cimport MAX_THREADS, SLOW_THREADS, crew_t, thread_t
+from zramfs.lane.worker cimport (
+    BUCKET_SHIFT, BUCKETS, DISCARDS, FLUSHES, GROUPS, READS, WRITES, server_t, worker_lock, worker_t,
+    worker_unlock,
+)
+
+cdef extern from "sys/eventfd.h" nogil:
+    int eventfd(unsigned int value, int flags)
+    enum: EFD_CLOEXEC
+
+assert _BUCKET_BOUNDS == tuple([1 << BUCKET_SHIFT + i for i in range(BUCKETS - 1)])
+assert _OPERATIONS.index("flush") == FLUSHES == GROUPS - 1
+
+cdef struct inval_inode_t:
+    fuse_out_header head
+    fuse_notify_inval_inode_out body
+
+
+@cython.no_gc_clear     # the threads use the store until __dealloc__ has joined them
+@cython.final
+cdef class Lane:
+    """Serves one FUSE connection whose root is a regular file: the device.
+
+    fd is a descriptor of /dev/fuse from mounting.mount_file(); once the constructor has returned
+    it belongs to the lane. poll_us: how many microseconds a thread may look for the next request
+    before it sleeps (at most 10 000), 0 = it sleeps at once. Raises ValueError for a number of threads
+    outside 1 to 64 or another poll_us, OSError if memory or descriptors are short.
+    """
+    def __cinit__(self, int fd, *, int threads=2, int poll_us=0):
+        cdef server_t* server
+        cdef int i, err
+        if not 1 <= threads <= MAX_THREADS:
+            raise ValueError(f"expected 1 to {MAX_THREADS} threads, got {threads}")
+        if not 0 <= poll_us <= 10_000:
+            raise ValueError(f"expected 0 to 10000 microseconds of polling, got {poll_us}")
+        self.crew = <crew_t*> calloc(1, sizeof(crew_t))
+        if self.crew == NULL:
+            raise MemoryError
+        self.threads = threads
+        crew_init(self.crew)
+        self.crew.null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self.crew.done_fd = eventfd(0, EFD_CLOEXEC)
+        if self.crew.done_fd < 0:
+            raise OSError(errno, f"no descriptor to tell the end of the lane: {os.strerror(errno)}")
+        for i in range(threads):
+            err = crew_add(self.crew)
+            if err:
+                raise OSError(err, f"no memory for the buffers of {threads} threads: {os.strerror(err)}")
+        os.set_blocking(fd, True)
+        server = &self.crew.server
+        server.mode = 0o600
+        server.uid, server.gid = getuid(), getgid()
+        server.atime = server.mtime = server.ctime = <uint64_t> time.time_ns()
+        self.crew.poll_ns = <uint64_t> poll_us * 1000
+        self.crew.fd = fd
+
+    def __dealloc__(self):
+        if self.crew == NULL:
+            return
+        if self.crew.created:
+            with nogil:
+                crew_stop(self.crew)
+            crew_join(self.crew)
+        self._exchange(NULL, NULL)
+        crew_free(self.crew)
+        free(self.crew)
+
+    def start(self) -> None:
+        """Starts the threads. The kernel's INIT is answered from here on; a store may be set before
+        or later. Raises RuntimeError the second time, OSError if a thread cannot be made."""
+        cdef int err
+        if self.started:
+            raise RuntimeError("this lane was started before; a lane serves one connection, once")
+        self.started = True
+        err = crew_start(self.crew)
+        if err:
+            self.abort()
+            crew_join(self.crew)
+            raise OSError(err, f"cannot start {self.threads} threads: {os.strerror(err)}")
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Waits until all threads have ended, at most timeout seconds. True if they have; the store
+        is then no longer used. Raises RuntimeError before start()."""
+        cdef int ms = 200       # between looks for signals that another thread received
+        if not self.started:
+            raise RuntimeError("nothing to wait for: call start() first")
+        end = None if timeout is None else time.monotonic() + timeout
+        while not crew_wait(self.crew, 0):
+            if end is not None:
+                left = end - time.monotonic()
+                if left <= 0:
+                    return False
+                ms = min(200, int(left * 1000) + 1)
+            with nogil:
+                crew_wait(self.crew, ms)
+            PyErr_CheckSignals()
+        # Under the GIL throughout: of several callers each returns with the store released.
+        crew_join(self.crew)
+        self._exchange(NULL, NULL)
+        self.store = None
+        return True
+
+    def abort(self) -> None:
+        """Ends the threads and gives up the connection, which the kernel then aborts: open files get
+        ECONNABORTED or ENOTCONN. Returns when the last request in hand is answered."""
+        if self.started:
+            with nogil:
+                crew_stop(self.crew)
+
+    def set_store(self, Store store) -> None:
+        """Replaces the store; None makes a device without a size, whose I/O gets ENXIO. Raises
+        RuntimeError unless the lane is claimed or does not run, MemoryError, ValueError for a
+        closed store."""
+        cdef store_ctx_t* fresh[MAX_THREADS + SLOW_THREADS]
+        cdef store_t* st = NULL
+        cdef int i, j
+        if self.alive and not load64(&self.crew.server.opens) & CLAIMED:
+            raise RuntimeError("the store of a running lane can be replaced only after claim()")
+        if store is not None:
+            st = store.st
+            if st == NULL:
+                raise ValueError("expected an open store, got a closed one")
+            if st.backing != NULL:
+                self._start_slow()
+            for i in range(self.crew.count + self.crew.slow_count):
+                fresh[i] = store_ctx_new(st)
+                if fresh[i] == NULL:
+                    for j in range(i):
+                        store_ctx_free(fresh[j])
+                    raise MemoryError(f"no memory for the codec workspaces of {self.threads} threads")
+        with nogil:
+            self._exchange(st, fresh)
+        self.store = store
+
+    cdef int _start_slow(self) except -1:
+        """The threads that wait for the backing store, from now on or from start()."""
+        if crew_add_slow(self.crew) != 0:
+            raise MemoryError(f"no memory for the buffers of {SLOW_THREADS} threads for the backing store")
+        if self.alive and crew_start_slow(self.crew) != 0:
+            raise MemoryError(f"cannot start {SLOW_THREADS} threads for the backing store")
+        return 0
+
+    cdef void _exchange(self, store_t* st, store_ctx_t** fresh) noexcept nogil:
+        """Gives every thread the store and a context of its own, and frees those it had. st NULL:
+        no store; fresh is not looked at then."""
+        cdef store_ctx_t* old
+        cdef worker_t* w
+        cdef int i
+        for i in range(self.crew.count + self.crew.slow_count):
+            w = &self._thread(i).w
+            worker_lock(w)
+            old = w.ctx
+            w.st = st
+            w.ctx = fresh[i] if st != NULL else NULL
+            worker_unlock(w)
+            if old != NULL:
+                store_ctx_free(old)
+
+    cdef thread_t* _thread(self, int i) noexcept nogil:
+        """The lane's own threads, then the slow ones."""
+        if i < self.crew.count:
+            return self.crew.threads[i]
+        return self.crew.slow_threads[i - self.crew.count]
+
+    def claim(self) -> bool:
+        """True if nobody has the device open; from then on OPEN answers EBUSY until
+        release_claim(). close(2) returns before its RELEASE is answered, so this waits, at most
+        0.1 s, until the requests already sent have been."""
+        cdef uint64_t* opens = &self.crew.server.opens
+        quiet = 0
+        end = time.monotonic() + 0.1
+        while not cas64(opens, 0, CLAIMED):
+            # Five looks: a request that was just read is in no queue and not yet marked as served.
+            quiet = quiet + 1 if crew_idle(self.crew) else 0
+            if load64(opens) & CLAIMED or quiet == 5 or time.monotonic() > end:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def release_claim(self) -> None:
+        """Lets the device be opened again. Raises RuntimeError if it was not claimed."""
+        if not cas64(&self.crew.server.opens, CLAIMED, 0):
+            raise RuntimeError("release_claim() without a successful claim()")
+
+    def notify_size(self) -> None:
+        """Tells the kernel that size and content have changed: it drops attributes and mapped pages.
+        Raises OSError if the kernel refuses."""
+        cdef inval_inode_t message
+        cdef ssize_t sent
+        memset(&message, 0, sizeof(message))
+        message.head.len = sizeof(message)
+        message.head.error = FUSE_NOTIFY_INVAL_INODE
+        message.body.ino = FUSE_ROOT_ID
+        with nogil:
+            sent = write(self.crew.fd, &message, sizeof(message))
+        # ENOENT: the kernel does not know the file yet; the others: the connection has ended.
+        if sent < 0 and errno not in (ENOENT, ENODEV, ECONNABORTED, ENOTCONN):
+            raise OSError(errno, "the kernel refused the change of size: " + os.strerror(errno))
+
+    @property
+    def alive(self) -> bool:
+        """True from start() until the last thread has ended."""
+        return bool(self.started and load64(&self.crew.live))
+
+    @property
+    def open_count(self) -> int:
+        """Open files on the device; 0 while claimed."""
+        return load64(&self.crew.server.opens) & ~CLAIMED
+
+    @property
+    def done_fd(self) -> int:
+        """A descriptor that becomes readable when the last thread has ended, to wait for without
+        a thread. It belongs to the lane."""
+        return self.crew.done_fd
+
+    @property
+    def error(self) -> str | None:
+        """Why the lane cannot serve or ended, if it was not unmount, abort or abort()."""
+        cdef uint64_t refused = load64(&self.crew.server.refused)
+        cdef uint64_t number = load64(&self.crew.end_errno)
+        if refused:
+            refused &= ~REFUSED
+            return (f"this kernel speaks FUSE {refused >> 32}.{refused & 0xFFFFFFFF}; zramfs needs "
+                    f"{FUSE_KERNEL_VERSION}.{ZRAMFS_FUSE_MINOR_MIN} (Linux 3.15) or newer")
+        if number:
+            return f"reading requests from the kernel failed: {os.strerror(number)}"
+        return None
+
+    def stats(self) -> LaneStats:
+        """Counters since the start; a consistent picture only while nothing is in flight."""
+        cdef server_t* server = &self.crew.server
+        cdef uint64_t counts[GROUPS][BUCKETS]
+        cdef thread_t* t
+        cdef int i, g, b
+        nbytes, ns = [0] * GROUPS, [0] * GROUPS
+        memset(counts, 0, sizeof(counts))
+        bad = replies = unlocked = longest = helped = 0
+        for i in range(self.crew.count + self.crew.slow_count):
+            t = self._thread(i)
+            for g in range(GROUPS):
+                for b in range(BUCKETS):
+                    counts[g][b] += peek64(&t.w.ios[g][b])
+                nbytes[g] += peek64(&t.w.nbytes[g])
+                ns[g] += peek64(&t.w.ns[g])
+            bad += peek64(&t.w.protocol_errors)
+            replies += peek64(&t.reply_errors)
+            unlocked += t.unlocked
+            helped += peek64(&t.w.helped)
+            longest = max(longest, peek64(&t.w.longest_ns))
+        latency = []
+        for g in range(GROUPS):
+            latency.append(Latency(tuple([counts[g][b] for b in range(BUCKETS)]), ns[g]))
+        ios = [each.count for each in latency]
+        ms = [n // 1_000_000 for n in ns]
+        return LaneStats(
+            ios[READS], nbytes[READS] // 512, ms[READS],
+            ios[WRITES], nbytes[WRITES] // 512, ms[WRITES],
+            peek64(&server.in_flight), peek64(&server.io_ns) // 1_000_000, sum(ns) // 1_000_000,
+            ios[DISCARDS], nbytes[DISCARDS] // 512, ms[DISCARDS],
+            ios[FLUSHES], ms[FLUSHES],
+            bad, longest // 1000, replies, unlocked, helped,
+            peek64(&server.minor), bool(peek64(&server.flags) & FUSE_HAS_RESEND),
+            tuple(latency),
+            peek64(&self.crew.slow.put_off) if self.crew.slow != NULL else 0,
+            peek64(&self.crew.slow.refused) if self.crew.slow != NULL else 0,
+        )

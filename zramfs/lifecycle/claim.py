@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run directory for a new device, and what is there in its place already."""
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from datetime import datetime
+from pathlib import Path
+
+from zramfs.errors import ZramfsError
+from zramfs.host import mounts, paths, process
+from zramfs.host.mounts import FSTYPE
+from zramfs.lifecycle.stop import END_TIMEOUT, Say, clean_up, expect_unused, remove_rundir, stale_message
+
+from . import rundir
+from .rundir import Rundir, State
+
+_PAUSE = 0.02  # seconds between two looks whether a device has ended
+
+
+def claim_place(
+    directory: Path | None, kind: str, *, threads: int, shared: bool, say: Say, name: str | None = None
+) -> Rundir:
+    """A run directory for a new device whose tree (or, for a RAM disk, file system) goes to `directory`;
+    None, for swap: which has none but its name.
+
+    name: of the device; None = its directory's, escaped. Creates `directory` if only its last part is
+    missing. Cleans up what a dead daemon left there, and says so. shared: others may pass through to
+    `disk`. Raises ZramfsError: EBUSY when a device is there, ENOTDIR, ENOENT, EPERM.
+    """
+    if directory is not None and (reason := rundir.hides(directory)):
+        raise ZramfsError(errno.EINVAL, reason)
+    base = rundir.bases()[0]
+    new = Rundir(base / (name or paths.escape(directory or Path("swap"))))
+    inside = directory is None
+    directory = directory or new.tree
+    end = time.monotonic() + END_TIMEOUT
+    while True:
+        with rundir.locked(base):
+            if not _ending(new, directory, end, say):
+                made = [] if inside else _make_directory(directory)
+                try:
+                    os.mkdir(new.path, 0o711 if shared else 0o700)
+                    os.chmod(new.path, 0o711 if shared else 0o700)
+                    if kind in ("ramdisk", "swap"):
+                        new.tree.mkdir(0o700)
+                    new.write(_first_state(new, directory, kind, threads, made))
+                except BaseException:
+                    remove_rundir(new, made)
+                    raise
+                return new
+        time.sleep(_PAUSE)
+
+
+def _first_state(new: Rundir, directory: Path, kind: str, threads: int, made: list[str]) -> State:
+    start_time = process.process_start(os.getpid())
+    assert start_time is not None
+    is_ramdisk = kind == "ramdisk"
+    return State(
+        name=new.name,
+        directory=str(new.tree if is_ramdisk else directory),
+        disk=str(new.disk),
+        kind=kind,
+        phase="starting",
+        pid=os.getpid(),
+        pid_start=start_time,
+        boot_id=process.boot_id(),
+        created=datetime.now().astimezone().isoformat(timespec="seconds"),
+        threads=threads,
+        made=made,
+        mountpoint=str(directory) if is_ramdisk else None,
+    )
+
+
+def _ending(new: Rundir, directory: Path, end: float, say: Say) -> bool:
+    """True while the device on `directory` is on its way out; raises EBUSY when one is there to stay,
+    cleans up one whose daemon died."""
+    for other in rundir.rundirs():
+        state = other.read()
+        if other.path != new.path and (state is None or str(directory) not in state.places()):
+            continue
+        if state is None or not state.alive():
+            expect_unused(other, state)
+            clean_up(other, state)
+            say(stale_message(other, state))
+        elif state.phase == "ready" and mounts.mount_at(Path(state.directory)) is None:
+            if time.monotonic() > end:
+                raise ZramfsError(
+                    errno.EBUSY,
+                    f"the tree of the device on {directory} was unmounted, but its daemon (pid {state.pid}) "
+                    f"has not ended within {END_TIMEOUT:g} s: something still uses {state.disk}; "
+                    f"`zramfs stop {directory}` says what",
+                )
+            return True
+        else:
+            what = "is just being started" if state.phase == "starting" else "is there"
+            raise ZramfsError(
+                errno.EBUSY,
+                f"a zramfs device {what} on {state.where} (daemon pid {state.pid}, since {state.created}); "
+                f"use another {'name' if state.kind == 'swap' else 'directory'}, or "
+                f"`zramfs stop {state.where}` first",
+            )
+    if foreign := foreign_mount(directory):
+        raise ZramfsError(errno.EBUSY, f"{foreign}; or use another directory")
+    return False
+
+
+def foreign_mount(directory: Path) -> str | None:
+    """What to say of a tree that is mounted there and belongs to no run directory of this user."""
+    mount = mounts.mount_at(directory)
+    if mount is None or mount.fstype != FSTYPE:
+        return None
+    return (
+        f"a zramfs device of another user or run directory is mounted on {directory}: let its owner stop it, "
+        f"or, if its daemon has died, take the mount away with `fusermount3 -u {directory}`"
+    )
+
+
+def _make_directory(directory: Path) -> list[str]:
+    try:
+        os.mkdir(directory, 0o755)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.stat(directory).st_mode):
+            raise ZramfsError(errno.ENOTDIR, f"{directory} is not a directory; a device needs one") from None
+        return []
+    except OSError as error:
+        raise ZramfsError(
+            error.errno or errno.EIO, f"{directory} does not exist and could not be created: {error.strerror}"
+        ) from None
+    return [str(directory)]

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run directories: one per device, private to its owner, with what other commands must know about it.
+
+    /run/zramfs/NAME              of root
+    $XDG_RUNTIME_DIR/zramfs/NAME  of others, or /tmp/zramfs-UID/NAME when there is none
+    $ZRAMFS_RUN_DIR/NAME          of whoever sets that
+        disk        regular file the lane is mounted on
+        tree        where the tree of a RAM disk or a swap device is mounted
+        state.json  see State
+        log         what the daemon says
+
+NAME is the device's directory, escaped as systemd does it, so that two directories never share one.
+Every change of the set of devices happens under a lock on the directory that holds the NAMEs.
+"""
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from zramfs.errors import ZramfsError
+from zramfs.host.paths import ROOT_BASE, escape, resolve
+from zramfs.host.process import boot_id, process_start
+
+_STATE_VERSION = 1
+_NEEDED = ("/proc", "/sys", "/dev", "/usr", "/bin", "/lib", "/etc")
+_LOCK_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class State:
+    """What state.json says. pid and pid_start (clock ticks after boot) name one process for ever
+    within boot_id; a RAM disk has loop, mountpoint and fs, a swap device loop, else they are None."""
+
+    name: str
+    directory: str
+    disk: str
+    kind: str  # "device", "ramdisk" or "swap"
+    phase: str  # "starting" until the daemon serves, then "ready"
+    pid: int
+    pid_start: int
+    boot_id: str
+    created: str  # ISO 8601, local time with offset
+    threads: int
+    made: list[str] = field(default_factory=list)  # directories to remove at the end, if empty
+    loop: str | None = None
+    mountpoint: str | None = None
+    fs: str | None = None
+    attached: int | None = None  # loops.sequence() of loop
+    notes: list[str] = field(default_factory=list)  # what was set up for swap, and what that lacks
+    version: int = _STATE_VERSION
+
+    def alive(self) -> bool:
+        """True as long as the very process that wrote its pid here runs."""
+        return self.boot_id == boot_id() and self.pid_start == process_start(self.pid)
+
+    @property
+    def where(self) -> str:
+        """What its user calls it: the directory that he gave, or the name of a swap device."""
+        return self.mountpoint or (self.name if self.kind == "swap" else self.directory)
+
+    def places(self) -> set[str]:
+        return {place for place in (self.directory, self.mountpoint) if place}
+
+
+@dataclass(frozen=True)
+class Rundir:
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def disk(self) -> Path:
+        return self.path / "disk"
+
+    @property
+    def tree(self) -> Path:
+        return self.path / "tree"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    def read(self) -> State | None:
+        """None when there is no complete state: nobody finished to start here."""
+        try:
+            text = (self.path / "state.json").read_text(encoding="utf-8", errors="surrogateescape")
+            found = json.loads(text)
+            # A daemon of another version may say more, or less. It is alive all the same, and what took it
+            # for an unfinished start would drop its data.
+            return State(**{each.name: found[each.name] for each in fields(State) if each.name in found})
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def write(self, state: State) -> None:
+        """Replaces state.json in one step: a reader sees the old or the new one, complete. Raises
+        ZramfsError."""
+        temporary = self.path / "state.json.new"
+        text = json.dumps(asdict(state), indent=1, ensure_ascii=False) + "\n"
+        try:
+            with open(temporary, "w", encoding="utf-8", errors="surrogateescape", opener=_private) as out:
+                out.write(text)
+            os.replace(temporary, self.path / "state.json")
+        except OSError as error:
+            raise ZramfsError(
+                error.errno or errno.EIO, f"cannot write {temporary}: {error.strerror}") from None
+
+    def update(self, **changes: Any) -> State:
+        state = self.read()
+        if state is None:
+            raise ZramfsError(errno.ENOENT, f"{self.path}/state.json is gone: somebody removed the device")
+        state = replace(state, **changes)
+        self.write(state)
+        return state
+
+    def remove(self) -> None:
+        """Removes the directory and what stands in it; nothing may be mounted there any more.
+
+        Never a recursive removal: that would reach into a file system still mounted below.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            for name in ("state.json.new", "disk", "log", "state.json"):
+                with contextlib.suppress(FileNotFoundError):
+                    (self.path / name).unlink()
+            with contextlib.suppress(FileNotFoundError):
+                self.tree.rmdir()
+            self.path.rmdir()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def bases() -> list[Path]:
+    """Where this user's run directories may be, the first choice first."""
+    uid = os.getuid()
+    if chosen := os.environ.get("ZRAMFS_RUN_DIR"):
+        return [resolve(chosen)]
+    if uid == 0:
+        return [ROOT_BASE]
+    found = []
+    for parent in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"):
+        # su keeps the old user's XDG_RUNTIME_DIR: take it only from its owner.
+        if parent and os.path.isabs(parent) and trouble(Path(parent), private=True) is None:
+            found.append(Path(parent) / "zramfs")
+    found.append(Path(f"/tmp/zramfs-{uid}"))
+    return list(dict.fromkeys(found))
+
+
+def hides(directory: Path) -> str | None:
+    """Why no device may be mounted on `directory`; None when one may. Of what a mount there would hide
+    every command needs something, also the one that is to take it away."""
+    if any(Path(place).is_relative_to(directory) for place in (*_NEEDED, bases()[0])):
+        return f"expected a directory to mount on, got {directory}, which would hide what zramfs itself needs"
+    return None
+
+
+def trouble(path: Path, *, private: bool) -> str | None:
+    """Why `path` is no directory that only this user can change; None when it is one."""
+    try:
+        seen = os.lstat(path)
+    except OSError as error:
+        return error.strerror
+    if not stat.S_ISDIR(seen.st_mode):
+        return "it is not a directory"
+    if seen.st_uid != os.getuid():
+        return f"it belongs to uid {seen.st_uid}, not to uid {os.getuid()}"
+    if seen.st_mode & (0o077 if private else 0o022):
+        return f"its mode is {stat.S_IMODE(seen.st_mode):04o}, so others get in"
+    return None
+
+
+def make_base(base: Path) -> None:
+    """Creates the directory for run directories, or checks the one that is there."""
+    # 0711: a device with allow_other lets other users pass through to its `disk`.
+    mode = 0o711 if os.getuid() == 0 else 0o700
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(base, mode)
+            os.chmod(base, mode)  # the umask may have taken bits away
+    except OSError as error:
+        raise ZramfsError(
+            error.errno or errno.EIO, f"cannot make the run directory {base}: {error.strerror}"
+        ) from None
+    if reason := trouble(base, private=os.getuid() != 0):
+        raise ZramfsError(
+            errno.EPERM,
+            f"{base} must be a directory that only uid {os.getuid()} can change, but {reason}: "
+            "remove it, or name another place in ZRAMFS_RUN_DIR",
+        )
+
+
+@contextlib.contextmanager
+def locked(base: Path) -> Iterator[None]:
+    """Holds the lock on `base`, which is created. Not inherited by programs this process starts."""
+    make_base(base)
+    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        end = time.monotonic() + _LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise ZramfsError(
+                        errno.EBUSY,
+                        f"another zramfs command has held the lock on {base} for {_LOCK_TIMEOUT:g} s: "
+                        f"`fuser {base}` shows which one",
+                    ) from None
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(fd)
+
+
+def keep(rundir: Rundir) -> None:
+    """Keeps systemd-tmpfiles, which ages the files below /tmp, away from the run directory for as
+    long as this process lives: it leaves directories alone that somebody has locked."""
+    fd = os.open(rundir.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+
+
+def rundirs() -> list[Rundir]:
+    """All of this user's, by name."""
+    found = []
+    for base in bases():
+        if trouble(base, private=os.getuid() != 0) is None:
+            found += [Rundir(base / name) for name in sorted(os.listdir(base))]
+    return found
+
+
+def find(wanted: str) -> Rundir | None:
+    """By the tree's directory, the mount point of the RAM disk, or the name. Raises ZramfsError when
+    that means two devices."""
+    candidates = rundirs()
+    place = resolve(wanted)
+    here = []
+    for rundir in candidates:
+        state = rundir.read()
+        # A start that ended before it wrote its state left only the name.
+        if str(place) in state.places() if state else rundir.name == escape(place):
+            here.append(rundir)
+    named = [rundir for rundir in candidates if rundir.name == wanted]
+    found = list(dict.fromkeys(here + named))
+    if len(found) > 1:
+        raise ZramfsError(
+            errno.EINVAL,
+            f"{wanted} means two devices, {found[0].name} (the directory {place}) and {found[1].name} "
+            f"(the name): write {place} for the first, or the directory of the second",
+        )
+    return found[0] if found else None

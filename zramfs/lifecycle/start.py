@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bringing devices up: the order of the steps, and the way back from each."""
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from zramfs.errors import ZramfsError
+from zramfs.host import detach, loops, process, safety, watermark
+from zramfs.lifecycle.stop import Say, clean_up, end_daemon, may_end, take_down_top, teardown
+from zramfs.model.config import DeviceConfig
+
+from . import ramdisk, rundir, swap
+from .ramdisk import FileSystem
+from .rundir import Rundir
+from .swap import Swap
+
+if TYPE_CHECKING:
+    from zramfs.daemon.service import Notifier
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+OnTop = FileSystem | Swap | None
+
+
+def start_device(new: Rundir, config: DeviceConfig, on_top: OnTop = None, say: Say | None = None) -> None:
+    """Brings the claimed device up, and the file system or the swap area on top of it.
+
+    Returns when all of it is ready. On any failure, and on SIGINT, SIGTERM and SIGHUP, nothing is
+    left. To be called while the process has one thread. Raises ZramfsError; SystemExit on a signal.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, _leave)
+    try:
+        detach.run(lambda on_ready: _serve(new, config, on_ready), new.log)
+        _build(new, on_top, say)
+        # A signal that comes now is too late: the device is there, and the exit status must say so.
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+    except BaseException:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        _abandon(new)
+        raise
+
+
+def serve_in_foreground(new: Rundir, config: DeviceConfig, say: Say, on_top: OnTop = None) -> None:
+    """Serves the claimed device in this very process until it ends, and tells a service manager about
+    it that wants to know. Raises ZramfsError."""
+    from zramfs.daemon.service import Notifier  # brings trio
+
+
+    def on_ready() -> None:
+        _build(new, on_top, say)
+        if state := new.read():
+            say(f"{state.where} is ready")
+
+    if _serve(new, config, on_ready, Notifier.from_environment()):
+        raise ZramfsError(errno.EIO, "the device did not end in order; what happened is in the lines above")
+
+
+def _leave(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
+    """Each step stands in the state or in the kernel's tables before the next, for take_down_top()."""
+    if wanted is None:
+        return
+    device = loops.attach(new.disk)
+    attached = loops.sequence(device)
+    if isinstance(wanted, FileSystem):
+        new.update(loop=device, attached=attached, fs=wanted.type)
+        ramdisk.make_file_system(wanted.type, device)
+        ramdisk.mount(wanted, device)
+    else:
+        state = new.update(loop=device, attached=attached)
+        for note in [*state.notes, _raise_watermark(new, wanted)]:
+            if note and say:
+                say(note)
+        swap.make(device)
+        swap.on(device, wanted)
+    new.update(phase="ready")
+
+
+def _raise_watermark(new: Rundir, wanted: Swap) -> str | None:
+    try:
+        return watermark.raise_to(
+            new.path, watermark.needed() if wanted.min_free is None else wanted.min_free)
+    except ZramfsError as error:
+        if not wanted.force:
+            raise
+        return str(error)
+
+
+def _abandon(new: Rundir) -> None:
+    """Takes down what is there of a device that did not come up. The failure that led here is the
+    one to report, so whatever fails in here is left for `stop`."""
+    with contextlib.suppress(OSError):
+        state = new.read()
+        if state is not None and state.alive() and state.pid != os.getpid():
+            take_down_top(new, state)
+            end_daemon(state)
+        with rundir.locked(new.path.parent):
+            clean_up(new, state)
+
+
+def _serve(
+    new: Rundir, config: DeviceConfig, on_ready: Callable[[], None], notifier: Notifier | None = None
+) -> int:
+    from zramfs.daemon import daemon  # brings trio and pyfuse3, which only the daemon needs
+
+    def ready() -> None:
+        if config.reserve:
+            safety.populate()
+        state = new.read()
+        if state is not None and state.kind == "device":
+            new.update(phase="ready")
+        on_ready()
+
+    new.update(pid=os.getpid(), pid_start=process.process_start(os.getpid()))
+    rundir.keep(new)
+    try:
+        state = new.read()
+        if state and state.kind == "swap" and not config.reserve and not config.forced:
+            raise ZramfsError(
+                errno.EINVAL, "swap needs a reserve of ready memory: expected at least 2M, got 0")
+        if config.reserve:
+            # Now that all code is loaded, and before there are threads and a store.
+            new.update(notes=safety.enter(config.forced))
+        return daemon.serve(config, ready, lambda: teardown(new), lambda: may_end(new), notifier)
+    finally:
+        with rundir.locked(new.path.parent):
+            clean_up(new, new.read())
+
+

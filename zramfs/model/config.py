@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device is started with. Plain values, decided by the command line or the configuration."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .policy import Policy
+
+ALGORITHMS = ("lz4", "lz4hc", "zstd", "none")
+DEFAULT_ALGO = "lz4"
+NAME_LIMIT = 128  # as in the kernel: the name of an algorithm is shorter
+# 2^36 pages, in bytes: their slot table alone would fill 512 GiB of memory.
+MAX_DISKSIZE = 1 << 48
+DEFAULT_THREADS = 2
+# What a machine of 351 MB needed beside the rest; with none it hung (see docs/operations.md).
+DEFAULT_RESERVE = 16 << 20
+# More threads than this never helped on one connection, and each keeps buffers of 1 MiB.
+MAX_THREADS = 64
+DEFAULT_PROACTIVENESS = 20  # as vm.compaction_proactiveness
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """level None = the algorithm's own default; dictionary: a file under an absolute path."""
+
+    name: str
+    level: int | None = None
+    dictionary: Path | None = None
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """One device. Paths are absolute and resolved; sizes are bytes.
+
+    directory    where the tree (control, zram/, ...) is mounted
+    rundir       private directory with `disk` (regular file the lane is mounted on), state.json, log
+    size         of the device, rounded up to 4096 by the store; 0 = not set up yet
+    algo, level, dictionary
+                 the primary algorithm, see Algorithm
+    secondary    those of recompression, at most three, by priority from 1
+    access_times whether the time of each page's last access is kept, for `idle` by age
+    policies     at most one of a kind; they have access times kept
+    mem_limit    of the pool, 0 = none
+    threads      of the lane, at least 1
+    name         shown as the file system's source in /proc/mounts
+    reserve      memory kept ready for writes, rounded up to 2 MiB; above 0 the process is also locked in
+                 memory and set up for swap (safety.py); 0 = none of that
+    forced       go on without a setting that swap needs
+    allow_other  other users may use the mounts (FUSE's option of that name)
+    proactiveness  of compaction, 0 to 100
+    writeback    block device or regular file for write-back; None = none
+    mode, owner, group  of `disk`; None = 0600 and whoever starts the device
+    """
+
+    directory: Path
+    rundir: Path
+    size: int = 0
+    algo: str = DEFAULT_ALGO
+    level: int | None = None
+    mem_limit: int = 0
+    threads: int = DEFAULT_THREADS
+    name: str = "zramfs"
+    allow_other: bool = False
+    reserve: int = 0
+    forced: bool = False
+    proactiveness: int = DEFAULT_PROACTIVENESS
+    mode: int | None = None
+    owner: int | None = None
+    group: int | None = None
+    dictionary: Path | None = None
+    secondary: tuple[Algorithm, ...] = ()
+    access_times: bool = False
+    writeback: Path | None = None
+    policies: tuple[Policy, ...] = ()
+
+    @property
+    def primary(self) -> Algorithm:
+        return Algorithm(self.algo, self.level, self.dictionary)

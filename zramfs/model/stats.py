@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of a device: frozen, with units in the field comments."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zramfs.model.policy import Policy
+
+# Requests are counted by what they do, in the order of the block layer's `stat` file, and by the time
+# they take: up to each of these bounds in ns, and above the last one.
+OPERATIONS = ("read", "write", "discard", "flush")
+BUCKET_BOUNDS = tuple(1024 << i for i in range(25))
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long requests took. counts has one number more than BUCKET_BOUNDS."""
+
+    counts: tuple[int, ...]
+    ns: int  # of all together
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    def __sub__(self, before: Latency) -> Latency:
+        counts = (now - then for now, then in zip(self.counts, before.counts, strict=True))
+        return Latency(tuple(counts), self.ns - before.ns)
+
+
+NO_LATENCY = Latency((0,) * (len(BUCKET_BOUNDS) + 1), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStats:
+    """What a lane has done. The first 14 fields are those of the block layer's `stat` file (sectors
+    of 512 bytes, ms), where in_flight counts requests in hand, not those in the kernel's queue."""
+
+    read_ios: int
+    read_sectors: int
+    read_ms: int
+    write_ios: int
+    write_sectors: int
+    write_ms: int
+    in_flight: int
+    io_ms: int  # with at least one request in hand
+    queue_ms: int  # of all requests together
+    discard_ios: int
+    discard_sectors: int
+    discard_ms: int
+    flush_ios: int
+    flush_ms: int
+    protocol_errors: int  # requests that did not hold together
+    longest_us: int  # the longest request
+    reply_errors: int  # replies that the kernel refused for an unexpected reason
+    unlocked_bytes: int  # of the threads' memory, that could not be locked
+    helped_pieces: int  # of 32 KiB, of large requests, done by another thread than the request's
+    protocol_minor: int  # FUSE 7.N agreed on with the kernel, 0 before its INIT
+    can_resend: bool  # the kernel can send unanswered requests again (Linux 6.9)
+    latency: tuple[Latency, ...]  # of each of OPERATIONS, from taking a request up to its reply
+    put_off: int  # requests that waited for the backing store in a slow thread
+    waited: int  # and in a thread of the lane, because too many were put off
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    # the columns of the kernel's mm_stat, in its order
+    orig_data_size: int  # bytes stored, same-filled pages included
+    compr_data_size: int  # bytes of their objects, same-filled pages not
+    mem_used_total: int  # bytes of pool pages
+    mem_limit: int  # bytes, 0 = none
+    mem_used_max: int  # bytes, peak of mem_used_total
+    same_pages: int  # pages
+    pages_compacted: int  # pool pages freed by object compaction since creation
+    huge_pages: int  # pages stored raw, now
+    huge_pages_since: int  # and since creation
+    # io_stat
+    failed_reads: int  # pages
+    failed_writes: int  # pages
+    notify_free: int  # pages discarded or zeroed whole, stored or not
+    # the arena under the pool
+    resident: int  # bytes of pageblocks in use and in reserve
+    pageblocks_in_use: int
+    pageblocks_total: int
+    bytes_returned: int  # given back to the OS since creation
+    frames_used: int
+    frames_free: int
+    reserve: int  # bytes of resident pageblocks that wait for use
+    reserve_target: int  # bytes, 0 = none are kept
+    reserve_misses: int  # allocations that found the reserve empty: a write waited, up to 0.1 s
+    corrupt: int  # locations that named no object: 0 in a sound pool
+    written_back: int  # pages on the backing store, now
+
+
+EMPTY = StoreStats(*[0] * len(StoreStats.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class BallastStats:
+    """Of the memory that a server of swap holds to give it to a kernel that is stuck."""
+
+    held: int = 0  # bytes
+    target: int = 0  # bytes
+    released: int = 0  # pieces of 2 MiB, given away so far
+
+
+@dataclass(frozen=True, slots=True)
+class RecompressionStats:
+    """What recompression has done: pages, but for the bytes. tried = won + kept + no_room + busy."""
+
+    tried: int = 0  # pages compressed with a secondary algorithm
+    won: int = 0  # that became smaller
+    bytes_saved: int = 0  # of compressed data, by them
+    kept: int = 0  # that did not, and stay as they are
+    incompressible: int = 0  # of those, marked so that they are not tried again
+    no_room: int = 0  # for whose new object the pool had no memory
+    busy: int = 0  # used while they were being compressed, and left alone
+
+    def __add__(self, other: RecompressionStats) -> RecompressionStats:
+        return RecompressionStats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class BackingStats:
+    """Of a backing store, in blocks of 4 KiB, since it was opened."""
+
+    blocks: int  # its size
+    used: int  # that hold a page or a part of one, now
+    stale: int  # free, but the file still holds their space, now
+    reads: int
+    writes: int
+    read_errors: int  # reads that failed, or found something else than had been written
+    write_errors: int  # writes that failed; their pages stayed in memory
+
+
+NO_BACKING = BackingStats(*[0] * len(BackingStats.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class WritebackStats:
+    """What write-back has done: runs, and pages."""
+
+    runs: int = 0
+    pages: int = 0  # written back
+    passed: int = 0  # selected, and used before they were written: they stayed in memory
+    failed: int = 0  # that stayed in memory because a write failed
+
+    def __add__(self, other: WritebackStats) -> WritebackStats:
+        return WritebackStats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+
+DEFAULT_BATCH = 32  # as the kernel's
+
+
+@dataclass(frozen=True)
+class BackingSettings:
+    """path None: there is none. limit: blocks of 4 KiB that may still be written, if limit_enable."""
+
+    path: str | None = None
+    limit: int = 0
+    limit_enable: bool = False
+    batch_size: int = DEFAULT_BATCH
+    compressed: bool = False
+
+
+FULLNESS_GROUPS = ("10%", "20%", "30%", "40%", "50%", "60%", "70%", "80%", "90%", "99%", "100%")
+
+
+@dataclass(frozen=True, slots=True)
+class CompactorStats:
+    proactiveness: int  # 0 to 100
+    threshold: float  # work starts when more than this share of the pageblocks could be won
+    winnable: float  # share of the pageblocks in use that compaction could give back, now
+    runs: int  # rounds of work that the task has begun
+    slices: int
+    ns: int  # nanoseconds spent in slices
+
+
+@dataclass(frozen=True)
+class Progress:
+    """pages: recompressed to a smaller size, or written back. bytes: saved, or written. tried: pages."""
+
+    tried: int = 0
+    pages: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Progress) -> Progress:
+        return Progress(self.tried + other.tried, self.pages + other.pages, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class PolicyStats:
+    """policy None: off. done: since the device was set up. today: bytes written in the last 24 hours."""
+
+    kind: str
+    policy: Policy | None = None
+    rounds: int = 0
+    done: Progress = Progress()
+    today: int = 0
+    last_error: str | None = None

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When each page was used last, for as long as somebody wants to know, and which pages are idle.
+
+The way of a page only writes its time (slots.pyx) and clears its mark; what looks at them is here."""
+from libc.stdint cimport uint32_t, uint64_t
+
+from zramfs.store.slots cimport store_t
+
+# Whether the times are kept from now on. Switched on for the first time it takes 4 bytes for each page of
+# the device that is used; MemoryError when address space is short. The GIL guards it.
+cdef int keep_access_times(store_t* st, bint on) except -1
+# Seconds since boot; 0 while access times are not kept.
+cdef uint32_t last_access(store_t* st, uint64_t slot) noexcept nogil
+# Marks the pages idle whose last access lies more than age seconds back (0: all of them), and takes the
+# mark from the others, from a chunk on, for about ns nanoseconds (0: to the end). Never SAME, SAME_OBJ and
+# WRITTEN_BACK. The chunk where the next call goes on; st.nr_chunks: it is done.
+cdef uint64_t mark_idle(store_t* st, uint64_t chunk, uint32_t age, uint64_t ns) noexcept nogil

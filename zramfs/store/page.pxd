@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One page of a device; see page.h."""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+cdef extern from "page.h" nogil:
+    uint32_t boot_seconds() noexcept
+    bint same_filled(const uint8_t* page, uint64_t* word) noexcept
+    void fill_words(uint8_t* page, uint64_t word) noexcept

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+# Lock order: slots.pxd. A range takes the chunks it covers one after the other, pinned one at a time.
+"""Byte ranges of a device: read, written, zeroed and sought, over the slot table; see ranges.pxd."""
+from libc.errno cimport EAGAIN, EINVAL, ENXIO
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from allocator.prim cimport add64, load32, load64, peek64
+from zramfs.store.slots cimport *
+
+
+cdef uint64_t store_disksize(store_t* st) noexcept nogil:
+    return st.nr_slots << PAGE_SHIFT
+
+
+cdef uint64_t store_data_bytes(store_t* st) noexcept nogil:
+    return peek64(&st.pages_stored) << PAGE_SHIFT
+
+
+cdef inline bint in_range(store_t* st, uint64_t off, uint64_t n) noexcept nogil:
+    return off <= store_disksize(st) and n <= store_disksize(st) - off
+
+
+cdef inline uint64_t cut(uint64_t off, uint64_t end, uint32_t shift) noexcept nogil:
+    """The end of the piece of [off, end) that lies in the unit of 2^shift bytes around off."""
+    cdef uint64_t border = ((off >> shift) + 1) << shift
+    return border if border < end else end
+
+
+cdef int read_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end, uint8_t* buf) noexcept nogil:
+    cdef uint64_t piece
+    cdef uint32_t start
+    cdef int r = 0
+    while off < end:
+        piece = cut(off, end, PAGE_SHIFT)
+        start = <uint32_t>(off & (PAGE - 1))
+        if piece - off == PAGE:
+            r = page_read(st, ctx, off >> PAGE_SHIFT, buf)
+        else:
+            r = page_read(st, ctx, off >> PAGE_SHIFT, ctx.page)
+            if r == 0:
+                memcpy(buf, ctx.page + start, piece - off)
+        if r != 0:
+            if r != -EAGAIN:
+                add64(&st.failed_reads, 1)
+            return r
+        buf += piece - off
+        off = piece
+    return 0
+
+
+cdef int store_read(store_t* st, store_ctx_t* ctx, uint64_t off, uint8_t* buf, uint64_t n) noexcept nogil:
+    cdef uint64_t end = off + n, piece, chunk
+    cdef int r
+    if not in_range(st, off, n):
+        return -EINVAL
+    while off < end:
+        piece = cut(off, end, PAGE_SHIFT + CHUNK_SHIFT)
+        chunk = off >> (PAGE_SHIFT + CHUNK_SHIFT)
+        if load32(&st.chunks[chunk]) & CHUNK_USED == 0:
+            memset(buf, 0, piece - off)
+        else:
+            chunk_pin(st, chunk)
+            r = read_chunk(st, ctx, off, piece, buf)
+            chunk_unpin(st, chunk)
+            if r != 0:
+                return r
+        buf += piece - off
+        off = piece
+    return 0
+
+
+cdef int write_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end, const uint8_t* buf,
+                     uint64_t* done) noexcept nogil:
+    cdef uint64_t piece
+    cdef int r
+    while off < end:
+        piece = cut(off, end, PAGE_SHIFT)
+        if piece - off == PAGE:
+            r = page_write(st, ctx, off >> PAGE_SHIFT, buf)
+        else:
+            r = page_update(st, ctx, off >> PAGE_SHIFT, <uint32_t>(off & (PAGE - 1)), buf,
+                            <uint32_t>(piece - off))
+        if r != 0:
+            if r != -EAGAIN:
+                add64(&st.failed_writes, 1)
+            return r
+        done[0] += piece - off
+        buf += piece - off
+        off = piece
+    return 0
+
+
+cdef int store_write(store_t* st, store_ctx_t* ctx, uint64_t off, const uint8_t* buf, uint64_t n,
+                     uint64_t* done) noexcept nogil:
+    cdef uint64_t end = off + n, piece, chunk
+    cdef int r
+    if not in_range(st, off, n) or done[0] > n:
+        return -EINVAL
+    off += done[0]
+    buf += done[0]
+    while off < end:
+        piece = cut(off, end, PAGE_SHIFT + CHUNK_SHIFT)
+        chunk = off >> (PAGE_SHIFT + CHUNK_SHIFT)
+        chunk_pin(st, chunk)
+        r = write_chunk(st, ctx, off, piece, buf, done)
+        chunk_unpin(st, chunk)
+        if r != 0:
+            return r
+        buf += piece - off
+        off = piece
+    return 0
+
+
+cdef void free_pages(store_t* st, uint64_t slot, uint64_t last) noexcept nogil:
+    """Slots [slot, last)."""
+    cdef uint64_t piece, chunk
+    while slot < last:
+        chunk = slot >> CHUNK_SHIFT
+        piece = cut(slot, last, CHUNK_SHIFT)
+        # Without a slot in use there is nothing to free, however large the range.
+        if load32(&st.chunks[chunk]) & CHUNK_USED != 0:
+            chunk_pin(st, chunk)
+            while slot < piece:
+                page_free(st, slot)
+                slot += 1
+            chunk_unpin(st, chunk)
+        slot = piece
+
+
+cdef int zero_part(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end) noexcept nogil:
+    """[off, end) of one page."""
+    cdef uint64_t slot = off >> PAGE_SHIFT, chunk = slot >> CHUNK_SHIFT
+    cdef int r
+    if off >= end or load32(&st.chunks[chunk]) & CHUNK_USED == 0:
+        return 0
+    chunk_pin(st, chunk)
+    r = page_update(st, ctx, slot, <uint32_t>(off & (PAGE - 1)), NULL, <uint32_t>(end - off))
+    chunk_unpin(st, chunk)
+    if r != 0 and r != -EAGAIN:
+        add64(&st.failed_writes, 1)
+    return r
+
+
+cdef int store_zero(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t n, uint64_t* done) noexcept nogil:
+    """done: 1 when the whole pages are free."""
+    cdef uint64_t end = off + n, first, last
+    cdef int r
+    if not in_range(st, off, n):
+        return -EINVAL
+    first = (off + PAGE - 1) >> PAGE_SHIFT
+    last = end >> PAGE_SHIFT
+    # Whole pages first: in a full pool they make the room that the rest of a partial page may need.
+    if last > first and not done[0]:
+        add64(&st.notify_free, last - first)
+        free_pages(st, first, last)
+        done[0] = 1
+    if first > last:
+        return zero_part(st, ctx, off, end)
+    r = zero_part(st, ctx, off, first << PAGE_SHIFT)
+    if r != 0:
+        return r
+    return zero_part(st, ctx, last << PAGE_SHIFT, end)
+
+
+cdef uint64_t seek_in_chunk(store_t* st, uint64_t slot, bint hole) noexcept nogil:
+    """The first slot of a kind at or after slot, or the end of its chunk or of the device."""
+    cdef uint64_t end = cut(slot, st.nr_slots, CHUNK_SHIFT), chunk = slot >> CHUNK_SHIFT
+    chunk_pin(st, chunk)
+    while slot < end and (slot_type(load64(&st.slots[slot])) == EMPTY) != hole:
+        slot += 1
+    chunk_unpin(st, chunk)
+    return slot
+
+
+cdef int64_t store_seek(store_t* st, uint64_t off, bint hole) noexcept nogil:
+    cdef uint64_t slot = off >> PAGE_SHIFT, end, start
+    cdef uint32_t used
+    if off >= store_disksize(st):
+        return -ENXIO
+    while slot < st.nr_slots:
+        end = cut(slot, st.nr_slots, CHUNK_SHIFT)
+        used = load32(&st.chunks[slot >> CHUNK_SHIFT]) & CHUNK_USED
+        if used == 0:
+            if hole:
+                break
+            slot = end
+        elif hole and used == CHUNK_SLOTS:
+            slot = end
+        else:
+            slot = seek_in_chunk(st, slot, hole)
+            if slot < end:
+                break
+    if slot >= st.nr_slots:
+        return <int64_t>store_disksize(st) if hole else -ENXIO
+    start = slot << PAGE_SHIFT
+    return <int64_t>(off if start < off else start)

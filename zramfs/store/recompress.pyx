@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+# Lock order: slots.pxd. Pages are compressed with a chunk pinned and no lock held.
+"""Recompression: pages that the primary algorithm has stored, compressed again by a secondary one.
+
+In two stages, as post-processing is done (slots.pxd). select() looks through the slot table and
+remembers the pages that may be worth it, by the size of their objects; step() takes them in turn,
+the largest first. A page is replaced only if its new object falls into a smaller size class: within
+a class nothing would be won.
+"""
+cimport cython
+from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
+
+from allocator.prim cimport *
+from allocator.zspage cimport class_for, size_class_t
+from zramfs.store.candidates cimport candidates_add, candidates_init, candidates_t, candidates_take
+from zramfs.codecs.codec cimport codec_compress, codec_ctx_free, codec_ctx_new, codec_ctx_t
+from zramfs.store.slots cimport *
+from zramfs.store.store cimport Store
+
+from zramfs.model.stats import RecompressionStats
+
+cdef enum:
+    SELECT_CHUNKS = 4               # between two looks at the clock: 2048 slots, about 40 us
+    # Pages beyond the pool's limit, 256 KiB. A pool at its limit has no room for the first zspage of
+    # another class, up to 8 pages, and could never become smaller; a hundred classes begin that way
+    # before the old objects' zspages are empty. (A guess; with 64 no page was turned away.)
+    OVER = 64
+
+
+cdef struct job_t:
+    # constant
+    store_t* st
+    store_ctx_t* ctx
+    codec_ctx_t* codec
+    uint32_t prio
+    bint last                   # no configured algorithm has a higher priority
+    uint64_t wanted             # flags of a slot, all of which it must have
+    bint huge                   # raw pages only
+    uint32_t threshold          # bytes; 0 = none
+    uint64_t max_pages          # tries
+    candidates_t selected
+    uint64_t chunk              # where the selection goes on
+    # results
+    uint64_t tried
+    uint64_t won
+    uint64_t bytes_saved
+    uint64_t kept
+    uint64_t incompressible
+    uint64_t no_room
+    uint64_t busy
+
+
+# ---- first stage ------------------------------------------------------------------------------
+
+cdef inline bint eligible(job_t* job, uint64_t v) noexcept nogil:
+    if slot_type(v) != OBJ and slot_type(v) != HUGE or job.huge and slot_type(v) != HUGE:
+        return False
+    return (v & job.wanted == job.wanted and not v & SLOT_INCOMPRESSIBLE and slot_prio(v) < job.prio)
+
+
+cdef bint select_chunk(job_t* job, uint64_t chunk) noexcept nogil:
+    cdef store_t* st = job.st
+    cdef uint64_t slot = chunk << CHUNK_SHIFT, end = slot + CHUNK_SLOTS, v
+    cdef uint32_t size
+    cdef bint taken
+    if end > st.nr_slots:
+        end = st.nr_slots
+    while slot < end:
+        if eligible(job, load64(&st.slots[slot])):
+            size = 0
+            v = slot_lock(st, slot)
+            if eligible(job, v):
+                size = object_size(st, job.ctx, v)
+            taken = size != 0 and size >= job.threshold
+            slot_unlock(st, slot, v | SLOT_POST if taken else v)
+            # Without the lock, because it may wait for memory.
+            if taken and not candidates_add(&job.selected, slot, size):
+                slot_unlock(st, slot, slot_lock(st, slot) & ~<uint64_t>SLOT_POST)
+                return False
+        slot += 1
+    return True
+
+
+cdef int select_slice(job_t* job, uint64_t until) noexcept nogil:
+    """1 = more to look through, 0 = done, -1 = memory is short."""
+    cdef uint64_t chunk
+    while job.chunk < job.st.nr_chunks:
+        chunk = job.chunk
+        if load32(&job.st.chunks[chunk]) & CHUNK_USED != 0:
+            chunk_pin(job.st, chunk)
+            if not select_chunk(job, chunk):
+                chunk_unpin(job.st, chunk)
+                return -1
+            chunk_unpin(job.st, chunk)
+        job.chunk += 1
+        if job.chunk % SELECT_CHUNKS == 0 and now_ns() >= until:
+            return 1
+    return 0
+
+
+# ---- second stage -----------------------------------------------------------------------------
+
+cdef void commit(job_t* job, uint64_t slot, uint32_t size, uint32_t fresh) noexcept nogil:
+    """size, fresh: bytes of the object and of the one that was made of it."""
+    cdef store_t* st = job.st
+    cdef store_ctx_t* ctx = job.ctx
+    cdef size_class_t* old_class = class_for(st.pool, size)
+    cdef size_class_t* new_class = class_for(st.pool, fresh)
+    cdef uint64_t v = slot_lock(st, slot)
+    cdef int r
+    if not v & SLOT_POST:
+        slot_unlock(st, slot, v)
+        job.busy += 1
+        return
+    v &= ~<uint64_t>SLOT_POST
+    if new_class.size >= old_class.size or job.threshold != 0 and fresh >= job.threshold:
+        job.kept += 1
+        if job.last:
+            v |= SLOT_INCOMPRESSIBLE
+            job.incompressible += 1
+        slot_unlock(st, slot, v)
+        return
+    ctx.type = OBJ
+    ctx.data = ctx.comp
+    ctx.size = fresh
+    ctx.bits = <uint64_t>job.prio << PRIO_SHIFT
+    ctx.over = OVER
+    r = commit_locked(st, ctx, slot, v)
+    ctx.over = 0
+    if r == 0:
+        job.won += 1
+        job.bytes_saved += size - fresh
+    else:
+        job.no_room += 1
+
+
+cdef void recompress_page(job_t* job, uint64_t slot) noexcept nogil:
+    cdef store_t* st = job.st
+    cdef store_ctx_t* ctx = job.ctx
+    cdef uint64_t v = slot_lock(st, slot)
+    cdef uint32_t size
+    cdef int n
+    if not v & SLOT_POST:
+        slot_unlock(st, slot, v)
+        return
+    size = object_size(st, ctx, v)
+    if size == 0 or page_load(st, ctx, v, ctx.page) != 0:
+        slot_unlock(st, slot, v & ~<uint64_t>SLOT_POST)
+        return
+    # Touched, so idle no longer, whatever comes of it: that is the kernel's rule.
+    slot_unlock(st, slot, v & ~<uint64_t>SLOT_IDLE)
+    job.tried += 1
+    n = codec_compress(job.codec, ctx.page, PAGE, ctx.comp, <int>st.max_object)
+    commit(job, slot, size, <uint32_t>n if n > 0 else PAGE)
+
+
+cdef bint step_slice(job_t* job, uint64_t until) noexcept nogil:
+    """True if there is more to do."""
+    cdef uint64_t slot
+    while job.tried < job.max_pages:
+        if not candidates_take(&job.selected, &slot):
+            return False
+        chunk_pin(job.st, slot >> CHUNK_SHIFT)
+        recompress_page(job, slot)
+        chunk_unpin(job.st, slot >> CHUNK_SHIFT)
+        if now_ns() >= until:
+            return True
+    return False
+
+
+cdef void drop_rest(job_t* job, bint closed) noexcept nogil:
+    cdef uint64_t slot
+    while candidates_take(&job.selected, &slot):
+        if not closed:
+            slot_unselect(job.st, slot)
+
+
+# ---- Python -----------------------------------------------------------------------------------
+
+# The collector must not take the store away before __dealloc__ has used it.
+@cython.no_gc_clear
+cdef class Recompression:
+    """One recompression of a store, with the algorithm of a priority (1 to 3).
+
+    idle, huge: only pages that are idle, stored raw, or both. threshold: leaves objects of fewer bytes
+    alone, and takes results of fewer bytes only; 0 = any. max_pages: how many pages are tried at
+    most; None = no limit.
+
+    To be driven so: select() until it answers False, step() until it answers False, then finish(),
+    which must be called whatever happened, and before the store is closed. Each gives the GIL up, holds
+    no lock for longer than a page takes, and can be the last: what was done is complete.
+    Raises ValueError (priority not configured, threshold), OSError(EBUSY) beside another one, MemoryError.
+    """
+    cdef job_t job
+    cdef Store store                # None once finished
+
+    def __cinit__(self, Store store not None, priority, *, bint idle=False, bint huge=False,
+                  threshold=0, max_pages=None):
+        candidates_init(&self.job.selected)
+        if not 1 <= priority < NR_PRIO or store.codecs[priority] is None:
+            raise ValueError(f"no secondary algorithm has the priority {priority}")
+        store.check_range(0, 0)
+        if not 0 <= threshold <= store.st.max_object:
+            raise ValueError(
+                f"a threshold of at most {store.st.max_object} bytes expected, got {threshold}: larger "
+                "objects are stored raw")
+        self.job.st = store.st
+        self.job.prio = priority
+        self.job.last = not any(store.codecs[priority + 1:])
+        self.job.wanted = SLOT_IDLE if idle else 0
+        self.job.huge = huge
+        self.job.threshold = threshold
+        self.job.max_pages = UINT64_MAX if max_pages is None else min(max_pages, UINT64_MAX)
+        store.begin_post()
+        self.store = store
+        try:
+            self.job.ctx = store.take_ctx()
+            self.job.codec = codec_ctx_new(&self.job.st.codec[priority], True)
+            if self.job.codec == NULL:
+                raise MemoryError(f"no memory for a context of {store.codecs[priority]!r}")
+        except BaseException:
+            self.finish()
+            raise
+
+    def __dealloc__(self):
+        if self.store is not None:
+            self.finish()
+
+    cdef int expect_open(self) except -1:
+        if self.store is None:
+            raise ValueError("this recompression is finished")
+        self.store.check_range(0, 0)
+        return 0
+
+    def select(self, uint64_t ns):
+        """First stage, for about ns nanoseconds. True if there are pages left to look at.
+        MemoryError: 8 bytes a page that is worth it are needed."""
+        cdef int r
+        self.expect_open()
+        with nogil:
+            r = select_slice(&self.job, now_ns() + ns)
+        if r < 0:
+            raise MemoryError("no memory to remember which pages to recompress")
+        return r == 1
+
+    def step(self, uint64_t ns):
+        """Second stage, for about ns nanoseconds, but at least one page. True if there is more to do."""
+        cdef bint more
+        self.expect_open()
+        with nogil:
+            more = step_slice(&self.job, now_ns() + ns)
+        return more
+
+    def finish(self):
+        """Leaves alone what was selected and not yet done. Returns stats()."""
+        cdef store_ctx_t* ctx = self.job.ctx
+        cdef bint closed
+        store, self.store = self.store, None
+        if store is not None:
+            closed = (<Store>store).st == NULL
+            with nogil:
+                drop_rest(&self.job, closed)
+            self.job.ctx = NULL
+            if ctx != NULL:
+                (<Store>store).put_ctx(ctx)
+            codec_ctx_free(self.job.codec)
+            self.job.codec = NULL
+            (<Store>store).end_post()
+        return self.stats()
+
+    def stats(self):
+        cdef job_t* job = &self.job
+        return RecompressionStats(
+            tried=job.tried, won=job.won, bytes_saved=job.bytes_saved, kept=job.kept,
+            incompressible=job.incompressible, no_room=job.no_room, busy=job.busy)

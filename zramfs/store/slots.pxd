@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+# Lock order, outermost first: chunk pin (store_t.chunks), slot lock (bit 0 of a slot), then the
+# locks of the pool (allocator/zspage.pxd). A thread holds one slot at a time.
+"""The slot table: one 64-bit word for each 4 KiB page of the device.
+
+    63                                   24 23        10 9  8  7   6   5  4 3    1  0
+    +---------------------------------------+-----------+--+--+---+---+----+------+----+
+    | location (zspage, object index), or   | 0         |S |P |inc|idl|prio| type |lock|
+    | the word of a same-filled page        |           |  |  |   |   |    |      |    |
+    +---------------------------------------+-----------+--+--+---+---+----+------+----+
+    type  EMPTY, SAME (word in the slot), SAME_OBJ (word in an 8-byte object), OBJ (compressed),
+          HUGE (raw, one page), WRITTEN_BACK (bits 10 to 63: zramfs/store/backing.pxd); two more stay free
+          for shared objects and for units of several pages
+    prio  priority of the algorithm that compressed it, 0 = primary
+    idl   idle: not used since it was marked       inc  incompressible by every algorithm
+    P     selected for post-processing             S    SAME: the word is two equal 32-bit halves
+    EMPTY is all zeros; SAME and SAME_OBJ have neither prio nor idl, inc, P.
+
+Post-processing (recompression, write-back) has two stages. The first selects a page: under the slot
+lock it sets P. Every read, write and free of the page clears P. The second does its slow work with
+no lock held, takes the slot lock again, and commits only if P is still set, which it clears: then
+the page still has the bytes that it had and nobody has asked for them. Its location may be another
+one by then, since object compaction moves objects and keeps P; so the location to free is that of
+the second look. One post-processing runs at a time in a store (whoever starts it sees to that), and
+leaves no P behind.
+
+A write commits with one store into its slot, which also drops the lock: at every instant a slot
+names a whole object. The old object is freed after that.
+
+Chunks: 512 slots, one page of the table, 2 MiB of the device. A chunk's word counts the slots in
+use (low half) and the threads inside (high half). A chunk that counts no slot is never looked at,
+so an unwritten device costs nothing, and its page of the table goes back to the OS.
+"""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from allocator.frames cimport arena_t
+from allocator.zspage cimport pool_t
+from zramfs.store.backing cimport backing_t
+from zramfs.codecs.codec cimport codec_ctx_t, codec_t
+
+cdef enum:
+    PAGE = 4096
+    PAGE_SHIFT = 12
+    CHUNK_SHIFT = 9             # slots a chunk, as a power of two
+    CHUNK_SLOTS = 512
+
+    SLOT_LOCK = 1
+    TYPE_SHIFT = 1
+    TYPE_MASK = 7
+    EMPTY = 0
+    SAME = 1
+    SAME_OBJ = 2
+    OBJ = 3
+    HUGE = 4
+    WRITTEN_BACK = 5
+
+    PRIO_SHIFT = 4
+    PRIO_MASK = 3
+    SLOT_IDLE = 1 << 6
+    SLOT_INCOMPRESSIBLE = 1 << 7
+    SLOT_POST = 1 << 8
+    SLOT_HALVES = 1 << 9
+    LOC_SHIFT = 24
+
+    NR_PRIO = 4
+
+    # What a slot has to be to be selected for post-processing: all that is named. 0: an object.
+    WANT_IDLE = 1
+    WANT_HUGE = 2
+    WANT_INCOMPRESSIBLE = 4
+
+    CHUNK_USED = 0xffff         # mask of the slots in use, 0 to 512
+    CHUNK_PIN = 1 << 16         # one thread inside; up to 2^15 - 1
+cdef extern from *:
+    """
+    #define CHUNK_CLOSING 0x80000000u /* its page of the table is being given back */
+    """
+    const uint32_t CHUNK_CLOSING
+
+
+cdef struct store_t:
+    # constant
+    arena_t* arena
+    pool_t* pool
+    uint64_t* slots             # slot words: atomic, each guarded by its lock bit
+    uint32_t* chunks            # chunk words: atomic
+    uint64_t nr_slots
+    uint64_t nr_chunks
+    codec_t codec[NR_PRIO]
+    uint32_t max_object         # largest compressed size that is kept; larger pages are huge
+    bint stays_ready            # the slot table is resident and stays so, and contexts are made resident
+    backing_t* backing          # NULL = none
+    # access times (access.pxd): seconds since boot, one for each slot, written without a lock
+    uint32_t* atime             # atomic: NULL until tracking was switched on for the first time
+    uint64_t atime_len          # bytes of that mapping; under Store's GIL
+    uint32_t atime_on           # atomic: 0 or 1
+    uint32_t atime_since        # atomic: when it was switched on; no page counts as older
+    # statistics: atomic, relaxed
+    uint64_t pages_stored
+    uint64_t compr_bytes
+    uint64_t same_pages
+    uint64_t huge_pages
+    uint64_t huge_pages_since
+    uint64_t failed_reads
+    uint64_t failed_writes
+    uint64_t notify_free
+    uint64_t written_back       # pages on the backing store
+
+
+cdef struct store_ctx_t:        # one thread's workspace
+    store_t* st
+    codec_ctx_t* codec[NR_PRIO]     # those of the secondary algorithms only decompress
+    uint8_t* page               # a whole page in read-modify-write
+    uint8_t* comp               # a compressed page
+    uint8_t* scratch            # an object that straddles two frames
+    uint8_t* io                 # FETCH_BYTES: blocks of the backing store
+    bint may_wait               # for the backing store; else its pages are -EAGAIN
+    # the page that prepare() has looked at
+    uint32_t type
+    uint32_t size               # bytes of the object, 0 = none
+    const uint8_t* data         # the object's bytes
+    uint64_t word               # of a same-filled page
+    uint64_t bits               # what the slot holds besides type and location: a priority
+    uint32_t over               # pages that the pool may take beyond its limit for it
+
+
+# Threads between these two may touch the chunk's slots. try: False while it is being given back.
+# The last to leave a chunk without a slot in use gives its page of the table back to the OS.
+cdef void chunk_pin(store_t* st, uint64_t chunk) noexcept nogil
+cdef bint chunk_try_pin(store_t* st, uint64_t chunk) noexcept nogil
+cdef void chunk_unpin(store_t* st, uint64_t chunk) noexcept nogil
+
+# Whole pages; the caller has pinned the chunk. 0 or a negative errno; on an error the slot keeps
+# what it held. -EAGAIN, from all but write and free: the page is on the backing store, and the context
+# may not wait for that.
+cdef int page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil
+cdef int page_write(store_t* st, store_ctx_t* ctx, uint64_t slot, const uint8_t* src) noexcept nogil
+# Bytes [start, start + n) of a page: src, or zeros where src is NULL.
+cdef int page_update(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t start, const uint8_t* src,
+                     uint32_t n) noexcept nogil
+cdef void page_free(store_t* st, uint64_t slot) noexcept nogil
+
+# For post-processing and those who look. The value of a locked slot, without the lock bit; the store
+# of a value that unlocks it. Held for a decompression or the copy of one object.
+cdef uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil
+cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil
+# The page that the value of a locked slot names; no access: flags and access time stay. 0 or -EIO.
+cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil
+# The same for one on the backing store, whose blocks the caller has pinned, or nobody else is at work.
+cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil
+# Stores what ctx.type, size, data, word, bits and over say in a locked slot, frees what its value old names,
+# and unlocks it. On an error (-ENOSPC, -EIO) the slot gets the value old.
+cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t old) noexcept nogil
+# Bytes of the object of a locked slot; 0 if it is damaged.
+cdef uint32_t object_size(store_t* st, store_ctx_t* ctx, uint64_t v) noexcept nogil
+# Post-processing, in the steps select, copy, commit; each pins the chunk itself. A slot that is read,
+# written or freed after it was selected is not selected any more: the later steps then do nothing.
+# Bytes of the object if the slot is as wanted, has an object and was not selected before; else 0.
+cdef uint32_t slot_select(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t want) noexcept nogil
+cdef void slot_unselect(store_t* st, uint64_t slot) noexcept nogil
+# The object of a selected slot to dst (a page): its size in bytes, or 0.
+cdef uint32_t slot_copy(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil
+# A selected slot's object lies on the backing store now (place: back_place()). False: it lies there
+# for nobody.
+cdef bint slot_written_back(store_t* st, uint64_t slot, uint64_t place) noexcept nogil
+
+# Object compaction's hooks, see pool_ops_t. ctx is the store.
+cdef bint slot_pin(void* st, uint64_t slot, uint64_t loc) noexcept nogil
+cdef void slot_moved(void* st, uint64_t slot, uint64_t loc) noexcept nogil
+
+cdef inline uint32_t slot_type(uint64_t v) noexcept nogil:
+    return <uint32_t>(v >> TYPE_SHIFT) & TYPE_MASK
+
+cdef inline uint32_t slot_prio(uint64_t v) noexcept nogil:
+    return <uint32_t>(v >> PRIO_SHIFT) & PRIO_MASK
+
+cdef inline bint has_object(uint64_t v) noexcept nogil:
+    return slot_type(v) == OBJ or slot_type(v) == HUGE or slot_type(v) == SAME_OBJ

@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+# Lock order: see slots.pxd. Functions named _locked are given the value of a slot that the caller
+# has locked, and unlock it.
+"""Pages of the device: read, write, update and free one slot."""
+from libc.errno cimport EAGAIN, EIO, ENOMEM, ENOSPC
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from allocator.frames cimport arena_t
+from allocator.layout cimport LOC_BITS
+from allocator.prim cimport *
+from allocator.zsmalloc cimport zs_free, zs_malloc_over, zs_map, zs_unmap, zs_write
+from zramfs.store.backing cimport (
+    BACK_SIZE_SHIFT, backing_fetch, backing_pin, backing_release, backing_unpin, back_size,
+)
+from zramfs.codecs.codec cimport codec_compress, codec_decompress
+from zramfs.store.page cimport boot_seconds, fill_words, same_filled
+
+
+# ---- chunks -----------------------------------------------------------------------------------
+
+cdef void chunk_pin(store_t* st, uint64_t chunk) noexcept nogil:
+    cdef unsigned int round = 0
+    while add32(&st.chunks[chunk], CHUNK_PIN) & CHUNK_CLOSING:
+        sub32(&st.chunks[chunk], CHUNK_PIN)
+        relax(round)
+        round += 1
+
+
+cdef bint chunk_try_pin(store_t* st, uint64_t chunk) noexcept nogil:
+    if add32(&st.chunks[chunk], CHUNK_PIN) & CHUNK_CLOSING:
+        sub32(&st.chunks[chunk], CHUNK_PIN)
+        return False
+    return True
+
+
+cdef void chunk_give_back(store_t* st, uint64_t chunk) noexcept nogil:
+    """Returns the chunk's page of the slot table to the OS, if no slot is in use and nobody is
+    inside; the word's top bit keeps others out meanwhile."""
+    cdef int64_t off
+    if st.stays_ready or not cas32(&st.chunks[chunk], 0, CHUNK_CLOSING):
+        return
+    off = <int64_t>(st.arena.sb.user_off + chunk * PAGE)
+    fallocate(st.arena.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off, PAGE)
+    # A subtraction, because a thread that is being turned away may have added its pin.
+    sub32(&st.chunks[chunk], CHUNK_CLOSING)
+
+
+cdef void chunk_unpin(store_t* st, uint64_t chunk) noexcept nogil:
+    # Not only after a discard: a look at a slot, or a write that failed, brings the page into
+    # being too, and whoever is inside keeps the discarding thread from giving it back.
+    if sub32(&st.chunks[chunk], CHUNK_PIN) == 0:
+        chunk_give_back(st, chunk)
+
+
+# ---- slots ------------------------------------------------------------------------------------
+
+cdef uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil:
+    cdef unsigned int round = 0
+    cdef uint64_t v
+    while True:
+        v = peek64(&st.slots[slot])
+        if not v & SLOT_LOCK and cas64(&st.slots[slot], v, v | SLOT_LOCK):
+            return v
+        relax(round)
+        round += 1
+
+
+cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
+    store64(&st.slots[slot], v)
+
+
+cdef bint slot_pin(void* st, uint64_t slot, uint64_t loc) noexcept nogil:
+    cdef store_t* s = <store_t*>st
+    cdef uint64_t v
+    if slot >= s.nr_slots or not chunk_try_pin(s, slot >> CHUNK_SHIFT):
+        return False
+    v = peek64(&s.slots[slot])
+    # An object that its slot does not name is about to be committed or freed by another thread.
+    if (not v & SLOT_LOCK and has_object(v) and v >> LOC_SHIFT == loc
+            and cas64(&s.slots[slot], v, v | SLOT_LOCK)):
+        return True
+    chunk_unpin(s, slot >> CHUNK_SHIFT)
+    return False
+
+
+cdef void slot_moved(void* st, uint64_t slot, uint64_t loc) noexcept nogil:
+    cdef store_t* s = <store_t*>st
+    cdef uint64_t v = peek64(&s.slots[slot])
+    v = (v & ((1u << LOC_SHIFT) - 1) & ~<uint64_t>SLOT_LOCK) | (loc << LOC_SHIFT)
+    slot_unlock(s, slot, v)
+    chunk_unpin(s, slot >> CHUNK_SHIFT)
+
+
+cdef inline void touch(store_t* st, uint64_t slot) noexcept nogil:
+    if load32(&st.atime_on):
+        store32(&st.atime[slot], boot_seconds())
+
+
+# ---- what a slot names --------------------------------------------------------------------------
+
+cdef inline bint fits_slot(uint64_t word) noexcept nogil:
+    return word >> LOC_BITS == 0 or word >> 32 == <uint32_t>word
+
+
+cdef inline uint64_t same_slot(uint64_t word) noexcept nogil:
+    if word >> LOC_BITS == 0:
+        return SAME << TYPE_SHIFT | word << LOC_SHIFT
+    return SAME << TYPE_SHIFT | SLOT_HALVES | <uint64_t><uint32_t>word << LOC_SHIFT
+
+
+cdef inline uint64_t same_word(uint64_t v) noexcept nogil:
+    cdef uint64_t word = v >> LOC_SHIFT
+    return word << 32 | word if v & SLOT_HALVES else word
+
+
+cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil:
+    # SAME and EMPTY need no lock: the value is all.
+    cdef const uint8_t* p
+    cdef uint64_t word
+    cdef uint32_t size = 0, kind = slot_type(v)
+    cdef int r = 0
+    if kind == EMPTY:
+        memset(dst, 0, PAGE)
+        return 0
+    if kind == SAME:
+        fill_words(dst, same_word(v))
+        return 0
+    p = zs_map(st.pool, v >> LOC_SHIFT, ctx.scratch, &size)
+    if p == NULL:
+        return -EIO
+    if kind == OBJ:
+        if codec_decompress(ctx.codec[slot_prio(v)], p, <int>size, dst, PAGE) != PAGE:
+            r = -EIO
+    elif kind == HUGE and size == PAGE:
+        memcpy(dst, p, PAGE)
+    elif kind == SAME_OBJ and size == sizeof(word):
+        memcpy(&word, p, sizeof(word))
+        fill_words(dst, word)
+    else:
+        r = -EIO
+    zs_unmap(st.pool, v >> LOC_SHIFT)
+    return r
+
+
+cdef int unpack(store_ctx_t* ctx, uint64_t v, const uint8_t* p, uint32_t size, uint8_t* dst) noexcept nogil:
+    """The page whose object, compressed or raw, lies at p."""
+    if size == PAGE:
+        memcpy(dst, p, PAGE)
+        return 0
+    if codec_decompress(ctx.codec[(v >> PRIO_SHIFT) & PRIO_MASK], p, <int>size, dst, PAGE) != PAGE:
+        return -EIO
+    return 0
+
+
+cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil:
+    cdef const uint8_t* p = backing_fetch(st.backing, slot, v, ctx.io)
+    return unpack(ctx, v, p, back_size(v), dst) if p != NULL else -EIO
+
+
+cdef int fetch_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil:
+    """The page of a locked slot that was written back. The slot is unlocked before the device is
+    asked; after a success the object's blocks are pinned, for whom comes back to see whether the slot
+    still names it: as long as they are, no other object can lie there, so an equal slot is the same."""
+    cdef int r
+    if not ctx.may_wait:
+        slot_unlock(st, slot, v)
+        return -EAGAIN
+    backing_pin(st.backing, v)
+    slot_unlock(st, slot, v & ~<uint64_t>SLOT_IDLE)
+    r = back_load(st, ctx, slot, v, dst)
+    if r != 0:
+        backing_unpin(st.backing, v)
+    return r
+
+
+cdef void release(store_t* st, uint64_t v) noexcept nogil:
+    """Frees what an old value named, which no slot names any more."""
+    cdef uint32_t kind = slot_type(v)
+    cdef int size
+    if kind == EMPTY:
+        return
+    if kind == SAME or kind == SAME_OBJ:
+        sub64(&st.same_pages, 1)
+    if kind == HUGE:
+        sub64(&st.huge_pages, 1)
+    if kind == WRITTEN_BACK:
+        sub64(&st.written_back, 1)
+        backing_release(st.backing, v)
+    if has_object(v):
+        size = zs_free(st.pool, v >> LOC_SHIFT)
+        if size > 0 and kind != SAME_OBJ:
+            sub64(&st.compr_bytes, <uint64_t>size)
+
+
+cdef void prepare(store_t* st, store_ctx_t* ctx, const uint8_t* page) noexcept nogil:
+    """Decides how a page will be kept, and compresses it; touches nothing shared."""
+    cdef int n
+    ctx.bits = 0
+    ctx.over = 0
+    if same_filled(page, &ctx.word):
+        ctx.type = SAME if fits_slot(ctx.word) else SAME_OBJ
+        ctx.data = <const uint8_t*>&ctx.word
+        ctx.size = 0 if ctx.type == SAME else sizeof(ctx.word)
+        return
+    n = codec_compress(ctx.codec[0], page, PAGE, ctx.comp, <int>st.max_object)
+    if n > 0:
+        ctx.type = OBJ
+        ctx.data = ctx.comp
+        ctx.size = <uint32_t>n
+    else:
+        ctx.type = HUGE
+        ctx.data = page
+        ctx.size = PAGE
+
+
+cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t old) noexcept nogil:
+    cdef uint64_t loc = 0, new
+    cdef int r
+    if ctx.type == SAME:
+        new = same_slot(ctx.word)
+    else:
+        r = zs_malloc_over(st.pool, ctx.size, slot, ctx.over, &loc)
+        if r == 0:
+            r = zs_write(st.pool, loc, ctx.data, ctx.size)
+        if r != 0:
+            slot_unlock(st, slot, old)
+            return -ENOSPC if r == -ENOMEM else r
+        new = <uint64_t>ctx.type << TYPE_SHIFT | loc << LOC_SHIFT | ctx.bits
+    if slot_type(old) == EMPTY:
+        add32(&st.chunks[slot >> CHUNK_SHIFT], 1)
+        add64(&st.pages_stored, 1)
+    # Counted before anybody can free it: a sum must not pass below zero, even for a moment.
+    if ctx.type == SAME or ctx.type == SAME_OBJ:
+        add64(&st.same_pages, 1)
+    else:
+        add64(&st.compr_bytes, ctx.size)
+    if ctx.type == HUGE:
+        add64(&st.huge_pages, 1)
+        add64(&st.huge_pages_since, 1)
+    slot_unlock(st, slot, new)
+    release(st, old)
+    return 0
+
+
+# ---- whole pages ----------------------------------------------------------------------------------
+
+cdef int page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil:
+    cdef uint64_t v = load64(&st.slots[slot])
+    cdef int r
+    touch(st, slot)
+    if not v & SLOT_LOCK and slot_type(v) <= SAME:
+        return page_load(st, ctx, v, dst)
+    v = slot_lock(st, slot)
+    if slot_type(v) == WRITTEN_BACK:
+        # What the slot named when it was locked is an answer, whatever was written meanwhile.
+        r = fetch_locked(st, ctx, slot, v, dst)
+        if r == 0:
+            backing_unpin(st.backing, v)
+        return r
+    r = page_load(st, ctx, v, dst)
+    slot_unlock(st, slot, v & ~<uint64_t>(SLOT_IDLE | SLOT_POST))
+    return r
+
+
+cdef int page_write(store_t* st, store_ctx_t* ctx, uint64_t slot, const uint8_t* src) noexcept nogil:
+    prepare(st, ctx, src)
+    touch(st, slot)
+    return commit_locked(st, ctx, slot, slot_lock(st, slot))
+
+
+cdef int page_update(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t start, const uint8_t* src,
+                     uint32_t n) noexcept nogil:
+    cdef uint64_t v = slot_lock(st, slot), now
+    cdef bint fetched = False
+    cdef int r
+    while slot_type(v) == WRITTEN_BACK and not fetched:
+        r = fetch_locked(st, ctx, slot, v, ctx.page)
+        if r != 0:
+            return r
+        now = slot_lock(st, slot)
+        backing_unpin(st.backing, v)
+        fetched = slot_type(now) == WRITTEN_BACK and now >> BACK_SIZE_SHIFT == v >> BACK_SIZE_SHIFT
+        v = now
+    if src == NULL and slot_type(v) == EMPTY:
+        slot_unlock(st, slot, v)
+        return 0
+    r = 0 if fetched else page_load(st, ctx, v, ctx.page)
+    if r != 0:
+        slot_unlock(st, slot, v)
+        return r
+    if src != NULL:
+        memcpy(ctx.page + start, src, n)
+    else:
+        memset(ctx.page + start, 0, n)
+    touch(st, slot)
+    prepare(st, ctx, ctx.page)
+    return commit_locked(st, ctx, slot, v)
+
+
+cdef void page_free(store_t* st, uint64_t slot) noexcept nogil:
+    cdef uint64_t v = load64(&st.slots[slot])
+    # A locked empty slot is being written: this free came first.
+    if slot_type(v) == EMPTY:
+        return
+    v = slot_lock(st, slot)
+    slot_unlock(st, slot, 0)
+    if slot_type(v) == EMPTY:
+        return
+    sub32(&st.chunks[slot >> CHUNK_SHIFT], 1)
+    sub64(&st.pages_stored, 1)
+    release(st, v)
+
+
+# ---- post-processing ----------------------------------------------------------------------------
+
+cdef uint32_t object_size(store_t* st, store_ctx_t* ctx, uint64_t v) noexcept nogil:
+    cdef uint32_t size = 0
+    if slot_type(v) == HUGE:
+        return PAGE
+    if zs_map(st.pool, v >> LOC_SHIFT, ctx.scratch, &size) == NULL:
+        return 0
+    zs_unmap(st.pool, v >> LOC_SHIFT)
+    return size
+
+
+cdef inline bint wanted(uint64_t v, uint32_t want) noexcept nogil:
+    if (slot_type(v) != OBJ and slot_type(v) != HUGE) or v & SLOT_POST:
+        return False
+    return ((not want & WANT_IDLE or v & SLOT_IDLE) and (not want & WANT_HUGE or slot_type(v) == HUGE)
+            and (not want & WANT_INCOMPRESSIBLE or v & SLOT_INCOMPRESSIBLE))
+
+
+cdef uint32_t slot_select(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t want) noexcept nogil:
+    cdef uint32_t size = 0
+    cdef uint64_t v
+    # Looked at first without the lock: most slots are not wanted.
+    if load32(&st.chunks[slot >> CHUNK_SHIFT]) & CHUNK_USED == 0 or not wanted(load64(&st.slots[slot]), want):
+        return 0
+    chunk_pin(st, slot >> CHUNK_SHIFT)
+    v = slot_lock(st, slot)
+    if wanted(v, want):
+        size = object_size(st, ctx, v)
+        if size != 0:
+            v |= SLOT_POST
+    slot_unlock(st, slot, v)
+    chunk_unpin(st, slot >> CHUNK_SHIFT)
+    return size
+
+
+cdef void slot_unselect(store_t* st, uint64_t slot) noexcept nogil:
+    chunk_pin(st, slot >> CHUNK_SHIFT)
+    slot_unlock(st, slot, slot_lock(st, slot) & ~<uint64_t>SLOT_POST)
+    chunk_unpin(st, slot >> CHUNK_SHIFT)
+
+
+cdef uint32_t slot_copy(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil:
+    cdef const uint8_t* p
+    cdef uint32_t size = 0
+    cdef uint64_t v
+    # Before the lock: see "Why swap cannot deadlock" in docs/concurrency.md.
+    if st.stays_ready:
+        make_resident(dst, PAGE)
+    chunk_pin(st, slot >> CHUNK_SHIFT)
+    v = slot_lock(st, slot)
+    if v & SLOT_POST:
+        p = zs_map(st.pool, v >> LOC_SHIFT, ctx.scratch, &size)
+        if p != NULL:
+            memcpy(dst, p, size)
+            zs_unmap(st.pool, v >> LOC_SHIFT)
+    slot_unlock(st, slot, v)
+    chunk_unpin(st, slot >> CHUNK_SHIFT)
+    return size
+
+
+cdef bint slot_written_back(store_t* st, uint64_t slot, uint64_t place) noexcept nogil:
+    cdef uint64_t v, kept = PRIO_MASK << PRIO_SHIFT | SLOT_INCOMPRESSIBLE
+    cdef bint selected
+    chunk_pin(st, slot >> CHUNK_SHIFT)
+    v = slot_lock(st, slot)
+    selected = v & SLOT_POST != 0
+    if selected:
+        add64(&st.written_back, 1)
+        slot_unlock(st, slot, place | WRITTEN_BACK << TYPE_SHIFT | v & kept)
+        release(st, v)
+    else:
+        slot_unlock(st, slot, v)
+    chunk_unpin(st, slot >> CHUNK_SHIFT)
+    return selected

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory of a store; see tables.pxd."""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from allocator.frames cimport arena_t
+from allocator.layout cimport CHAIN_MAX
+from allocator.pool cimport pool_delete, pool_new
+from allocator.prim cimport *
+from allocator.zspage cimport pool_ops_t
+from zramfs.store.backing cimport FETCH_BYTES
+from zramfs.codecs.codec cimport codec_ctx_free, codec_ctx_new
+from zramfs.store.slots cimport *
+
+cdef extern from "<malloc.h>" nogil:
+    size_t malloc_usable_size(void* p) noexcept
+
+
+cdef void store_delete(store_t* st) noexcept nogil:
+    if st == NULL:
+        return
+    pool_delete(st.pool, False)
+    if st.chunks != NULL:
+        munmap(st.chunks, st.nr_chunks * sizeof(uint32_t))
+    if st.atime != NULL:
+        munmap(st.atime, st.atime_len)
+    free(st)
+
+
+cdef store_t* store_new(arena_t* arena, uint64_t nr_slots) noexcept nogil:
+    cdef store_t* st = <store_t*>calloc(1, sizeof(store_t))
+    cdef pool_ops_t ops
+    cdef void* chunks
+    if st == NULL:
+        return NULL
+    st.nr_slots = nr_slots
+    st.nr_chunks = chunks_of(nr_slots)
+    st.arena = arena
+    st.slots = <uint64_t*>arena.user
+    chunks = mmap(NULL, st.nr_chunks * sizeof(uint32_t), PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if chunks != MAP_FAILED:
+        st.chunks = <uint32_t*>chunks
+        ops.ctx = st
+        ops.pin = slot_pin
+        ops.moved = slot_moved
+        st.pool = pool_new(st.arena, CHAIN_MAX, &ops)
+    if st.pool == NULL:
+        store_delete(st)
+        return NULL
+    st.max_object = st.pool.huge_size - 1
+    return st
+
+
+cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil:
+    # One block: the context on a page of its own, then page, scratch, comp, io.
+    cdef uint8_t* block = <uint8_t*>aligned_alloc(PAGE, 4 * PAGE + FETCH_BYTES)
+    cdef store_ctx_t* ctx = <store_ctx_t*>block
+    cdef int prio
+    if block == NULL:
+        return NULL
+    memset(block, 0, 4 * PAGE + FETCH_BYTES)
+    ctx.st = st
+    ctx.page = block + PAGE
+    ctx.scratch = block + 2 * PAGE
+    ctx.comp = block + 3 * PAGE
+    ctx.io = block + 4 * PAGE
+    for prio in range(NR_PRIO):
+        if prio != 0 and st.codec[prio].algo == 0:
+            continue
+        ctx.codec[prio] = codec_ctx_new(&st.codec[prio], prio == 0)
+        if ctx.codec[prio] == NULL:
+            store_ctx_free(ctx)
+            return NULL
+        if st.stays_ready:
+            make_resident(ctx.codec[prio], malloc_usable_size(ctx.codec[prio]))
+    return ctx
+
+
+cdef void store_ctx_free(store_ctx_t* ctx) noexcept nogil:
+    cdef int prio
+    if ctx == NULL:
+        return
+    for prio in range(NR_PRIO):
+        if ctx.codec[prio] != NULL:
+            codec_ctx_free(ctx.codec[prio])
+    free(ctx)

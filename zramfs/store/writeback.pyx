@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write-back; see writeback.pxd."""
+cimport cython
+from libc.errno cimport EFBIG, ENOSPC
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memmove, memset
+
+from allocator.prim cimport aligned_alloc, load32, now_ns
+from zramfs.store.backing cimport (
+    BACK_HEADER, BLOCK, BLOCK_SHIFT, UNIT_SHIFT, back_extent, back_place, back_sum, backing_add,
+    backing_remove, backing_take, backing_unpin_block, backing_write,
+)
+from zramfs.store.candidates cimport candidates_add, candidates_init, candidates_take
+from zramfs.store.slots cimport (
+    CHUNK_SHIFT, CHUNK_USED, WANT_HUGE, WANT_IDLE, WANT_INCOMPRESSIBLE, slot_copy, slot_select,
+    slot_unselect, slot_written_back, store_ctx_t,
+)
+from zramfs.store.store cimport Store
+
+cdef extern from "errno.h" nogil:
+    enum: EDQUOT
+
+cdef enum:
+    # 1 MiB: what a loop device or a disk takes at once. More would only take longer to stop.
+    MAX_BATCH = 256
+
+MODES = {
+    "idle": WANT_IDLE, "huge": WANT_HUGE, "huge_idle": WANT_HUGE | WANT_IDLE,
+    "incompressible": WANT_INCOMPRESSIBLE, None: 0,
+}
+
+
+# ---- a batch --------------------------------------------------------------------------------------
+
+cdef void drop(job_t* job) noexcept nogil:
+    """What is in the batch stays in memory."""
+    cdef uint32_t i
+    for i in range(job.nr_placed):
+        backing_remove(job.st.backing, job.placed[i].offset, back_extent(job.placed[i].size))
+        slot_unselect(job.st, job.placed[i].slot)
+    for i in range(job.blocks):
+        backing_unpin_block(job.st.backing, job.first + i)
+    job.nr_placed = job.blocks = job.fill = 0
+
+
+cdef void commit(job_t* job, uint64_t end) noexcept nogil:
+    """What lies wholly before the byte `end` of the backing store is on the device now."""
+    cdef placed_t* p
+    cdef uint32_t i, kept = 0
+    for i in range(job.nr_placed):
+        p = &job.placed[i]
+        if p.offset + back_extent(p.size) > end:
+            job.placed[kept] = p[0]
+            kept += 1
+        elif slot_written_back(job.st, p.slot, back_place(p.offset, p.size, p.sum)):
+            job.pages += 1
+        else:
+            job.passed += 1
+            backing_remove(job.st.backing, p.offset, back_extent(p.size))
+    job.nr_placed = kept
+
+
+cdef void flush(job_t* job, bint whole) noexcept nogil:
+    """Writes the batch, its full blocks or all of it, as far as that is allowed. If that fails the batch
+    is dropped."""
+    cdef uint32_t n = job.fill >> BLOCK_SHIFT, i
+    cdef int r
+    if whole:
+        n = (job.fill + BLOCK - 1) >> BLOCK_SHIFT
+        memset(job.data + job.fill, 0, (n << BLOCK_SHIFT) - job.fill)
+    n = <uint32_t>min(<uint64_t>n, job.allowed)
+    if n == 0:
+        return
+    r = backing_write(job.st.backing, job.first, n, job.data)
+    if r != 0:
+        job.error = r
+        job.full = job.full or r == -ENOSPC or r == -EDQUOT or r == -EFBIG
+        job.failed += job.nr_placed
+        drop(job)
+        return
+    job.allowed -= n
+    commit(job, (job.first + n) << BLOCK_SHIFT)
+    for i in range(n):
+        backing_unpin_block(job.st.backing, job.first + i)
+    job.first += n
+    job.blocks -= n
+    job.fill = job.fill - (n << BLOCK_SHIFT) if job.fill > n << BLOCK_SHIFT else 0
+    memmove(job.data, job.data + (n << BLOCK_SHIFT), job.fill)
+
+
+cdef bint make_room(job_t* job, uint32_t extent) noexcept nogil:
+    """Blocks for one more object, behind those of the batch; that is written before where it is full or
+    where the next block is taken. False: nothing more is allowed, or the device is full."""
+    cdef int64_t block
+    if extent == BLOCK:
+        # Raw pages come first, as the largest; behind anything else they begin a block all the same.
+        memset(job.data + job.fill, 0, -job.fill & (BLOCK - 1))
+        job.fill = (job.fill + BLOCK - 1) & ~<uint32_t>(BLOCK - 1)
+    if job.fill + extent > job.batch << BLOCK_SHIFT:
+        flush(job, False)
+    if job.fill + extent > job.batch << BLOCK_SHIFT:
+        return False
+    while job.fill + extent > job.blocks << BLOCK_SHIFT and not job.full:
+        block = backing_take(job.st.backing, job.first + job.blocks if job.blocks else <uint64_t>-1)
+        if block < 0:
+            job.full = True
+            job.error = -ENOSPC
+            break
+        if job.blocks and <uint64_t>block != job.first + job.blocks:
+            flush(job, True)
+            # Nothing more is allowed: what is left stays in memory.
+            drop(job)
+        if job.blocks == 0:
+            job.first = <uint64_t>block
+        job.blocks += 1
+    return not job.full
+
+
+cdef bint place_next(job_t* job) noexcept nogil:
+    """Puts the next candidate into the batch. False if there is no room for it, now or for ever."""
+    cdef store_ctx_t* ctx = job.ctx
+    cdef uint64_t slot = job.slot
+    cdef uint32_t size = slot_copy(job.st, ctx, slot, ctx.page), extent = back_extent(size)
+    cdef uint8_t* dst
+    cdef placed_t* p
+    if size == 0:
+        job.passed += 1
+        job.taken = False
+        return True
+    if not make_room(job, extent):
+        return False
+    job.taken = False
+    p = &job.placed[job.nr_placed]
+    job.nr_placed += 1
+    p.slot, p.size = slot, size
+    p.offset = (job.first << BLOCK_SHIFT) + job.fill
+    p.sum = back_sum(job.st.backing, slot, ctx.page, size)
+    dst = job.data + job.fill
+    if size != BLOCK:
+        memset(dst + extent - 16, 0, 16)
+        memcpy(dst, &p.sum, BACK_HEADER)
+        dst += BACK_HEADER
+    memcpy(dst, ctx.page, size)
+    backing_add(job.st.backing, p.offset, extent)
+    job.fill += extent
+    return True
+
+
+cdef void work(job_t* job, uint64_t ns) noexcept nogil:
+    """Until the time is over, or nothing more is allowed, possible or left to do."""
+    cdef uint64_t until = now_ns() + ns
+    while job.allowed and not job.full and now_ns() < until:
+        if not job.taken:
+            job.taken = candidates_take(&job.selected, &job.slot)
+        if not job.taken:
+            break
+        if not place_next(job):
+            break
+    if job.full or not job.taken and job.selected.top < 0:
+        flush(job, True)
+
+
+# ---- Python -----------------------------------------------------------------------------------------
+
+# The collector must not take the store away before __dealloc__ has used it.
+@cython.no_gc_clear
+@cython.final
+cdef class Writeback:
+    """One run of write-back: select() the pages, write() until nothing is left, and in any case finish(),
+    before the store is closed. Each call may be made in another thread than the last one, gives the GIL
+    up, and can be the last: what was done is complete.
+
+    batch: blocks of 4 KiB that are handed to the device together, of which at most 256 are.
+    Raises ValueError for a store without a backing store, OSError(EBUSY) beside another run or a
+    recompression, MemoryError.
+    """
+
+    def __cinit__(self, Store store not None, batch=32):
+        cdef job_t* job = &self.job
+        if store.st == NULL or store.st.backing == NULL:
+            raise ValueError("expected an open store with a backing store")
+        store.begin_post()
+        self.store = store
+        candidates_init(&job.selected)
+        job.st = store.st
+        job.batch = max(2, min(batch, MAX_BATCH))
+        try:
+            job.ctx = store.take_ctx()
+            job.data = <uint8_t*>aligned_alloc(BLOCK, job.batch << BLOCK_SHIFT)
+            job.placed = <placed_t*>malloc((job.batch << BLOCK_SHIFT - UNIT_SHIFT) * sizeof(placed_t))
+            if job.data == NULL or job.placed == NULL:
+                raise MemoryError(f"no memory for a batch of {job.batch} blocks")
+        except BaseException:
+            self.finish()
+            raise
+
+    def __dealloc__(self):
+        self.finish()
+
+    cdef int expect_open(self) except -1:
+        if self.store is None:
+            raise ValueError("this run of write-back is finished")
+        self.store.check_range(0, 0)
+        return 0
+
+    def select(self, uint64_t low, uint64_t high, mode=None, uint64_t ns=1_000_000):
+        """Adds the pages [low, high) that are as mode says (idle, huge, huge_idle, incompressible, None:
+        any), for about ns nanoseconds. The page where the next call goes on; high: it is done.
+        MemoryError: 8 bytes a page are needed."""
+        cdef job_t* job = &self.job
+        cdef uint64_t until = now_ns() + ns, page = low, end
+        cdef uint32_t want = MODES[mode], size
+        cdef bint room = True
+        self.expect_open()
+        end = min(high, job.st.nr_slots)
+        with nogil:
+            while page < end and room:
+                if load32(&job.st.chunks[page >> CHUNK_SHIFT]) & CHUNK_USED == 0:
+                    page = ((page >> CHUNK_SHIFT) + 1) << CHUNK_SHIFT
+                else:
+                    size = slot_select(job.st, job.ctx, page, want)
+                    if size:
+                        room = candidates_add(&job.selected, page, size)
+                    if not room:
+                        slot_unselect(job.st, page)
+                    page += 1
+                if page & 63 == 0 and now_ns() > until:
+                    break
+        if not room:
+            raise MemoryError("no memory to remember which pages to write back")
+        return page if page < end else high
+
+    def write(self, budget=None, uint64_t ns=5_000_000):
+        """Goes on for about ns nanoseconds, and writes at most budget blocks, None = as many as it takes.
+        The number of blocks written.
+
+        A write that fails is no exception: see `failed` and `error`. Where it was for want of space
+        (ENOSPC, EDQUOT, EFBIG), nothing is left to do.
+        """
+        cdef job_t* job = &self.job
+        cdef uint64_t allowed
+        self.expect_open()
+        allowed = min(budget, <uint64_t>1 << 62) if budget is not None else <uint64_t>1 << 62
+        job.allowed = allowed
+        with nogil:
+            work(job, ns)
+        return allowed - job.allowed
+
+    def finish(self):
+        """Ends the run: what is not written stays in memory."""
+        cdef job_t* job = &self.job
+        cdef bint closed
+        store, self.store = self.store, None
+        if store is None:
+            return
+        closed = (<Store>store).st == NULL      # with the store went what the run had of it
+        with nogil:
+            if not closed:
+                drop(job)
+            while job.taken or candidates_take(&job.selected, &job.slot):
+                job.taken = False
+                if not closed:
+                    slot_unselect(job.st, job.slot)
+        if job.ctx != NULL:
+            (<Store>store).put_ctx(job.ctx)
+        free(job.data)
+        free(job.placed)
+        (<Store>store).end_post()
+
+    @property
+    def left(self):
+        """Whether write() has something to do: pages that were selected and not looked at, or that wait
+        for their block to become full."""
+        return not self.job.full and (self.job.taken or self.job.selected.top >= 0 or self.job.nr_placed > 0)
+
+    @property
+    def pages(self):
+        """Written back."""
+        return self.job.pages
+
+    @property
+    def passed(self):
+        """Pages that were used, or discarded, between selection and writing; they stay in memory."""
+        return self.job.passed
+
+    @property
+    def failed(self):
+        """Pages that stay in memory because a write failed."""
+        return self.job.failed
+
+    @property
+    def error(self):
+        """The errno of the last write that failed; ENOSPC when there is no free block; 0."""
+        return -self.job.error

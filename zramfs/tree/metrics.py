@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file `metrics`: every number that the device knows, in the OpenMetrics text format.
+
+TABLE is all there is to say about them. Only counters, gauges and histograms: node_exporter's textfile
+collector refuses a file with any other type. Every sample has the label `device`.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+# 40 ms and 1.4 MiB that a device whose metrics nobody reads would not need; but one that is read after an
+# upgrade has taken the library away must have it.
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics.exposition import generate_latest
+
+from zramfs import __version__
+from zramfs.model.stats import (
+    BUCKET_BOUNDS,
+    EMPTY,
+    FULLNESS_GROUPS,
+    NO_BACKING,
+    OPERATIONS,
+    BackingStats,
+    Latency,
+    RecompressionStats,
+    StoreStats,
+)
+from zramfs.text.sizes import PAGE
+
+if TYPE_CHECKING:
+    from allocator.stats import ClassStats
+    from zramfs.device.device import Device
+    from zramfs.model.device_stats import DeviceStats, MemoryStats
+    from zramfs.model.stats import LaneStats, PolicyStats
+
+COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+NS_PER_SECOND = 1e9
+SECTOR = 512
+
+Number = int | float
+# One sample, or one for each combination of label values, in the order of Metric.labels.
+Value = Number | Latency | Mapping[tuple[str, ...], Number | Latency]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the table is read from. memory is None and classes are empty while there is no pool."""
+
+    device: DeviceStats
+    memory: MemoryStats | None
+    classes: Sequence[ClassStats]
+
+    @property
+    def store(self) -> StoreStats:
+        return self.device.store or EMPTY
+
+    @property
+    def recompression(self) -> RecompressionStats:
+        return self.device.recompression
+
+    @property
+    def lane(self) -> LaneStats:
+        return self.device.lane
+
+
+@dataclass(frozen=True)
+class Metric:
+    """name: without the prefix zramfs_ and without a counter's _total; it ends with the unit, if there
+    is one. value None: there is nothing to say, and the family is left out."""
+
+    kind: str
+    name: str
+    help: str
+    value: Callable[[Figures], Value | None]
+    unit: str = ""
+    labels: tuple[str, ...] = ()
+
+
+def _memory(value: Callable[[MemoryStats], Value]) -> Callable[[Figures], Value | None]:
+    return lambda f: None if f.memory is None else value(f.memory)
+
+
+def _backing(value: Callable[[BackingStats], Value]) -> Callable[[Figures], Value]:
+    return lambda f: value(f.device.backing or NO_BACKING)
+
+
+def _by(names: Iterable[str], values: Iterable[Number | Latency]) -> Value:
+    return {(name,): value for name, value in zip(names, values, strict=True)}
+
+
+def _by_policy(value: Callable[[PolicyStats], Number]) -> Callable[[Figures], Value]:
+    return lambda f: {(p.kind,): value(p) for p in f.device.policies}
+
+
+def _by_class(value: Callable[[ClassStats], Number]) -> Callable[[Figures], Value | None]:
+    """Of the size classes that hold anything."""
+    return lambda f: {(str(c.size),): value(c) for c in f.classes if c.pages_used}
+
+
+def _zspages(f: Figures) -> Value:
+    groups = ("0%", *FULLNESS_GROUPS)
+    return {
+        (str(c.size), group): zspages
+        for c in f.classes
+        for group, zspages in zip(groups, c.zspages_by_group, strict=True)
+        if zspages
+    }
+
+
+_INFO_LABELS = ("directory", "algorithm", "level", "version")
+
+
+def _info(f: Figures) -> Value:
+    d = f.device
+    level = "default" if d.level is None else str(d.level)
+    return {(str(d.directory), d.algo, level, __version__): 1}
+
+
+_RECOMPRESSED = ("won", "kept", "no_room", "busy")
+
+
+def _algorithms(f: Figures) -> Value:
+    return {
+        (str(priority), each.name, "default" if each.level is None else str(each.level),
+         str(each.dictionary or "")): 1
+        for priority, each in enumerate(f.device.algorithms) if each
+    }
+
+
+TABLE = (
+    # the device
+    Metric(GAUGE, "device_info", "1; what it is, in the labels.", _info, labels=_INFO_LABELS),
+    Metric(GAUGE, "disksize_bytes", "Size of the block device, 0 before it is set up.",
+           lambda f: f.device.disksize, "bytes"),
+    Metric(GAUGE, "disk_opens", "Open files on disk.", lambda f: f.device.open_count),
+    # mm_stat
+    Metric(GAUGE, "orig_data_bytes", "Data stored, in whole pages, same-filled ones included.",
+           lambda f: f.store.orig_data_size, "bytes"),
+    Metric(GAUGE, "compr_data_bytes", "What it was compressed to, same-filled pages left out.",
+           lambda f: f.store.compr_data_size, "bytes"),
+    Metric(GAUGE, "mem_used_bytes", "Memory of the pool for that.",
+           lambda f: f.store.mem_used_total, "bytes"),
+    Metric(GAUGE, "mem_limit_bytes", "The most that the pool may take, 0 for no limit.",
+           lambda f: f.device.mem_limit, "bytes"),
+    Metric(GAUGE, "mem_used_max_bytes", "Peak of mem_used_bytes.", lambda f: f.store.mem_used_max, "bytes"),
+    Metric(GAUGE, "same_pages", "Stored pages that hold one repeated word and take no memory.",
+           lambda f: f.store.same_pages),
+    Metric(COUNTER, "pages_compacted", "Pages of the pool freed by object compaction.",
+           lambda f: f.store.pages_compacted),
+    Metric(GAUGE, "huge_pages", "Stored pages that do not compress.", lambda f: f.store.huge_pages),
+    Metric(COUNTER, "huge_pages_stored", "Pages that did not compress when they were stored.",
+           lambda f: f.store.huge_pages_since),
+    Metric(GAUGE, "written_back_pages", "Stored pages that lie on the backing store.",
+           lambda f: f.store.written_back),
+    # io_stat
+    Metric(COUNTER, "failed_reads", "Pages that could not be read.", lambda f: f.store.failed_reads),
+    Metric(COUNTER, "failed_writes", "Pages that could not be stored.", lambda f: f.store.failed_writes),
+    Metric(COUNTER, "notify_free", "Pages discarded or zeroed as a whole.", lambda f: f.store.notify_free),
+    # recompression
+    Metric(GAUGE, "algorithms", "1 for each algorithm; priority 0 is that of writes.", _algorithms,
+           labels=("priority", "algorithm", "level", "dictionary")),
+    Metric(GAUGE, "access_times", "1 while the time of each page's last access is kept.",
+           lambda f: int(f.device.access_times)),
+    Metric(COUNTER, "recompress_tried", "Pages compressed again with a secondary algorithm.",
+           lambda f: f.recompression.tried),
+    Metric(COUNTER, "recompress_pages", "What came of them.",
+           lambda f: _by(_RECOMPRESSED, (getattr(f.recompression, name) for name in _RECOMPRESSED)),
+           labels=("result",)),
+    Metric(COUNTER, "recompress_saved_bytes", "Compressed data that became less by it.",
+           lambda f: f.recompression.bytes_saved, "bytes"),
+    Metric(COUNTER, "recompress_incompressible", "Pages marked incompressible by it.",
+           lambda f: f.recompression.incompressible),
+    # write-back
+    Metric(GAUGE, "backing_blocks", "Blocks of 4 KiB of the backing store.",
+           _backing(lambda b: _by(
+               ("used", "stale", "free"), (b.used, b.stale, b.blocks - b.used - b.stale))),
+           labels=("state",)),
+    Metric(COUNTER, "backing_read_blocks", "Blocks read from the backing store.",
+           _backing(lambda b: b.reads)),
+    Metric(COUNTER, "backing_written_blocks", "Blocks written to it.", _backing(lambda b: b.writes)),
+    Metric(COUNTER, "backing_errors", "Reads that failed or found damage, writes that failed.",
+           _backing(lambda b: _by(("read", "write"), (b.read_errors, b.write_errors))),
+           labels=("operation",)),
+    Metric(GAUGE, "writeback_limit_blocks", "Blocks that may still be written, if that is limited.",
+           lambda f: f.device.backing_dev.limit),
+    Metric(GAUGE, "writeback_limit_enable", "1 while it is.",
+           lambda f: int(f.device.backing_dev.limit_enable)),
+    Metric(GAUGE, "writeback_batch_size", "Pages that are written at once.",
+           lambda f: f.device.backing_dev.batch_size),
+    Metric(GAUGE, "writeback_compressed", "1 if pages are written as they are in the pool.",
+           lambda f: int(f.device.backing_dev.compressed)),
+    Metric(COUNTER, "writeback_runs", "Runs of write-back.", lambda f: f.device.writeback.runs),
+    Metric(COUNTER, "writeback_pages", "What came of the pages that were to be written back.",
+           lambda f: _by(("written", "used", "failed"), (
+               f.device.writeback.pages, f.device.writeback.passed, f.device.writeback.failed)),
+           labels=("result",)),
+    # stat, and what else the lane knows
+    Metric(HISTOGRAM, "request_duration_seconds", "Time from taking a request up to its reply.",
+           lambda f: _by(OPERATIONS, f.lane.latency), "seconds", ("operation",)),
+    Metric(COUNTER, "request_bytes", "Bytes read, written and discarded.",
+           lambda f: _by(OPERATIONS[:3], (n * SECTOR for n in (
+               f.lane.read_sectors, f.lane.write_sectors, f.lane.discard_sectors))), "bytes", ("operation",)),
+    Metric(GAUGE, "requests_in_flight", "Requests in hand.", lambda f: f.lane.in_flight),
+    Metric(COUNTER, "io_time_seconds", "Time with at least one request in hand.",
+           lambda f: f.lane.io_ms / 1000, "seconds"),
+    Metric(GAUGE, "longest_request_seconds", "The longest that a request took, since the lane began.",
+           lambda f: f.lane.longest_us / 1e6, "seconds"),
+    Metric(GAUGE, "lane_alive", "1 while disk answers.", lambda f: int(f.device.alive)),
+    Metric(GAUGE, "lane_threads", "Threads that serve disk.", lambda f: f.device.threads),
+    Metric(GAUGE, "lane_unlocked_bytes", "Memory of these threads that could not be locked.",
+           lambda f: f.lane.unlocked_bytes, "bytes"),
+    Metric(COUNTER, "protocol_errors", "Requests of the kernel that did not hold together.",
+           lambda f: f.lane.protocol_errors),
+    Metric(COUNTER, "reply_errors", "Replies that the kernel refused for an unexpected reason.",
+           lambda f: f.lane.reply_errors),
+    Metric(COUNTER, "helped_pieces", "Pieces of 32 KiB of large requests done by another thread.",
+           lambda f: f.lane.helped_pieces),
+    Metric(COUNTER, "put_off_requests", "Requests that waited for the backing store in a thread for that.",
+           lambda f: f.lane.put_off),
+    Metric(COUNTER, "waited_requests", "And in a thread of the lane, because too many were put off.",
+           lambda f: f.lane.waited),
+    Metric(GAUGE, "fuse_minor", "N of the protocol FUSE 7.N agreed on, 0 before that.",
+           lambda f: f.lane.protocol_minor),
+    Metric(GAUGE, "fuse_can_resend", "1 if the kernel can send unanswered requests again.",
+           lambda f: int(f.lane.can_resend)),
+    # the arena
+    Metric(GAUGE, "resident_bytes", "Memory of the pageblocks in use and in reserve.",
+           lambda f: f.store.resident, "bytes"),
+    Metric(GAUGE, "pageblocks_in_use", "Pageblocks of 2 MiB in use.", lambda f: f.store.pageblocks_in_use),
+    Metric(GAUGE, "pageblocks_most", "As many as can ever be in use.", lambda f: f.store.pageblocks_total),
+    Metric(COUNTER, "returned_bytes", "Memory given back to the OS.",
+           lambda f: f.store.bytes_returned, "bytes"),
+    Metric(GAUGE, "frames", "Frames of 4 KiB in the pageblocks in use.",
+           lambda f: _by(("used", "free"), (f.store.frames_used, f.store.frames_free)), labels=("state",)),
+    Metric(GAUGE, "reserve_bytes", "Memory of free pageblocks kept ready for swap, and how much is to be.",
+           lambda f: _by(("ready", "target"), (f.store.reserve, f.store.reserve_target)), "bytes",
+           labels=("state",)),
+    Metric(COUNTER, "reserve_misses", "Allocations that found the reserve empty, and waited up to 0.1 s.",
+           lambda f: f.store.reserve_misses),
+    Metric(GAUGE, "ballast_bytes", "Memory held to be given to a kernel that is stuck for want of it.",
+           lambda f: _by(("held", "target"), (f.device.ballast.held, f.device.ballast.target)), "bytes",
+           labels=("state",)),
+    Metric(COUNTER, "ballast_releases", "How often 2 MiB of that were given away.",
+           lambda f: f.device.ballast.released),
+    Metric(COUNTER, "corrupt", "Locations that named no object: 0 in a sound pool.",
+           lambda f: f.store.corrupt),
+    Metric(GAUGE, "free_blocks", "Free blocks of 2^order frames, as in memory/buddyinfo.",
+           _memory(lambda m: _by(map(str, range(len(m.orders))), m.orders)), labels=("order",)),
+    # memory/compaction
+    Metric(GAUGE, "compaction_proactiveness", "How readily the pool is compacted unasked, 0 to 100.",
+           _memory(lambda m: m.compactor.proactiveness)),
+    Metric(GAUGE, "compaction_threshold_ratio", "Winnable share from which on the compactor works.",
+           _memory(lambda m: m.compactor.threshold), "ratio"),
+    Metric(GAUGE, "compaction_winnable_ratio", "Share of the pageblocks in use that compaction could empty.",
+           _memory(lambda m: m.compactor.winnable), "ratio"),
+    Metric(GAUGE, "compaction_unusable_ratio", "Share of the free frames outside whole free pageblocks.",
+           _memory(lambda m: m.unusable_index), "ratio"),
+    Metric(COUNTER, "compactor_rounds", "Rounds of work that the compactor has begun by itself.",
+           _memory(lambda m: m.compactor.runs)),
+    Metric(COUNTER, "compactor_slices", "Slices of about 1 ms that it has worked.",
+           _memory(lambda m: m.compactor.slices)),
+    Metric(COUNTER, "compactor_time_seconds", "Time spent in these slices.",
+           _memory(lambda m: m.compactor.ns / NS_PER_SECOND), "seconds"),
+    Metric(COUNTER, "migration_runs", "Runs of page migration.", _memory(lambda m: m.migration.runs)),
+    Metric(COUNTER, "migration_time_seconds", "Time spent in these runs.",
+           _memory(lambda m: m.migration.ns / NS_PER_SECOND), "seconds"),
+    Metric(COUNTER, "migration_pages_scanned", "Frames looked at.", _memory(lambda m: m.migration.scanned)),
+    Metric(COUNTER, "migration_pages_isolated", "Frames taken from their owners for a move.",
+           _memory(lambda m: m.migration.isolated)),
+    Metric(COUNTER, "migration_pages_migrated", "Frames moved.", _memory(lambda m: m.migration.migrated)),
+    Metric(COUNTER, "migration_pages_put_back", "Isolated frames that stayed where they were.",
+           _memory(lambda m: m.migration.put_back)),
+    Metric(COUNTER, "migration_pages_owner_gone", "Frames freed by their owner after isolation.",
+           _memory(lambda m: m.migration.owner_gone)),
+    Metric(COUNTER, "migration_failures", "Frames not moved, and pageblocks given up (unmovable), by reason.",
+           _memory(lambda m: _by(("busy", "again", "refused", "unmovable", "no_target"), (
+               m.migration.busy, m.migration.again, m.migration.refused, m.migration.unmovable,
+               m.migration.no_target))), labels=("reason",)),
+    Metric(COUNTER, "migration_pageblocks_freed", "Pageblocks emptied and given back to the OS.",
+           _memory(lambda m: m.migration.blocks_freed)),
+    Metric(COUNTER, "migration_pageblocks_deferred", "Pageblocks passed by because they failed lately.",
+           _memory(lambda m: m.migration.deferred)),
+    # memory/policies
+    Metric(GAUGE, "policy_idle_seconds",
+           "Age from which on a page is idle for the policy, 0 while it is off.",
+           _by_policy(lambda p: p.policy.idle if p.policy else 0), "seconds", labels=("policy",)),
+    Metric(COUNTER, "policy_rounds", "Looks of the policy.", _by_policy(lambda p: p.rounds),
+           labels=("policy",)),
+    Metric(COUNTER, "policy_pages_tried", "Idle pages that the policy took up.",
+           _by_policy(lambda p: p.done.tried), labels=("policy",)),
+    Metric(COUNTER, "policy_pages", "Pages that the policy made smaller, or wrote back.",
+           _by_policy(lambda p: p.done.pages), labels=("policy",)),
+    Metric(COUNTER, "policy_bytes", "Bytes that the policy saved, or wrote.",
+           _by_policy(lambda p: p.done.bytes), "bytes", labels=("policy",)),
+    Metric(GAUGE, "policy_written_bytes", "Bytes that the policy wrote in the last 24 hours.",
+           lambda f: next(p.today for p in f.device.policies if p.kind == "writeback"), "bytes"),
+    # memory/balloon
+    Metric(GAUGE, "balloon_target_bytes", "Memory that shall be kept from the pool.",
+           _memory(lambda m: m.balloon.target * PAGE), "bytes"),
+    Metric(GAUGE, "balloon_bytes", "Memory that is kept from the pool.",
+           _memory(lambda m: m.balloon.pages * PAGE), "bytes"),
+    Metric(GAUGE, "balloon_isolated_pages", "Pages of the balloon under migration.",
+           _memory(lambda m: m.balloon.isolated)),
+    Metric(COUNTER, "balloon_migrated_pages", "Pages of the balloon that were moved.",
+           _memory(lambda m: m.balloon.migrated)),
+    # zsmalloc/classes
+    Metric(GAUGE, "class_obj_allocated", "Places for objects, by size class in bytes.",
+           _by_class(lambda c: c.obj_allocated), labels=("size",)),
+    Metric(GAUGE, "class_obj_used", "Objects.", _by_class(lambda c: c.obj_used), labels=("size",)),
+    Metric(GAUGE, "class_pages_used", "Pages of the pool.",
+           _by_class(lambda c: c.pages_used), labels=("size",)),
+    Metric(GAUGE, "class_pages_per_zspage", "Pages of one zspage.",
+           _by_class(lambda c: c.pages_per_zspage), labels=("size",)),
+    Metric(GAUGE, "class_freeable_pages", "Pages that object compaction could free.",
+           _by_class(lambda c: c.freeable), labels=("size",)),
+    Metric(GAUGE, "class_zspages", "Zspages by how full they are: up to 10 %, 20 % ...; zeros are left out.",
+           _zspages, labels=("size", "fullness")),
+)
+
+
+def text(device: Device) -> bytes:
+    """The content of the file `metrics` at this moment."""
+    return generate_latest(Collector(Figures(device.stats(), device.memory(), device.classes())))
+
+
+class Collector:
+    """A prometheus_client collector, and a registry of that alone."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Family]:
+        name = self._figures.device.name
+        for metric in TABLE:
+            value = metric.value(self._figures)
+            if value is not None:
+                yield _family(metric, value if isinstance(value, Mapping) else {(): value}, name)
+
+
+def _family(metric: Metric, values: Mapping[tuple[str, ...], Any], device: str) -> Family:
+    kinds = {COUNTER: CounterMetricFamily, GAUGE: GaugeMetricFamily, HISTOGRAM: HistogramMetricFamily}
+    family = kinds[metric.kind](
+        f"zramfs_{metric.name}", metric.help, labels=("device", *metric.labels), unit=metric.unit
+    )
+    for labels, value in values.items():
+        # A path may hold bytes that are no text.
+        words = [word.encode(errors="replace").decode() for word in (device, *labels)]
+        if metric.kind == HISTOGRAM:
+            family.add_metric(words, _buckets(value), sum_value=value.ns / NS_PER_SECOND)
+        else:
+            family.add_metric(words, value)
+    return family
+
+
+def _buckets(latency: Latency) -> list[tuple[str, int]]:
+    """Upper bounds in seconds, with the number of requests that took at most that."""
+    bounds = [*(str(bound / NS_PER_SECOND) for bound in BUCKET_BOUNDS), "+Inf"]
+    total, buckets = 0, []
+    for bound, count in zip(bounds, latency.counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return buckets

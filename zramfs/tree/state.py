@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of a device in words: for `control`, and on one line for a service manager."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from zramfs.device.commands import COMMANDS
+from zramfs.model.device_stats import DeviceStats
+from zramfs.model.stats import BackingSettings, BackingStats, WritebackStats
+from zramfs.text.key_values import shown
+from zramfs.text.sizes import format_size, format_time
+
+if TYPE_CHECKING:
+    from zramfs.model.device_stats import DeviceStats
+
+def status_line(stats: DeviceStats) -> str:
+    """The state of a device on one line, for `systemctl status`."""
+    if not stats.alive:
+        return "the lane has ended; disk does not answer any more"
+    store = stats.store
+    if store is None:
+        return "not set up: it has no size yet"
+    ratio = f", ratio {store.orig_data_size / store.mem_used_total:.2f}" if store.mem_used_total else ""
+    limit = f" of {format_size(stats.mem_limit)}" if stats.mem_limit else ""
+    failed = "".join(
+        f"; {count} {what} failed" if count else ""
+        for count, what in ((store.failed_writes, "writes"), (store.failed_reads, "reads"))
+    )
+    return (f"{format_size(store.orig_data_size)} of {format_size(stats.disksize)} stored in "
+            f"{format_size(store.mem_used_total)}{limit}{ratio}{failed}")
+
+
+def _backing_rows(
+    settings: BackingSettings, backing: BackingStats | None, done: WritebackStats
+) -> Iterator[tuple[str, str]]:
+    """For people, in `control`."""
+    if backing is None:
+        return
+    limit = f"limit {settings.limit} blocks" if settings.limit_enable else "no limit"
+    yield "backing", (
+        f"{repr(settings.path)[1:-1]}: {backing.used} of {backing.blocks} blocks in use, "
+        f"{backing.reads} read, {backing.writes} written, "
+        f"{backing.read_errors} + {backing.write_errors} failed, {limit}")
+    yield "written back", (
+        f"{done.pages} pages in {done.runs} runs, {done.passed} used meanwhile, {done.failed} failed")
+
+
+def control_text(stats: DeviceStats) -> str:
+    """What reading `control` answers: the device for people, then the commands it takes."""
+    rows = [("device", f"{stats.name} on {stats.directory}"), *_device_rows(stats)]
+    rows.append(("last error", stats.last_error or "none"))
+    commands = [(command.usage, command.summary) for command in COMMANDS.values()]
+    return "\n".join([
+        *(f"{name:<13}{text}" for name, text in rows),
+        "",
+        "Commands, one a line, as in: echo compact > control",
+        *(f"  {usage:<45}{summary}" for usage, summary in commands),
+        "",
+    ])
+
+
+def _recompression(stats: DeviceStats) -> str:
+    names = ", ".join(
+        f"#{priority} {each.name}" + ("" if each.level is None else f" level {each.level}")
+        for priority, each in enumerate(stats.algorithms) if priority and each
+    )
+    done = stats.recompression
+    if not names:
+        return "no: there is no recomp_algorithm"
+    return (f"with {names}: {done.won} of {done.tried} pages tried, {format_size(done.bytes_saved)} saved, "
+            f"{done.incompressible} incompressible")
+
+
+def _policies(stats: DeviceStats) -> str:
+    said = []
+    for each in stats.policies:
+        if each.policy is None:
+            continue
+        done = each.done
+        what = (f"{done.pages} of {done.tried} pages smaller, {format_size(done.bytes)} saved"
+                if each.kind == "recompress" else
+                f"{done.pages} pages written, {format_size(each.today)} in the last 24 hours")
+        trouble = f"; {each.last_error}" if each.last_error else ""
+        said.append(f"{each.policy}: {each.rounds} rounds, {what}{trouble}")
+    return "; ".join(said) or "none"
+
+
+def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
+    dictionary = stats.algorithms[0].dictionary
+    level = ("" if stats.level is None else f", level {stats.level}") + (
+        f", dictionary {shown(str(dictionary))}" if dictionary else "")
+    limit = f"limit {format_size(stats.mem_limit)}" if stats.mem_limit else "no limit"
+    lane = stats.lane
+    rows = [
+        ("size", format_size(stats.disksize) if stats.disksize else "not set up: write disksize=SIZE"),
+        ("algorithm", stats.algo + level),
+    ]
+    if store := stats.store:
+        ratio = store.orig_data_size / store.mem_used_total if store.mem_used_total else None
+        rows += [
+            ("data", f"{format_size(store.orig_data_size)}, with {store.same_pages} same-filled "
+                     f"and {store.huge_pages} huge (incompressible) pages"),
+            ("compressed", format_size(store.compr_data_size)),
+            ("memory", f"{format_size(store.mem_used_total)} in the pool, at most "
+                       f"{format_size(store.mem_used_max)}, {limit}; {format_size(store.resident)} resident"),
+            ("ratio", f"{ratio:.2f} (data / memory)" if ratio else "none: no data in memory"),
+            ("failed I/O", f"{store.failed_reads} reads, {store.failed_writes} writes"),
+            ("recompressed", _recompression(stats)),
+            *_backing_rows(stats.backing_dev, stats.backing, stats.writeback),
+            ("policies", _policies(stats)),
+        ]
+    else:
+        rows.append(("memory", limit))
+    rows.append((
+        "requests",
+        f"{lane.read_ios} reads, {lane.write_ios} writes, {lane.discard_ios} discards, {lane.flush_ios} "
+        f"flushes; the longest took {format_time(lane.longest_us / 1e6)}",
+    ))
+    alive = "" if stats.alive else "; it has ended, disk does not answer any more"
+    rows.append((
+        "lane",
+        f"{stats.threads} threads, disk is open {stats.open_count} times, {lane.in_flight} requests in "
+        f"flight, {lane.protocol_errors} protocol errors{alive}",
+    ))
+    return rows

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file `metrics` of a device as a reader has it: numbers by name and labels."""
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from zramfs.errors import ZramfsError
+
+_PREFIX = "zramfs_"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """labels: without `device`."""
+
+    labels: Mapping[str, str]
+    value: float
+
+
+class Scrape:
+    """One reading. Names are without the prefix zramfs_; what the device does not say is None or empty."""
+
+    def __init__(self, device: str, samples: dict[str, list[Sample]]) -> None:
+        self.device = device
+        self._samples = samples
+
+    def value(self, name: str, **labels: str) -> float | None:
+        for sample in self._samples.get(name, ()):
+            if all(sample.labels.get(label) == wanted for label, wanted in labels.items()):
+                return sample.value
+        return None
+
+    def number(self, name: str, **labels: str) -> float:
+        """The value, 0 where there is none."""
+        return self.value(name, **labels) or 0.0
+
+    def by(self, name: str, label: str, **labels: str) -> dict[str, float]:
+        """The values by one label, those with the same one added up, of the samples with `labels`."""
+        found: dict[str, float] = {}
+        for sample in self._samples.get(name, ()):
+            if all(sample.labels.get(other) == wanted for other, wanted in labels.items()):
+                key = sample.labels[label]
+                found[key] = found.get(key, 0.0) + sample.value
+        return found
+
+    def labels(self, name: str) -> Mapping[str, str]:
+        """Of the first sample."""
+        return self._samples[name][0].labels if name in self._samples else {}
+
+    def forget(self, prefix: str) -> None:
+        """Drops the samples whose names begin so."""
+        for name in [name for name in self._samples if name.startswith(prefix)]:
+            del self._samples[name]
+
+
+def parse(text: str, where: str) -> Scrape:
+    """Raises ZramfsError(EBADMSG) with `where` in its sentence."""
+    # Takes 50 to 100 ms to load: only for who needs it.
+    from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+    samples: dict[str, list[Sample]] = {}
+    device = ""
+    try:
+        for family in text_string_to_metric_families(text):
+            for each in family.samples:
+                labels = dict(each.labels)
+                device = labels.pop("device")
+                samples.setdefault(each.name.removeprefix(_PREFIX), []).append(Sample(labels, each.value))
+    except (ValueError, KeyError) as error:
+        raise ZramfsError(
+            errno.EBADMSG,
+            f"{where} does not read as OpenMetrics of zramfs ({error}); is its daemon of another version?",
+        ) from None
+    return Scrape(device, samples)
