@@ -132,11 +132,12 @@ def main() -> None:
     # The package stands beside the directory of this file, and need not be installed.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from zramfs.daemon.daemon import serve
-    from zramfs.model.config import DeviceConfig
+    from zramfs.model.config import Algorithm, DeviceConfig
 
     how = json.loads(sys.argv[1])
     config = how["config"]
     config |= {name: Path(config[name]) for name in ("directory", "rundir")}
+    config["algorithms"] = tuple(map(Algorithm, config.get("algorithms", ["lz4"])))
 
     def ready() -> None:
         exec(how["ready"])

@@ -268,21 +268,26 @@ def test_none_is_no_secondary() -> None:
 async def test_a_configured_device(tmp_path: Path) -> None:
     (tmp_path / "dict").write_bytes(prose(1))
     box = await Box(
-        size=MIB, algo="lz4", level=2, dictionary=tmp_path / "dict", access_times=True,
-        secondary=(Algorithm("lz4hc"), Algorithm("zstd", 9, tmp_path / "dict"))).start()
+        size=MIB, access_times=True, algorithms=(
+            Algorithm("lz4", 2, tmp_path / "dict"), Algorithm("lz4hc"),
+            Algorithm("zstd", 9, tmp_path / "dict"))).start()
     assert [each and (each.algo, each.level, each.dictionary) for each in box.store.codecs] == [
         ("lz4", 2, prose(1)), ("lz4hc", 9, None), ("zstd", 9, prose(1)), None]
     assert box.store.access_times
-    for config in ({"dictionary": tmp_path / "none"}, {"secondary": (Algorithm("zstd"),) * 4}):
+    missing = (Algorithm("lz4", None, tmp_path / "none"),)
+    for chosen in (missing, (Algorithm("lz4"), *(Algorithm("zstd"),) * 4)):
         with pytest.raises(ZramfsError) as caught:
-            await Box(**config).start()
+            await Box(algorithms=chosen).start()
         assert caught.value.errno == errno.EINVAL
 
 
 # ---- recompress and idle ----------------------------------------------------------------------------------
 
+THREE = (Algorithm("lz4"), Algorithm("lz4hc"), Algorithm("zstd", 9))
+
+
 async def three(**more: object) -> Box:
-    box = await Box(size=8 * MIB, secondary=(Algorithm("lz4hc"), Algorithm("zstd", 9)), **more).start()
+    box = await Box(size=8 * MIB, algorithms=THREE, **more).start()
     box.store.write(0, b"".join([prose(1), hard(1), noise(1), bytes(PAGE)]))
     return box
 
@@ -424,7 +429,7 @@ async def test_a_terabyte_without_pages_is_quick(box: Box) -> None:
 
 async def busy_box() -> Box:
     """With 16 MiB that take zstd 19 some seconds."""
-    box = await Box(size=16 * MIB, secondary=(Algorithm("zstd", 19),)).start()
+    box = await Box(size=16 * MIB, algorithms=(Algorithm("lz4"), Algorithm("zstd", 19))).start()
     for slot in range(4096):
         box.store.write(slot * PAGE, prose(slot % 64))
     return box
@@ -504,7 +509,7 @@ async def test_the_loop_goes_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_a_full_pool_says_what_to_do() -> None:
-    box = await Box(size=4 * MIB, secondary=(Algorithm("zstd"),)).start()
+    box = await Box(size=4 * MIB, algorithms=(Algorithm("lz4"), Algorithm("zstd"))).start()
     for slot in range(200):
         box.store.write(slot * PAGE, hard(slot))
     await box.device.command(f"mem_limit={box.store.stats().mem_used_total // 2}")

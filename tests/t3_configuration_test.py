@@ -20,7 +20,9 @@ from zramfs.configuration.files import MAX_FILE, MAX_FILES
 from zramfs.configuration.generator import generate
 from zramfs.configuration.keys import KEYS
 from zramfs.configuration.settings import Settings, load
-from zramfs.model.config import Algorithm
+from zramfs.lifecycle.ramdisk import FileSystem
+from zramfs.lifecycle.swap import Swap
+from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.model.policy import Recompress
 
 CASES = Path(__file__).parent / "configurations"
@@ -85,19 +87,18 @@ def test_every_value_arrives(top: Path) -> None:
              "writeback-device=/dev/x\nthreads=7\nproactiveness=30\n"
              "mode=0750\nowner=1\ngroup=2\n")
     got = load(top, RAM).devices["z"].settings
+    algorithms = (Algorithm("lz4hc", 5), Algorithm("zstd", 9, Path("/d")))
     assert got == Settings(
-        name="z", kind="ramdisk", size=100 << 20, mem_limit=10 << 20, fs="btrfs", options="noatime",
-        algorithms=(Algorithm("lz4hc", 5), Algorithm("zstd", 9, Path("/d"))), policies=(Recompress(600),),
-        writeback_device=Path("/dev/x"), mount_point=Path("/m"), threads=7, proactiveness=30, mode=0o750,
-        owner=1, group=2,
-    )
-    one(top, "directory=/d\nallow-other=on\n")
+        "z", DeviceConfig(size=100 << 20, mem_limit=10 << 20, algorithms=algorithms,
+                          policies=(Recompress(600),), writeback=Path("/dev/x"), threads=7,
+                          proactiveness=30),
+        FileSystem("btrfs", Path("/m"), "noatime", mode=0o750, owner=1, group=2), Path("/m"))
+    one(top, "directory=/d\nallow-other=on\nmode=0640\n")
     got = load(top, RAM).devices["z"].settings
-    assert got == Settings(name="z", kind="device", size=4 << 30, directory=Path("/d"), allow_other=True)
+    assert got == Settings("z", DeviceConfig(size=4 << 30, allow_other=True, mode=0o640), None, Path("/d"))
     one(top, "swap-priority=-1\nreserve=32\nmin-free=ram/64\noptions=discard=once\n")
     got = load(top, RAM).devices["z"].settings
-    assert got == Settings(name="z", kind="swap", size=4 << 30, swap_priority=-1, reserve=32 << 20,
-                           min_free=128 << 20, options="discard=once")
+    assert got == Settings("z", DeviceConfig(size=4 << 30, reserve=32 << 20), Swap(-1, "once", 128 << 20))
 
 
 @pytest.mark.parametrize(("text", "settings_of"), [
@@ -192,7 +193,7 @@ def test_meminfo_is_that_of_the_root(top: Path) -> None:
     (top / "proc").mkdir()
     (top / "proc/meminfo").write_text("MemFree: 1 kB\nMemTotal:    2097152 kB\n")
     one(top, "zram-size = ram")
-    assert load(top).devices["z"].settings.size == 2 << 30
+    assert load(top).devices["z"].settings.config.size == 2 << 30
 
 
 PAGE = Path(__file__).parent.parent / "docs/configuration.md"
@@ -266,10 +267,10 @@ def test_any_file_gives_settings_or_complaints(tmp_path_factory: pytest.TempPath
     for device in configuration.devices.values():
         assert (device.settings is None) == any(each.is_error for each in device.complaints)
         if got := device.settings:
-            assert 0 <= got.size <= 1 << 48 and 0 <= got.mem_limit <= 1 << 48
-            for path in (got.mount_point, got.directory):
-                assert path is None or (path.is_absolute() and str(path) != "/" and ".." not in path.parts)
-            assert str(got.options).isprintable() and str(got.place).isprintable()
+            assert 0 <= got.config.size <= 1 << 48 and 0 <= got.config.mem_limit <= 1 << 48
+            path = got.place
+            assert path is None or (path.is_absolute() and str(path) != "/" and ".." not in path.parts)
+            assert str(got.on_top).isprintable() and str(got.place).isprintable()
     generate(configuration, units, lambda line: None)
     for file in units.rglob("*.conf"):
         text = file.read_text()

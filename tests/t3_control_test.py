@@ -16,7 +16,7 @@ from fakes import FakeLane
 from zramfs.device import commands
 from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
-from zramfs.model.config import DeviceConfig
+from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.text.sizes import format_size
 from zramfs.tree import state
 
@@ -160,7 +160,7 @@ async def test_compact_frees_pages_and_keeps_the_data():
 
 
 async def test_settings_of_the_start():
-    device, lane = await started(size=10000, algo="zstd", level=5, mem_limit=4097)
+    device, lane = await started(size=10000, algorithms=(Algorithm("zstd", 5),), mem_limit=4097)
     stats = device.stats()
     assert (stats.disksize, stats.algo, stats.level, stats.mem_limit) == (12288, "zstd", 5, 8192)
     assert lane.store.disksize == 12288
@@ -171,8 +171,8 @@ async def test_settings_of_the_start():
 
 
 @pytest.mark.parametrize("config, code, word", [
-    ({"algo": "zstd", "level": 23}, errno.EINVAL, "23"),
-    ({"algo": "lzo"}, errno.EINVAL, "lzo"),
+    ({"algorithms": (Algorithm("zstd", 23),)}, errno.EINVAL, "23"),
+    ({"algorithms": (Algorithm("lzo"),)}, errno.EINVAL, "lzo"),
     ({"size": 1 << 60}, errno.ENOMEM, str(1 << 60)),
 ])
 async def test_a_start_that_cannot_work_says_why(config, code, word):
@@ -253,7 +253,7 @@ async def test_state_is_for_people():
     lane.store.write(0, os.urandom(8 * 4096) + b"same" * 1024 * 8 + bytes(range(256)) * 16 * 16)
     with pytest.raises(ZramfsError):
         await device.command("disksize=1M")
-    text = state.state(device.stats())
+    text = state.control_text(device.stats())
     rows = dict(line.split(maxsplit=1) for line in text.split("\n\n")[0].splitlines())
     assert rows["device"] == "z0 on /mnt/z0"
     assert rows["size"] == "64M"
@@ -274,6 +274,6 @@ async def test_state_is_for_people():
 async def test_state_of_a_device_without_a_size():
     device, lane = make_device()
     lane.alive = False
-    text = state.state(device.stats())
+    text = state.control_text(device.stats())
     assert "not set up: write disksize=SIZE" in text and "last error   none" in text
     assert "disk does not answer" in text

@@ -15,7 +15,7 @@ from fakes import FakeLane
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from zramfs.device.device import Device
-from zramfs.model.config import DeviceConfig
+from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.model.stats import BUCKET_BOUNDS, OPERATIONS, Latency
 from zramfs.tree import metrics
 from zramfs.tree.files import build
@@ -43,7 +43,7 @@ def made(size: int = 0, directory: str = "/mnt/z0", name: str = "mnt-z0", **more
 
 async def filled() -> Device:
     """Data of every kind, holes, both compactions, a balloon."""
-    device = made(64 << 20, mem_limit=48 << 20, algo="zstd", level=5)
+    device = made(64 << 20, mem_limit=48 << 20, algorithms=(Algorithm("zstd", 5),))
     await device.start()
     store = device._lane.store
     source = os.urandom(PAGE)

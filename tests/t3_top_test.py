@@ -177,7 +177,8 @@ async def test_the_screen_of_80_by_24_has_everything():
 
 
 async def test_policies_that_are_on_have_a_line_each():
-    device = made(policies=(Recompress(600), Writeback(7 * 86400, 1 << 30)), secondary=(Algorithm("zstd"),))
+    device = made(policies=(Recompress(600), Writeback(7 * 86400, 1 << 30)),
+                  algorithms=(Algorithm("lz4"), Algorithm("zstd")))
     await device.start()
     text = drawn([on(reading(device, 0.0))], height=30, color_system=None)
     assert re.search(r"policy +recompress 10min: 0 pages", text)

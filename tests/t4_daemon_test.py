@@ -188,7 +188,7 @@ def test_what_was_there_before_stays(tmp_path):
 
 
 @pytest.mark.parametrize("config, words", [
-    ({"algo": "lzo", "size": MIB}, ["lzo", "zstd"]),
+    ({"algorithms": ["lzo"], "size": MIB}, ["lzo", "zstd"]),
     ({"size": 1 << 60}, ["disksize", str(1 << 60)]),
     ({"threads": 0, "size": MIB}, ["threads"]),
     ({"directory": "/nonexistent/zramfs"}, ["/nonexistent/zramfs"]),

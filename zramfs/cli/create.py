@@ -11,7 +11,7 @@ from zramfs.lifecycle import claim, start
 from zramfs.lifecycle import ramdisk as file_systems
 
 from . import completion
-from .options import DEVICE_SIZE, Wanted, device_options
+from .options import DEVICE_SIZE, described, device_options
 from .output import say
 
 
@@ -29,9 +29,7 @@ def create(dir: str, foreground: bool, **values: Any) -> None:
 
     Returns when the device is ready.
     """
-    wanted, place = Wanted(**values), paths.resolve(dir)
-    new = claim.claim_place(place, "device", threads=wanted.threads, shared=wanted.allow_other, say=say)
-    config = wanted.config(new, place, new.name)
+    new, config = claim.claim_place(paths.resolve(dir), "device", described(**values), say=say)
     if foreground:
         start.serve_in_foreground(new, config, say)
     else:
@@ -55,6 +53,6 @@ def ramdisk(dir: str, fs: str, **values: Any) -> None:
     Returns when files can be written.
     """
     file_systems.expect_able(fs)
-    wanted, place = Wanted(**values), paths.resolve(dir)
-    new = claim.claim_place(place, "ramdisk", threads=wanted.threads, shared=False, say=say)
-    start.start_device(new, wanted.config(new, new.tree, new.name), file_systems.FileSystem(fs, place))
+    place = paths.resolve(dir)
+    new, config = claim.claim_place(place, "ramdisk", described(**values), say=say)
+    start.start_device(new, config, file_systems.FileSystem(fs, place))

@@ -7,14 +7,16 @@ out that are for mount itself (noauto, nofail, _netdev, x-...). Called by hand t
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from zramfs.host import paths
 from zramfs.lifecycle import claim, start
+from zramfs.model.config import DeviceConfig
 
-from .options import PARSERS, Wanted
+from .options import PARSERS, described
 from .output import say
 
 # Words every file system takes in fstab. The mounts are nosuid and nodev whatever stands here, and
@@ -49,12 +51,11 @@ def mount(words: Sequence[str]) -> None:
     """Makes the device and returns when it is ready. Raises click.UsageError, ZramfsError."""
     if len(words) != 4 or words[2] != "-o":
         raise click.UsageError(f"expected NAME DIR -o OPTIONS as mount.fuse3 calls it, got {' '.join(words)}")
-    name, place, wanted = words[0], paths.resolve(words[1]), parse(words[3])
-    new = claim.claim_place(place, "device", threads=wanted.threads, shared=wanted.allow_other, say=say)
-    start.start_device(new, wanted.config(new, place, name))
+    new, config = claim.claim_place(paths.resolve(words[1]), "device", parse(words[3]), say=say)
+    start.start_device(new, replace(config, name=words[0]))
 
 
-def parse(text: str) -> Wanted:
+def parse(text: str) -> DeviceConfig:
     """Our own options in a list of mount options. Raises click.UsageError about the first bad one."""
     values: dict[str, Any] = {}
     for word in filter(None, text.split(",")):
@@ -75,4 +76,4 @@ def parse(text: str) -> Wanted:
             raise click.UsageError(
                 f"unknown mount option {word!r}: expected some of {_OURS}, or what every file system takes"
             )
-    return Wanted(**values)
+    return described(**values)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from zramfs import __version__
+from zramfs.codecs.spec import parse_secondary, parse_spec
 from zramfs.errors import ZramfsError
 from zramfs.host import mounts, paths
 from zramfs.lifecycle import claim, rundir
@@ -24,28 +24,13 @@ from . import completion
 C = TypeVar("C", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A device as it was asked for. size in bytes, None = to be set up later; recomp_algo by priority
-    from 1."""
-
-    size: int | None = None
-    algo: Algorithm = Algorithm(DEFAULT_ALGO)
-    recomp_algo: tuple[Algorithm, ...] = ()
-    access_times: bool = False
-    writeback: Path | None = None
-    mem_limit: int = 0
-    threads: int = DEFAULT_THREADS
-    allow_other: bool = False
-
-    def config(self, new: Rundir, directory: Path, name: str, **more: Any) -> DeviceConfig:
-        """more: fields of DeviceConfig that only one kind of device has."""
-        return DeviceConfig(
-            directory=directory, rundir=new.path, size=self.size or 0, algo=self.algo.name,
-            level=self.algo.level, dictionary=self.algo.dictionary, secondary=self.recomp_algo,
-            access_times=self.access_times, writeback=self.writeback, mem_limit=self.mem_limit,
-            threads=self.threads, name=name, allow_other=self.allow_other, **more,
-        )
+def described(
+    size: int | None = None, algo: Algorithm | None = None, recomp_algo: Sequence[Algorithm] = (),
+    **values: Any,
+) -> DeviceConfig:
+    """A device as it was asked for. size in bytes, None = to be set up later; recomp_algo by priority from
+    1; values: fields of DeviceConfig."""
+    return DeviceConfig(size=size or 0, algorithms=(algo or Algorithm(DEFAULT_ALGO), *recomp_algo), **values)
 
 
 def device_size(text: str) -> int:
@@ -54,20 +39,6 @@ def device_size(text: str) -> int:
     if value == 0:
         raise ValueError(f"{text!r} is too small: expected at least 1 byte")
     return value
-
-
-def algorithm(text: str) -> Algorithm:
-    """NAME[:LEVEL][:dict=/PATH]. ValueError with a sentence."""
-    from zramfs.codecs import spec
-
-    return spec.parse_spec(text)
-
-
-def secondary(text: str) -> Algorithm:
-    """The same, for recompression."""
-    from zramfs.codecs import spec
-
-    return spec.parse_secondary(text)
 
 
 def threads(text: str) -> int:
@@ -84,11 +55,11 @@ def path(text: str) -> Path:
     return Path(os.path.abspath(text))
 
 
-# By the name they have in Wanted and as mount options.
+# By the name they have for described() and as mount options.
 PARSERS: dict[str, Callable[[str], Any]] = {
     "size": device_size,
-    "algo": algorithm,
-    "recomp_algo": secondary,
+    "algo": parse_spec,
+    "recomp_algo": parse_secondary,
     "mem_limit": sizes.parse_size,
     "threads": threads,
     "writeback": path,

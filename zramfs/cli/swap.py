@@ -13,7 +13,7 @@ from zramfs.lifecycle import swap as areas
 from zramfs.model.config import DEFAULT_RESERVE
 from zramfs.text import sizes
 
-from .options import DEVICE_SIZE, Wanted, device_options
+from .options import DEVICE_SIZE, described, device_options
 from .output import say
 
 _NAME = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_:.-]{0,63}")
@@ -70,15 +70,12 @@ def swap(
     areas.expect_able()
     if name is not None and not _NAME.fullmatch(name):
         raise click.UsageError(f"expected a NAME of 1 to 64 letters, digits and _ : . -, got {name!r}")
-    wanted = Wanted(**values)
-    if (wanted.size or 0) < areas.MIN_SIZE:
+    wanted = described(reserve=reserve, forced=force, **values)
+    if wanted.size < areas.MIN_SIZE:
         raise click.UsageError(f"expected a size of at least {areas.MIN_SIZE} bytes, got {wanted.size}")
-    if (trouble := areas.trouble_with(wanted.algo)) and not force:
+    if (trouble := areas.trouble_with(wanted.primary)) and not force:
         raise click.UsageError(trouble)
-    new = claim.claim_place(
-        None, "swap", threads=wanted.threads, shared=False, say=say, name=name or _free_name()
-    )
-    config = wanted.config(new, new.tree, new.name, reserve=reserve, forced=force)
+    new, config = claim.claim_place(None, "swap", wanted, say=say, name=name or _free_name())
     on_top = areas.Swap(priority, discard, min_free, force)
     if foreground:
         start.serve_in_foreground(new, config, say, on_top)

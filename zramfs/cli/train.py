@@ -10,12 +10,13 @@ from pathlib import Path
 
 import click
 
+from zramfs.codecs.spec import parse_spec
 from zramfs.errors import ZramfsError
 from zramfs.host import bounded
 from zramfs.text import sizes
 
 from . import completion
-from .options import algorithm, tree
+from .options import tree
 from .output import say
 
 READ_TIMEOUT = 120.0  # seconds for the sample: a page takes about 0.2 ms
@@ -47,7 +48,7 @@ def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
     from zramfs.codecs import train as training
 
     try:
-        chosen, most = algorithm(algo), sizes.parse_size(size)
+        chosen, most = parse_spec(algo), sizes.parse_size(size)
         training.expect_size(most, chosen.name)
         if chosen.name == "none" or chosen.dictionary:
             raise ValueError(f"--algo takes zstd, lz4 or lz4hc with a level, not {algo!r}")

@@ -3,8 +3,6 @@ from typing import Final
 
 from typing_extensions import Buffer
 
-# The lowest and the highest level of each.
-LEVELS: Final[dict[str, tuple[int, int]]]
 # Bytes: the longest that a codec takes and gives.
 MAX_INPUT: Final[int]
 # Bytes: the longest dictionary.

@@ -6,7 +6,6 @@ it. All memory of a context is one block made with the context, so compressing a
 allocate nothing (one exception, inside liblz4: see lz4hc in _ALGORITHMS). The store uses the C interface in
 codec.pxd; `Codec` is the same for Python.
 """
-import re
 import threading
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -21,7 +20,10 @@ from libc.string cimport memcpy, memset
 from allocator.prim cimport aligned_alloc
 from zramfs.codecs.compressors cimport *
 from zramfs.codecs.dictionary cimport DICTIONARY_MAX, dictionary_free, dictionary_new, dictionary_t
-from zramfs.model.config import ALGORITHMS as _NAMES, NAME_LIMIT as _NAME_LIMIT
+from zramfs.codecs.spec import (
+    LEVELS as _LEVELS, expect_algorithm as _expect_algorithm, expect_level as _expect_level,
+    parse_level as _parse_level,
+)
 
 
 cdef enum:
@@ -236,8 +238,7 @@ cdef int codec_decompress(codec_ctx_t* ctx, const uint8_t* src, int n, uint8_t* 
 
 
 _NUMBERS = {_ALGORITHMS[i].name.decode(): i for i in range(4)}
-LEVELS = {name: (_ALGORITHMS[i].lowest, _ALGORITHMS[i].highest) for name, i in _NUMBERS.items()}
-assert set(_NUMBERS) == set(_NAMES)
+assert {name: (_ALGORITHMS[i].lowest, _ALGORITHMS[i].highest) for name, i in _NUMBERS.items()} == _LEVELS
 MAX_INPUT = CODEC_MAX_INPUT
 MAX_DICTIONARY = DICTIONARY_MAX
 
@@ -247,32 +248,8 @@ def parse(str spec not None) -> Codec:
 
     ValueError with a sentence that says what was expected; MemoryError.
     """
-    name, colon, level = spec.partition(":")
-    if not colon:
-        return Codec(name)
-    algo = _number(name)
-    if not re.fullmatch("[+-]?[0-9]{1,9}", level):
-        raise ValueError(f"the level of {name} is {_levels(algo)}, not {level[:40]!r}")
-    return Codec(name, int(level))
-
-
-cdef int _number(str name) except -1:
-    if len(name) >= _NAME_LIMIT:
-        raise ValueError(
-            f"the name of a compressor is shorter than {_NAME_LIMIT} characters; "
-            f"{name[:20]!r}... has {len(name)}"
-        )
-    if name not in _NUMBERS:
-        raise ValueError(f"unknown compressor {name!r}: choose one of {', '.join(_NAMES)}")
-    return _NUMBERS[name]
-
-
-cdef str _levels(int algo):
-    cdef Algorithm* a = &_ALGORITHMS[algo]
-    if a.lowest == a.highest:
-        return f"{a.lowest} or left out"
-    but = " except 0" if algo == CODEC_ZSTD else ""
-    return f"a whole number from {a.lowest} to {a.highest}{but}"
+    name, level = _parse_level(spec)
+    return Codec(name, level)
 
 
 cdef class Codec:
@@ -283,13 +260,15 @@ cdef class Codec:
     """
 
     def __cinit__(self, str algo not None, level=None, bytes dictionary=None):
-        cdef int number = _number(algo)
+        cdef int number
+        _expect_algorithm(algo)
+        number = _NUMBERS[algo]
         if level is None:
             level = _ALGORITHMS[number].standard
         # Compared as Python's numbers, which have no width to overflow.
-        if (not _ALGORITHMS[number].lowest <= level <= _ALGORITHMS[number].highest
-                or codec_init(&self.codec, number, level) != 0):
-            raise ValueError(f"the level of {algo} is {_levels(number)}, not {level}")
+        _expect_level(algo, level)
+        if codec_init(&self.codec, number, level) != 0:
+            raise ValueError(f"the library refuses the level {level} of {algo}")
         self.lock = threading.Lock()
         if dictionary is not None:
             self.take_dictionary(dictionary)

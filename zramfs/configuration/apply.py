@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from zramfs.errors import ZramfsError
 from zramfs.host import paths
 from zramfs.lifecycle import claim, ramdisk, rundir, start, stop, swap
+from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.lifecycle.rundir import Rundir, State
-from zramfs.lifecycle.start import OnTop
 from zramfs.lifecycle.stop import Say
+from zramfs.lifecycle.swap import Swap
 from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.text.sizes import format_size
 
@@ -39,13 +41,17 @@ def up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
             raise ZramfsError(errno.EBUSY, f"it is up already, served by pid {standing.pid}")
         say(f"{wanted.name} is up already")
         return
-    on_top = _on_top(wanted, place)
+    on_top = wanted.on_top
+    match on_top:
+        case Swap():
+            swap.expect_able()
+        case FileSystem():
+            ramdisk.expect_able(on_top.type)
+            assert place is not None
+            on_top = replace(on_top, mountpoint=place)
     if place is not None:
         _make_parents(place)
-    new = claim.claim_place(
-        place, wanted.kind, threads=wanted.threads, shared=wanted.allow_other, say=say, name=wanted.name
-    )
-    config = _device_config(wanted, new, place if on_top is None and place is not None else new.tree)
+    new, config = claim.claim_place(place, wanted.kind, wanted.config, say=say, name=wanted.name)
     if foreground:
         start.serve_in_foreground(new, config, say, on_top)
     else:
@@ -108,35 +114,6 @@ def _kind(kind: str, place: object) -> str:
     return kind if kind == "swap" else f"a {kind} on {place}"
 
 
-def _on_top(wanted: Settings, place: Path | None) -> OnTop:
-    """What is to be built on `disk`. Raises ZramfsError if this process cannot do that."""
-    if wanted.kind == "swap":
-        swap.expect_able()
-        return swap.Swap(wanted.swap_priority, SWAP_OPTIONS[wanted.options], wanted.min_free)
-    if wanted.kind == "device":
-        return None
-    assert place is not None
-    ramdisk.expect_able(wanted.fs)
-    return ramdisk.FileSystem(
-        wanted.fs, place, options=wanted.options, mode=wanted.mode, owner=wanted.owner, group=wanted.group
-    )
-
-
-def _device_config(wanted: Settings, new: Rundir, directory: Path) -> DeviceConfig:
-    """mode, owner and group are those of `disk`, or of the file system on it."""
-    primary, *secondary = wanted.algorithms
-    plain = wanted.kind == "device"
-    return DeviceConfig(
-        directory=directory, rundir=new.path, size=wanted.size, algo=primary.name,
-        level=primary.level, dictionary=primary.dictionary, secondary=tuple(secondary),
-        policies=wanted.policies, mem_limit=wanted.mem_limit, threads=wanted.threads,
-        name=wanted.name, allow_other=wanted.allow_other, proactiveness=wanted.proactiveness,
-        mode=wanted.mode if plain else None, owner=wanted.owner if plain else None,
-        group=wanted.group if plain else None, reserve=wanted.reserve if wanted.kind == "swap" else 0,
-        writeback=wanted.writeback_device,
-    )
-
-
 def _algorithm(algorithm: Algorithm) -> str:
     """As the configuration has it."""
     parameters = [] if algorithm.level is None else [f"level={algorithm.level}"]
@@ -147,37 +124,40 @@ def _algorithm(algorithm: Algorithm) -> str:
 
 def describe(wanted: Settings) -> Iterator[str]:
     """Lines for people: what a device is, with everything that is not left to its default."""
-    match wanted.kind:
-        case "ramdisk":
-            options = f" with {wanted.options}" if wanted.options else ""
-            yield f"a RAM disk: {wanted.fs} on {wanted.mount_point}, mounted{options}"
-        case "device":
-            users = ", for all users" if wanted.allow_other else ""
-            yield f"a plain device: {wanted.directory}/disk{users}"
+    config = wanted.config
+    rights: DeviceConfig | FileSystem = config
+    match wanted.on_top:
+        case FileSystem() as top:
+            rights = top
+            options = f" with {top.options}" if top.options else ""
+            yield f"a RAM disk: {top.type} on {wanted.place}, mounted{options}"
+        case Swap() as top:
+            word = next(word for word, discard in SWAP_OPTIONS.items() if discard == top.discard)
+            options = f" with {word}" if word else ""
+            chosen = " (the kernel chooses)" if top.priority < 0 else ""
+            yield f"swap of priority {top.priority}{chosen}{options}"
+            kernel = "" if top.min_free is None else f", {format_size(top.min_free)} kept free by the kernel"
+            yield f"{format_size(config.reserve)} of memory kept ready{kernel}"
         case _:
-            options = f" with {wanted.options}" if wanted.options else ""
-            chosen = " (the kernel chooses)" if wanted.swap_priority < 0 else ""
-            yield f"swap of priority {wanted.swap_priority}{chosen}{options}"
-            free = wanted.min_free
-            kernel = "" if free is None else f", {format_size(free)} kept free by the kernel"
-            yield f"{format_size(wanted.reserve)} of memory kept ready{kernel}"
+            users = ", for all users" if config.allow_other else ""
+            yield f"a plain device: {wanted.place}/disk{users}"
     if wanted.skip is not None:
         yield f"left out here: {wanted.skip}"
-    limit = f", at most {format_size(wanted.mem_limit)} of memory" if wanted.mem_limit else ""
-    yield f"size {format_size(wanted.size)}{limit}"
-    first, *others = map(_algorithm, wanted.algorithms)
+    limit = f", at most {format_size(config.mem_limit)} of memory" if config.mem_limit else ""
+    yield f"size {format_size(config.size)}{limit}"
+    first, *others = map(_algorithm, config.algorithms)
     then = f", recompressed with {' or '.join(others)}" if others else ""
     yield f"compressed with {first}{then}"
-    for policy in wanted.policies:
+    for policy in config.policies:
         yield f"policy: {policy}"
-    if wanted.writeback_device is not None:
-        yield f"written back to {wanted.writeback_device}"
-    rights = [
+    if config.writeback is not None:
+        yield f"written back to {config.writeback}"
+    words = [
         text for value, text in (
-            (wanted.mode, f"mode {wanted.mode or 0:04o}"), (wanted.owner, f"owner {wanted.owner}"),
-            (wanted.group, f"group {wanted.group}"),
+            (rights.mode, f"mode {rights.mode or 0:04o}"), (rights.owner, f"owner {rights.owner}"),
+            (rights.group, f"group {rights.group}"),
         ) if value is not None
     ]
-    if rights:
-        yield ", ".join(rights)
-    yield f"{wanted.threads} threads, proactiveness {wanted.proactiveness}"
+    if words:
+        yield ", ".join(words)
+    yield f"{config.threads} threads, proactiveness {config.proactiveness}"

@@ -51,7 +51,7 @@ def _drop_in(device: Device) -> str:
         lines.append(f"RequiresMountsFor={_word(place.parent)}")
         if settings.kind == "ramdisk":
             lines.append(f"Before={_plain(escape(place))}.mount")
-    if settings is not None and (backing := settings.writeback_device) is not None:
+    if settings is not None and (backing := settings.config.writeback) is not None:
         if backing.is_relative_to("/dev"):
             unit = f"{_plain(escape(backing))}.device"
             lines += [f"BindsTo={unit}", f"After={unit}"]

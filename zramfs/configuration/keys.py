@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zramfs.codecs.codec import Codec
-from zramfs.codecs.spec import PRIORITIES, SECONDARY, level_of
+from zramfs.codecs.spec import PRIORITIES, expect_level, level_of
 from zramfs.lifecycle import ramdisk, rundir, swap
-from zramfs.model.config import ALGORITHMS, MAX_THREADS, Algorithm
+from zramfs.model.config import ALGORITHMS, MAX_THREADS, SECONDARY, Algorithm
 from zramfs.model.policy import Policy, parse_policy
 
 from .expression import evaluate
@@ -150,7 +149,8 @@ def _with_parameters(name: str, inside: str) -> Algorithm:
         else:
             raise ValueError(f"expected level=NUMBER or dict=/PATH for {name}, got {part!r}")
     algorithm = Algorithm(name, level, dictionary)
-    Codec(name, level_of(algorithm))
+    if (wanted := level_of(algorithm)) is not None:
+        expect_level(name, wanted)
     return algorithm
 
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from zramfs.lifecycle import ramdisk, swap
-from zramfs.model.config import (
-    DEFAULT_ALGO,
-    DEFAULT_PROACTIVENESS,
-    DEFAULT_RESERVE,
-    DEFAULT_THREADS,
-    MAX_DISKSIZE,
-    Algorithm,
-)
+from zramfs.lifecycle.ramdisk import FileSystem
+from zramfs.lifecycle.start import OnTop
+from zramfs.lifecycle.swap import Swap
+from zramfs.model.config import DEFAULT_ALGO, DEFAULT_RESERVE, MAX_DISKSIZE, Algorithm, DeviceConfig
 from zramfs.model.policy import Policy, Writeback
 
 from . import files
@@ -33,40 +29,23 @@ IMPROBABLE_RATIO = 32
 
 @dataclass(frozen=True)
 class Settings:
-    """One device. Sizes in bytes. skip: why this machine is to go without it, None = it is wanted.
-    reserve, min_free: of swap, see config.DeviceConfig and swap.Swap.
-
-    algorithms: the first compresses, the others recompress.
-
-    kind: "swap", "ramdisk" (a file system on mount_point) or "device" (its tree on directory).
-    """
+    """One device. skip: why this machine is to go without it, None = it is wanted. place: the directory that
+    it is known by, None for swap. on_top: the file system or the swap area on it, None for a plain device."""
 
     name: str
-    kind: str
-    size: int
+    config: DeviceConfig
+    on_top: OnTop = None
+    place: Path | None = None
     skip: str | None = None
-    mem_limit: int = 0
-    algorithms: tuple[Algorithm, ...] = (Algorithm(DEFAULT_ALGO),)
-    policies: tuple[Policy, ...] = ()
-    writeback_device: Path | None = None
-    swap_priority: int = swap.DEFAULT_PRIORITY
-    reserve: int = DEFAULT_RESERVE
-    min_free: int | None = None
-    mount_point: Path | None = None
-    directory: Path | None = None
-    fs: str = DEFAULT_FS
-    options: str = ramdisk.DEFAULT_OPTIONS
-    threads: int = DEFAULT_THREADS
-    proactiveness: int = DEFAULT_PROACTIVENESS
-    allow_other: bool = False
-    mode: int | None = None
-    owner: int | None = None
-    group: int | None = None
 
     @property
-    def place(self) -> Path | None:
-        """The directory that the device is known by; None for swap."""
-        return self.mount_point or self.directory
+    def kind(self) -> str:
+        match self.on_top:
+            case Swap():
+                return "swap"
+            case FileSystem():
+                return "ramdisk"
+        return "device"
 
 
 @dataclass
@@ -283,13 +262,27 @@ def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
     device.complaints.sort(key=lambda each: (device.files.index(each.file), each.line or 0))
     if any(each.is_error for each in device.complaints):
         return
-    fs = values.get("fs-type", DEFAULT_FS)
-    device.settings = Settings(
-        name=device.name, kind=kind, size=size, skip=skip, mem_limit=limit, fs=fs, reserve=reserve,
-        min_free=min_free if "min-free" in values else None,
-        policies=tuple(policies.values()),
+    config = DeviceConfig(
+        size=size, mem_limit=limit, policies=tuple(policies.values()),
         **{name: values[key] for name, key in _PLAIN.items() if key in values},
     )
+    place = values.get("mount-point") or values.get("directory")
+    on_top: OnTop = None
+    rights = {key: values[key] for key in _RIGHTS if key in values}
+    match kind:
+        case "swap":
+            config = replace(config, reserve=reserve)
+            on_top = Swap(
+                values.get("swap-priority", swap.DEFAULT_PRIORITY),
+                SWAP_OPTIONS[values.get("options", ramdisk.DEFAULT_OPTIONS)],
+                min_free if "min-free" in values else None)
+        case "ramdisk":
+            assert place is not None
+            options = values.get("options", ramdisk.DEFAULT_OPTIONS)
+            on_top = FileSystem(values.get("fs-type", DEFAULT_FS), place, options, **rights)
+        case _:
+            config = replace(config, **rights)
+    device.settings = Settings(device.name, config, on_top, place, skip)
 
 
 def _expect_safe_swap(
@@ -309,14 +302,12 @@ def _expect_safe_swap(
 
 
 _KIND_NAMES = {"swap": "swap device", "ramdisk": "RAM disk", "device": "plain device"}
-# Values that go into Settings as they are.
+# Values that go into DeviceConfig as they are.
 _PLAIN = {
-    "algorithms": "compression-algorithm",
-    **{name: name.replace("_", "-") for name in (
-        "writeback_device", "swap_priority", "mount_point", "directory", "options", "threads",
-        "proactiveness", "allow_other", "mode", "owner", "group",
-    )},
+    "algorithms": "compression-algorithm", "writeback": "writeback-device", "threads": "threads",
+    "proactiveness": "proactiveness", "allow_other": "allow-other",
 }
+_RIGHTS = ("mode", "owner", "group")  # of `disk`, or of the file system on it
 
 
 def _kind(device: Device, values: dict[str, Any], settings: dict[str, Setting]) -> str:

@@ -14,6 +14,7 @@ from typing import TypeVar
 import pyfuse3
 import trio
 
+from allocator.reserve import prepare_thread
 from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
 from zramfs.host import fusermount, in_use, mounts, stacks
@@ -96,9 +97,7 @@ class _Daemon:
                     for task, *arguments in (
                         (self.watch_signals, signals), (self.serve_tree,), (self.watch_lane,),
                         (watch_errors, self.device), (watch_log, self.config.rundir / "log"),
-                        (self.device.compactor.run,),
-                        (self.device.backing_store.run,),
-                        (self.device.policies.run,),
+                        *((task,) for task in self.device.background_tasks()),
                     ):
                         nursery.start_soon(self.guard, task, *arguments)
                     await self.become_ready()
@@ -183,11 +182,16 @@ class _Daemon:
         if self.stopping.is_set():
             raise ZramfsError(errno.EINTR, f"the device had to end before it was ready: {self.reason}")
         await in_thread(self.set_owner)
-        await in_thread(self.on_ready)
+        await in_thread(self.tell_ready)
         self.ready = True
         if self.notifier:
             await self.notifier.tell("READY=1")
         log.info("%s: ready at %s", self.config.name, self.config.directory)
+
+    def tell_ready(self) -> None:
+        # A server of swap makes all its memory resident in there, and its stack must not grow afterwards.
+        prepare_thread()
+        self.on_ready()
 
     def set_owner(self) -> None:
         """Of `disk`. The lane answers it, so it cannot be done before."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zramfs.codecs.codec import LEVELS, MAX_DICTIONARY, Codec
-from zramfs.codecs.spec import PRIORITIES, SECONDARY, level_of
+from zramfs.codecs.codec import MAX_DICTIONARY, Codec
+from zramfs.codecs.spec import LEVELS, PRIORITIES, level_of
 from zramfs.errors import ZramfsError
-from zramfs.model.config import NAME_LIMIT, Algorithm
+from zramfs.model.config import NAME_LIMIT, SECONDARY, Algorithm
 from zramfs.text.key_values import number, pairs, shown
 
 KERNEL_LZ4HC = 16  # its highest level

@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file `control`: its commands, one a line, and the state it shows to people."""
+"""The grammar of the file `control`: which commands there are, and what each takes.
+
+Nothing here runs a command: handlers.py says what a device does for each. The command line reads this
+table for its help and its completion, so it loads no compiled part.
+"""
 from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
 from zramfs.errors import ZramfsError
-from zramfs.model.policy import parse_policy
+from zramfs.model.policy import Policy, parse_policy
 from zramfs.text.kernel_numbers import U64_MAX, printable
 from zramfs.text.key_values import shown
 from zramfs.text.sizes import parse_size
-
-if TYPE_CHECKING:
-
-    from .device import Device
 
 U32_MAX = 0xFFFFFFFF
 WRITE_LIMIT = 4096  # bytes that one write(2) may bring
@@ -27,13 +28,13 @@ _LINE = re.compile(r"(?P<name>[a-z_]+)(?:(?:\s*=\s*|\s+)(?P<value>(?s:.*)))?")
 
 @dataclass(frozen=True)
 class Command:
-    """argument: what the help calls the part behind `=`; None = the command takes none. optional: it
-    may be left out."""
+    """argument: what the help calls the part behind `=`; None = the command takes none. value: makes
+    the argument of its text, or raises ZramfsError(EINVAL). optional: it may be left out."""
 
     name: str
     argument: str | None
     summary: str
-    run: Callable[[Device, str], Awaitable[None]]
+    value: Callable[[str], Any] = str
     optional: bool = False
 
     @property
@@ -53,16 +54,15 @@ def _size(text: str) -> int:
         raise ZramfsError(errno.EINVAL, str(error)) from None
 
 
-async def _reset_peak(device: Device, text: str) -> None:
+def _zero(text: str) -> None:
     if text != "0":
         raise ZramfsError(errno.EINVAL, f"mem_used_max takes 0 only (forget the peak), not {text!r}")
-    await device.reset_mem_used_max()
 
 
-async def _compact(device: Device, text: str) -> None:
+def _kind_of_compaction(text: str) -> str:
     if text not in ("", "objects", "pages", "all"):
         raise ZramfsError(errno.EINVAL, f"compact takes objects, pages or all (the default), not {text!r}")
-    await device.compact(text or "all")
+    return text or "all"
 
 
 def _switch(text: str) -> bool:
@@ -85,10 +85,6 @@ def _age(text: str) -> int | None:
     return age
 
 
-async def _set(device: Device, **values: int | bool) -> None:
-    device.backing_store.set(**values)
-
-
 def _blocks(text: str, least: int = 0, most: int = U64_MAX) -> int:
     if not re.fullmatch(r"[0-9]{1,20}", text) or not least <= int(text) <= most:
         raise ZramfsError(
@@ -96,12 +92,11 @@ def _blocks(text: str, least: int = 0, most: int = U64_MAX) -> int:
     return int(text)
 
 
-async def _set_policy(device: Device, text: str) -> None:
+def _policy(text: str) -> tuple[str, Policy | None]:
     try:
-        kind, policy = parse_policy(text)
+        return parse_policy(text)
     except ValueError as error:
         raise ZramfsError(errno.EINVAL, str(error)) from None
-    await device.set_policy(kind, policy)
 
 
 def _whole_number(text: str) -> int:
@@ -114,48 +109,38 @@ COMMANDS = {
     command.name: command
     for command in (
         Command("compact", "objects|pages|all",
-                "make the pool dense and give memory back; returns when it is done", _compact, optional=True),
-        Command("reset", None, "drop all data and settings; nobody may have disk open",
-                lambda device, _: device.reset()),
-        Command("disksize", "SIZE", "set the device up, once until the next reset",
-                lambda device, text: device.set_disksize(_size(text))),
-        Command("comp_algorithm", "NAME[:LEVEL][:dict=/PATH]", "choose the compressor, before disksize",
-                lambda device, text: device.set_algorithm(text)),
+                "make the pool dense and give memory back; returns when it is done",
+                _kind_of_compaction, optional=True),
+        Command("reset", None, "drop all data and settings; nobody may have disk open"),
+        Command("disksize", "SIZE", "set the device up, once until the next reset", _size),
+        Command("comp_algorithm", "NAME[:LEVEL][:dict=/PATH]", "choose the compressor, before disksize"),
         Command("algorithm_params", "KEY=VALUE...",
-                "algo=, priority=, level=, dict= of a chosen compressor, before disksize",
-                lambda device, text: device.set_parameters(text), optional=True),
+                "algo=, priority=, level=, dict= of a chosen compressor, before disksize", optional=True),
         Command("recomp_algorithm", "algo=NAME [priority=1..3]",
-                "choose a compressor to recompress with, before disksize",
-                lambda device, text: device.set_secondary(text)),
+                "choose a compressor to recompress with, before disksize"),
         Command("recompress", "KEY=VALUE...",
                 "type=idle|huge|huge_idle, threshold=, max_pages=, algo=, priority=; default: all pages",
-                lambda device, text: device.recompress(text), optional=True),
-        Command("idle", "all|SECONDS", "mark pages idle: all, or those not used for so long",
-                lambda device, text: device.mark_idle(_age(text))),
+                optional=True),
+        Command("idle", "all|SECONDS", "mark pages idle: all, or those not used for so long", _age),
         Command("access_times", "on|off", "keep the time of each page's last access, for idle=SECONDS",
-                lambda device, text: device.set_access_times(_switch(text))),
+                _switch),
         Command("backing_dev", "PATH", "block device or file for write-back, before disksize",
-                lambda device, text: device.set_backing_dev(text), optional=True),
+                optional=True),
         Command("writeback", "MODE|KEY=VALUE...",
-                "type=idle|huge|huge_idle|incompressible, page_index=, page_indexes=LO-HI",
-                lambda device, text: device.write_back(text), optional=True),
-        Command("writeback_limit", "BLOCKS", "how many blocks of 4 KiB may still be written back",
-                lambda device, text: _set(device, limit=_blocks(text))),
-        Command("writeback_limit_enable", "on|off", "whether writeback_limit is kept to",
-                lambda device, text: _set(device, limit_enable=_switch(text))),
+                "type=idle|huge|huge_idle|incompressible, page_index=, page_indexes=LO-HI", optional=True),
+        Command("writeback_limit", "BLOCKS", "how many blocks of 4 KiB may still be written back", _blocks),
+        Command("writeback_limit_enable", "on|off", "whether writeback_limit is kept to", _switch),
         Command("writeback_batch_size", "BLOCKS", "blocks that are written at once, up to 256",
-                lambda device, text: _set(device, batch_size=_blocks(text, 1, U32_MAX))),
+                partial(_blocks, least=1, most=U32_MAX)),
         Command("compressed_writeback", "on|off", "kept for scripts; data is written back compressed anyway",
-                lambda device, text: device.set_compressed_writeback(_switch(text))),
+                _switch),
         Command("policy", "recompress|writeback KEY=VALUE...|off",
-                "recompress idle=AGE [algo=NAME]; writeback idle=AGE [limit=SIZE, in 24 hours]", _set_policy),
-        Command("mem_limit", "SIZE", "memory that the pool may take, 0 for no limit",
-                lambda device, text: device.set_mem_limit(_size(text))),
-        Command("mem_used_max", "0", "forget the peak of the memory used", _reset_peak),
+                "recompress idle=AGE [algo=NAME]; writeback idle=AGE [limit=SIZE, in 24 hours]", _policy),
+        Command("mem_limit", "SIZE", "memory that the pool may take, 0 for no limit", _size),
+        Command("mem_used_max", "0", "forget the peak of the memory used", _zero),
         Command("proactiveness", "0..100", "how readily the pool is compacted unasked, 0 for never",
-                lambda device, text: device.set_proactiveness(_whole_number(text))),
-        Command("balloon", "SIZE", "memory to keep from the pool, for the host",
-                lambda device, text: device.set_balloon(_size(text))),
+                _whole_number),
+        Command("balloon", "SIZE", "memory to keep from the pool, for the host", _size),
     )
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -33,6 +33,7 @@ from . import algorithms, commands
 from .backing_store import BackingStore
 from .ballast import Ballast
 from .compactor import Compactor
+from .handlers import HANDLERS
 from .idle_work import IdleWork
 from .jobs import Jobs
 from .policies import Policies
@@ -69,7 +70,7 @@ class Device:
         self.backing_store = BackingStore(self.jobs, self._in_thread, lambda: self._store)
         self.compactor = Compactor(lambda: self._store, self.requests)
         self.compactor.proactiveness = config.proactiveness
-        self.policies = Policies(IdleWork(self, self._post))
+        self.policies = Policies(IdleWork(self, self._post, self.backing_store, self.compactor))
         for policy in config.policies:
             self.policies.set(policy.kind, policy)
 
@@ -90,6 +91,10 @@ class Device:
         if self._config.reserve:
             self._ballast = Ballast(self._lane)
 
+    def background_tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
+        """What is to run beside the lane as long as the device serves."""
+        return self.compactor.run, self.backing_store.run, self.policies.run
+
     def end_jobs(self) -> None:
         """Cuts short what runs for long, and lets nothing of the kind begin: the device is to end."""
         self.jobs.cut("the end of the device")
@@ -106,12 +111,12 @@ class Device:
         """Runs one line of `control`. Raises ZramfsError with the reason, which stats() then shows
         as the last error; whatever else goes wrong comes out as it is."""
         try:
-            command, value = commands.parse(line)
+            command, text = commands.parse(line)
             if command.name == "reset":
                 await self._run_reset()
             else:
                 async with self._busy:
-                    await command.run(self, value)
+                    await HANDLERS[command.name](self, command.value(text))
         except OSError as error:
             self.refused(line, error)
             raise
@@ -160,6 +165,7 @@ class Device:
             writeback=self.backing_store.done,
             policies=self.policies.stats(),
             ballast=self._ballast.stats if self._ballast else BallastStats(),
+            proactiveness=self.compactor.proactiveness,
         )
 
     @property
@@ -338,6 +344,9 @@ class Device:
     async def set_backing_dev(self, path: str) -> None:
         self._expect_no_store("the backing store stays what it is")
         await self.backing_store.open(path)
+
+    async def set_writeback(self, **values: int | bool) -> None:
+        self.backing_store.set(**values)
 
     async def set_compressed_writeback(self, on: bool) -> None:
         self._expect_no_store("compressed_writeback stays what it is")

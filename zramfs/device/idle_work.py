@@ -15,6 +15,8 @@ from .postprocess import PostProcessor
 if TYPE_CHECKING:
     from zramfs.store.store import Store
 
+    from .backing_store import BackingStore
+    from .compactor import Compactor
     from .device import Device
 
 BLOCK = 4096
@@ -35,9 +37,13 @@ class _Pause:
 class IdleWork:
     """The policies' Work. Holds none of the device's locks: policies.aside() keeps the store there."""
 
-    def __init__(self, device: Device, post: PostProcessor) -> None:
+    def __init__(
+        self, device: Device, post: PostProcessor, backing: BackingStore, compactor: Compactor
+    ) -> None:
         self._device = device
         self._post = post
+        self._backing = backing
+        self._compactor = compactor
 
     @property
     def ready(self) -> bool:
@@ -66,7 +72,7 @@ class IdleWork:
             await self._post.recompress(store, priority, RecompressArguments(idle=True), count_and_pause)
         finally:
             count()  # of a round that was cut short, the last slice too
-        self._device.compactor.poke()
+        self._compactor.poke()
 
     async def write_back_idle(self, policy: Writeback, budget: int | None, did: Did, rest: Rest) -> None:
         store, pause = self._store(), _Pause(rest)
@@ -76,8 +82,8 @@ class IdleWork:
             did(Progress(pages, pages, written * BLOCK))
 
         await self._post.mark_idle(store, policy.idle, pause)
-        await self._device.backing_store.write_back_idle(store, blocks, count, pause)
-        self._device.compactor.poke()
+        await self._backing.write_back_idle(store, blocks, count, pause)
+        self._compactor.poke()
 
     def _store(self) -> Store:
         store = self._device.store

@@ -42,8 +42,7 @@ def run() -> Verdict:
 
 
 def _live(place: Path) -> None:
-    new = claim.claim_place(place, "device", threads=1, shared=False, say=_quiet)
-    config = DeviceConfig(directory=place, rundir=new.path, size=_SIZE, threads=1, name=new.name)
+    new, config = claim.claim_place(place, "device", DeviceConfig(size=_SIZE, threads=1), say=_quiet)
     start.start_device(new, config)
     try:
         written = os.urandom(8192)

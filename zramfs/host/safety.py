@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from allocator.reserve import prepare_thread
 from zramfs.errors import ZramfsError
 
 from . import memcg, watermark
@@ -76,8 +75,7 @@ def enter(force: bool) -> list[str]:
 
 def populate() -> None:
     """Makes every private writable page of the process resident: heap, stacks, buffers, workspaces. What
-    is locked stays so. To be called when the device is set up."""
-    prepare_thread()
+    is locked stays so. To be called when the device is set up, by a thread whose stack is prepared."""
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
         rows = [line.split(maxsplit=2)[:2] for line in lines]
     for place, permissions in rows:

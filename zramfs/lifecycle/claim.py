@@ -13,6 +13,7 @@ from zramfs.errors import ZramfsError
 from zramfs.host import mounts, paths, process
 from zramfs.host.mounts import FSTYPE
 from zramfs.lifecycle.stop import END_TIMEOUT, Say, clean_up, expect_unused, remove_rundir, stale_message
+from zramfs.model.config import DeviceConfig
 
 from . import rundir
 from .rundir import Rundir, State
@@ -21,14 +22,14 @@ _PAUSE = 0.02  # seconds between two looks whether a device has ended
 
 
 def claim_place(
-    directory: Path | None, kind: str, *, threads: int, shared: bool, say: Say, name: str | None = None
-) -> Rundir:
-    """A run directory for a new device whose tree (or, for a RAM disk, file system) goes to `directory`;
-    None, for swap: which has none but its name.
+    directory: Path | None, kind: str, config: DeviceConfig, *, say: Say, name: str | None = None
+) -> tuple[Rundir, DeviceConfig]:
+    """A run directory for a new device, and the device's description with its place in it.
 
-    name: of the device; None = its directory's, escaped. Creates `directory` if only its last part is
-    missing. Cleans up what a dead daemon left there, and says so. shared: others may pass through to
-    `disk`. Raises ZramfsError: EBUSY when a device is there, ENOTDIR, ENOENT, EPERM.
+    directory: where the tree goes, or the file system of a RAM disk; None for swap. It is made if only its
+    last part is missing. kind: as State.kind. name: of the device; None = its directory's, escaped.
+    Cleans up what a dead daemon left there, and says so. Raises ZramfsError: EBUSY when a device is there,
+    ENOTDIR, ENOENT, EPERM.
     """
     if directory is not None and (reason := rundir.hides(directory)):
         raise ZramfsError(errno.EINVAL, reason)
@@ -42,15 +43,18 @@ def claim_place(
             if not _ending(new, directory, end, say):
                 made = [] if inside else _make_directory(directory)
                 try:
-                    os.mkdir(new.path, 0o711 if shared else 0o700)
-                    os.chmod(new.path, 0o711 if shared else 0o700)
+                    # Others pass through to `disk` of a device that they may use.
+                    mode = 0o711 if config.allow_other else 0o700
+                    os.mkdir(new.path, mode)
+                    os.chmod(new.path, mode)
                     if kind in ("ramdisk", "swap"):
                         new.tree.mkdir(0o700)
-                    new.write(_first_state(new, directory, kind, threads, made))
+                    new.write(_first_state(new, directory, kind, config.threads, made))
                 except BaseException:
                     remove_rundir(new, made)
                     raise
-                return new
+                tree = directory if kind == "device" else new.tree
+                return new, config.at(tree, new.path, new.name)
         time.sleep(_PAUSE)
 
 

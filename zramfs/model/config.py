@@ -2,12 +2,13 @@
 """What a device is started with. Plain values, decided by the command line or the configuration."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .policy import Policy
 
 ALGORITHMS = ("lz4", "lz4hc", "zstd", "none")
+SECONDARY = ALGORITHMS[:-1]  # those that recompression may use
 DEFAULT_ALGO = "lz4"
 NAME_LIMIT = 128  # as in the kernel: the name of an algorithm is shorter
 # 2^36 pages, in bytes: their slot table alone would fill 512 GiB of memory.
@@ -17,6 +18,7 @@ DEFAULT_THREADS = 2
 DEFAULT_RESERVE = 16 << 20
 # More threads than this never helped on one connection, and each keeps buffers of 1 MiB.
 MAX_THREADS = 64
+NOWHERE = Path()  # a device that was described and has no place yet
 DEFAULT_PROACTIVENESS = 20  # as vm.compaction_proactiveness
 
 
@@ -31,14 +33,13 @@ class Algorithm:
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """One device. Paths are absolute and resolved; sizes are bytes.
+    """One device, as the command line, a mount option or a configuration file asks for it. Paths are absolute
+    and resolved; sizes are bytes.
 
     directory    where the tree (control, zram/, ...) is mounted
     rundir       private directory with `disk` (regular file the lane is mounted on), state.json, log
     size         of the device, rounded up to 4096 by the store; 0 = not set up yet
-    algo, level, dictionary
-                 the primary algorithm, see Algorithm
-    secondary    those of recompression, at most three, by priority from 1
+    algorithms   by priority: the first compresses what is written, up to three more recompress
     access_times whether the time of each page's last access is kept, for `idle` by age
     policies     at most one of a kind; they have access times kept
     mem_limit    of the pool, 0 = none
@@ -53,27 +54,32 @@ class DeviceConfig:
     mode, owner, group  of `disk`; None = 0600 and whoever starts the device
     """
 
-    directory: Path
-    rundir: Path
+    directory: Path = NOWHERE
+    rundir: Path = NOWHERE
+    name: str = "zramfs"
     size: int = 0
-    algo: str = DEFAULT_ALGO
-    level: int | None = None
+    algorithms: tuple[Algorithm, ...] = (Algorithm(DEFAULT_ALGO),)
+    access_times: bool = False
+    policies: tuple[Policy, ...] = ()
     mem_limit: int = 0
     threads: int = DEFAULT_THREADS
-    name: str = "zramfs"
-    allow_other: bool = False
     reserve: int = 0
     forced: bool = False
+    allow_other: bool = False
     proactiveness: int = DEFAULT_PROACTIVENESS
+    writeback: Path | None = None
     mode: int | None = None
     owner: int | None = None
     group: int | None = None
-    dictionary: Path | None = None
-    secondary: tuple[Algorithm, ...] = ()
-    access_times: bool = False
-    writeback: Path | None = None
-    policies: tuple[Policy, ...] = ()
 
     @property
     def primary(self) -> Algorithm:
-        return Algorithm(self.algo, self.level, self.dictionary)
+        return self.algorithms[0]
+
+    @property
+    def secondary(self) -> tuple[Algorithm, ...]:
+        return self.algorithms[1:]
+
+    def at(self, directory: Path, rundir: Path, name: str) -> DeviceConfig:
+        """The same device, in its place."""
+        return replace(self, directory=directory, rundir=rundir, name=name)

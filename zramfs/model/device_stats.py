@@ -76,6 +76,7 @@ class DeviceStats:
     writeback: WritebackStats
     policies: tuple[PolicyStats, ...]
     ballast: BallastStats
+    proactiveness: int
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:

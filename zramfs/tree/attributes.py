@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zramfs.codecs.spec import SECONDARY
 from zramfs.errors import ZramfsError
-from zramfs.model.config import ALGORITHMS, NAME_LIMIT, Algorithm
+from zramfs.model.config import ALGORITHMS, NAME_LIMIT, SECONDARY, Algorithm
 from zramfs.model.stats import EMPTY, NO_BACKING, BackingStats
 from zramfs.text.kernel_numbers import U64_MAX, c_string, kstrtoull, memparse, page_align, printable
 from zramfs.text.key_values import text_of

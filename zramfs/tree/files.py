@@ -74,11 +74,11 @@ def build(device: Device, disk: Path) -> Directory:
             File(name="compaction", mode=0o444,
                  read=lambda: memory_files.format_compaction(device.memory()).encode()),
             File(name="policies", mode=0o444,
-                 read=lambda: memory_files.format_policies(device.policies.stats()).encode()),
+                 read=lambda: memory_files.format_policies(device.stats().policies).encode()),
             File(name="balloon", mode=0o644, write=writer("memory/balloon", memory_files.parse_balloon),
                  read=lambda: memory_files.format_balloon(device.memory()).encode()),
             File(name="proactiveness", mode=0o644,
                  write=writer("memory/proactiveness", memory_files.parse_proactiveness),
-                 read=lambda: memory_files.format_proactiveness(device.compactor.stats()).encode()),
+                 read=lambda: memory_files.format_proactiveness(device.stats()).encode()),
         ]),
     ])

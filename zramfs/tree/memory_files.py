@@ -14,8 +14,8 @@ from zramfs.text.sizes import PAGE
 
 if TYPE_CHECKING:
     from allocator.stats import ClassStats, PageblockStats
-    from zramfs.model.device_stats import MemoryStats
-    from zramfs.model.stats import CompactorStats, PolicyStats
+    from zramfs.model.device_stats import DeviceStats, MemoryStats
+    from zramfs.model.stats import PolicyStats
 
 
 def format_classes(classes: Sequence[ClassStats]) -> str:
@@ -105,7 +105,7 @@ def format_balloon(m: MemoryStats | None) -> str:
     return f"target {b.target * PAGE}\nsize {b.pages * PAGE}\nisolated {b.isolated}\nmigrated {b.migrated}\n"
 
 
-def format_proactiveness(stats: CompactorStats) -> str:
+def format_proactiveness(stats: DeviceStats) -> str:
     return f"{stats.proactiveness}\n"
 
 
