@@ -12,12 +12,19 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import capabilities
-import leftovers
 import pytest
 import pytest_timeout
-from guardian import Guardian
 
+from tests.support import capabilities, leftovers
+from tests.support.guardian import Guardian
+
+TESTS = Path(__file__).parent
+# The directories of tests/ in the order in which they run: the lowest layer first, so that the first failure
+# is the nearest to its cause.
+LAYERS = (
+    "allocator", "text", "codecs", "store", "lane", "host", "device", "tree", "daemon", "lifecycle",
+    "configuration", "views", "doctor", "cli", "docs", "packaging", "benchmarks", "machine", "soak",
+)
 TRACEBACK = "Traceback (most recent call last)"
 GUARDIAN = pytest.StashKey[Guardian]()
 
@@ -25,11 +32,11 @@ GUARDIAN = pytest.StashKey[Guardian]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--soak", type=float, default=0.0, metavar="MINUTES",
-        help="run the stress tests (t6) for about this many minutes together instead of one",
+        help="run the tests of tests/soak for about this many minutes together instead of one",
     )
     parser.addoption(
         "--clean-room", action="store_true",
-        help="also install the packages on a new Debian (tests/t6_clean_room_test.py)",
+        help="also install the packages on a new Debian (tests/packaging/clean_room_test.py)",
     )
 
 
@@ -85,7 +92,15 @@ def pytest_report_header() -> list[str]:
     return lines
 
 
+def _layer(item: pytest.Item) -> int:
+    directory = item.path.relative_to(TESTS).parts[0]
+    if directory not in LAYERS:
+        raise pytest.UsageError(f"tests/{directory} has no place in LAYERS of tests/conftest.py; add it")
+    return LAYERS.index(directory)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_layer)
     if not config.getoption("clean_room"):
         left_out = [item for item in items if item.get_closest_marker("clean_room")]
         config.hook.pytest_deselected(items=left_out)
