@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.support.page_kinds import block, hard, noise, prose
-from tests.support.served import Served, serving
+from tests.support.served import ServedDevice, served_device
 from zramfs import train
 from zramfs.cli import zramfs
 from zramfs.codecs import Codec
@@ -36,13 +36,13 @@ def record(seed: int) -> bytes:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    with serving(tmp_path / "dev", size=64 << 20, access_times=True) as child:
+def served(tmp_path: Path) -> Iterator[ServedDevice]:
+    with served_device(tmp_path / "dev", size=64 << 20, access_times=True) as child:
         yield child
         assert child.stop() == 0, child.log
 
 
-def fill(served: Served, pages: list[bytes], first: int = 0) -> None:
+def fill(served: ServedDevice, pages: list[bytes], first: int = 0) -> None:
     with open(served.disk, "r+b", buffering=0) as disk:
         os.pwrite(disk.fileno(), b"".join(pages), first * PAGE)
 
@@ -51,7 +51,7 @@ def call(*words: object) -> Result:
     return CliRunner().invoke(zramfs, ["train", *map(str, words)])
 
 
-def test_what_it_promises_is_true(served: Served, tmp_path: Path) -> None:
+def test_what_it_promises_is_true(served: ServedDevice, tmp_path: Path) -> None:
     fill(served, [record(n) for n in range(600)] + [bytes(PAGE)] * 100)
     served.write("zram/idle", "all")
     before = served.read("zram/block_state")
@@ -74,7 +74,7 @@ def test_what_it_promises_is_true(served: Served, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algo", ["lz4", "lz4hc:12"])
-def test_for_lz4(served: Served, tmp_path: Path, algo: str) -> None:
+def test_for_lz4(served: ServedDevice, tmp_path: Path, algo: str) -> None:
     fill(served, [record(n) for n in range(400)])
     done = call(served.directory, "--output", tmp_path / "dict", "--algo", algo)
     assert done.exit_code == 0, done.output
@@ -86,7 +86,7 @@ def test_for_lz4(served: Served, tmp_path: Path, algo: str) -> None:
 
 @pytest.mark.parametrize(
     "make", [noise, lambda n: block("text", n, PAGE)], ids=["noise", "nothing in common"])
-def test_a_dictionary_that_would_lose_is_not_written(served: Served, tmp_path: Path, make) -> None:
+def test_a_dictionary_that_would_lose_is_not_written(served: ServedDevice, tmp_path: Path, make) -> None:
     fill(served, [make(n) for n in range(300)])
     done = call(served.directory, "--output", tmp_path / "dict")
     assert isinstance(done.exception, ZramfsError), done.output
@@ -94,14 +94,16 @@ def test_a_dictionary_that_would_lose_is_not_written(served: Served, tmp_path: P
     assert not (tmp_path / "dict").exists()
 
 
-def test_too_few_pages(served: Served, tmp_path: Path) -> None:
+def test_too_few_pages(served: ServedDevice, tmp_path: Path) -> None:
     fill(served, [record(n) for n in range(50)] + [b"same" * 1024] * 200)
     done = call(served.directory, "--output", tmp_path / "dict")
     assert "at least 64 pages to train on" in str(done.exception) and "found 50" in str(done.exception)
     assert not (tmp_path / "dict").exists()
 
 
-def test_an_old_file_stays_when_it_refuses_and_is_replaced_whole(served: Served, tmp_path: Path) -> None:
+def test_an_old_file_stays_when_it_refuses_and_is_replaced_whole(
+    served: ServedDevice, tmp_path: Path
+) -> None:
     output = tmp_path / "dict"
     output.write_text("old")
     fill(served, [noise(n) for n in range(100)])
@@ -123,7 +125,7 @@ def test_wrong_calls(tmp_path: Path, words: tuple[str, ...], sentence: str) -> N
 
 
 def test_a_place_that_cannot_be_written_shows_before_the_work(
-    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: ServedDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "sample", lambda *_: pytest.fail("sampled"))
     done = call(served.directory, "--output", tmp_path / "no/dict")
@@ -146,7 +148,7 @@ def test_what_is_lost_is_called_so() -> None:
         "that is 0.0% less; for the whole device about 4K lost, the dictionary's own memory counted")
 
 
-def test_samples_of_random_places(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_of_random_places(served: ServedDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a device with more data than is worth a look at every page."""
     fill(served, [record(n) for n in range(300)])
     fill(served, [bytes(PAGE)] * 300 + [prose(n % 20) for n in range(300)], 5000)
@@ -157,7 +159,7 @@ def test_samples_of_random_places(served: Served, monkeypatch: pytest.MonkeyPatc
     assert taken.stored == 600
 
 
-def test_peek_is_no_use_of_a_page(served: Served) -> None:
+def test_peek_is_no_use_of_a_page(served: ServedDevice) -> None:
     fill(served, [prose(1), hard(1), bytes(PAGE)])
     served.write("zram/idle", "all")
     with open(served.directory / "peek", "rb", buffering=0) as file:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import stat
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.child import Child
 from tests.support.commands import failure, kill_daemon, nothing_left, rows, state_of
 from tests.support.paths import ROOT
 from tests.support.whole import MIB, ZRAMFS, opened, wait_until, zramfs
@@ -232,31 +231,29 @@ class Manager:
 
 
 @contextlib.contextmanager
-def service(top: Path, name: str, watchdog: float = 0) -> Iterator[tuple[subprocess.Popen, Manager]]:
+def service(top: Path, name: str, watchdog: float = 0) -> Iterator[tuple[Child, Manager]]:
     """The ExecStart of zramfs@.service."""
     unit = (ROOT / "systemd/zramfs@.service").read_text()
     assert "\nExecStart=/usr/bin/zramfs up --foreground %i\n" in unit
     manager = Manager(top)
-    with open(top / "log", "w") as log:
-        seen = os.fstat(log.fileno())
-        environment = {**os.environ, "NOTIFY_SOCKET": str(manager.address),
-                       "JOURNAL_STREAM": f"{seen.st_dev}:{seen.st_ino}"}
-        if watchdog:
-            environment["WATCHDOG_USEC"] = str(int(watchdog * 1e6))
-        process = subprocess.Popen([*ZRAMFS, "up", "--foreground", name], env=environment, stderr=log,
-                                   stdin=subprocess.DEVNULL)
-    with process, manager.socket:
+    log = top / "log"
+    log.touch()
+    seen = log.stat()
+    environment = {**os.environ, "NOTIFY_SOCKET": str(manager.address),
+                   "JOURNAL_STREAM": f"{seen.st_dev}:{seen.st_ino}"}
+    if watchdog:
+        environment["WATCHDOG_USEC"] = str(int(watchdog * 1e6))
+    child = Child([*ZRAMFS, "up", "--foreground", name], log, env=environment)
+    with manager.socket:
         try:
-            yield process, manager
+            yield child, manager
         finally:
-            process.send_signal(signal.SIGCONT)
-            process.terminate()
-            process.wait(20)
+            child.end()
 
 
 def test_a_service_from_start_to_stop(top: Path) -> None:
     configure(top, "fast", f"mount-point = {top}/fast", "zram-size = 64", "zram-resident-limit = 48")
-    with service(top, "fast", watchdog=1) as (process, manager):
+    with service(top, "fast", watchdog=1) as (child, manager):
         manager.wait_for("READY=1")
         assert busy.mount_at(top / "fast").fstype == "ext4"
         assert [line.split("=")[0] for line in manager.told] == ["READY"]
@@ -266,10 +263,10 @@ def test_a_service_from_start_to_stop(top: Path) -> None:
         (top / "fast/data").write_bytes(os.urandom(4 * MIB))
         os.sync()
         manager.wait_for("STATUS=4.", seconds=30)
-        process.terminate()
+        child.process.terminate()
         manager.wait_for("STOPPING=1")
         assert manager.told[-1] == "STATUS=ending: SIGTERM"
-        assert process.wait(20) == 0
+        assert child.wait() == 0
     nothing_left(top / "fast", base(top))
     for line in (top / "log").read_text().splitlines():
         # Its own words for a terminal have no priority, and neither has the time.
@@ -279,34 +276,28 @@ def test_a_service_from_start_to_stop(top: Path) -> None:
 def test_a_service_that_is_stopped_by_down(top: Path) -> None:
     """The unit's ExecStop, then its ExecStopPost."""
     configure(top, "z", f"directory = {top}/z", "zram-size = 16")
-    with service(top, "z") as (process, manager):
+    with service(top, "z") as (child, manager):
         manager.wait_for("READY=1")
         assert "WATCHDOG=1" not in manager.told
         assert zramfs("down", "z").stderr == "zramfs: z is down\n"
-        assert process.wait(20) == 0
+        assert child.wait() == 0
         assert zramfs("down", "z").stderr == "zramfs: z is down already\n"
     nothing_left(top / "z", base(top))
 
 
 def test_a_service_gives_no_sign_of_life_while_it_is_stopped(top: Path) -> None:
     configure(top, "z", f"directory = {top}/z", "zram-size = 16")
-    with service(top, "z", watchdog=0.4) as (process, manager):
+    with service(top, "z", watchdog=0.4) as (child, manager):
         manager.wait_for("WATCHDOG=1")
-        process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: process_state(process.pid) == "T", "the daemon is stopped")
-        manager.socket.settimeout(0.05)
-        with contextlib.suppress(TimeoutError):
-            while True:
+        with child.stopped():
+            manager.socket.settimeout(0.05)
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    manager.socket.recv(4096)
+            manager.socket.settimeout(1)
+            with pytest.raises(TimeoutError):
                 manager.socket.recv(4096)
-        manager.socket.settimeout(1)
-        with pytest.raises(TimeoutError):
-            manager.socket.recv(4096)
-        process.send_signal(signal.SIGCONT)
         manager.wait_for("WATCHDOG=1")
-
-
-def process_state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @pytest.mark.parametrize(("lines", "reason"), [
@@ -318,8 +309,8 @@ def test_a_service_that_cannot_start_says_why_and_leaves_nothing(
     top: Path, lines: tuple[str, ...], reason: str
 ) -> None:
     configure(top, "z", *(line.format(top=top) for line in lines))
-    with service(top, "z") as (process, manager):
-        assert process.wait(30) == 1
+    with service(top, "z") as (child, manager):
+        assert child.wait(30) == 1
         manager.socket.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             manager.told.append(manager.socket.recv(4096).decode())
@@ -332,7 +323,7 @@ def test_a_service_that_cannot_start_says_why_and_leaves_nothing(
 def test_a_service_for_what_is_up_already_fails_and_changes_nothing(top: Path) -> None:
     configure(top, "z", f"directory = {top}/z", "zram-size = 16")
     zramfs("up")
-    with service(top, "z") as (process, _):
-        assert process.wait(20) == 1
+    with service(top, "z") as (child, _):
+        assert child.wait(20) == 1
     assert f"z: it is up already, served by pid {state_of(top / 'z').pid}" in (top / "log").read_text()
     assert (top / "z/disk").stat().st_size == 16 * MIB

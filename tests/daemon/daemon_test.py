@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.served import TIMEOUT, Served, run, serving
+from tests.support.child import TIMEOUT
+from tests.support.served import ServedDevice, served_device
+from tests.support.whole import run
 
 pytestmark = pytest.mark.requires("fuse")
 
@@ -22,7 +24,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def served(tmp_path):
-    with serving(tmp_path / "dev") as child:
+    with served_device(tmp_path / "dev") as child:
         yield child
         assert child.stop() == 0, child.log
         assert "Traceback" not in child.log
@@ -31,7 +33,7 @@ def served(tmp_path):
 def test_killed_clients_do_not_stop_the_daemon(tmp_path):
     """A request whose caller was killed is withdrawn; a loop that reads it in blocking mode stands
     still, the interpreter with it, until somebody else asks something. So nobody does."""
-    with serving(tmp_path / "dev", beat=True) as child:
+    with served_device(tmp_path / "dev", beat=True) as child:
         directory = str(child.directory)
         for _ in range(60):
             client = os.fork()
@@ -65,7 +67,7 @@ def test_sigusr1_shows_the_stacks(served):
 
 def test_sigusr1_never_ends_it_however_busy_its_threads_are(tmp_path):
     """300 looks at threads that run, one by one: a signal that comes while one is pending is none."""
-    with serving(tmp_path / "dev", size=MIB, beat=True) as child, child.log_path.open() as log:
+    with served_device(tmp_path / "dev", size=MIB, beat=True) as child, child.log_path.open() as log:
         said = ""
         for sent in range(300):
             child.process.send_signal(signal.SIGUSR1)
@@ -80,7 +82,7 @@ def test_sigusr1_never_ends_it_however_busy_its_threads_are(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_end_it_in_order(tmp_path, number):
-    with serving(tmp_path / "dev", size=MIB) as child:
+    with served_device(tmp_path / "dev", size=MIB) as child:
         child.process.send_signal(number)
         assert child.wait() == 0
         assert child.mounts() == [] and "TEARDOWN" in child.said
@@ -93,7 +95,7 @@ def _unmount(path: Path) -> None:
 
 @pytest.mark.parametrize("which", ["tree", "lane"])
 def test_unmounting_either_ends_both(tmp_path, which):
-    with serving(tmp_path / "dev", size=MIB) as child:
+    with served_device(tmp_path / "dev", size=MIB) as child:
         _unmount(child.directory if which == "tree" else child.rundir / "disk")
         assert child.wait() == 0, child.log
         assert child.mounts() == [] and "TEARDOWN" in child.said
@@ -116,7 +118,7 @@ def connections(tmp_path):
 @pytest.mark.requires("root")
 @pytest.mark.parametrize("which", ["tree", "lane"])
 def test_an_aborted_connection_ends_it_too(tmp_path, connections, which):
-    with serving(tmp_path / "dev", size=MIB) as child:
+    with served_device(tmp_path / "dev", size=MIB) as child:
         path = child.directory if which == "tree" else child.rundir / "disk"
         (connections / str(os.minor(path.stat().st_dev)) / "abort").write_text("1")
         status = child.wait()
@@ -128,7 +130,7 @@ def test_an_aborted_connection_ends_it_too(tmp_path, connections, which):
 
 @pytest.mark.parametrize("name", ["zram/mm_stat", "disk"])
 def test_users_are_named_and_cut_off(tmp_path, name):
-    with serving(tmp_path / "dev", size=MIB) as child:
+    with served_device(tmp_path / "dev", size=MIB) as child:
         user = subprocess.Popen(
             ["bash", "-c", 'exec 7< "$1"; echo open; read -r; read -r -N 4 -u 7 word; echo "status $?"',
              "user", child.directory / name],
@@ -149,8 +151,8 @@ def test_users_are_named_and_cut_off(tmp_path, name):
 
 @pytest.mark.requires("loop")
 def test_a_loop_device_that_still_stands_on_it_is_named(tmp_path):
-    with serving(tmp_path / "dev", size=MIB) as child:
-        loop = run("losetup", "--find", "--show", child.disk, check=True).stdout.strip()
+    with served_device(tmp_path / "dev", size=MIB) as child:
+        loop = run("losetup", "--find", "--show", child.disk).stdout.strip()
         try:
             assert child.stop() == 1
             assert child.mounts() == []
@@ -162,7 +164,7 @@ def test_a_loop_device_that_still_stands_on_it_is_named(tmp_path):
 @pytest.mark.requires("root")
 def test_a_mount_that_is_not_ours_stays(tmp_path):
     """Something was mounted over the tree: the daemon ends, and does not take that for its own."""
-    with serving(tmp_path / "dev", size=MIB) as child:
+    with served_device(tmp_path / "dev", size=MIB) as child:
         subprocess.run(["mount", "-t", "tmpfs", "none", child.directory], check=True, timeout=TIMEOUT)
         try:
             assert child.stop() == 1
@@ -180,7 +182,7 @@ def test_what_was_there_before_stays(tmp_path):
     directory.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "none", directory], check=True, timeout=TIMEOUT)
     try:
-        with serving(tmp_path / "dev", size=MIB) as child:
+        with served_device(tmp_path / "dev", size=MIB) as child:
             _unmount(child.directory)
             assert child.wait() == 0, child.log
             assert [line.split()[2] for line in child.mounts()] == ["tmpfs"]
@@ -197,7 +199,7 @@ def test_what_was_there_before_stays(tmp_path):
     ({"ready": "raise OSError(16, 'the loop device is taken')"}, ["the loop device is taken"]),
 ])
 def test_a_start_that_fails_leaves_nothing(tmp_path, config, words):
-    child = Served(tmp_path, **config)
+    child = ServedDevice(tmp_path, **config)
     try:
         assert child.wait() == 1
         assert child.mounts() == [] and "READY" not in child.said
@@ -211,7 +213,7 @@ def test_a_signal_during_the_start_leaves_nothing(tmp_path):
     for delay in (0.05, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5):
         place = tmp_path / str(delay)
         place.mkdir()
-        child = Served(place, size=MIB)
+        child = ServedDevice(place, size=MIB)
         try:
             time.sleep(delay)
             child.process.terminate()
@@ -231,10 +233,10 @@ def test_an_ordinary_user_has_his_device_for_himself(tmp_path):
         if directory != Path("/") and os.stat(directory).st_uid == 0 and directory != Path("/tmp"):
             directory.chmod(directory.stat().st_mode | 0o055)
     nobody = 65534
-    with serving(tmp_path / "dev", user=nobody, size=MIB) as child:
+    with served_device(tmp_path / "dev", user=nobody, size=MIB) as child:
         def as_nobody(command: str) -> str:
             who = {"user": nobody, "group": nobody, "extra_groups": []}
-            return run("bash", "-c", command, cwd="/", check=True, **who).stdout
+            return run("bash", "-c", command, cwd="/", **who).stdout
 
         tree = child.directory
         assert as_nobody(f"cd {tree}; stat -c '%u %a' control zram/mm_stat disk; id -u").split() == [

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.page_kinds import prose
-from tests.support.served import Served, serving
+from tests.support.served import ServedDevice, served_device
 from tests.support.whole import wait_until
 
 pytestmark = pytest.mark.requires("fuse")
@@ -25,15 +25,15 @@ PAGES = 512
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    with serving(tmp_path / "dev") as child:
+def served(tmp_path: Path) -> Iterator[ServedDevice]:
+    with served_device(tmp_path / "dev") as child:
         yield child
         assert child.process.poll() is not None or child.stop() == 0, child.log
         assert "Traceback" not in child.log
         assert child.mounts() == []
 
 
-def set_up(served: Served, *more: str) -> list[bytes]:
+def set_up(served: ServedDevice, *more: str) -> list[bytes]:
     """A device with lz4 and zstd, and what was written to it."""
     for line in ("comp_algorithm=lz4", "recomp_algorithm algo=zstd", *more, "disksize=16M"):
         served.write("control", f"{line}\n")
@@ -43,17 +43,17 @@ def set_up(served: Served, *more: str) -> list[bytes]:
     return pages
 
 
-def policies(served: Served) -> dict[str, int]:
+def policies(served: ServedDevice) -> dict[str, int]:
     return {name: int(value) for name, value in map(str.split, served.read("memory/policies").splitlines())}
 
 
-def flags(served: Served) -> dict[int, str]:
+def flags(served: ServedDevice) -> dict[int, str]:
     lines = [line.split() for line in served.read("zram/block_state").splitlines()]
     return {int(words[0]): words[2] for words in lines}
 
 
 @contextlib.contextmanager
-def in_use(served: Served, page: int) -> Iterator[None]:
+def in_use(served: ServedDevice, page: int) -> Iterator[None]:
     """Somebody reads one page again and again."""
     end = threading.Event()
 
@@ -75,7 +75,7 @@ def in_use(served: Served, page: int) -> Iterator[None]:
         thread.join()
 
 
-def test_idle_pages_are_recompressed_and_used_ones_are_not(served: Served) -> None:
+def test_idle_pages_are_recompressed_and_used_ones_are_not(served: ServedDevice) -> None:
     pages = set_up(served)
     before = int(served.read("zram/mm_stat").split()[1])
     assert set(policies(served).values()) == {0}
@@ -105,7 +105,7 @@ def test_idle_pages_are_recompressed_and_used_ones_are_not(served: Served) -> No
     assert (policies(served)["recompress_rounds"], policies(served)["recompress_idle_seconds"]) == (rounds, 0)
 
 
-def test_reset_ends_a_policy_and_the_device_can_be_set_up_again(served: Served) -> None:
+def test_reset_ends_a_policy_and_the_device_can_be_set_up_again(served: ServedDevice) -> None:
     set_up(served, "policy=recompress idle=1s")
     wait_until(lambda: policies(served)["recompress_rounds"] >= 1, "a round has begun")
     served.write("control", "reset\n")
@@ -119,7 +119,7 @@ def test_reset_ends_a_policy_and_the_device_can_be_set_up_again(served: Served) 
     "policy", "policy=", "policy=compact idle=1", "policy=recompress", "policy=recompress idle=x",
     "policy=recompress idle=1 algo=lz4hc",
 ])
-def test_what_is_no_policy_is_refused(served: Served, line: str) -> None:
+def test_what_is_no_policy_is_refused(served: ServedDevice, line: str) -> None:
     set_up(served)
     with pytest.raises(OSError) as caught:
         served.write("control", f"{line}\n")
@@ -128,7 +128,7 @@ def test_what_is_no_policy_is_refused(served: Served, line: str) -> None:
     assert set(policies(served).values()) == {0}
 
 
-def test_idle_pages_are_written_back_within_the_limit(served: Served, tmp_path: Path) -> None:
+def test_idle_pages_are_written_back_within_the_limit(served: ServedDevice, tmp_path: Path) -> None:
     """And come back as they were; what is written is counted in blocks of 4 KiB."""
     backing = tmp_path / "backing"
     backing.touch(mode=0o600)
@@ -156,7 +156,7 @@ def test_idle_pages_are_written_back_within_the_limit(served: Served, tmp_path: 
         assert disk.read(PAGES * PAGE) == b"".join(pages)
 
 
-def test_both_at_once_and_everything_is_read_back(served: Served, tmp_path: Path) -> None:
+def test_both_at_once_and_everything_is_read_back(served: ServedDevice, tmp_path: Path) -> None:
     backing = tmp_path / "backing"
     backing.touch(mode=0o600)
     os.truncate(backing, 32 << 20)
@@ -169,7 +169,7 @@ def test_both_at_once_and_everything_is_read_back(served: Served, tmp_path: Path
     assert policies(served)["writeback_idle_seconds"] == 0
 
 
-def test_a_policy_without_what_it_needs_is_refused(served: Served) -> None:
+def test_a_policy_without_what_it_needs_is_refused(served: ServedDevice) -> None:
     set_up(served)
     with pytest.raises(OSError) as caught:
         served.write("control", "policy=writeback idle=1s\n")

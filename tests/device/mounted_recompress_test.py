@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.page_kinds import hard, noise, prose
-from tests.support.served import Served, run, serving
+from tests.support.served import ServedDevice, served_device
+from tests.support.whole import run
 
 pytestmark = pytest.mark.requires("fuse")
 
@@ -23,15 +24,15 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    with serving(tmp_path / "dev", access_times=True) as child:
+def served(tmp_path: Path) -> Iterator[ServedDevice]:
+    with served_device(tmp_path / "dev", access_times=True) as child:
         yield child
         assert child.process.poll() is not None or child.stop() == 0, child.log
         assert "Traceback" not in child.log
         assert child.mounts() == []
 
 
-def set_up(served: Served, size: str = "16M", level: int = 9) -> None:
+def set_up(served: ServedDevice, size: str = "16M", level: int = 9) -> None:
     """As a script for the kernel's zram does it."""
     script = f"""set -e
         echo lz4 > comp_algorithm
@@ -39,22 +40,22 @@ def set_up(served: Served, size: str = "16M", level: int = 9) -> None:
         echo "algo=zstd priority=1 level={level}" > algorithm_params
         echo {size} > disksize"""
     done = run("bash", "-c", script, cwd=served.directory / "zram")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stderr == ""
 
 
-def write_pages(served: Served, pages: list[bytes]) -> None:
+def write_pages(served: ServedDevice, pages: list[bytes]) -> None:
     with open(served.disk, "r+b", buffering=0) as disk:
         os.pwrite(disk.fileno(), b"".join(pages), 0)
 
 
-def test_a_script_for_the_kernel_works(served: Served) -> None:
+def test_a_script_for_the_kernel_works(served: ServedDevice) -> None:
     set_up(served)
     write_pages(served, [prose(1), hard(1), noise(1), bytes(PAGE)])
     assert served.read("zram/recomp_algorithm") == "#1: lz4 lz4hc [zstd] \n"
     script = "echo all > idle && cut -c34- block_state && echo 'type=huge_idle algo=zstd' > recompress &&" \
              " cut -c34- block_state && cat debug_stat"
     done = run("bash", "-c", script, cwd=served.directory / "zram")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stderr == ""
     assert done.stdout.splitlines() == [
         "...i..", "..hi..", "..hi..", "s.....", "...i..", "....r.", "..h..n", "s.....",
         "version: 1", "0        0"]
@@ -62,7 +63,7 @@ def test_a_script_for_the_kernel_works(served: Served) -> None:
     assert "recompressed with #1 zstd level 9: 2 of 3 pages tried" in served.read("control")
 
 
-def test_block_state_offsets_are_page_numbers(served: Served) -> None:
+def test_block_state_offsets_are_page_numbers(served: ServedDevice) -> None:
     assert os.stat(served.directory / "zram/block_state").st_mode & 0o7777 == 0o400
     with pytest.raises(OSError) as failure:
         served.read("zram/block_state")
@@ -85,7 +86,7 @@ def test_block_state_offsets_are_page_numbers(served: Served) -> None:
     assert done.stdout.split()[0] == "4095"
 
 
-def test_under_load_with_verification(served: Served) -> None:
+def test_under_load_with_verification(served: ServedDevice) -> None:
     """Writers and readers of `disk` beside recompression and idle marks: every page is what was written."""
     set_up(served, "32M", level=3)
     stop = time.monotonic() + 2
@@ -129,7 +130,7 @@ def test_under_load_with_verification(served: Served) -> None:
     assert io_stat[:2] == [0, 0]
 
 
-def test_stop_cuts_it_short(served: Served) -> None:
+def test_stop_cuts_it_short(served: ServedDevice) -> None:
     set_up(served, "64M", level=19)
     write_pages(served, [prose(n % 300) for n in range(16384)])
     writer = subprocess.Popen(

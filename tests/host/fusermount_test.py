@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import leftovers
-from tests.support.harness import TIMEOUT
+from tests.support.child import TIMEOUT
 from tests.support.paths import python_environment
 from zramfs import busy, mounting
 

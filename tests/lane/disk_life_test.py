@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import TIMEOUT, Disk, served
+from tests.support.child import TIMEOUT
+from tests.support.served import ServedLane, served_lane
 from tests.support.wire import MIB, PAGE
 from zramfs import mounting
 
@@ -25,7 +26,7 @@ GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV}
 class Readers:
     """Threads that read until an error; errors: what each of them got."""
 
-    def __init__(self, disk: Disk, threads: int = 4) -> None:
+    def __init__(self, disk: ServedLane, threads: int = 4) -> None:
         self.errors: list[int | None] = []
         self.reads = 0
         self.fds = [os.open(disk.path, os.O_RDONLY) for _ in range(threads)]
@@ -69,15 +70,15 @@ def wait_for(what, seconds: float = TIMEOUT) -> None:
 # --- the mount
 
 def test_unmounting_an_idle_device_ends_the_server(tmp_path: Path):
-    with served(tmp_path) as disk:
+    with served_lane(tmp_path) as disk:
         assert disk.path.read_bytes()[:4] == bytes(4)
         mounting.unmount(disk.path)
-        assert disk.join() == 0
+        assert disk.wait() == 0
         assert disk.path.stat().st_size == 0, "the empty file below"
 
 
 def test_a_device_in_use_cannot_be_unmounted_but_detached(tmp_path: Path):
-    with served(tmp_path) as disk:
+    with served_lane(tmp_path) as disk:
         with disk.open() as fd:
             with pytest.raises(mounting.MountError, match="busy") as caught:
                 mounting.unmount(disk.path)
@@ -88,16 +89,16 @@ def test_a_device_in_use_cannot_be_unmounted_but_detached(tmp_path: Path):
             os.pwrite(fd, b"still here", 7)
             assert os.pread(fd, 10, 7) == b"still here"
             assert disk.call("alive")
-        assert disk.join() == 0
+        assert disk.wait() == 0
 
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_abort(tmp_path: Path, busy: bool):
-    with served(tmp_path) as disk:
+    with served_lane(tmp_path) as disk:
         readers = Readers(disk) if busy else None
         fd = os.open(disk.path, os.O_RDWR)
         disk.call("abort")
-        assert disk.join() == 0
+        assert disk.wait() == 0
         if readers:
             assert readers.join() <= GONE
         for _ in range(2):
@@ -111,7 +112,7 @@ def test_abort(tmp_path: Path, busy: bool):
 # --- the server
 
 def test_a_stopped_server_makes_clients_wait_and_nothing_else(tmp_path: Path):
-    with served(tmp_path) as disk, disk.open() as fd:
+    with served_lane(tmp_path) as disk, disk.open() as fd:
         os.pwrite(fd, b"before", 0)
         for _ in range(3):
             got = []
@@ -126,7 +127,7 @@ def test_a_stopped_server_makes_clients_wait_and_nothing_else(tmp_path: Path):
 
 
 def test_a_killed_server_hangs_nobody(tmp_path: Path):
-    with served(tmp_path) as disk:
+    with served_lane(tmp_path) as disk:
         readers = Readers(disk)
         disk.process.kill()
         assert readers.join() <= GONE
@@ -154,7 +155,7 @@ for n in range(8):
     threading.Thread(target=work, args=(n,)).start()
 print("running", flush=True)
 """
-    with served(tmp_path, algo="zstd") as disk:
+    with served_lane(tmp_path, algo="zstd") as disk:
         for turn in range(6):
             process = subprocess.Popen([sys.executable, "-c", client, disk.path], stdout=subprocess.PIPE)
             assert process.stdout.readline() == b"running\n"
@@ -176,7 +177,7 @@ print("running", flush=True)
 # --- claims and sizes
 
 def test_close_then_claim_never_meets_the_file_that_was_closed(tmp_path: Path):
-    with served(tmp_path) as disk:
+    with served_lane(tmp_path) as disk:
         for turn in range(100):
             with disk.open() as fd:
                 os.pwrite(fd, b"x" * 50_000, turn)
@@ -192,7 +193,7 @@ def test_close_then_claim_never_meets_the_file_that_was_closed(tmp_path: Path):
 
 
 def test_a_mapping_keeps_the_device_open(tmp_path: Path):
-    with served(tmp_path) as disk:
+    with served_lane(tmp_path) as disk:
         with disk.open() as fd:
             mapped = mmap.mmap(fd, PAGE)
         assert disk.call("claim") is False
@@ -204,7 +205,7 @@ def test_a_mapping_keeps_the_device_open(tmp_path: Path):
 
 
 def test_a_change_of_size_is_seen_at_once(tmp_path: Path):
-    with served(tmp_path, 4 * MIB) as disk:
+    with served_lane(tmp_path, 4 * MIB) as disk:
         with disk.open() as fd, mmap.mmap(fd, 4 * MIB) as mapped:
             mapped[:] = b"o" * (4 * MIB)
         for size in (MIB, 8 * MIB, 0, 2 * MIB, PAGE):
@@ -230,14 +231,14 @@ def test_a_change_of_size_is_seen_at_once(tmp_path: Path):
 
 def test_a_device_that_was_busy_costs_nothing_when_idle(tmp_path: Path):
     """Requests one after the other make a thread look for the next one; without any it sleeps."""
-    with served(tmp_path) as disk:
+    with served_lane(tmp_path) as disk:
         with disk.open() as fd:
             for _ in range(3000):
                 os.pread(fd, PAGE, 0)
         time.sleep(0.05)
-        before = cpu_ticks(disk.process.pid)
+        before = cpu_ticks(disk.pid)
         time.sleep(2)
-        assert cpu_ticks(disk.process.pid) - before <= 1
+        assert cpu_ticks(disk.pid) - before <= 1
 
 
 def cpu_ticks(pid: int) -> int:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.harness import Disk, served
+from tests.support.served import ServedLane, served_lane
 from tests.support.wire import KEEP_SIZE, MIB, PAGE, PUNCH_HOLE, ZERO_RANGE
 from zramfs import mounting
 
@@ -48,13 +48,13 @@ def aligned(data: bytes) -> mmap.mmap:
 
 
 @pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
-    with served(tmp_path_factory.mktemp("disk"), MIB) as disk:
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedLane]:
+    with served_lane(tmp_path_factory.mktemp("disk"), MIB) as disk:
         yield disk
 
 
 @pytest.fixture
-def empty(disk: Disk) -> Iterator[Disk]:
+def empty(disk: ServedLane) -> Iterator[ServedLane]:
     """The device with nothing on it; afterwards nothing may be wrong with it."""
     with disk.open() as fd:
         fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 0, disk.size)
@@ -92,7 +92,7 @@ def content(length: int, fill: int) -> bytes:
 class Player:
     """Does each step to the file and to the model, and compares."""
 
-    def __init__(self, disk: Disk, fd: int, direct: int) -> None:
+    def __init__(self, disk: ServedLane, fd: int, direct: int) -> None:
         self.disk, self.fd, self.direct = disk, fd, direct
         self.model = bytearray(disk.size)
         self.map = mmap.mmap(fd, disk.size)
@@ -173,7 +173,7 @@ class Player:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps)
-def test_any_sequence_of_calls_reads_as_the_model(disk: Disk, sequence):
+def test_any_sequence_of_calls_reads_as_the_model(disk: ServedLane, sequence):
     with disk.open() as fd, disk.open(os.O_RDWR | os.O_DIRECT) as direct:
         fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 0, disk.size)
         player = Player(disk, fd, direct)
@@ -189,7 +189,7 @@ def test_any_sequence_of_calls_reads_as_the_model(disk: Disk, sequence):
 
 # --- what it looks like
 
-def test_stat_and_statvfs(empty: Disk):
+def test_stat_and_statvfs(empty: ServedLane):
     entry = os.stat(empty.path)
     assert stat.S_ISREG(entry.st_mode) and stat.S_IMODE(entry.st_mode) == 0o600
     assert (entry.st_size, entry.st_blksize, entry.st_uid) == (MIB, PAGE, os.getuid())
@@ -200,7 +200,7 @@ def test_stat_and_statvfs(empty: Disk):
         assert (system.f_bsize, system.f_blocks, system.f_bfree, system.f_bavail) == (PAGE, 256, 246, 246)
 
 
-def test_owner_mode_and_times_are_kept_by_the_kernel_too(empty: Disk):
+def test_owner_mode_and_times_are_kept_by_the_kernel_too(empty: ServedLane):
     before = os.stat(empty.path)
     try:
         os.chmod(empty.path, 0o640)
@@ -220,7 +220,7 @@ def test_owner_mode_and_times_are_kept_by_the_kernel_too(empty: Disk):
     assert os.stat(empty.path).st_mtime_ns > 2_000_000_002
 
 
-def test_its_size_is_fixed(empty: Disk):
+def test_its_size_is_fixed(empty: ServedLane):
     with empty.open() as fd:
         os.pwrite(fd, b"kept", 0)
         os.ftruncate(fd, 0)
@@ -237,7 +237,7 @@ def test_its_size_is_fixed(empty: Disk):
     assert empty.path.read_bytes() == b"kept" + bytes(MIB - 4)
 
 
-def test_large_requests_arrive_whole(empty: Disk):
+def test_large_requests_arrive_whole(empty: ServedLane):
     before = empty.call("stats")
     with empty.open(os.O_RDWR | os.O_DIRECT) as fd, aligned(os.urandom(MIB)) as memory:
         assert os.pwritev(fd, [memory], 0) == MIB
@@ -249,7 +249,7 @@ def test_large_requests_arrive_whole(empty: Disk):
     assert after["write_sectors"] - before["write_sectors"] == MIB // 512
 
 
-def test_sparse_copies(empty: Disk, tmp_path: Path):
+def test_sparse_copies(empty: ServedLane, tmp_path: Path):
     with empty.open() as fd:
         for n in (3, 4, 100, 255):
             os.pwrite(fd, os.urandom(PAGE), n * PAGE)
@@ -269,7 +269,7 @@ def test_sparse_copies(empty: Disk, tmp_path: Path):
 
 # --- shared mappings
 
-def test_mappings_and_calls_see_each_other(empty: Disk):
+def test_mappings_and_calls_see_each_other(empty: ServedLane):
     with empty.open() as fd, empty.open(os.O_RDWR | os.O_DIRECT) as direct, mmap.mmap(fd, MIB) as here:
         code = f"import mmap, os, sys; mmap.mmap(os.open(sys.argv[1], 2), {MIB})[5000:5004] = b'them'"
         subprocess.run([sys.executable, "-c", code, empty.path], check=True, timeout=30)
@@ -286,7 +286,7 @@ def test_mappings_and_calls_see_each_other(empty: Disk):
         assert here[PAGE:2 * PAGE] == bytes(PAGE)
 
 
-def test_private_mappings(empty: Disk):
+def test_private_mappings(empty: ServedLane):
     with empty.open() as fd:
         os.pwrite(fd, b"below", 100)
         with mmap.mmap(fd, MIB, flags=mmap.MAP_PRIVATE) as copy:
@@ -296,7 +296,7 @@ def test_private_mappings(empty: Disk):
 
 # --- many at once
 
-def test_threads_on_their_own_pages(empty: Disk):
+def test_threads_on_their_own_pages(empty: ServedLane):
     """Four threads write, read back and discard; neighbours share pages' borders but no page."""
     wrong = []
 
@@ -322,7 +322,7 @@ def test_threads_on_their_own_pages(empty: Disk):
     assert not wrong
 
 
-def test_a_page_is_read_whole_while_it_is_written(empty: Disk):
+def test_a_page_is_read_whole_while_it_is_written(empty: ServedLane):
     torn = []
     stop = threading.Event()
 
@@ -348,7 +348,7 @@ def test_a_page_is_read_whole_while_it_is_written(empty: Disk):
 # --- full
 
 def test_a_full_pool(tmp_path: Path):
-    with served(tmp_path, 4 * MIB, mem_limit=MIB // 2) as disk, disk.open() as fd:
+    with served_lane(tmp_path, 4 * MIB, mem_limit=MIB // 2) as disk, disk.open() as fd:
         old = os.urandom(64 * PAGE)
         assert os.pwrite(fd, old, 0) == len(old)
         with fails(errno.ENOSPC):

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.backing_tools import MIB, PAGE, backing_file, write_back
-from tests.support.harness import Disk, served
 from tests.support.lane_watch import LaneWatch, environment
 from tests.support.page_kinds import noise, prose
+from tests.support.served import ServedLane, served_lane
 from tests.support.whole import run, wait_until
 from tests.support.wire import KEEP_SIZE, PUNCH_HOLE, Op, Wire, fallocate_in, read_in, wired, write_in
 from zramfs.backing import Backing
@@ -126,9 +126,9 @@ def test_a_damaged_block_is_an_error_of_its_page_alone(tmp_path: Path) -> None:
 # ---- a backing store that stands still -----------------------------------------------------------
 
 @contextmanager
-def still(place: Path) -> Iterator[tuple[Disk, Path]]:
+def still(place: Path) -> Iterator[tuple[ServedLane, Path]]:
     place.mkdir()
-    with served(place, 16 * MIB) as disk:
+    with served_lane(place, 16 * MIB) as disk:
         yield disk, disk.path
 
 
@@ -299,7 +299,7 @@ def test_a_backing_store_that_goes_away(tmp_path: Path) -> None:
             wire.store.write(n * PAGE, content(n))
         write_back(wire.store, (0, 4))
         other.call("abort")
-        other.join()
+        other.wait()
         assert wire.call(Op.READ, read_in(0, PAGE)).error == errno.EIO
         run = write_back(wire.store, (4, 8), batch=2)
         assert (run.pages, run.failed) == (0, 4)

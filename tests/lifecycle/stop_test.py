@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.child import stopped
 from tests.support.commands import child, failure, kill_daemon, nothing_left, rows, state_of
 from tests.support.paths import python_environment
 from tests.support.whole import MIB, ZRAMFS, Device, device, loop, opened, run, zramfs
@@ -214,8 +214,7 @@ def test_a_device_that_hangs_holds_nobody_up(tmp_path: Path, base: Path) -> None
     stuck, well = tmp_path / "stuck", tmp_path / "well"
     with device(well, MIB), device(stuck, MIB):
         state = state_of(stuck)
-        os.kill(state.pid, signal.SIGSTOP)
-        try:
+        with stopped(state.pid, 60):
             start = time.monotonic()
             shown = {row["directory"]: row for row in rows("-o", "DIRECTORY,STATE,DISKSIZE", code=1)}
             assert time.monotonic() - start < 20
@@ -233,7 +232,5 @@ def test_a_device_that_hangs_holds_nobody_up(tmp_path: Path, base: Path) -> None
                 f"the daemon (pid {state.pid}) of {stuck} has not answered for 2 s, so nothing was changed"
                 in said
             )
-        finally:
-            os.kill(state.pid, signal.SIGCONT)
         assert rows(stuck, "-o", "STATE") == [{"state": "ready"}]
     assert os.listdir(base) == []

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.backing_tools import backing_file
+from tests.support.child import Child
 from tests.support.commands import state_of
 from tests.support.lane_watch import LaneWatch, environment
 from tests.support.page_kinds import KINDS, block
@@ -39,15 +40,11 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def daemon(watched: dict[str, str], *words: object, name: str) -> Iterator[tuple[State, LaneWatch]]:
     """Of `zramfs WORDS`, with what stands on its disk taken off, and what its threads do."""
     said = Path(watched["ZRAMFS_RUN_DIR"]).with_suffix(".said")
-    with open(said, "w") as file:
-        process = subprocess.Popen(
-            [*ZRAMFS, *map(str, words), "--foreground"], env=watched, stdin=subprocess.DEVNULL, stdout=file,
-            stderr=file,
-        )
+    child = Child([*ZRAMFS, *words, "--foreground"], said, env=watched)
 
     def is_ready() -> bool:
-        assert process.poll() is None, said.read_text()
-        return " is ready\n" in said.read_text()
+        assert child.process.poll() is None, child.log
+        return " is ready\n" in child.log
 
     try:
         wait_until(is_ready, "the device is ready", 30)
@@ -56,10 +53,13 @@ def daemon(watched: dict[str, str], *words: object, name: str) -> Iterator[tuple
             run("swapoff", state.loop)
         yield state, LaneWatch(watched["LANE_WATCH"])
     finally:
-        if rundir.find(name):
-            zramfs("stop", name)
-        process.wait(30)
-    assert process.returncode == 0, said.read_text()
+        try:
+            if rundir.find(name):
+                zramfs("stop", name)
+                child.wait(30)
+        finally:
+            child.end()
+    assert child.process.returncode == 0, child.log
 
 
 def client(disk: int, number: int, seed: int, requests: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.backing_tools import backing_file
+from tests.support.child import stopped
 from tests.support.commands import failure, rows
 from tests.support.paths import ROOT
 from tests.support.swap_load import Group, build, faults, fillers, group, until_swapped
@@ -151,11 +152,10 @@ def test_the_way_out_of_a_hang(swap: State, small: Group, program: Path) -> None
     with fillers(program, small, 200) as [filler]:
         until_swapped(small, 50 * MIB)
         filler.read_pass()
-        os.kill(swap.pid, signal.SIGSTOP)
-        run("unshare", "--mount", "sh", "-c", script)
-        filler.process.communicate(timeout=30)
-        assert filler.process.returncode == -signal.SIGBUS
-        os.kill(swap.pid, signal.SIGCONT)
+        with stopped(swap.pid, 120):
+            run("unshare", "--mount", "sh", "-c", script)
+            filler.process.communicate(timeout=30)
+            assert filler.process.returncode == -signal.SIGBUS
         wait_until(lambda: not swap.alive(), "the daemon has ended", 30)
     assert swap.loop not in busy.swaps()
     assert loops.backing_file(swap.loop) is None

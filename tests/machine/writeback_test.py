@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import whole
 from tests.support.backing_tools import MIB, PAGE, backing_file
-from tests.support.served import Served
+from tests.support.served import ServedDevice
 from tests.support.whole import Device, run, zramfs
 
 pytestmark = pytest.mark.requires("fuse")
@@ -112,7 +112,7 @@ def test_a_file_system_whose_pages_were_all_written_back(tmp_path: Path) -> None
 
 def test_a_signal_in_the_middle_of_write_back(tmp_path: Path) -> None:
     back = backing_file(tmp_path / "back", 512 * MIB)
-    served = Served(tmp_path, size=300 * MIB, writeback=str(back))
+    served = ServedDevice(tmp_path, size=300 * MIB, writeback=str(back))
     try:
         served.hear("READY")
         run("dd", "if=/dev/urandom", f"of={served.disk}", "bs=1M", "count=200", "conv=notrunc", "status=none")

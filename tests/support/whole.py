@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole device through its command line, and the machine's tools on it, for the tests of t5 and t6.
+"""A whole device through its command line, and the machine's tools on it.
 
 Everything is a context manager that takes down what it made, also when the test fails in between.
 """
@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.support import child
+from zramfs import rundir
 
 PAGE = 4096
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -93,7 +96,19 @@ def device(directory: Path, size: int | None, *options: object) -> Iterator[Devi
     try:
         yield Device(directory)
     finally:
+        stop(directory)
+
+
+def stop(directory: Path) -> None:
+    """`zramfs stop`. When it takes too long, the test fails with the stacks of the daemon."""
+    try:
         zramfs("stop", directory)
+    except subprocess.TimeoutExpired as error:
+        found = rundir.find(str(directory))
+        state = found.read() if found else None
+        if state is None:
+            raise
+        pytest.fail(f"{error}; the daemon's stacks:\n{child.stacks(state.pid, found.log)}")
 
 
 @contextlib.contextmanager

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 
 import pytest
 
+from tests.support.child import stopped
 from tests.support.whole import MIB, PAGE, Device, device, opened, punch_hole, zramfs
 from zramfs import rundir, sample
 
@@ -107,10 +107,7 @@ def test_a_device_that_hangs_does_not_hang_its_report(tmp_path: Path) -> None:
     place = tmp_path / "z"
     with device(place, MIB):
         state = rundir.find(str(place)).read()
-        os.kill(state.pid, signal.SIGSTOP)
-        try:
+        with stopped(state.pid):
             said = failure("report", place, "--output", tmp_path / "x.png")
-        finally:
-            os.kill(state.pid, signal.SIGCONT)
         assert f"{place} has not answered for 5 s" in said
     assert not (tmp_path / "x.png").exists()

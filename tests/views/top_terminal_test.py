@@ -20,6 +20,7 @@ from pathlib import Path
 import pyte
 import pytest
 
+from tests.support.child import stopped
 from tests.support.commands import failure, kill_daemon, state_of
 from tests.support.whole import MIB, ZRAMFS, Device, device, opened, run, zramfs
 
@@ -158,12 +159,9 @@ def test_it_lives_through_what_becomes_of_a_device(tmp_path: Path, made: Device)
     state = state_of(made.directory)
     with top(made.directory, "-i", "0.2") as terminal:
         terminal.see(r"ready\n")
-        os.kill(state.pid, signal.SIGSTOP)
-        try:
+        with stopped(state.pid, 60):
             terminal.see(r"no answer for \d+ s")
             terminal.see("lz4   size 16M")  # as it was
-        finally:
-            os.kill(state.pid, signal.SIGCONT)
         terminal.see(r"ready\n")
         made.write("zram/reset", "1")
         terminal.see("not set up: it has no size yet")
