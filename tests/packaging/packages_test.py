@@ -145,19 +145,22 @@ def test_nothing_in_the_debian_package_points_to_the_machine_that_built_it(
 
 
 # This machine with the package installed on it, which only the processes in here see: an overlay on
-# its root. $1 is an empty directory, $2 the package, $3 what to run there.
+# its root, without what the machine itself may have of zramfs. $1 is an empty directory, $2 the package, $3 what
+# to run there.
 ELSEWHERE = """
 set -e
 mount -t tmpfs tmpfs "$1"
 mkdir "$1/upper" "$1/work" "$1/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
 for place in proc sys dev; do mount --rbind /$place "$1/root/$place"; done
-mount -t tmpfs tmpfs "$1/root/run"
+for place in run mnt usr/local; do mount -t tmpfs tmpfs "$1/root/$place"; done
+rm -rf "$1/root/etc/zramfs"
 cp "$2" "$1/root/run/package.deb"
 exec chroot "$1/root" sh -c "$3"
 """
 INSTALL = f"""
 set -e
+! dpkg --status zramfs >/run/log 2>&1 || dpkg --purge zramfs >/run/log 2>&1 || {{ cat /run/log; exit 1; }}
 dpkg --install /run/package.deb >/run/log 2>&1 || {{ cat /run/log; exit 1; }}
 {USE}
 use zramfs /mnt/z

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A systemd of the test's own, in namespaces, on a copy-on-write view of this machine's files.
 
-It has zramfs's units and generator as a package would install them, no other generator and no udev.
-What it does to files stays in a tmpfs, except in the test's own directory; its network and cgroups are its
+It has zramfs's units and generator as a package would install them, and of this machine's units only its
+targets, the journal and the way to power off: no other service, generator, setting or device of /etc/zramfs
+has a part in it, and no udev. What it does to files stays in a tmpfs, except in the test's own directory; its network and cgroups are its
 own, and of /proc/sys it can change vm only, which swap needs. Units with DefaultDependencies would bring
 the whole of a boot with them (tmpfiles, sysctl, ...): give it none.
 """
@@ -21,7 +22,8 @@ from tests.support.whole import tool_environment, wait_until
 
 SOURCES = ROOT / "systemd"
 
-# Runs inside the namespaces, as process 1; $1 is the test's directory.
+# Runs inside the namespaces, as process 1; $1 is the test's directory, $2 the checkout, which may lie in /tmp or on
+# a file system of its own.
 _START = r"""
 set -e
 mount --make-rprivate /
@@ -33,9 +35,17 @@ mount -t overlay -o lowerdir=/,upperdir=upper,workdir=work overlay root
 mount -t proc proc root/proc
 mount -t sysfs sysfs root/sys
 mount --rbind /dev root/dev
-for directory in run mnt tmp var/tmp lib/systemd/system-generators; do
+mkdir units
+cp -P root/lib/systemd/system/*.target root/lib/systemd/system/systemd-journald* \
+    root/lib/systemd/system/systemd-poweroff.service units
+for directory in run mnt tmp var/tmp etc/systemd lib/systemd/system lib/systemd/system-generators; do
     mount -t tmpfs -o mode=755 tmpfs "root/$directory"
 done
+cp -P units/* root/lib/systemd/system
+rm -rf root/etc/zramfs root/usr/local/lib/systemd root/lib/systemd/*.conf.d
+mkdir -p "root$2"
+mount --bind "$2" "root$2"
+mount -o remount,bind,ro "root$2"
 mkdir -p "root$1"
 mount --bind "$1" "root$1"
 
@@ -62,12 +72,7 @@ mount -o remount,bind,ro root/proc/sys
 mount --move root/run/vm root/proc/sys/vm
 
 : >root/etc/fstab
-for unit in systemd-udevd systemd-tmpfiles-setup systemd-tmpfiles-setup-dev systemd-tmpfiles-clean \
-    systemd-sysctl systemd-random-seed systemd-remount-fs; do
-    ln -sf /dev/null "root/etc/systemd/system/$unit.service"
-done
 mkdir -p root/run/systemd/system
-rm -rf root/etc/zramfs
 cp -r "$1/units/." root/run/systemd/system
 cp "$1/zramfs-generator" root/lib/systemd/system-generators/
 cp -r "$1/zramfs" root/etc/zramfs
@@ -142,7 +147,7 @@ def booted(place: Path, configuration: dict[str, str], units: dict[str, str]) ->
         with open(place / "console", "w") as console:
             process = subprocess.Popen(
                 ["sh", "-c", f'{join}exec unshare {_NAMESPACES} --fork --kill-child sh "$@"',
-                 "sh", str(place / "start"), str(place)],
+                 "sh", str(place / "start"), str(place), str(ROOT)],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT,
                 env={"PATH": os.environ["PATH"]},
             )
