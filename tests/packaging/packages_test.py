@@ -145,8 +145,8 @@ def test_nothing_in_the_debian_package_points_to_the_machine_that_built_it(
 
 
 # This machine with the package installed on it, which only the processes in here see: an overlay on
-# its root, without what the machine itself may have of zramfs. $1 is an empty directory, $2 the package, $3 what
-# to run there.
+# its root, without what the machine itself may have of zramfs. $1 is an empty directory, $2 the package,
+# $3 what to run there.
 ELSEWHERE = """
 set -e
 mount -t tmpfs tmpfs "$1"

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A systemd of the test's own, in namespaces, on a copy-on-write view of this machine's files.
 
-It has zramfs's units and generator as a package would install them, and of this machine's units only its
-targets, the journal and the way to power off: no other service, generator, setting or device of /etc/zramfs
-has a part in it, and no udev. What it does to files stays in a tmpfs, except in the test's own directory; its network and cgroups are its
-own, and of /proc/sys it can change vm only, which swap needs. Units with DefaultDependencies would bring
-the whole of a boot with them (tmpfiles, sysctl, ...): give it none.
+It has zramfs's units and generator as a package would install them. Of this machine's units it has only the
+targets, the journal and the way to power off: no other service, generator or setting of the machine takes
+part, and neither does its /etc/zramfs or its udev. What it does to files stays in a tmpfs, except in the
+test's own directory. Its network and cgroups are its own, and of /proc/sys it can change vm only, which swap
+needs. Units with DefaultDependencies would need the whole of a boot (tmpfiles, sysctl, ...): give it none.
 """
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.support.whole import tool_environment, wait_until
 
 SOURCES = ROOT / "systemd"
 
-# Runs inside the namespaces, as process 1; $1 is the test's directory, $2 the checkout, which may lie in /tmp or on
-# a file system of its own.
+# Runs inside the namespaces, as process 1. $1 is the directory of the test, $2 the checkout, which may lie in
+# /tmp or on a file system of its own.
 _START = r"""
 set -e
 mount --make-rprivate /
