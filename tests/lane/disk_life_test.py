@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.child import TIMEOUT
 from tests.support.served import ServedLane, served_lane
+from tests.support.whole import wait_until
 from tests.support.wire import MIB, PAGE
 from zramfs import mounting
 
@@ -33,7 +34,7 @@ class Readers:
         self.threads = [threading.Thread(target=self.read, args=(fd,), daemon=True) for fd in self.fds]
         for thread in self.threads:
             thread.start()
-        wait_for(lambda: self.reads > 100)
+        wait_until(lambda: self.reads > 100, "the readers are at work", TIMEOUT)
 
     def read(self, fd: int) -> None:
         try:
@@ -58,13 +59,6 @@ def close_dead(fd: int) -> None:
     with pytest.raises(OSError) as caught:
         os.close(fd)
     assert caught.value.errno in GONE
-
-
-def wait_for(what, seconds: float = TIMEOUT) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.001)
 
 
 # --- the mount
@@ -163,7 +157,7 @@ print("running", flush=True)
             process.kill()
             process.wait(TIMEOUT)
             process.stdout.close()
-        wait_for(lambda: disk.call("open_count") == 0)
+        wait_until(lambda: disk.call("open_count") == 0, "the killed clients are gone", TIMEOUT)
         with disk.open() as fd:
             data = os.urandom(MIB)
             os.pwrite(fd, data, 12345)

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any sequence of attribute writes and I/O, to a zram device of the kernel and to one of ours.
 
-Where a difference that tests/machine/differential_test.py lists would show, a step is left out; every other
+Where a difference that tests/machine/differences_test.py lists would show, a step is left out; every other
 answer and number must be the same after every step, column 2 of mm_stat by each side's own LZ4.
 """
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +14,7 @@ from tests.support.hostile_text import IDLE, NAMES, NUMBERS, SIZES, texts
 from tests.support.lz4_lengths import kept, kernel_length, library_length
 from tests.support.page_kinds import block
 from tests.support.real_pages import real_pages
-from tests.support.twins import Pair, both, mm_stat, reset_both, twin_devices
+from tests.support.twins import Pair, both, mm_stat, reset_both
 from tests.support.whole import PAGE
 
 pytestmark = pytest.mark.requires("fuse", "zram")
@@ -26,12 +24,6 @@ EXAMPLES = 60  # about 6 s
 REAL = 100
 # "odd word": ours takes memory for it, which a limit would show.
 KINDS = ("zeros", "small word", "halves", "text", "half random", "random", "real")
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    with twin_devices(tmp_path_factory.mktemp("twins") / "z") as pair:
-        yield pair
 
 
 def page_of(kind: str, seed: int) -> bytes:

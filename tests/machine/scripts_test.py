@@ -7,12 +7,11 @@ device: with the kernel that is there from the beginning, with ours it is a loop
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.twins import Pair, reset_both, twin_devices
+from tests.support.twins import Pair, reset_both
 from tests.support.whole import run
 
 pytestmark = pytest.mark.requires("fuse", "zram", "loop")
@@ -152,12 +151,6 @@ SCRIPTS = {
     "zramctl": ZRAMCTL, "zramswap": ZRAMSWAP, "zram-init": ZRAM_INIT, "watching": WATCHING,
     "mistakes": MISTAKES, "LTP's zram01": LTP_ZRAM01,
 }
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    with twin_devices(tmp_path_factory.mktemp("twins") / "z") as pair:
-        yield pair
 
 
 @pytest.mark.requires("ext4", "swap")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.memory_file import MemoryFile
 from zramfs.backing import Backing
 from zramfs.store import Store
 from zramfs.writeback import Writeback
@@ -60,3 +61,19 @@ def tmpfs(point: Path, size: int) -> Iterator[Path]:
         yield point
     finally:
         subprocess.run(["umount", "--lazy", point], check=True, timeout=20)
+
+
+def extents(store: Store) -> dict[int, tuple[int, int]]:
+    """Page -> (byte offset, bytes) of its object, from the slot table by the drawing in backing.pxd."""
+    file = MemoryFile(store.migration.arena.fileno())
+    found = {}
+    for slot in range(store.disksize // PAGE):
+        word = file.slot_word(slot)
+        if word >> 1 & 7 != 5:
+            continue
+        if word >> 23 & 1:
+            found[slot] = (word >> 32) * PAGE, PAGE
+        else:
+            size = word >> 10 & 0x1FFF
+            found[slot] = (word >> 24) * 16, -(-(size + 8) // 16) * 16
+    return found

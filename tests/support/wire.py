@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
 from zramfs.lane import Lane
 from zramfs.store import Store
@@ -163,6 +164,12 @@ class Wire:
         reply = self.call(Op.INIT, init_in(**how), nodeid=0)
         assert reply.error == 0 and len(reply.data) == 64, reply
         return dict(zip(INIT_FIELDS, struct.unpack_from("=IIIIHHIIHHI", reply.data), strict=True))
+
+
+def lane_threads() -> dict[str, Path]:
+    """Name -> /proc directory of this process's lane threads."""
+    named = {(task / "comm").read_text().strip(): task for task in Path("/proc/self/task").iterdir()}
+    return {name: task for name, task in named.items() if name.startswith("zramfs-lane")}
 
 
 @contextmanager
