@@ -12,12 +12,20 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import capabilities
-import leftovers
 import pytest
 import pytest_timeout
-from guardian import Guardian
 
+from tests.support import capabilities, leftovers
+from tests.support.guardian import Guardian
+
+# The directories of tests/ in the order in which they run: the lowest layer first, so that the first failure
+# is the nearest to its cause.
+LAYERS = (
+    "allocator", "text", "codecs", "store", "lane", "host", "device", "tree", "daemon", "lifecycle",
+    "configuration", "views", "doctor", "cli", "docs", "packaging", "benchmarks", "machine", "soak",
+)
+# Of these, two files at a time disturb neither each other nor what they measure.
+SIDE_BY_SIDE = LAYERS[:LAYERS.index("lifecycle")]
 TRACEBACK = "Traceback (most recent call last)"
 GUARDIAN = pytest.StashKey[Guardian]()
 
@@ -25,11 +33,11 @@ GUARDIAN = pytest.StashKey[Guardian]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--soak", type=float, default=0.0, metavar="MINUTES",
-        help="run the stress tests (t6) for about this many minutes together instead of one",
+        help="run the tests of tests/soak for about this many minutes together instead of one",
     )
     parser.addoption(
         "--clean-room", action="store_true",
-        help="also install the packages on a new Debian (tests/t6_clean_room_test.py)",
+        help="also install the packages on a new Debian (tests/packaging/clean_room_test.py)",
     )
 
 
@@ -41,9 +49,13 @@ def pytest_configure(config: pytest.Config) -> None:
         "clean_room: runs with --clean-room only",
     ):
         config.addinivalue_line("markers", line)
-    if not config.option.collectonly:
+    is_worker = hasattr(config, "workerinput")
+    # With pytest-xdist this process only hands the tests out, and each worker is a run of its own.
+    runs_tests = is_worker or config.getoption("dist", "no") == "no"
+    if not config.option.collectonly and not is_worker:
         leftovers.sweep(leftovers.of_dead_runs)
         leftovers.sweep_directories()
+    if not config.option.collectonly and runs_tests:
         config.stash[GUARDIAN] = Guardian()  # before the name is in the environment: it is no leftover
     # In the background a shell has us ignore Ctrl-C, which every program that we start would inherit.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -52,14 +64,22 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("PYTHONUNBUFFERED", None)
     owner = leftovers.owner_name()
     # Everything temporary gets the run's name into its path: mount points, sockets, run directories.
-    home = Path(tempfile.gettempdir()) / owner
-    if config.option.basetemp is None:
+    place = Path(tempfile.gettempdir())
+    if is_worker and leftovers.owner_of(place.name):
+        place = place.parent  # of the process that hands out, whose name a path of ours must not have
+    home = place / owner
+    if config.option.basetemp is None or is_worker:
         config.option.basetemp = str(home / "pytest")
     home.mkdir(mode=0o755, exist_ok=True)
     os.environ["TMPDIR"] = tempfile.tempdir = str(home)
-    os.environ[leftovers.ENVIRONMENT] = owner
+    if runs_tests:
+        os.environ[leftovers.ENVIRONMENT] = owner
     # kill -USR1 PID shows where a hanging run stands; a copy of stderr, since capturing replaces it.
     faulthandler.register(signal.SIGUSR1, file=os.fdopen(os.dup(2), "w"), all_threads=True)
+
+
+def _directory(nodeid: str) -> str:
+    return Path(nodeid).parts[1]
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> None:
@@ -85,7 +105,28 @@ def pytest_report_header() -> list[str]:
     return lines
 
 
+def _layer(item: pytest.Item) -> int:
+    directory = _directory(item.nodeid)
+    if directory not in LAYERS:
+        raise pytest.UsageError(f"tests/{directory} has no place in LAYERS of tests/conftest.py; add it")
+    return LAYERS.index(directory)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """For `-n 2`: the files of the lower layers side by side, then all others in one worker."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.partition("::")[0] if _directory(nodeid) in SIDE_BY_SIDE else "the machine"
+
+    config.option.loadscopereorder = False  # the order is that of LAYERS
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_layer)
     if not config.getoption("clean_room"):
         left_out = [item for item in items if item.get_closest_marker("clean_room")]
         config.hook.pytest_deselected(items=left_out)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recompression, idle marks and block_state of a mounted device, while `disk` is in use."""
+from __future__ import annotations
+
+import errno
+import os
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.page_kinds import hard, noise, prose
+from tests.support.served import ServedDevice, served_device
+from tests.support.whole import run
+
+pytestmark = pytest.mark.requires("fuse")
+
+PAGE = 4096
+MIB = 1 << 20
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[ServedDevice]:
+    with served_device(tmp_path / "dev", access_times=True) as child:
+        yield child
+        assert child.process.poll() is not None or child.stop() == 0, child.log
+        assert "Traceback" not in child.log
+        assert child.mounts() == []
+
+
+def set_up(served: ServedDevice, size: str = "16M", level: int = 9) -> None:
+    """As a script for the kernel's zram does it."""
+    script = f"""set -e
+        echo lz4 > comp_algorithm
+        echo "algo=zstd" > recomp_algorithm
+        echo "algo=zstd priority=1 level={level}" > algorithm_params
+        echo {size} > disksize"""
+    done = run("bash", "-c", script, cwd=served.directory / "zram")
+    assert done.stderr == ""
+
+
+def write_pages(served: ServedDevice, pages: list[bytes]) -> None:
+    with open(served.disk, "r+b", buffering=0) as disk:
+        os.pwrite(disk.fileno(), b"".join(pages), 0)
+
+
+def test_a_script_for_the_kernel_works(served: ServedDevice) -> None:
+    set_up(served)
+    write_pages(served, [prose(1), hard(1), noise(1), bytes(PAGE)])
+    assert served.read("zram/recomp_algorithm") == "#1: lz4 lz4hc [zstd] \n"
+    script = "echo all > idle && cut -c34- block_state && echo 'type=huge_idle algo=zstd' > recompress &&" \
+             " cut -c34- block_state && cat debug_stat"
+    done = run("bash", "-c", script, cwd=served.directory / "zram")
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "...i..", "..hi..", "..hi..", "s.....", "...i..", "....r.", "..h..n", "s.....",
+        "version: 1", "0        0"]
+    served.write("control", "recompress type=idle\n")
+    assert "recompressed with #1 zstd level 9: 2 of 3 pages tried" in served.read("control")
+
+
+def test_block_state_offsets_are_page_numbers(served: ServedDevice) -> None:
+    assert os.stat(served.directory / "zram/block_state").st_mode & 0o7777 == 0o400
+    with pytest.raises(OSError) as failure:
+        served.read("zram/block_state")
+    assert failure.value.errno == errno.EINVAL
+    set_up(served)
+    write_pages(served, [prose(n % 50) for n in range(4096)])
+    whole = [int(line.split()[0]) for line in served.read("zram/block_state").splitlines()]
+    assert whole == list(range(4096))
+    fd = os.open(served.directory / "zram/block_state", os.O_RDONLY)
+    first = os.read(fd, 1000)
+    assert len(first) % 40 == 0 and len(first) <= 1000
+    assert os.read(fd, 100).split()[0] == str(len(first) // 40).encode()
+    os.lseek(fd, 3000, os.SEEK_SET)
+    assert os.read(fd, 100).split()[0] == b"3000"
+    assert os.pread(fd, 100, 4095).split()[0] == b"4095"
+    assert os.pread(fd, 100, 4096) == b""
+    assert os.pread(fd, 1 << 20, 0).split()[0] == b"0"
+    os.close(fd)
+    done = run("tail", "-n", "1", served.directory / "zram/block_state")
+    assert done.stdout.split()[0] == "4095"
+
+
+def test_under_load_with_verification(served: ServedDevice) -> None:
+    """Writers and readers of `disk` beside recompression and idle marks: every page is what was written."""
+    set_up(served, "32M", level=3)
+    stop = time.monotonic() + 2
+    failures: list[BaseException] = []
+    counts: list[int] = []
+    pages = [maker(n) for maker in (prose, hard, noise) for n in range(20)] + [bytes(PAGE)]
+
+    def user(first: int) -> None:
+        rng, mine, done = random.Random(first), {}, 0
+        fd = os.open(served.disk, os.O_RDWR)
+        try:
+            while time.monotonic() < stop:
+                slot = first + rng.randrange(2000)
+                mine[slot] = rng.choice(pages)
+                os.pwrite(fd, mine[slot], slot * PAGE)
+                slot = rng.choice(list(mine))
+                assert os.pread(fd, PAGE, slot * PAGE) == mine[slot]
+                done += 1
+            for slot, page in mine.items():
+                assert os.pread(fd, PAGE, slot * PAGE) == page
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            os.close(fd)
+        counts.append(done)
+
+    threads = [threading.Thread(target=user, args=(n * 2048,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    rounds = 0
+    while time.monotonic() < stop or rounds < 2:
+        served.write("zram/idle", "all")
+        served.write("zram/recompress", "type=idle")
+        rounds += 1
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    assert min(counts) > 100
+    io_stat = [int(number) for number in served.read("zram/io_stat").split()]
+    assert io_stat[:2] == [0, 0]
+
+
+def test_stop_cuts_it_short(served: ServedDevice) -> None:
+    set_up(served, "64M", level=19)
+    write_pages(served, [prose(n % 300) for n in range(16384)])
+    writer = subprocess.Popen(
+        ["bash", "-c", f"echo type=all > {served.directory}/zram/recompress"],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "LC_ALL": "C"})
+    end = time.monotonic() + 20
+    while " 0 pages tried" in served.read("control").replace("0 of 0 pages", "0 pages"):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert served.stop() == 0, served.log
+    assert "Interrupted system call" in writer.communicate(timeout=10)[1]
+    assert "was cut short by the end of the device" in served.log

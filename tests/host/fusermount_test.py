@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounting and unmounting through fusermount3, with nobody, somebody and somebody stopped behind it."""
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import leftovers
+from tests.support.child import TIMEOUT
+from tests.support.paths import python_environment
+from zramfs.host import fusermount, mounts
+
+pytestmark = pytest.mark.requires("fuse")
+
+
+@contextlib.contextmanager
+def mounted(path: Path, **options: str | bool) -> Iterator[int]:
+    """A mount that nobody serves."""
+    fd = fusermount.mount_file(path, options=options)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+        with contextlib.suppress(fusermount.MountError):
+            fusermount.unmount(path, lazy=True)
+
+
+def options_of(path: Path) -> tuple[set[str], str, str, set[str]]:
+    """(mount options, type, source, super block options) from mountinfo."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        head, _, tail = line.partition(" - ")
+        if leftovers._unescape(head.split()[4]) == str(path):
+            kind, source, rest = tail.split()
+            return set(head.split()[5].split(",")), kind, leftovers._unescape(source), set(rest.split(","))
+    raise AssertionError(f"{path} is not in mountinfo")
+
+
+@pytest.fixture
+def point(tmp_path: Path) -> Path:
+    (tmp_path / "point").touch()
+    return tmp_path / "point"
+
+
+@pytest.mark.parametrize("name", [
+    "plain", "with space", "tab\tnewline\nbackslash\\", "comma,equals=", "-leading", "ünïcödé", "\\040",
+    "#hash",
+])
+@pytest.mark.parametrize("directory", [False, True])
+def test_mounts_on_any_name(tmp_path: Path, name: str, directory: bool):
+    path = tmp_path / name
+    path.mkdir() if directory else path.touch()
+    assert not fusermount.is_mounted(path)
+    with mounted(path, fsname="source"):
+        assert fusermount.is_mounted(path)
+        assert not fusermount.is_mounted(tmp_path)
+        fusermount.unmount(path)
+        assert not fusermount.is_mounted(path)
+
+
+def test_options(point: Path):
+    with mounted(point, fsname="a,b\\c d=e", subtype="zramfs-disk", default_permissions=True,
+                 allow_other=False, max_read="1048576", ro=True, noexec=True, noatime=True):
+        ours, kind, source, theirs = options_of(point)
+        assert {"ro", "noexec", "noatime", "nosuid", "nodev"} <= ours
+        assert (kind, source) == ("fuse.zramfs-disk", "a,b\\c d=e")
+        assert {"default_permissions", "max_read=1048576", f"user_id={os.getuid()}"} <= theirs
+        assert "allow_other" not in theirs
+        fusermount.unmount(point)
+    with mounted(point):
+        ours, kind, _, theirs = options_of(point)
+        assert kind == "fuse" and {"rw", "nosuid", "nodev"} <= ours and "default_permissions" not in theirs
+        fusermount.unmount(point)
+
+
+@pytest.mark.requires("root")  # others need user_allow_other in /etc/fuse.conf
+def test_allow_other(point: Path):
+    with mounted(point, allow_other=True):
+        assert "allow_other" in options_of(point)[3]
+        fusermount.unmount(point)
+
+
+def test_the_descriptor_is_a_connection_and_closes_on_exec(point: Path):
+    with mounted(point) as fd:
+        assert os.readlink(f"/proc/self/fd/{fd}") == "/dev/fuse"
+        assert not os.get_inheritable(fd)
+        fusermount.unmount(point)
+
+
+def test_relative_paths_and_links_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "point").touch()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path / "link")
+    with mounted(Path("point")):
+        through_the_link = str(tmp_path / "link" / "point")
+        for path in ("point", "./point", "../link/point", tmp_path / "real" / "point", through_the_link):
+            assert fusermount.is_mounted(path), path
+        fusermount.unmount("../link/point")
+        assert not fusermount.is_mounted(tmp_path / "real" / "point")
+
+
+# --- refusals
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(("options", "number", "sentence"), [
+    ({"bogus": True}, errno.EINVAL, "unknown option 'bogus'"),
+    ({"fsname": "x", "max_read": "many"}, errno.EINVAL, "Invalid argument"),
+    ({"auto_unmount": True}, errno.EINVAL, "without auto_unmount"),
+])
+def test_refused_options(point: Path, options, number, sentence):
+    before = open_descriptors()
+    with pytest.raises(fusermount.MountError, match=sentence) as caught:
+        fusermount.mount_file(point, options=options)
+    assert caught.value.errno == number and isinstance(caught.value, OSError)
+    assert not fusermount.is_mounted(point) and open_descriptors() == before
+
+
+def test_a_missing_mount_point(tmp_path: Path):
+    sentence = f"mounting {tmp_path}/none: .*No such file or directory"
+    with pytest.raises(fusermount.MountError, match=sentence) as caught:
+        fusermount.mount_file(tmp_path / "none", options={})
+    assert caught.value.errno == errno.ENOENT
+
+
+def test_unmounting_what_is_not_mounted(point: Path):
+    for lazy in (False, True):
+        with pytest.raises(fusermount.MountError, match=f"unmounting {point}: ") as caught:
+            fusermount.unmount(point, lazy=lazy)
+        assert caught.value.errno == errno.EINVAL
+
+
+def test_a_machine_without_fusermount3(point: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever PATH says, the usual places are looked at too."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with mounted(point):
+        fusermount.unmount(point)
+    monkeypatch.setattr(fusermount.shutil, "which", lambda name, path=None: None)
+    sentence = "not installed; on Debian: apt-get install fuse3"
+    with pytest.raises(fusermount.MountError, match=sentence) as caught:
+        fusermount.mount_file(point, options={})
+    assert caught.value.errno == errno.ENOENT
+
+
+@pytest.mark.requires("root")
+def test_a_link_in_the_place_of_a_parent_directory_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Root mounts on a directory in one of somebody else's, who is faster than fusermount3."""
+    for name in ("his/point", "victim/point", "bin"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "victim/point/file").touch()
+    script = tmp_path / "bin/fusermount3"
+    script.write_text(f"""#!/bin/sh
+        cd {tmp_path}
+        [ "$1" = -u ] || {{ mv his old; ln -s victim his; }}
+        exec {shutil.which("fusermount3")} "$@"
+        """)
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    before = open_descriptors()
+    with pytest.raises(fusermount.MountError, match="was something else when it was mounted on") as caught:
+        fusermount.mount_file(tmp_path / "his/point", options={"fsname": "strays", "subtype": "zramfs-disk"})
+    assert caught.value.errno == errno.EXDEV
+    assert os.listdir(tmp_path / "victim/point") == ["file"]
+    assert not [mount for mount in mounts.mounts() if mount.source == "strays"]
+    assert open_descriptors() == before
+
+
+# --- nobody answers
+
+def test_nothing_hangs_on_a_mount_that_nobody_serves(point: Path):
+    with mounted(point):
+        assert fusermount.is_mounted(point)
+        fusermount.unmount(point)
+        assert not fusermount.is_mounted(point)
+    with mounted(point):
+        waiting = subprocess.Popen(["stat", point], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(0.2)
+        assert fusermount.is_mounted(point)
+        with pytest.raises(fusermount.MountError) as caught:
+            fusermount.unmount(point)
+        assert caught.value.errno == errno.EBUSY
+        fusermount.unmount(point, lazy=True)
+        assert not fusermount.is_mounted(point)
+    assert waiting.wait(TIMEOUT) != 0, "closing the connection ended the wait"
+
+
+def python_apart(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs Python in a mount namespace of its own."""
+    return subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", textwrap.dedent(code),
+         *map(str, arguments)],
+        capture_output=True, text=True, timeout=60,
+        env=python_environment(),
+    )
+
+
+# --- somebody else
+
+USER = """
+    import errno, os, subprocess, sys
+    from pathlib import Path
+    place, uid = Path(sys.argv[1]), 65534
+    # As distributions have it; here the machine may keep /dev/fuse for root.
+    subprocess.run(["mknod", "-m", "666", place / "fuse", "c", "10", "229"], check=True)
+    subprocess.run(["mount", "--bind", place / "fuse", "/dev/fuse"], check=True)
+    from zramfs import mounting
+    from zramfs.lane import Lane
+    from zramfs.store import Store
+    point, foreign = place / "mine" / "point", place / "roots"
+    foreign.touch()
+    point.parent.mkdir()
+    point.touch()
+    os.chown(point.parent, uid, uid)
+    os.chown(point, uid, uid)
+    place.chmod(0o755)
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    options = {"fsname": "users", "subtype": "zramfs-disk", "default_permissions": True}
+
+    def refused(call, *arguments, **how):
+        try:
+            call(*arguments, **how)
+        except mounting.MountError as error:
+            return f"{errno.errorcode[error.errno]}: {error}"
+
+    print(refused(mounting.mount_file, foreign, options=options))
+    print(refused(mounting.mount_file, point, options={**options, "allow_other": True}))
+    lane = Lane(mounting.mount_file(point, options=options))
+    store = Store(1 << 20)
+    lane.set_store(store)
+    lane.start()
+    status = os.stat(point)
+    print(status.st_uid, status.st_gid, oct(status.st_mode), status.st_size)
+    with open(point, "r+b", buffering=0) as file:
+        print(os.pwrite(file.fileno(), b"user", 5), os.pread(file.fileno(), 6, 4))
+        print(refused(mounting.unmount, point))
+    mounting.unmount(point)
+    print(lane.join(20), lane.error, mounting.is_mounted(point))
+    store.close()
+    """
+
+
+@pytest.mark.requires("root", "unshare")  # to become an ordinary user who may open /dev/fuse
+def test_an_ordinary_user(tmp_path: Path):
+    if "user_allow_other" in Path("/etc/fuse.conf").read_text().split("\n"):
+        pytest.skip("/etc/fuse.conf has user_allow_other")
+    for parent in [tmp_path, *tmp_path.parents]:
+        if leftovers.owner_of(str(parent)):
+            parent.chmod(0o755)
+    done = python_apart(USER, tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0].startswith("EACCES: ") or said[0].startswith("EPERM: "), said
+    assert said[1].startswith("EINVAL: ") and "user_allow_other" in said[1]
+    assert said[2] == "65534 65534 0o100600 1048576"
+    assert said[3] == "4 b'\\x00user\\x00'"
+    assert said[4].startswith("EBUSY: ")
+    assert said[5] == "True None False"

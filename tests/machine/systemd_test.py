@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A machine that boots with systemd, and shuts down: one file in /etc/zramfs is enough."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import backing_files
+from tests.support.container import booted
+from zramfs.host import swaps
+
+pytestmark = [
+    pytest.mark.requires("systemd_container", "root", "fuse", "loop", "swap", "ext4"),
+    pytest.mark.timeout(120),
+]
+
+CONFIGURATION = {
+    "fast.conf": "mount-point = /mnt/fast\nzram-size = 64\ncompression-algorithm = zstd\nmode = 1777\n",
+    "conf.d/plain.conf": "[plain]\ndirectory = /mnt/plain\nzram-size = 16\n",
+    # Of priority 0: below every other, so that nobody's pages go there.
+    "s.conf": "zram-size = 64\nswap-priority = 0\nreserve = 4\n",
+    "broken.conf": "zram-size = ram /\n",
+    "absent.conf": "directory = /mnt/absent\nhost-memory-limit = 1\n",
+}
+
+# A service as any other, that keeps its files on the RAM disk and may be swapped out.
+USER = """
+[Unit]
+DefaultDependencies=no
+RequiresMountsFor=/mnt/fast
+After=local-fs.target swap.target
+Conflicts=shutdown.target
+Before=shutdown.target
+[Service]
+ExecStart=/bin/sh -c 'echo text >/mnt/fast/file; exec sleep infinity'
+ExecStop=/bin/sh -c 'echo "user ends: $$(cat /mnt/fast/file); $$({swaps})" >>{trace}'
+"""
+AT_THE_END = """
+[Service]
+ExecStopPost=/bin/sh -c 'echo "%p ends: $$(grep -c " /mnt/fast " /proc/mounts) mounted; \
+$$({swaps})" >>{trace}'
+"""
+SWAPS = 'cut -d" " -f1 /proc/swaps | tr "\\\\n" " "'
+
+
+def test_from_boot_to_shutdown(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    trace.touch()
+    units = {"user.service": USER.format(trace=trace, swaps=SWAPS)}
+    for unit in ("zramfs@fast", "zramfs-swap@s"):
+        units[f"{unit}.service.d/trace.conf"] = AT_THE_END.format(trace=trace, swaps=SWAPS)
+    with booted(tmp_path, CONFIGURATION, units) as machine:
+        for unit, state in (("zramfs@fast", "active"), ("zramfs@plain", "active"),
+                            ("zramfs-swap@s", "active"), ("zramfs@broken", "failed"),
+                            ("zramfs@absent", "inactive")):
+            assert machine.state(f"{unit}.service") == state, machine.run(
+                "journalctl", "--no-pager", check=False)
+        assert machine.run("findmnt", "-no", "FSTYPE,OPTIONS", "/mnt/fast").startswith("ext4")
+        assert machine.run("stat", "-c", "%s %a", "-L", "/mnt/plain/disk") == f"{16 << 20} 600\n"
+        swap = json.loads(machine.run("cat", f"{tmp_path}/run/s/state.json"))["loop"]
+        assert swap in swaps.swaps()
+
+        status = machine.run("systemctl", "status", "--no-pager", "zramfs@fast")
+        assert "\n     Status: \"" in status and " of 64M stored in " in status
+        why = machine.run("journalctl", "--no-pager", "--output=cat", "-u", "zramfs@broken")
+        assert "/etc/zramfs/broken.conf:1: zram-size: expected a number, a name or a parenthesis" in why
+        log = machine.run("journalctl", "--no-pager", "--output=cat", "-u", "zramfs@fast")
+        assert f"zramfs.daemon: fast: ready at {tmp_path}/run/fast/tree" in log
+
+        # A file more, and it is there without a boot.
+        machine.run("sh", "-c", "printf 'directory = /mnt/late\nzram-size = 1\n' >/etc/zramfs/late.conf")
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "start", "zramfs@late")
+        assert machine.run("stat", "-c", "%s", "-L", "/mnt/late/disk") == f"{1 << 20}\n"
+        machine.run("systemctl", "stop", "zramfs@late")
+        assert "dead" in machine.run("systemctl", "status", "--no-pager", "zramfs@late", check=False)
+
+        machine.run("systemctl", "start", "user.service")
+        machine.power_off()
+    first, *others = trace.read_text().splitlines()
+    assert first.startswith("user ends: text; ") and f"{swap} " in f"{first} "
+    ends = {line.partition(": ")[0]: line for line in others}
+    assert ends.keys() == {"zramfs ends", "zramfs-swap ends"}
+    assert ends["zramfs ends"].startswith("zramfs ends: 0 mounted; ")
+    assert f"{swap} " not in f"{ends['zramfs-swap ends']} "
+    assert swap not in swaps.swaps()
+    assert not [path for path in backing_files() if path.startswith(str(tmp_path))]
