@@ -19,13 +19,14 @@ from tests.support import capabilities, leftovers
 from tests.support.guardian import Guardian
 
 # The directories of tests/ in the order in which they run: the lowest layer first, so that the first failure
-# is the nearest to its cause.
+# is the nearest to its cause. What goes side by side comes before everything else.
 LAYERS = (
     "allocator", "text", "codecs", "store", "lane", "host", "device", "tree", "daemon", "lifecycle",
     "configuration", "views", "doctor", "cli", "docs", "packaging", "benchmarks", "machine", "soak",
 )
-# Of these, two files at a time disturb neither each other nor what they measure.
-SIDE_BY_SIDE = LAYERS[:LAYERS.index("lifecycle")]
+# Two files at a time from these disturb neither each other nor what they measure. The files mounted* are left
+# out, since their tests serve a mount.
+SIDE_BY_SIDE = {"allocator", "text", "codecs", "store", "lane", "device", "tree"}
 TRACEBACK = "Traceback (most recent call last)"
 GUARDIAN = pytest.StashKey[Guardian]()
 
@@ -82,6 +83,10 @@ def _directory(nodeid: str) -> str:
     return Path(nodeid).parts[1]
 
 
+def _goes_beside(nodeid: str) -> bool:
+    return _directory(nodeid) in SIDE_BY_SIDE and not Path(nodeid).name.startswith("mounted")
+
+
 def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> None:
     if guardian := item.config.stash.get(GUARDIAN, None):
         guardian.limit(settings.timeout or 0)
@@ -119,14 +124,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid.partition("::")[0] if _directory(nodeid) in SIDE_BY_SIDE else "the machine"
+            return nodeid.partition("::")[0] if _goes_beside(nodeid) else "the machine"
 
     config.option.loadscopereorder = False  # the order is that of LAYERS
     return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=_layer)
+    items.sort(key=lambda item: (not _goes_beside(item.nodeid), _layer(item)))
+    for item in items:
+        if _goes_beside(item.nodeid) and any("fuse" in mark.args for mark in item.iter_markers("requires")):
+            raise pytest.UsageError(f"{item.nodeid} serves a mount: its file must be called mounted...")
     if not config.getoption("clean_room"):
         left_out = [item for item in items if item.get_closest_marker("clean_room")]
         config.hook.pytest_deselected(items=left_out)
