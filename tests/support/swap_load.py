@@ -102,6 +102,8 @@ class Filler:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
 
 
 @contextlib.contextmanager
