@@ -17,10 +17,6 @@ from allocator.stats import ArenaStats
 MAX_PAGEBLOCKS = (1 << 23) - 1
 
 
-cdef inline uint64_t round_up(uint64_t n, uint64_t to) noexcept nogil:
-    return (n + to - 1) // to * to
-
-
 cdef arena_t* arena_new(uint64_t user_size, uint64_t nr_pageblocks) noexcept nogil:
     """NULL if the memory file or its mapping can't be had. Costs a few pages of memory however
     large it is: everything else appears when it is first touched."""
@@ -51,8 +47,10 @@ cdef arena_t* arena_new(uint64_t user_size, uint64_t nr_pageblocks) noexcept nog
         close(a.fd)
         free(a)
         return NULL
-    base = mmap(NULL, sb.file_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, a.fd, 0)
-    if base == MAP_FAILED:
+    base = map_sparse(sb.file_size, a.fd)
+    if base == NULL or try_populate(base, sizeof(superblock_t)) != 0:
+        if base != NULL:
+            munmap(base, sb.file_size)
         close(a.fd)
         free(a)
         return NULL
@@ -78,8 +76,9 @@ cdef arena_t* arena_new(uint64_t user_size, uint64_t nr_pageblocks) noexcept nog
         a.free_head[1][order] = NONE32
     a.returned = NONE32
     a.ready = NONE32
-    sem_init(&a.keeper_wake, 0, 0)
+    sem_init(&a.filler_wake, 0, 0)
     short_mutex_init(&a.lock)
+    short_mutex_init(&a.populate_lock)
     pthread_mutex_init(&a.migrate_lock, NULL)
     return a
 
@@ -90,8 +89,9 @@ cdef void arena_delete(arena_t* a) noexcept nogil:
     munmap(a.base, a.file_size)
     close(a.fd)
     pthread_mutex_destroy(&a.lock)
+    pthread_mutex_destroy(&a.populate_lock)
     pthread_mutex_destroy(&a.migrate_lock)
-    sem_destroy(&a.keeper_wake)
+    sem_destroy(&a.filler_wake)
     free(a)
 
 
@@ -143,7 +143,8 @@ cdef class Arena:
         with nogil:
             frame = arena_alloc_block(a, k, OWNER_NONE, 0)
         if frame == NONE32:
-            raise MemoryError(f"no free block of order {order} in {a.nr_pageblocks} pageblocks")
+            raise MemoryError(f"no free block of order {order} in {a.nr_pageblocks} pageblocks, or the system refuses "
+                              "its memory")
         return frame
 
     def free(self, frame, order=0):
@@ -224,4 +225,5 @@ cdef object arena_stats(arena_t* a):
         reserve=ready * PAGEBLOCK_SIZE,
         reserve_target=peek64(&a.ready_target) * PAGEBLOCK_SIZE,
         reserve_misses=misses,
+        refused=peek64(&a.refused),
     )

@@ -117,8 +117,8 @@ cdef bint empty_block(arena_t* a, compact_run_t* run, migrate_stats_t* stats, ui
             stats.blocks_freed += 1
     if r == -EBUSY:
         pthread_mutex_lock(&a.lock)
-        desc.defer = min(<uint32_t>MAX_DEFER, desc.defer * 2 if desc.defer else 1u)
-        desc.skip = <uint16_t>desc.defer
+        desc.defer = <uint16_t>min(<uint32_t>MAX_DEFER, desc.defer * 2u if desc.defer else 1u)
+        desc.skip = desc.defer
         pthread_mutex_unlock(&a.lock)
     return r != -ENOMEM
 

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see frames.pxd.
+# Locks: see frames.pxd.
 """Isolated pageblocks: their free blocks stand in lists of their own, so that no allocation lands in what
 is being emptied, and no pageblock is returned under the feet of the migration. Also how a chosen frame or
 range is taken out of the free block around it.
 """
+from libc.errno cimport EBUSY
 from libc.stdint cimport uint8_t, uint32_t
 
-from allocator.buddy cimport give_back
-from allocator.frames cimport arena_t, injected_locked, mark_used_locked, push_free_locked, remove_free_locked
+from allocator.buddy cimport arena_free_block, arena_return_pageblock
+from allocator.frames cimport (
+    arena_t, free_list_push_locked, free_list_remove_locked, injected_locked, lacks_memory_locked,
+    mark_used_locked,
+)
 from allocator.layout cimport *
+from allocator.populate cimport arena_populate_frames
 from allocator.prim cimport load16, pthread_mutex_lock, pthread_mutex_unlock
 
 
@@ -22,9 +27,9 @@ cdef void relist_locked(arena_t* a, uint32_t pb, bint isolated) noexcept nogil:
             frame += 1
             continue
         order = a.pages[frame].order
-        remove_free_locked(a, frame)
+        free_list_remove_locked(a, frame)
         desc.flags ^= PB_ISOLATED
-        push_free_locked(a, frame, order)
+        free_list_push_locked(a, frame, order)
         desc.flags ^= PB_ISOLATED
         frame += 1u << order
     desc.flags = PB_IN_USE | PB_ISOLATED if isolated else PB_IN_USE
@@ -45,14 +50,14 @@ cdef bint arena_unisolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil:
     pthread_mutex_lock(&a.lock)
     whole = a.pageblocks[pb].nr_free == PAGEBLOCK_FRAMES
     if whole:
-        remove_free_locked(a, pb * PAGEBLOCK_FRAMES)
+        free_list_remove_locked(a, pb * PAGEBLOCK_FRAMES)
         a.pageblocks[pb].flags = 0
         a.pageblocks_in_use -= 1
     else:
         relist_locked(a, pb, False)
     pthread_mutex_unlock(&a.lock)
     if whole:
-        give_back(a, pb)
+        arena_return_pageblock(a, pb)
     return whole
 
 
@@ -71,19 +76,20 @@ cdef void carve_locked(arena_t* a, uint32_t frame) noexcept nogil:
     """Splits the free block around a frame until the frame is a block of order 0 in no list."""
     cdef uint32_t head = free_head_of(a, frame)
     cdef int order = a.pages[head].order
-    remove_free_locked(a, head)
+    free_list_remove_locked(a, head)
     while order > 0:
         order -= 1
         if frame & (1u << order):
-            push_free_locked(a, head, order)
+            free_list_push_locked(a, head, order)
             head += 1u << order
         else:
-            push_free_locked(a, head + (1u << order), order)
+            free_list_push_locked(a, head + (1u << order), order)
 
 
-cdef bint arena_claim_range(arena_t* a, uint32_t first, uint32_t n, uint8_t owner, uint32_t ref) noexcept nogil:
+cdef int arena_claim_range(arena_t* a, uint32_t first, uint32_t n, uint8_t owner, uint32_t ref) noexcept nogil:
     cdef uint32_t frame = first
-    cdef bint free_all = True
+    cdef bint free_all = True, bare = False
+    cdef int r
     pthread_mutex_lock(&a.lock)
     if injected_locked(a):
         free_all = False
@@ -94,12 +100,18 @@ cdef bint arena_claim_range(arena_t* a, uint32_t first, uint32_t n, uint8_t owne
         for frame in range(first, first + n):
             carve_locked(a, frame)
         mark_used_locked(a, first, n, owner, ref)
+        bare = lacks_memory_locked(a, first, n)
     pthread_mutex_unlock(&a.lock)
-    return free_all
+    r = arena_populate_frames(a, first, n) if bare else 0
+    if r != 0:
+        for frame in range(first, first + n):
+            arena_free_block(a, frame, 0)
+    return r if free_all else -EBUSY
 
 
 cdef uint32_t arena_alloc_inside(arena_t* a, uint32_t pb, uint32_t* cursor) noexcept nogil:
     cdef uint32_t frame = cursor[0], end = (pb + 1) * PAGEBLOCK_FRAMES
+    cdef bint bare = False
     pthread_mutex_lock(&a.lock)
     if a.pageblocks[pb].flags != PB_IN_USE or a.pageblocks[pb].nr_free == 0 or injected_locked(a):
         frame = end
@@ -110,6 +122,10 @@ cdef uint32_t arena_alloc_inside(arena_t* a, uint32_t pb, uint32_t* cursor) noex
     if frame < end:
         carve_locked(a, frame)
         mark_used_locked(a, frame, 1, OWNER_NONE, 0)
+        bare = lacks_memory_locked(a, frame, 1)
     pthread_mutex_unlock(&a.lock)
+    if bare and arena_populate_frames(a, frame, 1) != 0:
+        arena_free_block(a, frame, 0)
+        frame = end
     cursor[0] = frame + 1 if frame < end else end
     return frame if frame < end else NONE32

@@ -270,8 +270,8 @@ cdef int alloc_contig_range(arena_t* a, migrate_stats_t* stats, uint32_t first, 
     r = isolate_range(a, stats, first, n)
     if r == 0:
         r = migrate_range(a, stats, first, n, NULL)
-        if r == 0 and not arena_claim_range(a, first, n, owner, ref):
-            r = -EBUSY
+        if r == 0:
+            r = arena_claim_range(a, first, n, owner, ref)
         # Of a whole pageblock that was claimed nothing is free: it stays in use.
         arena_unisolate_pageblock(a, first // PAGEBLOCK_FRAMES)
     pthread_mutex_unlock(&a.migrate_lock)

@@ -221,7 +221,7 @@ cdef class Pool:
         name = tag
         r = zs_malloc(pool, <uint32_t>len(payload), name, &loc)
         if r == -ENOMEM:
-            raise MemoryError("the arena has no free frame left")
+            raise MemoryError("the arena has no free frame left, or the system refuses its memory")
         if r != 0:
             raise OSError(-r, f"the pool's limit of {pool.limit_pages} pages is reached")
         zs_write(pool, loc, payload, <uint32_t>len(payload))

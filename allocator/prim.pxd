@@ -43,7 +43,11 @@ cdef extern from "prim.h" nogil:
     void short_mutex_init(pthread_mutex_t* m) noexcept
     bint same_filled(const uint8_t* page, uint64_t* word) noexcept
     void fill_words(uint8_t* page, uint64_t word) noexcept
+    const size_t PAGE_BYTES
+    uint64_t round_up(uint64_t n, uint64_t to) noexcept
     void make_resident(void* start, size_t n) noexcept
+    int try_populate(void* start, size_t n) noexcept
+    void* map_sparse(size_t n, int fd) noexcept
     void ready_stack() noexcept
 
 cdef extern from "<stdlib.h>" nogil:

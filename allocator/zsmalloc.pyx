@@ -12,6 +12,8 @@ from allocator.buddy cimport arena_alloc_frames, arena_free_frames
 from allocator.frames cimport frame_ptr
 from allocator.layout cimport *
 from allocator.migrate cimport clear_page_movable, page_lock, page_trylock, page_unlock, set_page_movable
+from allocator.lists cimport zspage_stack_pop, zspage_stack_push
+from allocator.populate cimport arena_populate_zspages
 from allocator.prim cimport *
 from allocator.zspage cimport (
     class_for, copy_in, data_offset, find_fullest_locked, fix_fullness_locked, header_ptr, insert_locked,
@@ -20,25 +22,47 @@ from allocator.zspage cimport (
 )
 
 
+cdef enum:
+    NUMBERS_A_PAGE = 64     # zspage descriptors of 64 bytes
+
+
 # ---- zspages --------------------------------------------------------------------------------
 
-cdef uint32_t take_number(pool_t* pool) noexcept nogil:
-    cdef uint32_t number
-    pthread_mutex_lock(&pool.number_lock)
-    number = pool.free_number
-    if number != NONE32:
-        pool.free_number = pool.arena.zspages[number].next
-    elif pool.next_number < pool.arena.nr_frames:
-        number = pool.next_number
-        pool.next_number += 1
-    pthread_mutex_unlock(&pool.number_lock)
-    return number
+cdef uint32_t number_take_locked(pool_t* pool) noexcept nogil:
+    """Under number_lock. A number whose descriptor has its memory, or NONE32."""
+    cdef uint32_t number = zspage_stack_pop(pool.arena.zspages, &pool.free_number)
+    if number != NONE32 or pool.next_number == pool.arena.nr_frames:
+        return number
+    # A reserve brings the descriptors of all numbers with it.
+    if pool.next_number >= pool.described and peek64(&pool.arena.ready_target) == 0:
+        return NONE32
+    pool.next_number += 1
+    return pool.next_number - 1
 
 
-cdef void put_number(pool_t* pool, uint32_t number) noexcept nogil:
+cdef uint32_t number_take(pool_t* pool) noexcept nogil:
+    """NONE32: the arena has no more, or the OS refuses the memory of more descriptors."""
+    cdef uint32_t number, first
+    while True:
+        pthread_mutex_lock(&pool.number_lock)
+        number = number_take_locked(pool)
+        first = pool.next_number
+        pthread_mutex_unlock(&pool.number_lock)
+        if number != NONE32 or first == pool.arena.nr_frames:
+            return number
+        # Without the lock: another thread may do the same meanwhile, which does no harm.
+        first -= first % NUMBERS_A_PAGE
+        if arena_populate_zspages(pool.arena, first, NUMBERS_A_PAGE) != 0:
+            return NONE32
+        pthread_mutex_lock(&pool.number_lock)
+        if pool.described < first + NUMBERS_A_PAGE:
+            pool.described = first + NUMBERS_A_PAGE
+        pthread_mutex_unlock(&pool.number_lock)
+
+
+cdef void number_put(pool_t* pool, uint32_t number) noexcept nogil:
     pthread_mutex_lock(&pool.number_lock)
-    pool.arena.zspages[number].next = pool.free_number
-    pool.free_number = number
+    zspage_stack_push(pool.arena.zspages, &pool.free_number, number)
     pthread_mutex_unlock(&pool.number_lock)
 
 
@@ -63,14 +87,14 @@ cdef int zspage_new(pool_t* pool, size_class_t* c, uint32_t over, uint32_t* numb
     cdef int r
     if pages == 0:
         return -ENOSPC
-    number[0] = take_number(pool)
+    number[0] = number_take(pool)
     if number[0] == NONE32:
         sub64(&pool.pages, c.pages)
         return -ENOMEM
     z = &pool.arena.zspages[number[0]]
     r = arena_alloc_frames(pool.arena, <int>c.pages, OWNER_ZSMALLOC, number[0], z.frames)
     if r != 0:
-        put_number(pool, number[0])
+        number_put(pool, number[0])
         sub64(&pool.pages, c.pages)
         return r
     max64(&pool.max_pages, pages)
@@ -110,14 +134,13 @@ cdef void zspage_delete(pool_t* pool, size_class_t* c, uint32_t number) noexcept
     cdef zspage_desc_t* z = &pool.arena.zspages[number]
     z.magic = 0
     arena_free_frames(pool.arena, <int>c.pages, z.frames)
-    put_number(pool, number)
+    number_put(pool, number)
     sub64(&pool.pages, c.pages)
 
 
 cdef void defer_free(pool_t* pool, uint32_t number) noexcept nogil:
     pthread_mutex_lock(&pool.number_lock)
-    pool.arena.zspages[number].next = pool.deferred
-    pool.deferred = number
+    zspage_stack_push(pool.arena.zspages, &pool.deferred, number)
     pthread_mutex_unlock(&pool.number_lock)
 
 
@@ -134,9 +157,7 @@ cdef uint32_t zs_flush_deferred(pool_t* pool) noexcept nogil:
     cdef size_class_t* c
     while True:
         pthread_mutex_lock(&pool.number_lock)
-        number = pool.deferred
-        if number != NONE32:
-            pool.deferred = pool.arena.zspages[number].next
+        number = zspage_stack_pop(pool.arena.zspages, &pool.deferred)
         pthread_mutex_unlock(&pool.number_lock)
         if number == NONE32:
             return n

@@ -64,6 +64,7 @@ cdef struct pool_t:
     pthread_mutex_t number_lock
     uint32_t free_number            # guarded by number_lock: list of free zspage numbers
     uint32_t next_number            # guarded by number_lock: never used from here on
+    uint32_t described              # guarded by number_lock: descriptors below this have their memory
     uint32_t deferred               # guarded by number_lock: list of empty zspages to be freed
     # atomic
     uint64_t pages

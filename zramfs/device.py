@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from allocator.reserve import prepare_thread
+from allocator.background import prepare_thread
 
 from . import algorithms, blockstate, control
 from .backing_store import BackingStore

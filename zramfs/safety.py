@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from allocator.reserve import prepare_thread
+from allocator.background import prepare_thread
 
 from . import memcg, watermark
 from .errors import ZramfsError
