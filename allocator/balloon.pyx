@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Locks: see balloon.pxd.
-"""The balloon: a second owner of movable pages.
+"""The balloon: a second owner of movable pages, which keeps frames from the pool.
 
-A frame in the balloon holds no data and no memory: it is punched out of the memory file, and the
-pool can't have it. Frames that lie in its way are migrated by compaction like any others, which
-costs a system call and no copy. arena_t.reserved counts its frames; a pool with a limit takes them
-off what it may use.
+A frame in the balloon holds no data and no memory, because it is punched out of the memory file. The
+memory is the host's then. Compaction migrates such a frame like any other, which costs a system call and
+no copy. arena_t.reserved counts the frames of the balloon; a pool with a limit takes them off what it may
+use. A frame that leaves the balloon gets its memory again when it is needed (populate.pyx).
 """
 cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -87,8 +87,8 @@ cdef uint32_t balloon_inflate(balloon_t* b, uint32_t n) noexcept nogil:
     """Takes up to n frames: how many were to be had."""
     cdef uint32_t frame, done = 0
     while done < n and arena_alloc_frames(b.arena, 1, OWNER_BALLOON, 0, &frame) == 0:
-        arena_punch_hole(b.arena, frame)
         add64(&b.arena.reserved, 1)
+        arena_punch_hole(b.arena, frame)
         # Movable before it is listed: until then isolate() refuses it, and balloon_pop() can't find it.
         set_page_movable(b.arena, frame, OWNER_BALLOON, 0)
         balloon_push(b, frame)
@@ -130,10 +130,10 @@ cdef uint32_t balloon_deflate(balloon_t* b, uint32_t n) noexcept nogil:
 # The collector must not take the arena away before __dealloc__ has used it.
 @cython.no_gc_clear
 cdef class Balloon:
-    """Takes frames out of a pool so that the host has their memory, and gives them back.
+    """Takes frames out of an arena so that the host has their memory, and gives them back.
 
-    Any thread may call it; the pool and migration go on meanwhile. An arena takes one balloon at a
-    time: ValueError.
+    Any thread may call it, and the arena's users go on meanwhile. Raises ValueError for an arena that has
+    a balloon already: it takes one at a time.
     """
 
     def __cinit__(self, Arena arena not None):
@@ -158,16 +158,23 @@ cdef class Balloon:
                 balloon_deflate(&self.b, NONE32)
         pthread_mutex_destroy(&self.b.lock)
 
+    def __repr__(self):
+        if self.arena.a == NULL:
+            return "<Balloon, its arena is closed>"
+        now = self.stats()
+        return f"<Balloon of {now.pages} pages, target {now.target}>"
+
     def set_target(self, pages):
-        """How many pages the balloon shall hold; adjust() works towards it. Raises ValueError."""
+        """The number of pages of 4096 bytes that the balloon shall hold; adjust() works towards it. Raises
+        ValueError for more than the arena has."""
         cdef arena_t* a = self.arena.open()
         if not 0 <= pages <= a.nr_frames:
             raise ValueError(f"a target of 0 to {a.nr_frames} pages expected, got {pages}")
         self.target = pages
 
     def adjust(self, most, room=None):
-        """One step of at most `most` pages towards the target; with room, no more than that many
-        frames are taken. Returns by how many pages the balloon grew (negative: shrank)."""
+        """One step of at most `most` pages towards the target. room: how many frames it may take at most,
+        None = no such bound. The number of pages by which the balloon grew; negative if it shrank."""
         cdef uint32_t n
         wanted = self.target - self.stats().pages
         if wanted > 0:
@@ -181,6 +188,7 @@ cdef class Balloon:
         return -<int64_t>n
 
     def stats(self):
+        """BalloonStats of this moment."""
         cdef uint64_t pages, isolated, migrated
         self.arena.open()
         pthread_mutex_lock(&self.b.lock)

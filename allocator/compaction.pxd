@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see migrate.pxd.
+# Locks: see migrate.pxd.
 """C interface of compaction: runs over the pageblocks of an arena."""
 from allocator.arena cimport Arena
 from allocator.frames cimport arena_t

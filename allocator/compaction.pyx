@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see migrate.pxd.
+# Locks: see migrate.pxd.
 """Compaction: pageblocks that hold little are emptied into those that hold much, and go back to the OS.
 
-A run lists the pageblocks in use, sparsest first; two scanners work on that list from its ends until
-they meet (compact_run_t). Migration drives it from Python, a step at a time.
+A run lists the pageblocks in use, the sparsest first. Two scanners work on that list from its ends: one
+finds frames to move, the other free frames to move them to. The run is over when they meet
+(compact_run_t). The class Migration drives a run from Python, a step at a time.
 """
 from libc.errno cimport EBUSY, EINVAL, ENOMEM
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
@@ -58,8 +59,8 @@ cdef void list_blocks_locked(arena_t* a, compact_run_t* run, uint32_t fresh, bin
 
 
 cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats, bint all_blocks) noexcept nogil:
-    """Lists the pageblocks in use, sparsest first; without all_blocks those that failed lately are
-    passed by, each failure doubling for how many runs. -ENOMEM."""
+    """Lists the pageblocks in use, the sparsest first. Without all_blocks those that failed lately are passed
+    by; each failure doubles the number of runs that do so. 0 or -ENOMEM."""
     cdef uint32_t fresh
     cdef int r = -ENOMEM
     pthread_mutex_lock(&a.migrate_lock)
@@ -71,7 +72,7 @@ cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats, b
     # malloc() of 4 bytes a pageblock: 2 KiB for each GiB of the pool, on the compactor's thread.
     run.blocks = <uint32_t*>malloc((fresh + 1) * sizeof(uint32_t))
     if run.blocks != NULL:
-        # Resident before the lock: who waits for memory under it keeps everybody waiting.
+        # Resident before the lock: a page fault under it would stall every other thread.
         make_resident(run.blocks, (fresh + 1) * sizeof(uint32_t))
         pthread_mutex_lock(&a.lock)
         list_blocks_locked(a, run, fresh, all_blocks)
@@ -95,7 +96,7 @@ cdef bint worth_emptying_locked(arena_t* a, compact_run_t* run) noexcept nogil:
     return False
 
 
-cdef bint pass_by_locked(arena_t* a, migrate_stats_t* stats, uint32_t pb) noexcept nogil:
+cdef bint block_pass_by_locked(arena_t* a, migrate_stats_t* stats, uint32_t pb) noexcept nogil:
     """Given back since the run began, or deferred for a failure."""
     if a.pageblocks[pb].flags != PB_IN_USE:
         return True
@@ -136,7 +137,7 @@ cdef bint compact_step(arena_t* a, compact_run_t* run, migrate_stats_t* stats) n
         pb = run.blocks[run.migrate_pos]
         pthread_mutex_lock(&a.lock)
         go_on = worth_emptying_locked(a, run)
-        pass_by = go_on and pass_by_locked(a, stats, pb)
+        pass_by = go_on and block_pass_by_locked(a, stats, pb)
         pthread_mutex_unlock(&a.lock)
     if go_on:
         run.migrate_pos += 1
@@ -154,8 +155,9 @@ cdef bint compact_step(arena_t* a, compact_run_t* run, migrate_stats_t* stats) n
 cdef class Migration:
     """Page migration on an arena: compaction runs and contiguous allocation.
 
-    There is one run at a time, which any thread may drive; the pages' users go on meanwhile. step()
-    empties one pageblock, in about a millisecond, for which a call from another thread waits.
+    A Migration has one run at a time, which any thread may drive; the pages' users go on meanwhile. step()
+    empties one pageblock in about a millisecond, and a call from another thread waits for that. Every
+    method raises ValueError once the arena is closed.
     """
 
     def __cinit__(self, Arena arena not None):
@@ -165,9 +167,16 @@ cdef class Migration:
         # Nobody can be at work on it any more; the arena may be closed.
         free(self.run_.blocks)
 
+    def __repr__(self):
+        if self.arena.a == NULL:
+            return "<Migration, its arena is closed>"
+        now = self.stats()
+        return (f"<Migration: {now.runs} runs, {now.migrated} frames moved, {now.blocks_freed} pageblocks "
+                f"emptied>")
+
     def begin(self, bint all_blocks=False):
-        """Starts a run over the pageblocks in use, sparsest first. all_blocks: also those that are
-        passed by for a while because they failed. Raises MemoryError."""
+        """Starts a run over the pageblocks in use, the sparsest first, and drops a run that was not finished.
+        all_blocks: also those that are passed by for a while because they failed. Raises MemoryError."""
         cdef arena_t* a = self.arena.open()
         cdef int r
         with nogil:
@@ -184,15 +193,15 @@ cdef class Migration:
         return more
 
     def run(self):
-        """A whole run over all pageblocks: how many were emptied and given back."""
+        """A whole run over all pageblocks. The number of pageblocks that were emptied and given back."""
         self.begin(True)
         while self.step():
             pass
         return self.run_.freed
 
     def alloc_contig(self, order):
-        """First frame of 2^order neighbouring frames, which are emptied for it where need be.
-        Raises MemoryError; then no page is lost, though some may have moved."""
+        """The first of 2^order neighbouring frames, order 0 to 9, which are emptied where need be. Arena.free()
+        takes them back. Raises MemoryError; then no page is lost, though some may have moved."""
         cdef arena_t* a = self.arena.open()
         cdef int k = order
         cdef uint32_t frame
@@ -205,8 +214,9 @@ cdef class Migration:
         return frame
 
     def alloc_contig_range(self, first, n):
-        """Takes frames [first, first + n) of one pageblock in use. Raises ValueError for another range,
-        OSError(EBUSY) if something in it can't be moved, MemoryError if there is nowhere to move it."""
+        """Takes frames [first, first + n), which have to lie in one pageblock in use. Raises ValueError for
+        another range, OSError(EBUSY) if something in it can't be moved, MemoryError if there is nowhere to
+        move it."""
         cdef arena_t* a = self.arena.open()
         cdef uint32_t frame, count
         cdef int r
@@ -233,8 +243,8 @@ cdef class Migration:
         return CompactionStats(**now)
 
     def pageblocks(self):
-        """PageblockStats of every pageblock that was ever used, in order: 16 bytes are read for each,
-        and 512 flags for those in use."""
+        """PageblockStats of every pageblock that was ever used, in order. 16 bytes are read for each, and 512
+        flags for each that is in use."""
         return pageblock_stats(self.arena.open())
 
 

@@ -17,7 +17,7 @@ from allocator.populate cimport arena_populate_frames
 from allocator.prim cimport load16, pthread_mutex_lock, pthread_mutex_unlock
 
 
-cdef void relist_locked(arena_t* a, uint32_t pb, bint isolated) noexcept nogil:
+cdef void pageblock_relist_locked(arena_t* a, uint32_t pb, bint isolated) noexcept nogil:
     """Moves the free blocks of a pageblock between the two sets of lists."""
     cdef uint32_t frame = pb * PAGEBLOCK_FRAMES, end = frame + PAGEBLOCK_FRAMES
     cdef pageblock_desc_t* desc = &a.pageblocks[pb]
@@ -40,7 +40,7 @@ cdef bint arena_isolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil:
     pthread_mutex_lock(&a.lock)
     taken = pb < a.nr_pageblocks and a.pageblocks[pb].flags == PB_IN_USE
     if taken:
-        relist_locked(a, pb, True)
+        pageblock_relist_locked(a, pb, True)
     pthread_mutex_unlock(&a.lock)
     return taken
 
@@ -54,7 +54,7 @@ cdef bint arena_unisolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil:
         a.pageblocks[pb].flags = 0
         a.pageblocks_in_use -= 1
     else:
-        relist_locked(a, pb, False)
+        pageblock_relist_locked(a, pb, False)
     pthread_mutex_unlock(&a.lock)
     if whole:
         arena_return_pageblock(a, pb)
@@ -72,7 +72,7 @@ cdef inline uint32_t free_head_of(arena_t* a, uint32_t frame) noexcept nogil:
     return NONE32
 
 
-cdef void carve_locked(arena_t* a, uint32_t frame) noexcept nogil:
+cdef void block_carve_locked(arena_t* a, uint32_t frame) noexcept nogil:
     """Splits the free block around a frame until the frame is a block of order 0 in no list."""
     cdef uint32_t head = free_head_of(a, frame)
     cdef int order = a.pages[head].order
@@ -98,7 +98,7 @@ cdef int arena_claim_range(arena_t* a, uint32_t first, uint32_t n, uint8_t owner
         frame += 1
     if free_all:
         for frame in range(first, first + n):
-            carve_locked(a, frame)
+            block_carve_locked(a, frame)
         mark_used_locked(a, first, n, owner, ref)
         bare = lacks_memory_locked(a, first, n)
     pthread_mutex_unlock(&a.lock)
@@ -120,7 +120,7 @@ cdef uint32_t arena_alloc_inside(arena_t* a, uint32_t pb, uint32_t* cursor) noex
         while frame < end and not load16(&a.pages[frame].flags) & PG_FREE:
             frame += 1
     if frame < end:
-        carve_locked(a, frame)
+        block_carve_locked(a, frame)
         mark_used_locked(a, frame, 1, OWNER_NONE, 0)
         bare = lacks_memory_locked(a, frame, 1)
     pthread_mutex_unlock(&a.lock)

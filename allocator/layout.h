@@ -46,8 +46,11 @@
 #include <stdint.h>
 #include <stddef.h>
 
+#include "prim.h"
+
 #define FRAME_SHIFT 12
 #define FRAME_SIZE 4096
+_Static_assert(FRAME_SIZE == PAGE_BYTES, "a frame is a page");
 #define PAGEBLOCK_ORDER 9
 #define PAGEBLOCK_FRAMES 512
 /* 64 bits: what is multiplied by it is a number of bytes in memory files of up to 16 TiB. */

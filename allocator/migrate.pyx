@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see migrate.pxd.
+# Locks: see migrate.pxd.
 """The movable-page core: isolate, migrate, put back, and ranges of frames that are emptied for an owner.
 
 An owner registers three calls (page_owner_t). The page is locked in each:
@@ -87,7 +87,7 @@ cdef void owner_unregister(arena_t* a, uint8_t owner) noexcept nogil:
 
 # ---- isolate, migrate, put back -------------------------------------------------------------------
 
-cdef bint isolate_page(arena_t* a, migrate_stats_t* stats, uint32_t frame) noexcept nogil:
+cdef bint page_isolate(arena_t* a, migrate_stats_t* stats, uint32_t frame) noexcept nogil:
     """Takes a used frame out of its owner's hands for a move. Never waits."""
     cdef page_owner_t* owner
     cdef uint8_t number
@@ -106,19 +106,19 @@ cdef bint isolate_page(arena_t* a, migrate_stats_t* stats, uint32_t frame) noexc
     return taken
 
 
-cdef void drop_locked(arena_t* a, uint32_t frame) noexcept nogil:
+cdef void page_drop_locked(arena_t* a, uint32_t frame) noexcept nogil:
     """Ends the isolation of a locked page that nobody owns any more, and frees it."""
     clear_bits16(&a.pages[frame].flags, PG_ISOLATED | PG_MOVABLE)
     page_unlock(a, frame)
     arena_free_block(a, frame, 0)
 
 
-cdef void put_back(arena_t* a, migrate_stats_t* stats, uint32_t frame) noexcept nogil:
+cdef void page_put_back(arena_t* a, migrate_stats_t* stats, uint32_t frame) noexcept nogil:
     cdef page_owner_t* owner
     page_lock(a, frame)
     if a.pages[frame].owner == OWNER_NONE:
         stats.owner_gone += 1
-        drop_locked(a, frame)
+        page_drop_locked(a, frame)
         return
     owner = &a.owners[a.pages[frame].owner]
     owner.putback(owner.ctx, frame)
@@ -127,7 +127,7 @@ cdef void put_back(arena_t* a, migrate_stats_t* stats, uint32_t frame) noexcept 
     stats.put_back += 1
 
 
-cdef int move_page(arena_t* a, migrate_stats_t* stats, uint32_t old, uint32_t* spare) noexcept nogil:
+cdef int page_move(arena_t* a, migrate_stats_t* stats, uint32_t old, uint32_t* spare) noexcept nogil:
     """0: old is free, and *spare is NONE32 if that frame was used. Else the owner's word, and nothing
     has changed."""
     cdef page_owner_t* owner
@@ -136,7 +136,7 @@ cdef int move_page(arena_t* a, migrate_stats_t* stats, uint32_t old, uint32_t* s
     page_lock(a, old)
     if a.pages[old].owner == OWNER_NONE:
         stats.owner_gone += 1
-        drop_locked(a, old)
+        page_drop_locked(a, old)
         return 0
     owner = &a.owners[a.pages[old].owner]
     # Nobody else knows the new page: its lock is there so that no second isolator can take it
@@ -147,7 +147,7 @@ cdef int move_page(arena_t* a, migrate_stats_t* stats, uint32_t old, uint32_t* s
         clear_bits16(&a.pages[new].flags, PG_LOCKED)
         page_unlock(a, old)
         return r
-    drop_locked(a, old)
+    page_drop_locked(a, old)
     page_unlock(a, new)
     spare[0] = NONE32
     stats.migrated += 1
@@ -185,16 +185,16 @@ cdef int migrate_pages(arena_t* a, migrate_stats_t* stats, uint32_t* pages, int 
             if spare == NONE32:
                 stats.no_target += 1
                 first = first if first != 0 else -ENOMEM
-                put_back(a, stats, pages[i])
+                page_put_back(a, stats, pages[i])
                 continue
-            r = move_page(a, stats, pages[i], &spare)
+            r = page_move(a, stats, pages[i], &spare)
             if r == -EAGAIN:
                 pages[left] = pages[i]
                 left += 1
             elif r != 0:
                 stats.refused += 1
                 first = first if first != 0 else -EBUSY
-                put_back(a, stats, pages[i])
+                page_put_back(a, stats, pages[i])
         n = left
         if n == 0:
             break
@@ -202,7 +202,7 @@ cdef int migrate_pages(arena_t* a, migrate_stats_t* stats, uint32_t* pages, int 
     for i in range(n):
         stats.again += 1
         first = first if first != 0 else -EBUSY
-        put_back(a, stats, pages[i])
+        page_put_back(a, stats, pages[i])
     if spare != NONE32:
         arena_free_block(a, spare, 0)
     return first
@@ -218,14 +218,14 @@ cdef int migrate_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint3
         stats.scanned += 1
         flags = load16(&a.pages[frame].flags)
         if flags & PG_USED:
-            if not isolate_page(a, stats, frame):
+            if not page_isolate(a, stats, frame):
                 if not load16(&a.pages[frame].flags) & PG_USED:
                     continue    # freed since the look
                 stats.busy += 1
                 # One that can't be moved decides for all: what was isolated goes back unmoved.
                 while nr > 0:
                     nr -= 1
-                    put_back(a, stats, batch[nr])
+                    page_put_back(a, stats, batch[nr])
                 return -EBUSY
             batch[nr] = frame
             nr += 1

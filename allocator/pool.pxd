@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see zspage.pxd.
+# Locks: see zspage.pxd.
 """C interface of a pool: its making, its end and its statistics."""
 from libc.stdint cimport uint32_t, uint64_t
 

@@ -17,8 +17,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from allocator.frames cimport arena_t, frame_ptr, units_of
 from allocator.layout cimport *
 from allocator.prim cimport (
-    FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, add64, fallocate, load64, load8, pthread_mutex_lock,
-    pthread_mutex_unlock, try_populate,
+    FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, add64, fallocate, load64, load8, peek64,
+    pthread_mutex_lock, pthread_mutex_unlock, try_populate,
 )
 
 
@@ -35,6 +35,9 @@ cdef int populate_range(arena_t* a, uint32_t first, uint32_t n) noexcept nogil:
     cdef uint8_t held[PAGEBLOCK_FRAMES]
     cdef uint32_t i, start
     cdef int r = 0
+    # Counted before it is punched out, and no longer once it has left the balloon.
+    if peek64(&a.reserved) == 0:
+        return populate_counted(a, frame_ptr(a, first), n * <uint64_t>FRAME_SIZE)
     pthread_mutex_lock(&a.lock)
     for i in range(n):
         held[i] = load8(&a.pages[first + i].owner) == OWNER_BALLOON

@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define PAGE_BYTES 4096u
+#define PAGE_BYTES ((size_t)4096)
 
 /* For n up to 2^64 - to. */
 static inline uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
@@ -126,8 +126,8 @@ static inline bool same_filled(const unsigned char *page, uint64_t *word)
 {
 	uint64_t first, last;
 	memcpy(&first, page, 8);
-	memcpy(&last, page + 4096 - 8, 8);
-	if (first != last || memcmp(page, page + 8, 4096 - 8) != 0)
+	memcpy(&last, page + PAGE_BYTES - 8, 8);
+	if (first != last || memcmp(page, page + 8, PAGE_BYTES - 8) != 0)
 		return false;
 	*word = first;
 	return true;
@@ -139,7 +139,7 @@ static inline bool same_filled(const unsigned char *page, uint64_t *word)
 static inline void make_resident(void *start, size_t n)
 {
 	uintptr_t at = (uintptr_t)start, end = at + n;
-	for (; at < end; at = (at | 4095) + 1)
+	for (; at < end; at = at / PAGE_BYTES * PAGE_BYTES + PAGE_BYTES)
 		__atomic_fetch_add((unsigned char *)at, 0, __ATOMIC_RELAXED);
 }
 
@@ -174,13 +174,13 @@ static inline void *map_sparse(size_t n, int fd)
 static __attribute__((noinline, unused)) void ready_stack(void)
 {
 	volatile unsigned char stack[64 * 1024];
-	for (size_t i = 0; i < sizeof(stack); i += 4096)
+	for (size_t i = 0; i < sizeof(stack); i += PAGE_BYTES)
 		stack[i] = 0;
 }
 
 static inline void fill_words(unsigned char *page, uint64_t word)
 {
-	for (unsigned i = 0; i < 512; i++)
+	for (unsigned i = 0; i < PAGE_BYTES / 8; i++)
 		memcpy(page + 8 * i, &word, 8);
 }
 

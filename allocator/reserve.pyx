@@ -97,12 +97,13 @@ cdef void* reserve_thread(void* arg) noexcept nogil:
 # The collector must not take the arena away before __dealloc__ has used it.
 @cython.no_gc_clear
 cdef class Reserve:
-    """Keeps nbytes of the arena, rounded up to 2 MiB, resident and free.
+    """Keeps nbytes of the arena, rounded up to 2 MiB, resident and free, so that an allocation never has to
+    wait for memory.
 
-    Full when the constructor returns, and until close(). From then on every free frame of the arena is
-    resident, so it has to be made before anything else uses the arena. Raises ValueError for nbytes
-    outside the arena's size or a second reserve, MemoryError when the OS refuses the memory, OSError if
-    there can be no thread.
+    It is full when the constructor returns, and a thread keeps it so until close(). It must be made before
+    anything else uses the arena, and closed before the arena is. As a context manager it is closed at the
+    end. Raises ValueError for nbytes outside the arena's size or an arena that has a reserve, MemoryError
+    when the system refuses the memory, and OSError if there can be no thread.
     """
 
     def __cinit__(self, Arena arena not None, nbytes):
@@ -136,8 +137,20 @@ cdef class Reserve:
     def __dealloc__(self):
         self.close()
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def __repr__(self):
+        cdef arena_t* a = self.filler.arena
+        if not self.filler.running:
+            return "<Reserve, closed>"
+        return f"<Reserve of {load64(&a.nr_ready)} pageblocks, target {load64(&a.ready_target)}>"
+
     def close(self):
-        """Ends the thread and gives the reserve back. To be called before the arena is closed."""
+        """Ends the thread and gives the reserve back to the system. A second close() does nothing."""
         cdef arena_t* a = self.filler.arena
         if not self.filler.running:
             return

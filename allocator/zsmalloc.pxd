@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see zspage.pxd.
+# Locks: see zspage.pxd.
 """C interface of the allocator of objects of 1 to 4096 bytes in size classes."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -27,8 +27,8 @@ cdef uint32_t zs_flush_deferred(pool_t* pool) noexcept nogil
 
 # For those who empty zspages. An empty one that stands in no list and is no longer counted in its class:
 # freed, or left to the deferred list where a page of it is locked; nobody waits.
-cdef void free_zspage(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil
-cdef void defer_free(pool_t* pool, uint32_t number) noexcept nogil
+cdef void zspage_free(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil
+cdef void zspage_defer_free(pool_t* pool, uint32_t number) noexcept nogil
 # Both halves of it, for the pool's end.
-cdef bint disown_pages(pool_t* pool, size_class_t* c, zspage_desc_t* z, bint wait) noexcept nogil
+cdef bint zspage_disown_pages(pool_t* pool, size_class_t* c, zspage_desc_t* z, bint wait) noexcept nogil
 cdef void zspage_delete(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see zspage.pxd. Functions named _locked hold the lock of the class they are given.
+# Locks: see zspage.pxd. Functions named _locked hold the lock of the class they are given.
 """zsmalloc: objects packed into zspages, by size class.
 
 New objects go into the fullest zspage that has room; a zspage without objects is freed. The rules are
@@ -16,9 +16,9 @@ from allocator.lists cimport zspage_stack_pop, zspage_stack_push
 from allocator.populate cimport arena_populate_zspages
 from allocator.prim cimport *
 from allocator.zspage cimport (
-    class_for, copy_in, data_offset, find_fullest_locked, fix_fullness_locked, header_ptr, insert_locked,
-    is_huge, loc_idx, loc_zspage, obj_alloc_locked, obj_free_locked, pool_t, read_lock, read_unlock,
-    remove_locked, size_class_t, view,
+    class_for, data_offset, find_fullest_locked, header_ptr, is_huge, loc_idx, loc_zspage, obj_alloc_locked,
+    obj_free_locked, object_copy_in, object_view, pool_t, size_class_t, zspage_fix_fullness_locked,
+    zspage_insert_locked, zspage_read_lock, zspage_read_unlock, zspage_remove_locked,
 )
 
 
@@ -66,7 +66,7 @@ cdef void number_put(pool_t* pool, uint32_t number) noexcept nogil:
     pthread_mutex_unlock(&pool.number_lock)
 
 
-cdef uint64_t reserve_pages(pool_t* pool, uint32_t n, uint32_t over) noexcept nogil:
+cdef uint64_t pool_claim_pages(pool_t* pool, uint32_t n, uint32_t over) noexcept nogil:
     """Pool pages with n more of them, or 0 where that is more than over above the limit. Nothing is counted that is then taken back:
     that would turn away another thread's smaller zspage that still fits."""
     cdef uint64_t limit = peek64(&pool.limit_pages), pages
@@ -81,7 +81,7 @@ cdef uint64_t reserve_pages(pool_t* pool, uint32_t n, uint32_t over) noexcept no
 
 cdef int zspage_new(pool_t* pool, size_class_t* c, uint32_t over, uint32_t* number) noexcept nogil:
     """A complete empty zspage, in no list: 0, -ENOSPC at the limit, or -ENOMEM."""
-    cdef uint64_t pages = reserve_pages(pool, c.pages, over)
+    cdef uint64_t pages = pool_claim_pages(pool, c.pages, over)
     cdef zspage_desc_t* z
     cdef uint32_t i
     cdef int r
@@ -112,7 +112,7 @@ cdef int zspage_new(pool_t* pool, size_class_t* c, uint32_t over, uint32_t* numb
     return 0
 
 
-cdef bint disown_pages(pool_t* pool, size_class_t* c, zspage_desc_t* z, bint wait) noexcept nogil:
+cdef bint zspage_disown_pages(pool_t* pool, size_class_t* c, zspage_desc_t* z, bint wait) noexcept nogil:
     """Locks all pages of a zspage and ends their ownership. Without wait: False, and nothing done, if
     one of them is locked; the migration core has it in its hands just now."""
     cdef uint32_t i, locked
@@ -138,18 +138,18 @@ cdef void zspage_delete(pool_t* pool, size_class_t* c, uint32_t number) noexcept
     sub64(&pool.pages, c.pages)
 
 
-cdef void defer_free(pool_t* pool, uint32_t number) noexcept nogil:
+cdef void zspage_defer_free(pool_t* pool, uint32_t number) noexcept nogil:
     pthread_mutex_lock(&pool.number_lock)
     zspage_stack_push(pool.arena.zspages, &pool.deferred, number)
     pthread_mutex_unlock(&pool.number_lock)
 
 
-cdef void free_zspage(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
+cdef void zspage_free(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
     """An empty zspage that stands in no list and is no longer counted in its class; nobody waits."""
-    if disown_pages(pool, c, &pool.arena.zspages[number], False):
+    if zspage_disown_pages(pool, c, &pool.arena.zspages[number], False):
         zspage_delete(pool, c, number)
     else:
-        defer_free(pool, number)
+        zspage_defer_free(pool, number)
 
 
 cdef uint32_t zs_flush_deferred(pool_t* pool) noexcept nogil:
@@ -162,7 +162,7 @@ cdef uint32_t zs_flush_deferred(pool_t* pool) noexcept nogil:
         if number == NONE32:
             return n
         c = pool.by_index[pool.arena.zspages[number].class_idx]
-        disown_pages(pool, c, &pool.arena.zspages[number], True)
+        zspage_disown_pages(pool, c, &pool.arena.zspages[number], True)
         zspage_delete(pool, c, number)
         n += 1
 
@@ -203,7 +203,7 @@ cdef int zs_malloc_over(pool_t* pool, uint32_t size, uint64_t tag, uint32_t over
             return r
         pthread_mutex_lock(&c.lock)
         c.zspages += 1
-        insert_locked(pool, c, number)
+        zspage_insert_locked(pool, c, number)
     loc[0] = obj_alloc_locked(pool, c, number, size, tag)
     pthread_mutex_unlock(&c.lock)
     return 0
@@ -213,7 +213,7 @@ cdef void zs_wake_after(pool_t* pool, uint64_t n) noexcept nogil:
     store64(&pool.wake_at, peek64(&pool.frees) + n)
 
 
-cdef inline void count_free(pool_t* pool) noexcept nogil:
+cdef inline void pool_count_free(pool_t* pool) noexcept nogil:
     cdef uint64_t frees = add64(&pool.frees, 1), at = peek64(&pool.wake_at), one = 1
     if at != 0 and frees >= at and cas64(&pool.wake_at, at, 0):
         # An eventfd takes any number of these; nothing is lost if it is full.
@@ -233,14 +233,14 @@ cdef int zs_free(pool_t* pool, uint64_t loc) noexcept nogil:
     empty = (size >= 0 and pool.arena.zspages[number].inuse == 0
              and pool.arena.zspages[number].isolated == 0)
     if empty:
-        remove_locked(pool, c, number)
+        zspage_remove_locked(pool, c, number)
         c.zspages -= 1
     elif size >= 0:
-        fix_fullness_locked(pool, c, number)
+        zspage_fix_fullness_locked(pool, c, number)
     pthread_mutex_unlock(&c.lock)
     if empty:
-        free_zspage(pool, c, number)
-    count_free(pool)
+        zspage_free(pool, c, number)
+    pool_count_free(pool)
     return size
 
 
@@ -249,9 +249,9 @@ cdef int zs_write(pool_t* pool, uint64_t loc, const uint8_t* src, uint32_t n) no
     cdef zspage_desc_t* z = &pool.arena.zspages[loc_zspage(loc)]
     if c == NULL:
         return -EIO
-    read_lock(z)
-    copy_in(pool, z, data_offset(c, loc_idx(loc)), src, n)
-    read_unlock(z)
+    zspage_read_lock(z)
+    object_copy_in(pool, z, data_offset(c, loc_idx(loc)), src, n)
+    zspage_read_unlock(z)
     return 0
 
 
@@ -262,18 +262,18 @@ cdef const uint8_t* zs_map(pool_t* pool, uint64_t loc, uint8_t* scratch, uint32_
     cdef uint32_t n, off
     if c == NULL:
         return NULL
-    read_lock(z)
+    zspage_read_lock(z)
     off = data_offset(c, loc_idx(loc))
     fetch_object(frame_ptr(pool.arena, z.frames[off >> FRAME_SHIFT]) + (off & (FRAME_SIZE - 1)))
     header = header_ptr(pool, z, c, loc_idx(loc))[0]
     n = <uint32_t>((header >> 1) & HDR_SIZE_MASK)
     if not header & HDR_ALLOCATED or n > ZS_MAX_ALLOC or (n > c.size - OBJ_HEADER and not is_huge(c)):
-        read_unlock(z)
+        zspage_read_unlock(z)
         add64(&pool.corrupt, 1)
         return NULL
     size[0] = n
-    return view(pool, z, off, n, scratch)
+    return object_view(pool, z, off, n, scratch)
 
 
 cdef void zs_unmap(pool_t* pool, uint64_t loc) noexcept nogil:
-    read_unlock(&pool.arena.zspages[loc_zspage(loc)])
+    zspage_read_unlock(&pool.arena.zspages[loc_zspage(loc)])

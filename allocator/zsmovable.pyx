@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see zspage.pxd. Functions named _locked hold the lock of the class they are given.
+# Locks: see zspage.pxd. Functions named _locked hold the lock of the class they are given.
 """zsmalloc as an owner of movable pages: isolate, migrate and put back frames of zspages. See migrate.pyx
 for the contracts.
 """
@@ -11,8 +11,11 @@ from allocator.frames cimport frame_ptr
 from allocator.layout cimport *
 from allocator.migrate cimport clear_page_movable, set_page_movable
 from allocator.prim cimport add64, pthread_mutex_lock, pthread_mutex_unlock
-from allocator.zsmalloc cimport defer_free
-from allocator.zspage cimport insert_locked, pool_t, remove_locked, size_class_t, write_trylock, write_unlock
+from allocator.zsmalloc cimport zspage_defer_free
+from allocator.zspage cimport (
+    pool_t, size_class_t, zspage_insert_locked, zspage_remove_locked, zspage_write_trylock,
+    zspage_write_unlock,
+)
 
 
 cdef size_class_t* class_of_page(pool_t* pool, uint32_t frame, uint32_t* number) noexcept nogil:
@@ -47,7 +50,7 @@ cdef bint zs_isolate(void* ctx, uint32_t frame) noexcept nogil:
     if taken:
         # Off the list with the first page, so that no allocation can hit it.
         if z.isolated == 0:
-            remove_locked(pool, c, number)
+            zspage_remove_locked(pool, c, number)
             c.isolated += 1
         z.isolated += 1
     pthread_mutex_unlock(&c.lock)
@@ -63,7 +66,7 @@ cdef bint end_isolation_locked(pool_t* pool, size_class_t* c, uint32_t number) n
         return False
     c.isolated -= 1
     if z.inuse != 0:
-        insert_locked(pool, c, number)
+        zspage_insert_locked(pool, c, number)
         return False
     c.zspages -= 1
     return True
@@ -79,12 +82,12 @@ cdef int zs_migrate(void* ctx, uint32_t new, uint32_t old) noexcept nogil:
     if c == NULL:
         return -EIO
     z = &pool.arena.zspages[number]
-    if not write_trylock(z):
+    if not zspage_write_trylock(z):
         return -EAGAIN
     pthread_mutex_lock(&c.lock)
     if z.inuse == 0:
         pthread_mutex_unlock(&c.lock)
-        write_unlock(z)
+        zspage_write_unlock(z)
         return -EBUSY
     while z.frames[i] != old:
         i += 1
@@ -94,7 +97,7 @@ cdef int zs_migrate(void* ctx, uint32_t new, uint32_t old) noexcept nogil:
     clear_page_movable(pool.arena, old)
     end_isolation_locked(pool, c, number)
     pthread_mutex_unlock(&c.lock)
-    write_unlock(z)
+    zspage_write_unlock(z)
     return 0
 
 
@@ -110,4 +113,4 @@ cdef void zs_putback(void* ctx, uint32_t frame) noexcept nogil:
     pthread_mutex_unlock(&c.lock)
     if empty:
         # Its page is locked just now, by the caller.
-        defer_free(pool, number)
+        zspage_defer_free(pool, number)
