@@ -153,7 +153,7 @@ cdef class Arena:
         reserve is not closed."""
         cdef arena_t* a = self.a
         if a != NULL and load64(&a.ready_target) != 0:
-            raise ValueError("the arena has a reserve, whose thread is at work on it: close the reserve first")
+            raise ValueError("the arena has a reserve, whose thread works on it: close the reserve first")
         self.a = NULL
         with nogil:
             arena_delete(a)
@@ -174,8 +174,8 @@ cdef class Arena:
         with nogil:
             frame = arena_alloc_block(a, k, OWNER_NONE, 0)
         if frame == NONE32:
-            raise MemoryError(f"no free block of order {order} in {a.nr_pageblocks} pageblocks, or the system "
-                              "refuses its memory")
+            raise MemoryError(f"no free block of order {order} in {a.nr_pageblocks} pageblocks, or the "
+                              "system refuses its memory")
         return frame
 
     def free(self, frame, order=0):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: zspage.pxd. Takes one class lock or the arena lock at a time, so a pool may be in use
-# while it is checked; the sums over several classes are exact only when it is at rest.
-"""The sums that layout.h states, as code."""
+# Locks: see zspage.pxd. One class lock or the arena lock is held at a time, so that a pool may be in use
+# while it is checked. Sums over several classes are exact only when the pool is at rest.
+"""The sums that layout.h states, as code. A sum is named by its label there ([A1], [Z3])."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -65,14 +65,15 @@ cdef uint64_t check_free_list_locked(arena_t* a, int which, int order) except? 0
         if a.pages[frame].prev != prev:
             check_fail("A2", f"frame {frame} in the list of order {order} has a wrong back link")
         if ((a.pageblocks[frame // PAGEBLOCK_FRAMES].flags & PB_ISOLATED) != 0) != (which == 1):
-            check_fail("A2", f"frame {frame} of order {order} stands in the list of the wrong kind of pageblock")
+            check_fail("A2", f"frame {frame} of order {order} is listed with the wrong kind of pageblock")
         prev = frame
         frame = a.pages[frame].next
         in_list += 1
         if in_list > a.nr_frames:
             check_fail("A2", f"the list of order {order} has no end")
     if in_list != a.free_count[which][order]:
-        check_fail("A2", f"{in_list} blocks of order {order} are listed, {a.free_count[which][order]} are counted")
+        check_fail("A2", f"{in_list} blocks of order {order} are listed, "
+                         f"{a.free_count[which][order]} are counted")
     return in_list
 
 
@@ -179,7 +180,8 @@ cdef int check_class_locked(pool_t* pool, size_class_t* c, int level, uint8_t* i
             if z.magic != ZSPAGE_MAGIC or z.class_idx != c.index:
                 check_fail("Z2", f"zspage {number} in a list of class {c.size} is not of that class")
             if z.prev != prev or z.fullness != group:
-                check_fail("Z2", f"zspage {number} has a wrong link or group in list {group} of class {c.size}")
+                check_fail("Z2", f"zspage {number} has a wrong link or group in list {group} of class "
+                                 f"{c.size}")
             if fullness_group(z.inuse, c.objs) != group:
                 check_fail("Z5", f"zspage {number}, {z.inuse} of {c.objs} in use, stands in group {group}")
             if level >= 2:
@@ -249,7 +251,8 @@ cdef int check_pool(pool_t* pool, int level) except -1:
         if level >= 2:
             owned = owned_frames(pool.arena)
             if owned != pages:
-                check_fail("Z4", f"the classes have {pages} pages, {owned} frames say that they are zsmalloc's")
+                check_fail("Z4", f"the classes have {pages} pages, {owned} frames say that they are "
+                                 "zsmalloc's")
         if corrupt:
             check_fail("Z4", f"{corrupt} locations named no object")
     finally:

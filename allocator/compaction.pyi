@@ -29,8 +29,8 @@ class Migration:
         """A whole run over all pageblocks. The number of pageblocks that were emptied and given back."""
 
     def alloc_contig(self, order: int) -> int:
-        """The first of 2^order neighbouring frames, order 0 to 9, which are emptied where need be. Arena.free()
-        takes them back. Raises MemoryError; then no page is lost, though some may have moved."""
+        """The first of 2^order neighbouring frames, order 0 to 9, which are emptied where need be.
+        Arena.free() takes them back. Raises MemoryError; then no page is lost, though some may have moved."""
 
     def alloc_contig_range(self, first: int, n: int) -> None:
         """Takes frames [first, first + n), which have to lie in one pageblock in use. Raises ValueError for

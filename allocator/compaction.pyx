@@ -31,7 +31,7 @@ cdef inline uint32_t used_in(arena_t* a, uint32_t pb) noexcept nogil:
 
 
 cdef inline bint has_both_locked(arena_t* a, uint32_t pb) noexcept nogil:
-    """In use, with frames to move and free ones to move to."""
+    """It is in use, and has free frames: it can be emptied, or filled."""
     return a.pageblocks[pb].flags == PB_IN_USE and a.pageblocks[pb].nr_free != 0
 
 
@@ -69,7 +69,7 @@ cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats, b
     pthread_mutex_lock(&a.lock)
     fresh = a.fresh
     pthread_mutex_unlock(&a.lock)
-    # malloc() of 4 bytes a pageblock: 2 KiB for each GiB of the pool, on the compactor's thread.
+    # 4 bytes a pageblock, so 2 KiB for each GiB of the pool; on the compactor's thread.
     run.blocks = <uint32_t*>malloc((fresh + 1) * sizeof(uint32_t))
     if run.blocks != NULL:
         # Resident before the lock: a page fault under it would stall every other thread.
@@ -97,7 +97,7 @@ cdef bint worth_emptying_locked(arena_t* a, compact_run_t* run) noexcept nogil:
 
 
 cdef bint block_pass_by_locked(arena_t* a, migrate_stats_t* stats, uint32_t pb) noexcept nogil:
-    """Given back since the run began, or deferred for a failure."""
+    """True if it was given back since the run began, or is deferred for a failure."""
     if a.pageblocks[pb].flags != PB_IN_USE:
         return True
     if a.pageblocks[pb].skip == 0:
@@ -125,9 +125,9 @@ cdef bint empty_block(arena_t* a, compact_run_t* run, migrate_stats_t* stats, ui
 
 
 cdef bint compact_step(arena_t* a, compact_run_t* run, migrate_stats_t* stats) noexcept nogil:
-    """Empties one pageblock, which goes back to the OS. At 2 us a frame, 3 us where its target was never
-    touched and 4 us where the balloon has it, a half-full one takes 0.5 to 1.1 ms. False when the
-    scanners have met and the run is over."""
+    """Empties one pageblock, which goes back to the OS. False when the scanners have met and the run is over.
+    A frame takes 2 us, 3 us if its target has no memory yet, and 4 us if the balloon has it. So a half-full
+    pageblock takes 0.5 to 1.1 ms."""
     cdef uint64_t began = now_ns()
     cdef bint go_on, pass_by = False
     cdef uint32_t pb
@@ -164,7 +164,7 @@ cdef class Migration:
         self.arena = arena
 
     def __dealloc__(self):
-        # Nobody can be at work on it any more; the arena may be closed.
+        # No call can be under way; the arena may be closed.
         free(self.run_.blocks)
 
     def __repr__(self):
@@ -200,8 +200,8 @@ cdef class Migration:
         return self.run_.freed
 
     def alloc_contig(self, order):
-        """The first of 2^order neighbouring frames, order 0 to 9, which are emptied where need be. Arena.free()
-        takes them back. Raises MemoryError; then no page is lost, though some may have moved."""
+        """The first of 2^order neighbouring frames, order 0 to 9, which are emptied where need be.
+        Arena.free() takes them back. Raises MemoryError; then no page is lost, though some may have moved."""
         cdef arena_t* a = self.arena.open()
         cdef int k = order
         cdef uint32_t frame

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Locks: see frames.pxd.
-"""C interface of isolated pageblocks: kept from allocation while they are emptied."""
+"""C interface of isolated pageblocks, which serve no allocation while they are emptied."""
 from libc.stdint cimport uint8_t, uint32_t
 
 from allocator.frames cimport arena_t
 
-# An isolated pageblock serves no allocation, and is not given back when it becomes whole. False if
-# it is not in use or isolated already. Ending it gives a whole pageblock back, and says so.
+# An isolated pageblock serves no allocation, and is not given back when it becomes whole. isolate: False
+# if it is not in use, or is isolated already. unisolate: True if it had become whole and was given back.
 cdef bint arena_isolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil
 cdef bint arena_unisolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil
 # Frames [first, first + n) of one isolated pageblock, if all are free: handed out to an owner. 0, -EBUSY,

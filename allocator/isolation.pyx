@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Locks: see frames.pxd.
-"""Isolated pageblocks: their free blocks stand in lists of their own, so that no allocation lands in what
-is being emptied, and no pageblock is returned under the feet of the migration. Also how a chosen frame or
-range is taken out of the free block around it.
+"""Isolated pageblocks, which migration is emptying.
+
+Their free blocks stand in lists of their own, so that no allocation lands in a pageblock that is being
+emptied, and the pageblock is not returned to the OS in the middle of it. This file also takes a chosen
+frame, or a range of them, out of the free block around it.
 """
 from libc.errno cimport EBUSY
 from libc.stdint cimport uint8_t, uint32_t
@@ -115,7 +117,7 @@ cdef uint32_t arena_alloc_inside(arena_t* a, uint32_t pb, uint32_t* cursor) noex
     pthread_mutex_lock(&a.lock)
     if a.pageblocks[pb].flags != PB_IN_USE or a.pageblocks[pb].nr_free == 0 or injected_locked(a):
         frame = end
-    # The first may lie inside a block, which frames freed behind the cursor have merged with it.
+    # The first may lie inside a free block: frames that were freed behind the cursor have merged with it.
     if frame < end and free_head_of(a, frame) == NONE32:
         while frame < end and not load16(&a.pages[frame].flags) & PG_FREE:
             frame += 1

@@ -35,8 +35,8 @@
  *   [Z2] for each class: sum of zspages over the fullness groups + isolated = zspages
  *   [Z3] for each class: sum of inuse over its zspages = objects used
  *   [Z4] sum over classes of zspages * pages per zspage = pool pages = page descriptors owned
- *   [Z5] a zspage stands in the list of the fullness group that its inuse asks for, and no zspage
- *        with inuse 0 exists outside the hands of the thread that is freeing it
+ *   [Z5] a zspage stands in the list of the fullness group that its inuse asks for; only the thread that
+ *        frees a zspage sees it with inuse 0
  *   [S1] each slot with an object <-> exactly one allocated object whose tag is that slot
  *        (checked in zramfs/invariants.pyx)
  */
@@ -80,8 +80,8 @@ typedef struct {
 _Static_assert(sizeof(superblock_t) <= FRAME_SIZE, "the superblock is one page");
 
 /* ---- page descriptor ------------------------------------------------------------------- */
-/* flags: a frame without PG_MOVABLE changes under the arena lock only, or in the hands of the one
- * thread that allocated it. With PG_MOVABLE every change is an atomic read-modify-write: the page
+/* flags: without PG_MOVABLE they change under the arena lock only, or are changed by the thread that has
+ * allocated the frame. With PG_MOVABLE every change is an atomic read-modify-write: the page
  * lock is taken by a compare-and-swap that must still see PG_MOVABLE, and PG_MOVABLE goes away
  * under the page lock. */
 #define PG_FREE     0x01u /* head of a free buddy block; order is valid */

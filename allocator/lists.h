@@ -11,23 +11,25 @@
 
 #include "layout.h"
 
-#define NUMBERED_LIST(name, type)                                                                    \
-	static inline void name##_push(type *array, uint32_t *head, uint32_t n)                      \
-	{                                                                                            \
-		array[n].prev = NONE32;                                                              \
-		array[n].next = *head;                                                               \
-		if (*head != NONE32)                                                                 \
-			array[*head].prev = n;                                                       \
-		*head = n;                                                                           \
-	}                                                                                            \
-	static inline void name##_remove(type *array, uint32_t *head, uint32_t n)                    \
-	{                                                                                            \
-		if (array[n].prev != NONE32)                                                         \
-			array[array[n].prev].next = array[n].next;                                   \
-		else                                                                                 \
-			*head = array[n].next;                                                       \
-		if (array[n].next != NONE32)                                                         \
-			array[array[n].next].prev = array[n].prev;                                   \
+#define NUMBERED_LIST(name, type)                                                               \
+	static inline void name##_push(type *array, uint32_t *head, uint32_t n)                 \
+	{                                                                                       \
+		uint32_t next = *head;                                                          \
+		array[n].prev = NONE32;                                                         \
+		array[n].next = next;                                                           \
+		if (next != NONE32)                                                             \
+			array[next].prev = n;                                                   \
+		*head = n;                                                                      \
+	}                                                                                       \
+	static inline void name##_remove(type *array, uint32_t *head, uint32_t n)               \
+	{                                                                                       \
+		uint32_t prev = array[n].prev, next = array[n].next;                            \
+		if (prev != NONE32)                                                             \
+			array[prev].next = next;                                                \
+		else                                                                            \
+			*head = next;                                                           \
+		if (next != NONE32)                                                             \
+			array[next].prev = prev;                                                \
 	}
 
 /* pop: NONE32 from an empty stack. */

@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Atomic operations and waits that Cython has no words for. All are C11 memory-model builtins,
- * which the thread sanitizer understands. */
+ *
+ * What Cython has no words for: atomic operations, short waits, the clock, memory that is made
+ * resident, address space, and a few loops over one page.
+ *
+ * All atomic operations are builtins of the C11 memory model, which the thread sanitizer
+ * understands. load and store order what comes after and before them; peek, add and sub order
+ * nothing; cas and swap do both.
+ */
 #ifndef ZRAMFS_PRIM_H
 #define ZRAMFS_PRIM_H
 
@@ -71,7 +77,7 @@ static inline uint64_t now_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
 
-/* Of the clock that goes on while the machine sleeps, as in the kernel's block_state. Ends after
+/* By the clock that goes on while the machine sleeps, as in the kernel's block_state. It overflows after
  * 136 years. */
 static inline uint32_t boot_seconds(void)
 {
@@ -108,8 +114,9 @@ static inline void relax(unsigned round)
 	}
 }
 
-/* A mutex for holds of well under a microsecond: who waits spins a little before he sleeps. Two threads
- * that write pages of one size class slept and woke each other twice for each MiB without that. */
+/* A mutex for holds of well under a microsecond: a thread that waits for it spins a little before it
+ * sleeps. Two threads that write pages of one size class slept and woke each other twice for each MiB
+ * without that. */
 static inline void short_mutex_init(pthread_mutex_t *m)
 {
 	pthread_mutexattr_t attr;
@@ -134,8 +141,7 @@ static inline bool same_filled(const unsigned char *page, uint64_t *word)
 }
 
 /* Makes every page of a range resident and writable, and changes nothing: adding 0 is a write that
- * cannot undo another thread's. By touching, not by a system call: fallocate(2) would hold the
- * file's lock while it waits for memory, and whoever punches a hole needs that lock. */
+ * cannot undo another thread's. For memory that is no file's; see try_populate() for a memory file. */
 static inline void make_resident(void *start, size_t n)
 {
 	uintptr_t at = (uintptr_t)start, end = at + n;

@@ -3,8 +3,8 @@
 """Object compaction: the objects of the sparsest zspages of a class move into its fullest ones, and
 zspages that are empty then are freed.
 
-The user of the pool is asked to hold still (pool_ops_t.pin) and told where its object lies now. One that
-it holds stays where it is, and its zspage with it, until the next pass.
+For each object the user of the pool is asked for a pin (pool_ops_t.pin), and told where the object lies
+afterwards. An object that is in use stays where it is, and its zspage with it, until the next pass.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -55,8 +55,8 @@ cdef bint empty_zspage_locked(pool_t* pool, size_class_t* c, uint32_t src) noexc
 
 
 cdef uint64_t zs_compact_class(pool_t* pool, size_class_t* c, uint32_t max_zspages, bint* more) noexcept nogil:
-    """The lock is dropped after each zspage: the longest hold is the copy of one zspage's objects,
-    at most 32 KiB, about 10 us."""
+    """Drops the class lock after each zspage, so that it is held for the copy of one zspage's objects at
+    most: 32 KiB, about 10 us."""
     cdef uint64_t freed = 0
     cdef uint32_t src
     cdef bint emptied

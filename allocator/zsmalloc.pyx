@@ -2,8 +2,8 @@
 # Locks: see zspage.pxd. Functions named _locked hold the lock of the class they are given.
 """zsmalloc: objects packed into zspages, by size class.
 
-New objects go into the fullest zspage that has room; a zspage without objects is freed. The rules are
-those of the kernel's mm/zsmalloc.c, restated in its words in Documentation/mm/zsmalloc.rst.
+A new object goes into the fullest zspage that has room; a zspage without objects is freed. The rules are
+those of the kernel's mm/zsmalloc.c and Documentation/mm/zsmalloc.rst.
 """
 from libc.errno cimport EINVAL, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -67,12 +67,13 @@ cdef void number_put(pool_t* pool, uint32_t number) noexcept nogil:
 
 
 cdef uint64_t pool_claim_pages(pool_t* pool, uint32_t n, uint32_t over) noexcept nogil:
-    """Pool pages with n more of them, or 0 where that is more than over above the limit. Nothing is counted that is then taken back:
-    that would turn away another thread's smaller zspage that still fits."""
+    """Counts n pages more and returns the pool's pages with them; 0, and nothing is counted, if they would be
+    more than over above the limit. A count that had to be taken back could turn away another thread's smaller
+    zspage, which still fits."""
     cdef uint64_t limit = peek64(&pool.limit_pages), pages
     while True:
         pages = peek64(&pool.pages)
-        # What the balloon holds is not the pool's to use.
+        # The pool may not use what the balloon holds.
         if limit != 0 and pages + n + peek64(&pool.arena.reserved) > limit + over:
             return 0
         if cas64(&pool.pages, pages, pages + n):
@@ -113,8 +114,8 @@ cdef int zspage_new(pool_t* pool, size_class_t* c, uint32_t over, uint32_t* numb
 
 
 cdef bint zspage_disown_pages(pool_t* pool, size_class_t* c, zspage_desc_t* z, bint wait) noexcept nogil:
-    """Locks all pages of a zspage and ends their ownership. Without wait: False, and nothing done, if
-    one of them is locked; the migration core has it in its hands just now."""
+    """Locks all pages of a zspage and ends their ownership. Without wait: False, and nothing is done, if the
+    migration core has locked one of them."""
     cdef uint32_t i, locked
     for locked in range(c.pages):
         if wait:
@@ -130,7 +131,7 @@ cdef bint zspage_disown_pages(pool_t* pool, size_class_t* c, zspage_desc_t* z, b
 
 
 cdef void zspage_delete(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
-    """Frees a zspage whose pages nobody owns any more."""
+    """Frees a zspage whose pages have no owner any more."""
     cdef zspage_desc_t* z = &pool.arena.zspages[number]
     z.magic = 0
     arena_free_frames(pool.arena, <int>c.pages, z.frames)
@@ -145,7 +146,7 @@ cdef void zspage_defer_free(pool_t* pool, uint32_t number) noexcept nogil:
 
 
 cdef void zspage_free(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
-    """An empty zspage that stands in no list and is no longer counted in its class; nobody waits."""
+    """An empty zspage that stands in no list and is no longer counted in its class. Never waits."""
     if zspage_disown_pages(pool, c, &pool.arena.zspages[number], False):
         zspage_delete(pool, c, number)
     else:

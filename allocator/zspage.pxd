@@ -187,18 +187,19 @@ cdef inline int fullness_group(uint32_t inuse, uint32_t objs) noexcept nogil:
 
 
 cdef inline void zspage_insert_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
-    cdef zspage_desc_t* z = &pool.arena.zspages[number]
-    cdef int group = fullness_group(z.inuse, c.objs)
-    z.fullness = <uint8_t>group
-    zspage_list_push(pool.arena.zspages, &c.head[group], number)
+    cdef zspage_desc_t* zspages = pool.arena.zspages
+    cdef int group = fullness_group(zspages[number].inuse, c.objs)
+    zspages[number].fullness = <uint8_t>group
+    zspage_list_push(zspages, &c.head[group], number)
     c.nr[group] += 1
 
 
 cdef inline void zspage_remove_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
-    cdef zspage_desc_t* z = &pool.arena.zspages[number]
-    zspage_list_remove(pool.arena.zspages, &c.head[z.fullness], number)
-    c.nr[z.fullness] -= 1
-    z.fullness = FULLNESS_OFF_LIST
+    cdef zspage_desc_t* zspages = pool.arena.zspages
+    cdef uint8_t group = zspages[number].fullness
+    zspage_list_remove(zspages, &c.head[group], number)
+    c.nr[group] -= 1
+    zspages[number].fullness = FULLNESS_OFF_LIST
 
 
 cdef inline void zspage_fix_fullness_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
