@@ -298,8 +298,58 @@ print(full, held, arena.stats().refused)
 """
 
 
-@pytest.mark.requires("root", "unshare", "cc", "unsanitized")
-def test_a_pool_fills_a_tmpfs_to_its_last_page_and_lives(tmp_path: Path) -> None:
+# Threads without the GIL, and a balloon that punches holes among them.
+CROWD = r"""
+import os, random, sys, threading
+sys.path[:0] = sys.argv[1:3]
+from allocator import Arena, Balloon
+from allocator.check import check
+arena = Arena(0, 64)
+balloon = Balloon(arena)
+failures, wrong = [0] * 4, []
+def work(number):
+    dice = random.Random(number)
+    mine = []
+    for _ in range(6000):
+        if dice.random() < 0.62:
+            order = dice.choice((0, 0, 0, 1, 3, 5, 9))
+            try:
+                first = arena.alloc(order)
+            except MemoryError:
+                failures[number] += 1
+                for _ in range(len(mine) // 2):
+                    arena.free(*mine.pop(dice.randrange(len(mine))))
+                continue
+            mine.append((first, order))
+            for frame in (first, first + (1 << order) - 1):
+                arena.frame(frame)[:8] = memoryview((number << 32 | frame).to_bytes(8, "little"))
+        elif mine:
+            first, order = mine.pop(dice.randrange(len(mine)))
+            for frame in (first, first + (1 << order) - 1):
+                if bytes(arena.frame(frame)[:8]) != (number << 32 | frame).to_bytes(8, "little"):
+                    wrong.append(frame)
+            arena.free(first, order)
+    for block in mine:
+        arena.free(*block)
+def blow():
+    dice = random.Random(9)
+    while threads[0].is_alive():
+        balloon.set_target(dice.randrange(300))
+        balloon.adjust(64)
+threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+threads.append(threading.Thread(target=blow))
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+check(arena, 2)
+balloon.set_target(0)
+balloon.adjust(1 << 20)
+assert not wrong and arena.stats().frames_used == 0, (wrong, arena)
+print(min(failures), arena.stats().refused, os.fstat(arena.fileno()).st_blocks * 512)
+"""
+
+
+def on_a_small_tmpfs(tmp_path: Path, script: str) -> list[int]:
+    """The numbers that a script prints whose memory file lies in a tmpfs of 20 MiB."""
     source = tmp_path / "on_tmpfs.c"
     source.write_text(ON_TMPFS)
     library = native.compiled(source, tmp_path / "on_tmpfs.so", "-shared", "-fPIC")
@@ -309,16 +359,26 @@ def test_a_pool_fills_a_tmpfs_to_its_last_page_and_lives(tmp_path: Path) -> None
         ["unshare", "--mount", "--propagation", "private", "sh", "-c",
          'mount -t tmpfs -o size=20M small "$SMALL_TMPFS" && '
          'LD_PRELOAD="$LIBRARY" exec "$@"', "sh",
-         sys.executable, "-c", FILL, Path(__file__).parent.parent, Path(__file__).parent],
+         sys.executable, "-c", script, Path(__file__).parent.parent, Path(__file__).parent],
         env={**os.environ, "SMALL_TMPFS": str(place), "LIBRARY": str(library)},
-        capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL,
     )
     assert run.returncode != -signal.SIGBUS, "the kernel's refusal ended the process"
     assert run.returncode == 0, run.stderr
-    objects, held, refused = map(int, run.stdout.split())
+    return [int(word) for word in run.stdout.split()]
+
+
+@pytest.mark.requires("root", "unshare", "cc", "unsanitized")
+def test_a_pool_fills_a_tmpfs_to_its_last_page_and_lives(tmp_path: Path) -> None:
+    objects, held, refused = on_a_small_tmpfs(tmp_path, FILL)
     assert refused >= 3
     # Objects of 2 KiB on average; the last unit that did not fit is 64 KiB.
     assert held > (20 << 20) - 128 * 1024
     assert objects * 2048 > 0.9 * held
 
 
+@pytest.mark.requires("root", "unshare", "cc", "unsanitized")
+def test_threads_that_fill_a_tmpfs_together_lose_nothing(tmp_path: Path) -> None:
+    failures, refused, held = on_a_small_tmpfs(tmp_path, CROWD)
+    assert failures > 0 and refused > 0, "it never was full"
+    assert held < 1 << 20, "descriptors stay, frames do not"
