@@ -220,6 +220,25 @@ def test_migration_without_memory_for_its_targets_moves_nothing() -> None:
     check(pool, 2)
 
 
+def test_the_user_region_is_populated_as_far_as_it_goes_and_refused_with_an_errno() -> None:
+    probe = native.load("probe")
+    size = 1 << 33
+    arena = Arena(size, 1)
+    file = MemoryFile(arena.fileno())
+    empty = file.resident()
+    assert probe.populate_user(arena, (5 << 30) + 100, 1) == 0
+    assert probe.populate_user(arena, size - 1, 1) == probe.populate_user(arena, size, 0) == 0
+    assert file.resident() == empty + 2 * FRAME
+    assert probe.populate_user(arena, (5 << 30) + FRAME - 1, 2) == 0
+    assert file.resident() == empty + 3 * FRAME
+    for offset, n in ((size, 1), (size + 1, 0), (size - 1, 2), (1, size), (1, (1 << 64) - 1)):
+        assert probe.populate_user(arena, offset, n) == errno.EINVAL
+    with Shortage(arena, file.superblock.user_off + (6 << 30)):
+        assert probe.populate_user(arena, (6 << 30) - 1, 2) == errno.ENOMEM
+        assert probe.populate_user(arena, (6 << 30) - 1, 1) == 0
+    assert arena.stats().refused == 1
+
+
 def test_a_reserve_that_is_refused_is_a_memory_error_and_leaves_nothing() -> None:
     arena = Arena(0, 8)
     with frames_from(arena, 3 * PAGEBLOCK_FRAMES), pytest.raises(MemoryError, match="ask for less"):
