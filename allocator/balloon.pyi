@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from typing import Self
+
 from typing_extensions import disjoint_base
 
 from .arena import Arena

@@ -117,7 +117,8 @@ def compiled_docstring(name: str) -> str:
         value = getattr(value, attribute)
     text = value.__doc__ or ""
     first, _, after = text.partition("\n")
-    return inspect.cleandoc(after if first.startswith((f"{rest[-1]}(", f"{rest[0]}.", f"{rest[0]}(")) else text)
+    signed = first.startswith((f"{rest[-1]}(", f"{rest[0]}.", f"{rest[0]}("))
+    return inspect.cleandoc(after if signed else text)
 
 
 @pytest.mark.parametrize("stub", STUBS, ids=lambda path: path.stem)
@@ -136,7 +137,7 @@ def test_stubtest_finds_the_stubs_true(tmp_path: Path) -> None:
     allowed.write_text(ALLOWED)
     run = subprocess.run(
         [sys.executable, "-m", "mypy.stubtest", "allocator", "--allowlist", allowed, "--concise"],
-        cwd=ROOT, env={**os.environ, "MYPY_CACHE_DIR": str(tmp_path / "cache")}, capture_output=True, text=True,
-        timeout=110,
+        cwd=ROOT, env={**os.environ, "MYPY_CACHE_DIR": str(tmp_path / "cache")}, capture_output=True,
+        text=True, timeout=110,
     )
     assert run.returncode == 0, run.stdout + run.stderr

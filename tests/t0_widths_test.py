@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes are computed with 64 bits. A macro of layout.h that Cython takes for a 64-bit number has to be one for
-the C compiler too: products of 32-bit factors lose everything from 4 GiB on, without a word."""
+"""Sizes are computed with 64 bits. A macro of layout.h that Cython takes for a 64-bit number has to be one
+for the C compiler too: a product of 32-bit factors silently loses everything from 4 GiB on."""
 import os
 import re
 import subprocess
@@ -21,9 +21,11 @@ COUNTS = [2047, 2048, 2049, 4096, 1 << 19, (1 << 23) - 1]
 def declared() -> list[tuple[str, str, int]]:
     """(header, macro, bits) of every constant that a .pxd file declares with a width."""
     found = []
+    block = re.compile(r'cdef extern from "(\w+\.h)"[^\n]*\n((?:(?:    .*)?\n)+)')
+    constant = re.compile(r"^    const (?:uint(\d\d)_t|size_t) (.*)$", flags=re.MULTILINE)
     for path in sorted(SOURCES.glob("*.pxd")):
-        for header, body in re.findall(r'cdef extern from "(\w+\.h)"[^\n]*\n((?:(?:    .*)?\n)+)', path.read_text()):
-            for bits, names in re.findall(r"^    const (?:uint(\d\d)_t|size_t) (.*)$", body, flags=re.MULTILINE):
+        for header, body in block.findall(path.read_text()):
+            for bits, names in constant.findall(body):
                 found += [(header, name.strip(), int(bits or 64)) for name in names.split(",")]
     return found
 
