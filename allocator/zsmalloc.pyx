@@ -187,7 +187,8 @@ cdef int zs_malloc(pool_t* pool, uint32_t size, uint64_t tag, uint64_t* loc) noe
     return zs_malloc_over(pool, size, tag, 0, loc)
 
 
-cdef int zs_malloc_over(pool_t* pool, uint32_t size, uint64_t tag, uint32_t over, uint64_t* loc) noexcept nogil:
+cdef int zs_malloc_over(pool_t* pool, uint32_t size, uint64_t tag, uint32_t over,
+                        uint64_t* loc) noexcept nogil:
     cdef size_class_t* c
     cdef uint32_t number
     cdef int r
