@@ -201,7 +201,7 @@ TABLE = (
     Metric(HISTOGRAM, "request_duration_seconds", "Time from taking a request up to its reply.",
            lambda f: _by(OPERATIONS, f.lane.latency), "seconds", ("operation",)),
     Metric(COUNTER, "request_bytes", "Bytes read, written and discarded.",
-           lambda f: _by(OPERATIONS[:3], (n * SECTOR for n in (
+           lambda f: _by(OPERATIONS, (n * SECTOR for n in (
                f.lane.read_sectors, f.lane.write_sectors, f.lane.discard_sectors))), "bytes", ("operation",)),
     Metric(GAUGE, "requests_in_flight", "Requests in hand.", lambda f: f.lane.in_flight),
     Metric(COUNTER, "io_time_seconds", "Time with at least one request in hand.",
