@@ -99,8 +99,9 @@ def init_in(major: int = 7, minor: int = 45, flags: int = 0) -> bytes:
 
 ARGUMENTS = {  # of a valid request that changes nothing
     Op.GETATTR: bytes(16), Op.SETATTR: setattr_in(), Op.OPEN: bytes(8), Op.READ: read_in(0, 1),
-    Op.WRITE: write_in(0, 0), Op.STATFS: b"", Op.RELEASE: bytes(24), Op.INIT: init_in(), Op.INTERRUPT: bytes(8), Op.DESTROY: b"", Op.FORGET: bytes(8),
-    Op.BATCH_FORGET: bytes(8), Op.FALLOCATE: fallocate_in(0, PAGE, PUNCH_HOLE | KEEP_SIZE),
+    Op.WRITE: write_in(0, 0), Op.STATFS: b"", Op.RELEASE: bytes(24), Op.INIT: init_in(),
+    Op.INTERRUPT: bytes(8), Op.DESTROY: b"", Op.FORGET: bytes(8), Op.BATCH_FORGET: bytes(8),
+    Op.FALLOCATE: fallocate_in(0, PAGE, PUNCH_HOLE | KEEP_SIZE),
     Op.LSEEK: lseek_in(0, SEEK_HOLE),
 }
 
