@@ -35,7 +35,7 @@ def made(size: int = 0, directory: str = "/mnt/z0", name: str = "mnt-z0", **more
     lane = FakeLane()
     numbers = {field: number for number, field in enumerate(lane.counters.__dataclass_fields__, 1000)}
     lane.counters = dataclasses.replace(
-        lane.counters, **numbers | {"latency": tuple(map(latency, (3, 5, 7, 11))), "can_resend": True}
+        lane.counters, **numbers | {"latency": tuple(map(latency, (3, 5, 7))), "can_resend": True}
     )
     config = DeviceConfig(directory=Path(directory), rundir=Path("/run/z0"), size=size, name=name, **more)
     return Device(config, lane)
