@@ -30,13 +30,13 @@ def test_a_reset_right_after_close_is_never_busy(tmp_path: Path) -> None:
         assert z.stop() == 0, z.log
 
 
-# Opens the file for a moment, again and again. A mapping is touched at its end, where an access is a SIGBUS if the
-# kernel takes the file for shorter than it is.
+# Opens the file for a moment, again and again. A mapping is touched at its end, where an access is a SIGBUS
+# if the kernel takes the file for shorter than it is.
 CLIENT = """
 import ctypes, os, random, sys, time
 libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 path, kind, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 while True:
@@ -64,7 +64,7 @@ KINDS = ("fstat and map", "fstat and map", "map", "map", "write", "stat")
 
 
 def test_a_mapping_right_after_a_set_up_is_as_long_as_the_device(tmp_path: Path) -> None:
-    """Every change of the size meets clients that map, write and stat (S7 in docs/concurrency.md)."""
+    """Every change of the size meets clients that map, write and stat (S43 in docs/concurrency.md)."""
     with served_lane(tmp_path, MIB) as disk:
         clients = {kind + str(n): subprocess.Popen([sys.executable, "-c", CLIENT, disk.path, kind, str(MIB)])
                    for n, kind in enumerate(KINDS)}

@@ -24,6 +24,7 @@ from zramfs.lane.metadata cimport REFUSED
 from zramfs.lane.opens cimport CLAIMED, TRUNCATING
 from zramfs.store.ranges cimport store_disksize
 from zramfs.store.slots cimport store_ctx_t, store_t
+from zramfs.model.kernel_pages import expect_kernel_pages
 from zramfs.model.stats import BUCKET_BOUNDS as _BUCKET_BOUNDS, LaneStats, Latency, OPERATIONS as _OPERATIONS
 from zramfs.store.store cimport Store
 from zramfs.store.tables cimport store_ctx_free, store_ctx_new
@@ -60,11 +61,13 @@ cdef class Lane:
     fd is a descriptor of /dev/fuse from mounting.mount_file(); once the constructor has returned
     it belongs to the lane. poll_us: how many microseconds a thread may look for the next request
     before it sleeps (at most 10 000), 0 = it sleeps at once. Raises ValueError for a number of threads
-    outside 1 to 64 or another poll_us, OSError if memory or descriptors are short.
+    outside 1 to 64 or another poll_us, OSError if memory or descriptors are short, ZramfsError(EOPNOTSUPP)
+    on a kernel whose pages are not of 4 KiB.
     """
     def __cinit__(self, int fd, *, int threads=2, int poll_us=0):
         cdef server_t* server
         cdef int i, err
+        expect_kernel_pages()
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"expected 1 to {MAX_THREADS} threads, got {threads}")
         if not 0 <= poll_us <= 10_000:

@@ -216,6 +216,10 @@ TABLE = (
            lambda f: f.lane.protocol_errors),
     Metric(COUNTER, "reply_errors", "Replies that the kernel refused for an unexpected reason.",
            lambda f: f.lane.reply_errors),
+    Metric(COUNTER, "refused_truncations", "Truncations of disk that were refused: to more than its "
+           "size, and to 0 while others had it open.",
+           lambda f: _by(("size", "busy"), (f.lane.refused_sizes, f.lane.busy_truncations)),
+           labels=("reason",)),
     Metric(COUNTER, "helped_pieces", "Pieces of 32 KiB of large requests done by another thread.",
            lambda f: f.lane.helped_pieces),
     Metric(COUNTER, "put_off_requests", "Requests that waited for the backing store in a thread for that.",
