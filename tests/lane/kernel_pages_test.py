@@ -22,8 +22,8 @@ def sentence(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     sysconf = os.sysconf
     size = request.param << 10
     monkeypatch.setattr(os, "sysconf", lambda name: size if name == "SC_PAGESIZE" else sysconf(name))
-    return (f"this kernel has pages of {request.param} KiB, and zramfs needs pages of 4 KiB: boot a kernel that "
-            "has them")
+    return (f"this kernel has pages of {request.param} KiB, and zramfs needs pages of 4 KiB: "
+            "boot a kernel that has them")
 
 
 def test_neither_a_lane_nor_a_store_nor_a_daemon_is_made(sentence: str, tmp_path: Path) -> None:

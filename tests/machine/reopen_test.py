@@ -64,7 +64,7 @@ KINDS = ("fstat and map", "fstat and map", "map", "map", "write", "stat")
 
 
 def test_a_mapping_right_after_a_set_up_is_as_long_as_the_device(tmp_path: Path) -> None:
-    """Every change of the size meets clients that map, write and stat (S43 in docs/concurrency.md)."""
+    """Every change of the size meets clients that map, write and stat (S44 in docs/concurrency.md)."""
     with served_lane(tmp_path, MIB) as disk:
         clients = {kind + str(n): subprocess.Popen([sys.executable, "-c", CLIENT, disk.path, kind, str(MIB)])
                    for n, kind in enumerate(KINDS)}
