@@ -98,6 +98,7 @@ EXTENSIONS = [
     extension("zramfs.store.writeback"),
     extension("zramfs.store.block_state"),
     extension("zramfs.lane.metadata"),
+    extension("zramfs.lane.opens"),
     extension("zramfs.lane.pieces"),
     extension("zramfs.lane.requests"),
     extension("zramfs.lane.slow"),

@@ -99,7 +99,7 @@ async def two_readings(seconds: float = 2.0) -> Watched:
 async def test_rates_are_differences_over_time():
     watched_device = await two_readings()
     rates = watched_device.rates
-    assert rates.requests("read") == 1000 and rates.requests("write") == 10 and rates.requests("flush") == 0
+    assert rates.requests("read") == 1000 and rates.requests("write") == 10 and rates.requests("discard") == 0
     assert rates.bytes("read") == 1000 * PAGE
     assert rates.mean("read") == pytest.approx(3e-6) and rates.mean("discard") is None
     histogram = rates.histogram("read")

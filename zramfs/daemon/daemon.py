@@ -21,6 +21,7 @@ from zramfs.host import fusermount, in_use, mounts, stacks
 from zramfs.host.log import log_to_stderr
 from zramfs.lane.lane import Lane
 from zramfs.model.config import DeviceConfig
+from zramfs.model.kernel_pages import expect_kernel_pages
 from zramfs.tree.files import build
 from zramfs.tree.tree import Tree
 from zramfs.tree.watch import watch_errors
@@ -60,6 +61,7 @@ def serve(
     To be called in the main thread of a process that serves nothing else: pyfuse3 has one tree.
     """
     log_to_stderr()
+    expect_kernel_pages()
     with stacks.written_on(signal.SIGUSR1):
         return trio.run(_Daemon(config, on_ready, teardown, may_end, notifier).run)
 

@@ -123,7 +123,8 @@ class Device:
 
     async def _run_reset(self) -> None:
         """What `reset` would drop is worth no more work; but a device in use is not reset."""
-        if self._lane.open_count:
+        # Not in the worker thread, which a job may hold until it is cut short.
+        if self._lane.open_count and not await trio.to_thread.run_sync(self._lane.wait_unused):
             raise self._in_use()
         self.jobs.cut("reset")
         try:

@@ -249,7 +249,7 @@ cdef bint serve_one(thread_t* t) noexcept nogil:
     store64(&t.w.serving, 1)
     t.requests += 1
     payload = payload_of(&t.w, <size_t> got)
-    t.long_request = takes_long(&t.w, payload)
+    t.long_request = takes_long(&t.w, <size_t> got, payload)
     # Whoever is called for a shared request (call() by the request itself) reads if others wait.
     if payload < SHARED_BYTES and not load64(&crew.reading) and (
             t.long_request or (t.requests % LOOK_EVERY == 0 and waiting(crew))):
