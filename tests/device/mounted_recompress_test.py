@@ -134,7 +134,7 @@ def test_stop_cuts_it_short(served: ServedDevice) -> None:
     set_up(served, "64M", level=19)
     write_pages(served, [prose(n % 300) for n in range(16384)])
     writer = subprocess.Popen(
-        ["bash", "-c", f"echo type=all > {served.directory}/zram/recompress"],
+        ["bash", "-c", f"echo > {served.directory}/zram/recompress"],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "LC_ALL": "C"})
     end = time.monotonic() + 20
     while " 0 pages tried" in served.read("control").replace("0 of 0 pages", "0 pages"):
