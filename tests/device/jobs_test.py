@@ -97,12 +97,12 @@ async def test_compaction_by_command_is_cut_short(end: str, monkeypatch: pytest.
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(work)
+        nursery.start_soon(work)  # waits for the first
         await trio.sleep(0.1)
         assert outcome == []
-        assert await box.refused("compact", "1", "another compact is under way") == errno.EBUSY
         with trio.fail_after(5):
             await (box.device.command("reset") if end == "reset" else box.device.close())
-    assert outcome == [errno.EINTR]
+    assert outcome == [errno.EINTR, errno.EINTR]
     assert box.device.stats().disksize == 0
 
 
@@ -164,18 +164,18 @@ async def test_jobs_that_never_began_leave_nothing() -> None:
     jobs = Jobs()
     jobs.cut("a test")
     with pytest.raises(ZramfsError, match="cut short by a test") as caught:
-        jobs.begin("idle")
+        jobs.begin("idle", alone=False)
     assert caught.value.errno == errno.EINTR
     jobs.allow("a test")
 
     async def fail() -> None:
         raise MemoryError
 
-    job = jobs.begin("idle")
+    job = jobs.begin("idle", alone=True)
     with pytest.raises(MemoryError):
         await job.run(fail)
     await jobs.wait_ended()
-    jobs.begin("idle")
+    jobs.begin("idle", alone=True)
 
 
 # ---- policies --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import trio
 from zramfs.errors import ZramfsError
 from zramfs.model.stats import BackingSettings, BackingStats, WritebackStats
 from zramfs.store.backing import Backing
-from zramfs.store.writeback import MODES, Writeback
+from zramfs.store.writeback import MODES, WritebackRun
 from zramfs.text.key_values import number, shown, words
 from zramfs.text.sizes import PAGE
 
@@ -76,17 +76,19 @@ def _indexes(key: str, value: str, pages: int) -> tuple[int, int]:
 
 class BackingStore:
     """in_thread: runs a call in a worker thread, one at a time. job_thread: the same for slices of
-    write-back, for which nobody else waits. done: since the device was set up.
+    write-back, for which nobody else waits. wipe: of Backing. done: since the device was set up.
 
     Settings but the path outlive a reset, as in the kernel.
     """
 
     def __init__(
-        self, in_thread: InThread, job_thread: InThread, store: Callable[[], Store | None],
+        self, in_thread: InThread, job_thread: InThread, store: Callable[[], Store | None], *,
+        wipe: bool = False,
     ) -> None:
         self._in_thread = in_thread
         self._job_thread = job_thread
         self._store = store
+        self._wipe = wipe
         self._opened: Backing | None = None
         self.settings = BackingSettings()
         self.done = WritebackStats()
@@ -115,7 +117,7 @@ class BackingStore:
                 errno.ENOENT,
                 f"expected an absolute path, got {shown(path)}: a device has no working directory")
         try:
-            opened = await self._in_thread(partial(Backing, path))
+            opened = await self._in_thread(partial(Backing, path, self._wipe))
         except ZramfsError:
             raise
         except MemoryError as error:
@@ -171,7 +173,7 @@ class BackingStore:
         did: Did = lambda pages, blocks: None, rest: Rest = trio.lowlevel.checkpoint,
     ) -> None:
         try:
-            run = await self._job_thread(partial(Writeback, store, self.settings.batch_size))
+            run = await self._job_thread(partial(WritebackRun, store, self.settings.batch_size))
         except MemoryError as error:
             raise ZramfsError(errno.ENOMEM, str(error)) from None
         try:
@@ -193,13 +195,13 @@ class BackingStore:
                 run.error, f"{run.failed} pages stay in memory, because the backing store failed: "
                 f"{os.strerror(run.error)}")
 
-    async def _select(self, run: Writeback, ranges: list[Range], rest: Rest) -> None:
+    async def _select(self, run: WritebackRun, ranges: list[Range], rest: Rest) -> None:
         for low, high, mode in ranges:
             while low < high:
                 low = await self._job_thread(partial(run.select, low, high, mode, SLICE_NS))
                 await rest()
 
-    async def _write(self, run: Writeback, most: int | None, did: Did, rest: Rest) -> None:
+    async def _write(self, run: WritebackRun, most: int | None, did: Did, rest: Rest) -> None:
         """most: blocks, beside writeback_limit."""
         pages = 0
         while run.left and most != 0:
@@ -219,7 +221,8 @@ class BackingStore:
             await rest()
 
     async def run(self) -> None:
-        """The task that gives the space of freed blocks back to the file system."""
+        """The task that gives the space of freed blocks back to the file system, and zeroes them before with
+        wipe. May be started again after any exception."""
         while True:
             await trio.sleep(TRIM_PAUSE)
             while await self._in_thread(self._trim):
@@ -229,7 +232,7 @@ class BackingStore:
         # In the worker thread, so that no store is closed meanwhile.
         store = self._store()
         backing = store.backing if store else None
-        if backing is None or not backing.is_file or not backing.stats().stale:
+        if backing is None or not backing.trims or not backing.stats().stale:
             return 0
         return backing.trim(TRIM_BLOCKS)
 

@@ -36,7 +36,7 @@ from . import algorithms, commands
 from .backing_store import BackingStore
 from .ballast import Ballast
 from .compactor import Compactor
-from .handlers import LONG, SHORT
+from .handlers import ALONE, LONG, SHORT
 from .idle_work import IdleWork
 from .jobs import Jobs
 from .long_work import LongWork
@@ -51,13 +51,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__package__)
 T = TypeVar("T")
 
-# Threads for jobs: compaction, idle marks, and one of recompression and write-back, or a policy's round.
+# Threads for jobs: compaction, idle marks, and one of recompression and write-back, or a policy's round. More
+# jobs than that take turns.
 MAX_JOBS = 4
 
 
 class Device:
-    """Short commands run one after the other. Those that take long (long_work.py) run beside them, one of a
-    kind at a time."""
+    """Short commands run one after the other. Those that take long (long_work.py) run beside them."""
 
     def __init__(self, config: DeviceConfig, lane: Lane) -> None:
         self._config = config
@@ -76,7 +76,8 @@ class Device:
         self._ballast: Ballast | None = None
         self.jobs = Jobs()
         self._post = PostProcessor(self._job_thread)
-        self.backing_store = BackingStore(self._in_thread, self._job_thread, lambda: self._store)
+        self.backing_store = BackingStore(
+            self._in_thread, self._job_thread, lambda: self._store, wipe=config.wipe)
         self.compactor = Compactor(lambda: self._store, self.requests, self._job_thread)
         self.compactor.proactiveness = config.proactiveness
         self.policies = Policies(IdleWork(self, self.jobs, self._post, self.backing_store, self.compactor))
@@ -139,7 +140,7 @@ class Device:
     async def _run_job(self, name: str, value: Any) -> None:
         async with self._busy:
             work = LONG[name](self.long_work, value)
-            job = self.jobs.begin(name)
+            job = self.jobs.begin(name, alone=name in ALONE)
         await job.run(work)
 
     async def _run_reset(self) -> None:
@@ -188,6 +189,7 @@ class Device:
             policies=self.policies.stats(),
             ballast=self._ballast.stats if self._ballast else BallastStats(),
             proactiveness=self.compactor.proactiveness,
+            wipe=self._config.wipe,
         )
 
     @property
@@ -379,7 +381,8 @@ class Device:
 
         def make() -> Store:
             store = Store(size, mem_limit=self._mem_limit, reserve=self._config.reserve,
-                          backing=self.backing_store.backing, **algorithms.store_arguments(self._algorithms))
+                          backing=self.backing_store.backing, wipe=self._config.wipe,
+                          **algorithms.store_arguments(self._algorithms))
             try:
                 store.access_times = self._access_times
                 self._lane.set_store(store)

@@ -33,6 +33,9 @@ SHORT: dict[str, Callable[[Device, Any], Awaitable[None]]] = {
     "balloon": lambda device, size: device.set_balloon(size),
 }
 
+# Those that select pages, which only one at a time can do. The others take turns.
+ALONE = frozenset({"recompress", "writeback"})
+
 LONG: dict[str, Callable[[LongWork, Any], Work]] = {
     "compact": lambda work, what: work.compact(what),
     "recompress": lambda work, text: work.recompress(text),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The long work of a device: recompression, write-back, idle marks, compaction by command.
 
-A job runs beside the commands and holds none of their locks. There is one job of a kind at a time. `reset`
-and the end of the device cut all jobs short, and wait until the last of them has ended.
+A job runs beside the commands and holds none of their locks. `reset` and the end of the device cut all jobs
+short, and wait until the last of them has ended.
 """
 from __future__ import annotations
 
@@ -44,26 +44,28 @@ class Job:
 
 class Jobs:
     def __init__(self) -> None:
-        self._running: dict[str, Job] = {}  # by kind
+        self._running: list[Job] = []
         self._reasons: list[str] = []  # why no job may begin
         self._none_runs = trio.Event()
         self._none_runs.set()
 
-    def begin(self, kind: str) -> Job:
-        """Raises ZramfsError: EBUSY (there is a job of this kind), EINTR (between cut() and allow())."""
+    def begin(self, kind: str, *, alone: bool) -> Job:
+        """alone: there may be one of this kind at a time. Raises ZramfsError: EBUSY (there is one), EINTR
+        (between cut() and allow())."""
         if self._reasons:
             raise self.interrupted(kind)
-        if kind in self._running:
+        if alone and any(job.kind == kind for job in self._running):
             raise ZramfsError(
                 errno.EBUSY, f"another {kind} is under way on this device; try again when it has ended")
         if not self._running:
             self._none_runs = trio.Event()
-        job = self._running[kind] = Job(self, kind)
+        job = Job(self, kind)
+        self._running.append(job)
         return job
 
     def end(self, job: Job) -> None:
         """Called by the job itself."""
-        del self._running[job.kind]
+        self._running.remove(job)
         if not self._running:
             self._none_runs.set()
 
@@ -74,7 +76,7 @@ class Jobs:
     def cut(self, reason: str) -> None:
         """Ends all jobs, and lets none begin until allow(reason)."""
         self._reasons.append(reason)
-        for job in self._running.values():
+        for job in self._running:
             job.cancel()
 
     def allow(self, reason: str) -> None:
