@@ -20,10 +20,13 @@ from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm
 from zramfs.model.policy import Recompress
 
+TWO = (Algorithm("lz4"), Algorithm("zstd"))
+SLOW = (Algorithm("lz4"), Algorithm("zstd", 19))
+
 
 async def busy_box(**more: object) -> Box:
     """With 16 MiB that take zstd 19 some seconds."""
-    box = await Box(size=16 * MIB, secondary=(Algorithm("zstd", 19),), **more).start()
+    box = await Box(size=16 * MIB, algorithms=SLOW, **more).start()
     for slot in range(4096):
         box.store.write(slot * PAGE, prose(slot % 64))
     return box
@@ -185,7 +188,7 @@ async def test_a_policys_round_that_begins_during_the_end_does_no_harm(
     end: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(policies_module, "MIN_INTERVAL", 0.05)
-    box = await Box(size=16 * MIB, secondary=(Algorithm("zstd", 19),), policies=(Recompress(1),)).start()
+    box = await Box(size=16 * MIB, algorithms=SLOW, policies=(Recompress(1),)).start()
     monkeypatch.setattr(policies_module, "LOOKS", 100)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(box.device.policies.run)
@@ -298,7 +301,7 @@ async def test_policies_go_on_after_an_error_or_can_be_started_again(
 ) -> None:
     monkeypatch.setattr(policies_module, "MIN_INTERVAL", 0.05)
     monkeypatch.setattr(policies_module, "LOOKS", 100)
-    box = await Box(size=MIB, secondary=(Algorithm("zstd"),), policies=(Recompress(1),)).start()
+    box = await Box(size=MIB, algorithms=TWO, policies=(Recompress(1),)).start()
     broken = True
     mark_idle = box.device._post.mark_idle
 
@@ -349,7 +352,7 @@ async def test_the_task_of_the_backing_store_can_be_started_again(
 async def test_a_job_that_gets_no_thread_leaves_nothing_selected(
     name: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    box = Box(size=MIB, secondary=(Algorithm("zstd"),), writeback=backing_file(tmp_path / "store"))
+    box = Box(size=MIB, algorithms=TWO, writeback=backing_file(tmp_path / "store"))
     await box.start()
     for slot in range(200):
         box.store.write(slot * PAGE, os.urandom(PAGE))

@@ -18,7 +18,7 @@ from zramfs.store.store import Store
 
 PAGE = 4096
 MIB = 1 << 20
-SECRET = b"the key is under the mat"
+SECRET = b"key_under+doormat/42:AXz."
 
 
 def page_of(size: int, n: int = 0) -> bytes:
@@ -155,13 +155,14 @@ def test_the_end_zeroes_what_is_still_used_on_a_device(wipe: bool, tmp_path: Pat
         timeout=20).stdout.strip()
     try:
         store = Store(16 * MIB, wipe=wipe, backing=Backing(device, wipe=wipe))
-        for n in range(300):
-            store.write(n * PAGE, page_of(SIZES[n % len(SIZES)], n))
-        write_back(store)
-        store.zero(0, 30 * PAGE)
-        assert store.backing.trims is wipe
-        assert on_disk(Path(device)) == 300
-        store.close()
-        assert on_disk(Path(device)) == (0 if wipe else 300)
+        try:
+            for n in range(300):
+                store.write(n * PAGE, page_of(SIZES[n % len(SIZES)], n))
+            write_back(store)
+            store.zero(0, 30 * PAGE)
+            trims, before = store.backing.trims, on_disk(Path(device))
+        finally:
+            store.close()
+        assert (trims, before, on_disk(Path(device))) == (wipe, 300, 0 if wipe else 300)
     finally:
         subprocess.run(["losetup", "--detach", device], check=True, timeout=20)
