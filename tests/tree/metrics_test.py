@@ -17,9 +17,10 @@ from tests.support.fakes import FakeLane
 from zramfs.device.device import Device
 from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.model.stats import BUCKET_BOUNDS, OPERATIONS, Latency
+from zramfs.tree import metrics
 from zramfs.tree.files import build
 from zramfs.tree.metrics import TABLE
-from zramfs.tree.tree import Directory, metrics
+from zramfs.tree.tree import Directory
 from zramfs.views import sample
 
 PAGE = 4096
