@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What Cython has no words for: atomic operations, short waits, the clock, memory that is made
- * resident, address space, and a few loops over one page.
+ * resident, and address space.
  *
  * All atomic operations are builtins of the C11 memory model, which the thread sanitizer
  * understands. load and store order what comes after and before them; peek, add and sub order

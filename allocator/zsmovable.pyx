@@ -5,7 +5,7 @@ contracts of these calls are in migrate.pyx.
 """
 from libc.errno cimport EAGAIN, EBUSY, EIO
 from libc.stdint cimport uint32_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from allocator.frames cimport frame_ptr
 from allocator.layout cimport *
@@ -94,6 +94,8 @@ cdef int zs_migrate(void* ctx, uint32_t new, uint32_t old) noexcept nogil:
     memcpy(frame_ptr(pool.arena, new), frame_ptr(pool.arena, old), FRAME_SIZE)
     set_page_movable(pool.arena, new, OWNER_ZSMALLOC, number)
     z.frames[i] = new
+    if pool.wipe:
+        memset(frame_ptr(pool.arena, old), 0, FRAME_SIZE)
     clear_page_movable(pool.arena, old)
     end_isolation_locked(pool, c, number)
     pthread_mutex_unlock(&c.lock)

@@ -22,7 +22,7 @@ reading and freeing an object call it several times each.
 """
 from libc.errno cimport EIO
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from allocator.frames cimport arena_t, frame_ptr
 from allocator.layout cimport (
@@ -68,6 +68,7 @@ cdef struct pool_t:
     size_class_t classes[NR_RAW_CLASSES]
     uint32_t nr_classes
     uint32_t huge_size              # objects of this many bytes and more take a page of their own
+    bint wipe                       # bytes of objects that were freed or moved away are zeroed at once
     pthread_mutex_t number_lock
     uint32_t free_number            # guarded by number_lock: list of free zspage numbers
     uint32_t next_number            # guarded by number_lock: never used from here on
@@ -136,6 +137,15 @@ cdef inline void object_copy_in(pool_t* pool, zspage_desc_t* z, uint32_t off, co
     memcpy(frame_ptr(pool.arena, z.frames[i]) + (off & (FRAME_SIZE - 1)), src, first)
     if n > first:
         memcpy(frame_ptr(pool.arena, z.frames[i + 1]), src + first, n - first)
+
+
+cdef inline void object_zero(pool_t* pool, zspage_desc_t* z, uint32_t off, uint32_t n) noexcept nogil:
+    cdef uint32_t room = FRAME_SIZE - (off & (FRAME_SIZE - 1))
+    cdef uint32_t i = off >> FRAME_SHIFT
+    cdef uint32_t first = n if n < room else room
+    memset(frame_ptr(pool.arena, z.frames[i]) + (off & (FRAME_SIZE - 1)), 0, first)
+    if n > first:
+        memset(frame_ptr(pool.arena, z.frames[i + 1]), 0, n - first)
 
 
 cdef inline const uint8_t* object_view(pool_t* pool, zspage_desc_t* z, uint32_t off, uint32_t n,
@@ -247,9 +257,15 @@ cdef inline int obj_free_locked(pool_t* pool, size_class_t* c, uint64_t loc) noe
     cdef zspage_desc_t* z = &pool.arena.zspages[loc_zspage(loc)]
     cdef uint64_t* header = header_ptr(pool, z, c, loc_idx(loc))
     cdef uint64_t was = header[0]
+    cdef uint32_t room
     if not was & HDR_ALLOCATED:
         add64(&pool.corrupt, 1)
         return -EIO
+    if pool.wipe:
+        # Nobody names the object any more, and no migration copies its frames under the class lock. A size
+        # that was damaged must not reach the next object.
+        room = FRAME_SIZE if is_huge(c) else c.size - OBJ_HEADER
+        object_zero(pool, z, data_offset(c, loc_idx(loc)), min(<uint32_t>((was >> 1) & HDR_SIZE_MASK), room))
     header[0] = <uint64_t>z.freeobj << 1
     z.freeobj = <uint16_t>loc_idx(loc)
     z.inuse -= 1

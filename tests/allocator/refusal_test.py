@@ -9,9 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from tests.support import native
 from tests.support.memory_file import MemoryFile
 from tests.support.models import PAGEBLOCK_FRAMES
 from tests.support.pool_tools import pattern
+from tests.support.small_tmpfs import on_a_small_tmpfs
 
 FRAME = 4096
 UNIT = 16
@@ -277,20 +275,10 @@ def test_the_reserves_thread_survives_a_refusal_and_fills_it_when_there_is_memor
 
 # ---- a limit of tmpfs ---------------------------------------------------------------------------------
 
-ON_TMPFS = r"""
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <stdlib.h>
-int memfd_create(const char *name, unsigned flags)
-{
-	return open(getenv("SMALL_TMPFS"), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-}
-"""
-
 # In a mount namespace of its own, where the tmpfs is gone with the process.
 FILL = r"""
 import os, sys
-sys.path[:0] = sys.argv[1:3]
+sys.path[:0] = sys.argv[1:2]
 from tests.support.pool_tools import pattern
 from allocator import Arena, Pool
 from allocator.check import check
@@ -320,7 +308,7 @@ print(full, held, arena.stats().refused)
 # Threads without the GIL, and a balloon that punches holes among them.
 CROWD = r"""
 import os, random, sys, threading
-sys.path[:0] = sys.argv[1:3]
+sys.path[:0] = sys.argv[1:2]
 from allocator import Arena, Balloon
 from allocator.check import check
 arena = Arena(0, 64)
@@ -365,26 +353,6 @@ balloon.adjust(1 << 20)
 assert not wrong and arena.stats().frames_used == 0, (wrong, arena)
 print(min(failures), arena.stats().refused, os.fstat(arena.fileno()).st_blocks * 512)
 """
-
-
-def on_a_small_tmpfs(tmp_path: Path, script: str) -> list[int]:
-    """The numbers that a script prints whose memory file lies in a tmpfs of 20 MiB."""
-    source = tmp_path / "on_tmpfs.c"
-    source.write_text(ON_TMPFS)
-    library = native.compiled(source, tmp_path / "on_tmpfs.so", "-shared", "-fPIC")
-    place = tmp_path / "small"
-    place.mkdir()
-    run = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c",
-         'mount -t tmpfs -o size=20M small "$SMALL_TMPFS" && '
-         'LD_PRELOAD="$LIBRARY" exec "$@"', "sh",
-         sys.executable, "-c", script, Path(__file__).parents[2], Path(__file__).parent],
-        env={**os.environ, "SMALL_TMPFS": str(place), "LIBRARY": str(library)},
-        capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL,
-    )
-    assert run.returncode != -signal.SIGBUS, "the kernel's refusal ended the process"
-    assert run.returncode == 0, run.stderr
-    return [int(word) for word in run.stdout.split()]
 
 
 @pytest.mark.requires("root", "unshare", "cc", "unsanitized")

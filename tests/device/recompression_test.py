@@ -34,7 +34,7 @@ async def three(**more: object) -> Box:
 
 @pytest.mark.parametrize("data, won", [
     ("", 1), ("priority=2", 2), ("algo=zstd", 2), ("algo=zstd priority=2", 2), ("type=huge algo=zstd", 1),
-    ("type=idle", 0), ("type=nonsense algo=zstd", 2), ("threshold=3000 algo=zstd", 0),
+    ("type=idle", 0), ("type=huge type=huge_idle algo=zstd", 0), ("threshold=3000 algo=zstd", 0),
     ("max_pages=1 priority=2", 0), ("max_pages=0 priority=2\n", 0), ("color=red algo=zstd", 2),
 ])
 async def test_recompress(data: str, won: int) -> None:
@@ -57,7 +57,9 @@ async def test_recompress(data: str, won: int) -> None:
     ("threshold=4294967296", errno.ERANGE, "threshold takes"),
     ("max_pages=18446744073709551616", errno.ERANGE, "max_pages takes"),
     ("max_pages=many", errno.EINVAL, "max_pages takes"),
-    ("idle", errno.EINVAL, "KEY=VALUE"), ("type=", errno.EINVAL, "KEY=VALUE"),
+    ("type=nonsense algo=zstd", errno.EINVAL, "type=idle, huge or huge_idle, got 'nonsense'"),
+    ("type=all", errno.EINVAL, "got 'all'"), ("idle", errno.EINVAL, "KEY=VALUE"),
+    ("type=", errno.EINVAL, "KEY=VALUE"),
 ])
 async def test_recompress_refuses(data: str, code: int, words: str) -> None:
     box = await three()

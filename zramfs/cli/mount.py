@@ -33,7 +33,7 @@ _NEVER = {
 }
 _OURS = (
     "size=SIZE, algo=NAME[:LEVEL], recomp_algo=NAME[:LEVEL] (up to three times), mem_limit=SIZE, "
-    "threads=NUMBER, writeback=PATH, access_times, allow_other"
+    "threads=NUMBER, writeback=PATH, access_times, wipe, allow_other"
 )
 
 
@@ -68,7 +68,7 @@ def parse(text: str) -> DeviceConfig:
                 values[key] = (*values.get(key, ()), parsed) if key == "recomp_algo" else parsed
             except ValueError as error:
                 raise click.UsageError(f"the mount option {word}: {error}") from None
-        elif word in ("allow_other", "access_times"):
+        elif word in ("allow_other", "access_times", "wipe"):
             values[key] = True
         elif key in _NEVER:
             raise click.UsageError(f"the mount option {word} makes no sense here: {_NEVER[key]}")

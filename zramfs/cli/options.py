@@ -100,6 +100,10 @@ def device_options(command: C) -> C:
             help="Block device or regular file for write-back; its data is lost.",
         ),
         click.option(
+            "--wipe", is_flag=True,
+            help="Zero what was discarded or overwritten, in memory and on the backing store.",
+        ),
+        click.option(
             "--access-times", is_flag=True,
             help="Keep the time of each page's last access (4 bytes a page), for marking idle by age.",
         ),

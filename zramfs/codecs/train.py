@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zramfs.errors import ZramfsError
-from zramfs.text.sizes import format_size
+from zramfs.text.sizes import PAGE, format_size
 
 from .codec import MAX_DICTIONARY, Codec
 
-PAGE = 4096
 HUGE = 3625  # bytes: what does not become smaller than this is stored raw, as a page
 # Lines of block_state, 40 bytes each, up to which it is read whole; beyond, from random places.
 WHOLE = 1 << 20

@@ -152,6 +152,8 @@ def describe(wanted: Settings) -> Iterator[str]:
         yield f"policy: {policy}"
     if config.writeback is not None:
         yield f"written back to {config.writeback}"
+    if config.wipe:
+        yield "what is discarded or overwritten is zeroed"
     words = [
         text for value, text in (
             (rights.mode, f"mode {rights.mode or 0:04o}"), (rights.owner, f"owner {rights.owner}"),

@@ -186,6 +186,7 @@ KEYS: dict[str, Key] = {
     "group": Key(_group, ("ramdisk", "device")),
     "threads": Key(_whole(1, MAX_THREADS)),
     "proactiveness": Key(_whole(0, 100)),
+    "wipe": Key(_boolean),
 }
 ALIASES = {"memory-limit": "host-memory-limit"}
 # Of zram-generator.conf, and what to write instead.

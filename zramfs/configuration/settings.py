@@ -305,7 +305,7 @@ _KIND_NAMES = {"swap": "swap device", "ramdisk": "RAM disk", "device": "plain de
 # Values that go into DeviceConfig as they are.
 _PLAIN = {
     "algorithms": "compression-algorithm", "writeback": "writeback-device", "threads": "threads",
-    "proactiveness": "proactiveness", "allow_other": "allow-other",
+    "proactiveness": "proactiveness", "allow_other": "allow-other", "wipe": "wipe",
 }
 _RIGHTS = ("mode", "owner", "group")  # of `disk`, or of the file system on it
 

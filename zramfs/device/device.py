@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-# Order of the trio locks: Device._busy, the policies' turn (aside()), Compactor.lock.
+# Order of the trio locks: Device._busy, then the policies' turn (policies.py), then Compactor.lock.
+# - _busy: held by a short command from its beginning to its end, by a long one only until it is a job
+#   (jobs.py), by reset() and close() also while they wait for the jobs. So no job ever waits for _busy.
+# - Compactor.lock: held by whoever drives the store's migration and balloon, or takes the store away.
 """One device: its configuration, its life from disksize to reset, and its commands.
 
-The tree (and later the process it lives in) talks to a device through command() and stats() and
-the read-only tables beside it, and through nothing else.
+The tree talks to a device through command() and stats() and the read-only tables beside it, and through
+nothing else.
 """
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
@@ -33,9 +36,10 @@ from . import algorithms, commands
 from .backing_store import BackingStore
 from .ballast import Ballast
 from .compactor import Compactor
-from .handlers import HANDLERS
+from .handlers import ALONE, LONG, SHORT
 from .idle_work import IdleWork
 from .jobs import Jobs
+from .long_work import LongWork
 from .policies import Policies
 from .postprocess import PostProcessor
 
@@ -47,9 +51,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__package__)
 T = TypeVar("T")
 
+# Threads for jobs: compaction, idle marks, and one of recompression and write-back, or a policy's round. More
+# jobs than that take turns.
+MAX_JOBS = 4
+
 
 class Device:
-    """Commands run one after the other; those that take long do it in a thread of their own."""
+    """Short commands run one after the other. Those that take long (long_work.py) run beside them."""
 
     def __init__(self, config: DeviceConfig, lane: Lane) -> None:
         self._config = config
@@ -63,14 +71,17 @@ class Device:
         self._lane_before: LaneStats | None = None
         self._busy = trio.Lock()
         self._worker = trio.CapacityLimiter(1)
-        self._won: str | None = None
+        # Apart from it, so that no short command waits for a slice of a job, or for a slow backing store.
+        self._job_worker = trio.CapacityLimiter(MAX_JOBS)
         self._ballast: Ballast | None = None
         self.jobs = Jobs()
-        self._post = PostProcessor(self.jobs, self._in_thread)
-        self.backing_store = BackingStore(self.jobs, self._in_thread, lambda: self._store)
-        self.compactor = Compactor(lambda: self._store, self.requests)
+        self._post = PostProcessor(self._job_thread)
+        self.backing_store = BackingStore(
+            self._in_thread, self._job_thread, lambda: self._store, wipe=config.wipe)
+        self.compactor = Compactor(lambda: self._store, self.requests, self._job_thread)
         self.compactor.proactiveness = config.proactiveness
-        self.policies = Policies(IdleWork(self, self._post, self.backing_store, self.compactor))
+        self.policies = Policies(IdleWork(self, self.jobs, self._post, self.backing_store, self.compactor))
+        self.long_work = LongWork(self, self._post, self.backing_store, self.compactor, self.policies)
         for policy in config.policies:
             self.policies.set(policy.kind, policy)
 
@@ -103,7 +114,9 @@ class Device:
         """Frees the memory. The lane must have ended."""
         self.end_jobs()
         async with self._busy, self.policies.aside():
+            await self.jobs.wait_ended()
             await self._drop_store()
+        self.compactor.close()
         if self._ballast:
             self._ballast.close()
 
@@ -112,14 +125,23 @@ class Device:
         as the last error; whatever else goes wrong comes out as it is."""
         try:
             command, text = commands.parse(line)
+            value = command.value(text)
             if command.name == "reset":
                 await self._run_reset()
+            elif command.name in LONG:
+                await self._run_job(command.name, value)
             else:
                 async with self._busy:
-                    await HANDLERS[command.name](self, command.value(text))
+                    await SHORT[command.name](self, value)
         except OSError as error:
             self.refused(line, error)
             raise
+
+    async def _run_job(self, name: str, value: Any) -> None:
+        async with self._busy:
+            work = LONG[name](self.long_work, value)
+            job = self.jobs.begin(name, alone=name in ALONE)
+        await job.run(work)
 
     async def _run_reset(self) -> None:
         """What `reset` would drop is worth no more work; but a device in use is not reset."""
@@ -129,6 +151,7 @@ class Device:
         self.jobs.cut("reset")
         try:
             async with self._busy, self.policies.aside():
+                await self.jobs.wait_ended()
                 await self.reset()
         finally:
             self.jobs.allow("reset")
@@ -167,6 +190,7 @@ class Device:
             policies=self.policies.stats(),
             ballast=self._ballast.stats if self._ballast else BallastStats(),
             proactiveness=self.compactor.proactiveness,
+            wipe=self._config.wipe,
         )
 
     @property
@@ -178,9 +202,10 @@ class Device:
         lane = self._lane.stats()
         return lane.read_ios + lane.write_ios + lane.discard_ios
 
-    def secondary(self, algo: str | None) -> int:
-        """The priority of a secondary algorithm, None = the first. Raises ZramfsError(EINVAL)."""
-        return algorithms.priority_of(self._algorithms, algo, None, 1)
+    def secondary(self, algo: str | None, priority: int | None = None) -> int:
+        """The priority of the secondary algorithm that a name, a priority or both mean; neither: the first.
+        Raises ZramfsError(EINVAL)."""
+        return algorithms.priority_of(self._algorithms, algo, priority, 1)
 
     @property
     def _primary(self) -> Algorithm:
@@ -189,7 +214,7 @@ class Device:
     def peek(self, off: int, room: int) -> bytes:
         """Bytes of the device up to the end of a page, none beyond its end, without using the page.
         Raises ZramfsError: EINVAL, ENODATA (the page is written back)."""
-        store = self._expect_store("no pages to look at")
+        store = self.expect_store("no pages to look at")
         if off >= store.disksize:
             return b""
         page = store.peek(off // 4096)
@@ -200,7 +225,7 @@ class Device:
     def block_state(self, slot: int, room: int) -> tuple[bytes, int]:
         """Whole lines of zram/block_state from a slot on, in at most room bytes, and the slot where the
         next ones begin. Raises ZramfsError(EINVAL)."""
-        return block_state.lines(self._expect_store("no pages to list"), slot, room)
+        return block_state.lines(self.expect_store("no pages to list"), slot, room)
 
     def classes(self) -> list[ClassStats]:
         return self._store.classes() if self._store else []
@@ -214,7 +239,7 @@ class Device:
         if (store := self._store) is None:
             return None
         return MemoryStats(self.compactor.stats(), store.migration.stats(), store.balloon.stats(),
-                           store.buddyinfo(), store.stats(), self._won)
+                           store.buddyinfo(), store.stats(), self.long_work.won)
 
     def pageblocks(self) -> list[PageblockStats]:
         return self._store.migration.pageblocks() if self._store else []
@@ -248,20 +273,6 @@ class Device:
             await self._in_thread(self._lane.notify_size)
         log.info("%s: reset", self._config.name)
 
-    async def compact(self, what: str = "all") -> None:
-        """what: "objects" (fewer zspages), "pages" (fewer pageblocks) or "all". Ends when nothing is
-        left to win; what it won is in the log, in `control` and in memory/compaction."""
-        store = self._expect_store("nothing to compact")
-
-        def work() -> str:
-            pages = store.compact() if what != "pages" else 0
-            blocks = store.migration.run() if what != "objects" else 0
-            return f"{pages} pool pages by object compaction, {blocks} pageblocks of 2 MiB by page migration"
-
-        async with self.compactor.lock:
-            self._won = await self._in_thread(work)
-        log.info("%s: compaction won %s", self._config.name, self._won)
-
     async def set_proactiveness(self, value: int) -> None:
         if not 0 <= value <= 100:
             raise ZramfsError(
@@ -272,7 +283,7 @@ class Device:
 
     async def set_balloon(self, size: int) -> None:
         """Sets the target, in bytes; the compactor moves the balloon there."""
-        store = self._expect_store("no pool to take memory from")
+        store = self.expect_store("no pool to take memory from")
         try:
             store.balloon.set_target(page_align(size) // 4096)
         except ValueError:
@@ -317,20 +328,6 @@ class Device:
             await self._in_thread(partial(setattr, self._store, "access_times", on))
         self._access_times = on
 
-    async def mark_idle(self, age: int | None) -> None:
-        """age in seconds, None = all pages."""
-        store = self._expect_store("no pages to mark")
-        async with self.policies.aside():
-            await self._post.mark_idle(store, age)
-
-    async def recompress(self, text: str) -> None:
-        wanted = algorithms.parse_recompress(text)
-        store = self._expect_store("nothing to recompress")
-        priority = algorithms.priority_of(self._algorithms, wanted.algo, wanted.priority, 1)
-        async with self.policies.aside():
-            await self._post.recompress(store, priority, wanted)
-        self.compactor.poke()
-
     async def set_policy(self, kind: str, policy: Policy | None) -> None:
         """None: off."""
         if self._store and isinstance(policy, Recompress):
@@ -353,12 +350,6 @@ class Device:
         self._expect_no_store("compressed_writeback stays what it is")
         self.backing_store.set(compressed=on)
 
-    async def write_back(self, text: str) -> None:
-        store = self._expect_store("nothing to write back")
-        async with self.policies.aside():
-            await self.backing_store.write_back(store, text)
-        self.compactor.poke()
-
     def _expect_no_store(self, what: str) -> None:
         if self._store:
             raise ZramfsError(
@@ -375,7 +366,8 @@ class Device:
         entry = await self._in_thread(partial(algorithms.entry, algorithm, written))
         self._algorithms = algorithms.with_entry(self._algorithms, priority, entry)
 
-    def _expect_store(self, otherwise: str) -> Store:
+    def expect_store(self, otherwise: str) -> Store:
+        """Raises ZramfsError(EINVAL) before the device is set up."""
         if self._store is None:
             raise ZramfsError(
                 errno.EINVAL, f"{otherwise}: the device is not set up; write disksize first")
@@ -390,7 +382,8 @@ class Device:
 
         def make() -> Store:
             store = Store(size, mem_limit=self._mem_limit, reserve=self._config.reserve,
-                          backing=self.backing_store.backing, **algorithms.store_arguments(self._algorithms))
+                          backing=self.backing_store.backing, wipe=self._config.wipe,
+                          **algorithms.store_arguments(self._algorithms))
             try:
                 store.access_times = self._access_times
                 self._lane.set_store(store)
@@ -401,14 +394,14 @@ class Device:
 
         try:
             store = await self._in_thread(make)
-        except ValueError as error:
+        except (ValueError, MemoryError, OSError, RuntimeError) as error:
             await self.backing_store.reopen()
-            raise ZramfsError(errno.EINVAL, str(error)) from None
-        except MemoryError as error:
-            await self.backing_store.reopen()
-            raise ZramfsError(errno.ENOMEM, str(error)) from None
+            if isinstance(error, (ValueError, MemoryError)):
+                number = errno.EINVAL if isinstance(error, ValueError) else errno.ENOMEM
+                raise ZramfsError(number, str(error)) from None
+            raise
         self._store = store
-        self._won = None
+        self.long_work.won = None
         self.compactor.poke()
         log.info(
             "%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level
@@ -439,8 +432,12 @@ class Device:
         )
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        def prepared() -> T:
-            prepare_thread()
-            return work()
+        return await trio.to_thread.run_sync(_prepared, work, limiter=self._worker)
 
-        return await trio.to_thread.run_sync(prepared, limiter=self._worker)
+    async def _job_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(_prepared, work, limiter=self._job_worker)
+
+
+def _prepared(work: Callable[[], T]) -> T:
+    prepare_thread()
+    return work()

@@ -51,6 +51,7 @@ class DeviceConfig:
     allow_other  other users may use the mounts (FUSE's option of that name)
     proactiveness  of compaction, 0 to 100
     writeback    block device or regular file for write-back; None = none
+    wipe         what was discarded, overwritten or moved is zeroed, in memory and on the backing store
     mode, owner, group  of `disk`; None = 0600 and whoever starts the device
     """
 
@@ -68,6 +69,7 @@ class DeviceConfig:
     allow_other: bool = False
     proactiveness: int = DEFAULT_PROACTIVENESS
     writeback: Path | None = None
+    wipe: bool = False
     mode: int | None = None
     owner: int | None = None
     group: int | None = None

@@ -77,6 +77,7 @@ class DeviceStats:
     policies: tuple[PolicyStats, ...]
     ballast: BallastStats
     proactiveness: int
+    wipe: bool
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:

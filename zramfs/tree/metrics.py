@@ -164,6 +164,8 @@ TABLE = (
            labels=("priority", "algorithm", "level", "dictionary")),
     Metric(GAUGE, "access_times", "1 while the time of each page's last access is kept.",
            lambda f: int(f.device.access_times)),
+    Metric(GAUGE, "wipe", "1 while what is discarded or overwritten is zeroed.",
+           lambda f: int(f.device.wipe)),
     Metric(COUNTER, "recompress_tried", "Pages compressed again with a secondary algorithm.",
            lambda f: f.recompression.tried),
     Metric(COUNTER, "recompress_pages", "What came of them.",

@@ -109,6 +109,7 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
             ("recompressed", _recompression(stats)),
             *_backing_rows(stats.backing_dev, stats.backing, stats.writeback),
             ("policies", _policies(stats)),
+            *([("wipe", "what is discarded or overwritten is zeroed")] if stats.wipe else ()),
         ]
     else:
         rows.append(("memory", limit))

@@ -5,6 +5,9 @@ It behaves as sysfs does: the content of a file is made when it is read at offse
 same for the small reads behind that; each write(2) is one command, and its error is the command's;
 nothing can be created or removed; a file without a reader (or a writer) cannot be opened for
 reading (or writing), not even by root.
+
+The kernel lets one write at a time into an inode. So that nobody waits there for a command that takes long,
+a file that can be written has several inode numbers: a lookup gives one that nobody has open for writing.
 """
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ import logging
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -47,9 +51,10 @@ class Node:
     def links(self) -> int:
         return 1
 
-    def attributes(self) -> pyfuse3.EntryAttributes:
+    def attributes(self, inode: int | None = None) -> pyfuse3.EntryAttributes:
+        """inode: one of its numbers, None = the first."""
         entry = pyfuse3.EntryAttributes()
-        entry.st_ino = self.inode
+        entry.st_ino = inode or self.inode
         entry.st_mode = self.mode
         entry.st_nlink = self.links
         entry.st_uid = self.uid
@@ -72,6 +77,15 @@ class File(Node):
     read_from: Callable[[int, int], tuple[bytes, int]] | None = None
     read_at: Callable[[int, int], bytes] | None = None
     write: Callable[[bytes], Awaitable[int]] | None = None
+    more_inodes: list[int] = field(default_factory=list)
+
+    def attributes(self, inode: int | None = None) -> pyfuse3.EntryAttributes:
+        entry = super().attributes(inode)
+        if self.write is not None:
+            # The kernel is to ask each time: the number may be another one, and a change of mode or owner
+            # that was made by one number holds for all of them.
+            entry.entry_timeout = entry.attr_timeout = 0
+        return entry
 
 
 @dataclass(eq=False, kw_only=True)
@@ -95,9 +109,12 @@ class Directory(Node):
 
 @dataclass(eq=False)
 class Handle:
-    """For File.read_from. end: the offset behind the last read; slot, rest: what comes next."""
+    """inode: the number that was opened. writes: whether for writing. For File.read_from: end is the offset
+    behind the last read; slot and rest are what comes next."""
 
     file: File
+    inode: int
+    writes: bool
     content: bytes | None = None
     end: int = 0
     slot: int = 0
@@ -143,6 +160,7 @@ class Tree(pyfuse3.Operations):
         super().__init__()
         self._nodes: dict[int, Node] = {}
         self._handles: dict[int, Handle] = {}
+        self._writers: Counter[int] = Counter()  # handles that are open for writing, by inode number
         self._numbers = itertools.count(1)
         self._number(root)
 
@@ -161,14 +179,27 @@ class Tree(pyfuse3.Operations):
             case _:
                 node.mode |= stat.S_IFREG
 
+    def _entry(self, node: Node) -> pyfuse3.EntryAttributes:
+        """By the number that the next open is to use. There are at most as many numbers of a file as there
+        were handles open for writing at once, and one more."""
+        if not isinstance(node, File) or node.write is None:
+            return node.attributes()
+        for number in (node.inode, *node.more_inodes):
+            if not self._writers[number]:
+                return node.attributes(number)
+        number = pyfuse3.ROOT_INODE + len(self._nodes)
+        self._nodes[number] = node
+        node.more_inodes.append(number)
+        return node.attributes(number)
+
     async def lookup(self, parent_inode, name, ctx):
         for known, node in self._nodes[parent_inode].entries():
             if known == name:
-                return node.attributes()
+                return self._entry(node)
         raise FUSEError(errno.ENOENT)
 
     async def getattr(self, inode, ctx):
-        return self._nodes[inode].attributes()
+        return self._nodes[inode].attributes(inode)
 
     async def setattr(self, inode, attr, fields, fh, ctx):
         """Sizes are taken and forgotten, so that O_TRUNC works, and `>` in a shell."""
@@ -184,7 +215,7 @@ class Tree(pyfuse3.Operations):
         if fields.update_mtime:
             node.mtime_ns = attr.st_mtime_ns
         node.ctime_ns = time.time_ns()
-        return node.attributes()
+        return node.attributes(inode)
 
     async def readlink(self, inode, ctx):
         return self._nodes[inode].target
@@ -196,7 +227,7 @@ class Tree(pyfuse3.Operations):
         entries = self._nodes[fh].entries()
         for number in range(start_id, len(entries)):
             name, node = entries[number]
-            if not pyfuse3.readdir_reply(token, name, node.attributes(), number + 1):
+            if not pyfuse3.readdir_reply(token, name, self._entry(node), number + 1):
                 break
 
     async def releasedir(self, fh):
@@ -211,7 +242,8 @@ class Tree(pyfuse3.Operations):
         if access != os.O_RDONLY and not node.mode & 0o222:
             raise FUSEError(errno.EACCES)
         fh = next(self._numbers)
-        self._handles[fh] = Handle(node)
+        handle = self._handles[fh] = Handle(node, inode, access != os.O_RDONLY)
+        self._writers[inode] += handle.writes
         return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False)
 
     async def read(self, fh, off, size):
@@ -243,7 +275,8 @@ class Tree(pyfuse3.Operations):
         return await handle.file.write(buf)
 
     async def release(self, fh):
-        del self._handles[fh]
+        handle = self._handles.pop(fh)
+        self._writers[handle.inode] -= handle.writes
 
     async def statfs(self, ctx):
         stats = pyfuse3.StatvfsData()  # as sysfs: no blocks, no files
