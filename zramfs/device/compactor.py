@@ -51,7 +51,15 @@ class Compactor:
         # Held by whoever drives the store's migration and balloon: slices here, `compact`, `reset`.
         self.lock = trio.Lock()
         self._poke = trio.Event()
+        # Written to when something is freed. A store keeps a duplicate of the first one that it is given, so
+        # there is one for the compactor's whole life, also when run() is started again.
+        self._wake_fd = -1
         self._runs = self._slices = self._ns = 0
+
+    def __del__(self) -> None:
+        # run() refers to this object, so nobody waits for the descriptor any more.
+        if self._wake_fd >= 0:
+            os.close(self._wake_fd)
 
     def stats(self) -> CompactorStats:
         store = self._store()
@@ -66,13 +74,11 @@ class Compactor:
         self._poke.set()
 
     async def run(self) -> None:
-        wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        try:
-            while True:
-                await self._work_until_dense()
-                await self._wait_for_frees(wake_fd)
-        finally:
-            os.close(wake_fd)
+        if self._wake_fd < 0:
+            self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        while True:
+            await self._work_until_dense()
+            await self._wait_for_frees(self._wake_fd)
 
     async def _wait_for_frees(self, wake_fd: int) -> None:
         """Costs nothing while nothing is freed."""

@@ -20,6 +20,7 @@ import trio
 from allocator.reserve import prepare_thread
 from zramfs.codecs.spec import parse_spec
 from zramfs.errors import ZramfsError
+from zramfs.host.work_thread import run_in_thread
 from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceConfig
 from zramfs.model.device_stats import DeviceStats, MemoryStats, since
 from zramfs.model.policy import Policy, Recompress, Writeback
@@ -42,7 +43,7 @@ from .postprocess import PostProcessor
 if TYPE_CHECKING:
     from allocator.stats import ClassStats, PageblockStats
     from zramfs.lane.lane import Lane
-    from zramfs.model.stats import LaneStats
+    from zramfs.model.stats import LaneStats, TaskStats
 
 log = logging.getLogger(__package__)
 T = TypeVar("T")
@@ -65,6 +66,7 @@ class Device:
         self._worker = trio.CapacityLimiter(1)
         self._won: str | None = None
         self._ballast: Ballast | None = None
+        self.task_stats: dict[str, TaskStats] = {}  # by whoever runs background_tasks()
         self.jobs = Jobs()
         self._post = PostProcessor(self.jobs, self._in_thread)
         self.backing_store = BackingStore(self.jobs, self._in_thread, lambda: self._store)
@@ -91,9 +93,11 @@ class Device:
         if self._config.reserve:
             self._ballast = Ballast(self._lane)
 
-    def background_tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
-        """What is to run beside the lane as long as the device serves."""
-        return self.compactor.run, self.backing_store.run, self.policies.run
+    def background_tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What is to run beside the lane as long as the device serves, by name. Each may be started again
+        after it failed."""
+        return {"compactor": self.compactor.run, "trimming of the backing store": self.backing_store.run,
+                "policies": self.policies.run}
 
     def end_jobs(self) -> None:
         """Cuts short what runs for long, and lets nothing of the kind begin: the device is to end."""
@@ -166,6 +170,7 @@ class Device:
             policies=self.policies.stats(),
             ballast=self._ballast.stats if self._ballast else BallastStats(),
             proactiveness=self.compactor.proactiveness,
+            tasks=tuple(self.task_stats.values()),
         )
 
     @property
@@ -442,4 +447,4 @@ class Device:
             prepare_thread()
             return work()
 
-        return await trio.to_thread.run_sync(prepared, limiter=self._worker)
+        return await run_in_thread(prepared, self._worker)

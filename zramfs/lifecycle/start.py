@@ -135,7 +135,8 @@ def _serve(
         if config.reserve:
             # Now that all code is loaded, and before there are threads and a store.
             new.update(notes=safety.enter(config.forced))
-        return daemon.serve(config, ready, lambda: teardown(new), lambda: may_end(new), notifier)
+        return daemon.serve_device(
+            config, ready, lambda: teardown(new), lambda is_order: may_end(new, is_order=is_order), notifier)
     finally:
         with rundir.locked(new.path.parent):
             clean_up(new, new.read())

@@ -66,15 +66,22 @@ def _detach(old: Rundir, state: State, device: str, timeout: float = 10.0) -> No
     loops.detach(device, old.disk, timeout, state.attached if device == state.loop else None)
 
 
-def may_end(old: Rundir) -> None:
-    """For the daemon that was told to end without `stop`: brings every page in swap back, or raises
-    ZramfsError where memory does not suffice: the pages belong to programs that would die without."""
+def may_end(old: Rundir, *, is_order: bool) -> None:
+    """For the daemon that is to end without `stop`: brings every page in swap back, or raises ZramfsError where
+    memory does not suffice: the pages belong to programs that would die without.
+
+    is_order: a signal asks for it. Else only the tree was unmounted, which nobody needs who uses a RAM disk: it
+    ends if nobody does, and raises EBUSY otherwise.
+    """
     state = old.read()
-    if state is None or state.kind != "swap":
+    if state is None or state.kind not in ("swap", "ramdisk"):
         return
     for device in _standing(old, state):
-        swap.expect_room(device)
-        swap.off(device)
+        if state.kind == "swap":
+            swap.expect_room(device)
+            swap.off(device)
+        elif not is_order and state.mountpoint and ramdisk.mounted(device, Path(state.mountpoint)):
+            ramdisk.unmount(Path(state.mountpoint))
 
 
 def teardown(old: Rundir) -> None:

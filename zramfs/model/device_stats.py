@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         PolicyStats,
         RecompressionStats,
         StoreStats,
+        TaskStats,
         WritebackStats,
     )
 
@@ -77,6 +78,7 @@ class DeviceStats:
     policies: tuple[PolicyStats, ...]
     ballast: BallastStats
     proactiveness: int
+    tasks: tuple[TaskStats, ...]
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:
