@@ -192,7 +192,7 @@ def _beat() -> None:
 
 
 def serve_device(how: dict) -> int:
-    from zramfs.daemon.daemon import serve
+    from zramfs.daemon.daemon import serve_device as serve
     from zramfs.model.config import Algorithm, DeviceConfig
 
     config = how["config"]

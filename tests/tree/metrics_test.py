@@ -18,7 +18,7 @@ from zramfs.device.device import Device
 from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.model.stats import BUCKET_BOUNDS, OPERATIONS, Latency
 from zramfs.tree import metrics
-from zramfs.tree.files import build
+from zramfs.tree.files import tree_of
 from zramfs.tree.metrics import TABLE
 from zramfs.tree.tree import Directory
 from zramfs.views import sample
@@ -77,7 +77,7 @@ def tree(device: Device) -> dict[str, str]:
                 found[above + node.name] = node.read().decode()
         return found
 
-    return below(build(device, Path("/run/z0/disk")), "")
+    return below(tree_of(device, Path("/run/z0/disk")), "")
 
 
 def families(text: str):
@@ -361,6 +361,6 @@ async def test_a_device_that_is_not_set_up():
 def test_names_that_text_formats_fear(name):
     device = made(directory=f"/mnt/{name}", name=name)
     shown = name.encode(errors="replace").decode()
-    [info] = [family for family in families(metrics.text(device).decode()) if family.name.endswith("_info")]
+    [info] = [family for family in families(metrics.openmetrics_text(device).decode()) if family.name.endswith("_info")]
     assert info.samples[0].labels["device"] == shown
     assert info.samples[0].labels["directory"] == f"/mnt/{shown}"

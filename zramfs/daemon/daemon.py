@@ -72,7 +72,7 @@ def serve_device(
     To be called in the main thread of a process that serves nothing else: pyfuse3 has one tree.
     """
     log_to_stderr()
-    with stacks.written_on(signal.SIGUSR1), StopSignals(*STOP_SIGNALS).taken() as signals:
+    with StopSignals(*STOP_SIGNALS).taken() as signals, stacks.written_on(signal.SIGUSR1):
         return trio.run(_Daemon(config, on_ready, teardown, may_end, notifier, signals).run)
 
 

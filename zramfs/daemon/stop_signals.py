@@ -29,9 +29,11 @@ class StopSignals:
     @contextlib.contextmanager
     def taken(self) -> Iterator[StopSignals]:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+        # The thread itself is to take no other signal, from its first moment on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         thread = threading.Thread(target=self._take, name="signals", daemon=True)
         thread.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before | self._numbers)
         try:
             yield self
         finally:

@@ -117,7 +117,7 @@ class TreeServer:
 
         On a request that was withdrawn before it was read the loop ends with EAGAIN, and for want of memory
         with ENOMEM before it reads one. Then it can go on: operations under way are shielded
-        (tree.boundary), so each of them is answered.
+        (tree.with_boundary), so each of them is answered.
         """
         self._loop_over = trio.Event()
         try:
