@@ -178,7 +178,7 @@ def test_peek_is_no_use_of_a_page(served: ServedDevice) -> None:
         assert peek(b"%d" % (64 << 20 >> 12), PAGE) == b""
         file.write(b"0-2")
         assert b"".join(iter(lambda: file.read(8 * PAGE), b"")) == prose(1) + hard(1) + bytes(PAGE)
-        for nonsense in (b"-1", b"", b"x", b"2-1", b"1-", b"9" * 16):
+        for nonsense in (b"-1", b"\n", b"x", b"2-1", b"1-", b"9" * 16):
             with pytest.raises(OSError, match="Invalid argument"):
                 file.write(nonsense)
     assert "peek: expected the number of a page, or FIRST-LAST, got" in served.read("control")

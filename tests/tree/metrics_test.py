@@ -300,6 +300,7 @@ ELSEWHERE = {
     *(f"LaneStats.{operation}_{what}" for operation in OPERATIONS for what in ("ios", "ms")),
     "LaneStats.queue_ms", "StoreStats.mem_limit", "ClassStats.index", "ClassStats.objs_per_zspage",
     "DeviceStats.last_error", "MemoryStats.won", "MemoryStats.store", "BackingSettings.path",
+    "DeviceStats.proactiveness", "TaskStats.last_error",
 }
 
 

@@ -127,9 +127,8 @@ class _Daemon:
     def start_tasks(self, nursery: trio.Nursery) -> HelperTasks:
         helpers = HelperTasks(self.config.name, self.device.task_stats)
         for name, task, *arguments in (
-            ("reader of signals", self.watch_signals), ("tree", self.serve_tree),
-            ("watcher of the lane", self.watch_lane), ("watcher of errors", watch_errors, self.device),
-            ("keeper of the log", watch_log, self.config.rundir / "log"),
+            ("signals", self.watch_signals), ("tree", self.serve_tree), ("lane watch", self.watch_lane),
+            ("error watch", watch_errors, self.device), ("log", watch_log, self.config.rundir / "log"),
             *self.device.background_tasks().items(),
         ):
             nursery.start_soon(helpers.keep_running, name, task, *arguments)

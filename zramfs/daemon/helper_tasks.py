@@ -34,7 +34,7 @@ class HelperTasks:
     ) -> None:
         """Returns when the task does. Whatever it raises, MemoryError included, starts it again."""
         pause = FIRST_PAUSE
-        self._stats[name] = TaskStats(name)
+        self._stats.setdefault(name, TaskStats(name))
         while True:
             began = trio.current_time()
             try:
@@ -62,7 +62,7 @@ class HelperTasks:
         # A machine that runs short is no fault of ours, and needs no trace.
         trace = None if isinstance(failure, (OSError, MemoryError)) else failure
         log.error(
-            "%s: the %s failed and is started again in %g s, after repeated failures in %g s: %s",
+            "%s: the task %s failed, and is started again in %g s, after repeated failures in %g s: %s",
             self._device, name, pause, LONGEST_PAUSE, said, exc_info=trace,
         )
 

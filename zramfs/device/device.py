@@ -24,7 +24,7 @@ from zramfs.host.work_thread import run_in_thread
 from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceConfig
 from zramfs.model.device_stats import DeviceStats, MemoryStats, since
 from zramfs.model.policy import Policy, Recompress, Writeback
-from zramfs.model.stats import BallastStats
+from zramfs.model.stats import BallastStats, TaskStats
 from zramfs.store import block_state
 from zramfs.store.store import Store
 from zramfs.text.kernel_numbers import page_align
@@ -43,7 +43,7 @@ from .postprocess import PostProcessor
 if TYPE_CHECKING:
     from allocator.stats import ClassStats, PageblockStats
     from zramfs.lane.lane import Lane
-    from zramfs.model.stats import LaneStats, TaskStats
+    from zramfs.model.stats import LaneStats
 
 log = logging.getLogger(__package__)
 T = TypeVar("T")
@@ -66,7 +66,6 @@ class Device:
         self._worker = trio.CapacityLimiter(1)
         self._won: str | None = None
         self._ballast: Ballast | None = None
-        self.task_stats: dict[str, TaskStats] = {}  # by whoever runs background_tasks()
         self.jobs = Jobs()
         self._post = PostProcessor(self.jobs, self._in_thread)
         self.backing_store = BackingStore(self.jobs, self._in_thread, lambda: self._store)
@@ -75,6 +74,8 @@ class Device:
         self.policies = Policies(IdleWork(self, self._post, self.backing_store, self.compactor))
         for policy in config.policies:
             self.policies.set(policy.kind, policy)
+        # Written by whoever runs these, and other tasks beside the lane.
+        self.task_stats = {name: TaskStats(name) for name in self.background_tasks()}
 
     async def start(self) -> None:
         """Reads the dictionaries, and sets up a device that is configured with a size. To be called
@@ -96,7 +97,7 @@ class Device:
     def background_tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """What is to run beside the lane as long as the device serves, by name. Each may be started again
         after it failed."""
-        return {"compactor": self.compactor.run, "trimming of the backing store": self.backing_store.run,
+        return {"compactor": self.compactor.run, "trimmer": self.backing_store.run,
                 "policies": self.policies.run}
 
     def end_jobs(self) -> None:

@@ -141,7 +141,7 @@ TABLE = (
            lambda f: f.device.disksize, "bytes"),
     Metric(GAUGE, "disk_opens", "Open files on disk.", lambda f: f.device.open_count),
     Metric(COUNTER, "task_failures", "Failures of a task beside the lane, each of which was started again.",
-           lambda f: {(task.name,): task.failures for task in f.device.tasks} or None, labels=("task",)),
+           lambda f: {(task.name,): task.failures for task in f.device.tasks}, labels=("task",)),
     # mm_stat
     Metric(GAUGE, "orig_data_bytes", "Data stored, in whole pages, same-filled ones included.",
            lambda f: f.store.orig_data_size, "bytes"),

@@ -30,6 +30,7 @@ from .contents import Content, Contents
 
 log = logging.getLogger(__name__)
 
+TOUCH_NS = 1_000_000_000  # between the kernel's clock and ours, for a time that is meant to be the present one
 LINE_ROOM = 128  # bytes, more than a line of what is read with File.read_from
 
 
@@ -73,6 +74,7 @@ class File(Node):
     as (first, end), and reads of the same open file deliver these: read_at has an offset, and the most that
     it may answer. write: takes the bytes of one write(2) and answers how many it used."""
 
+    has_own_time: bool = False
     read: Callable[[], bytes] | None = None
     read_from: Callable[[int, int], tuple[bytes, int]] | None = None
     choose: Callable[[bytes], tuple[int, int]] | None = None
@@ -80,10 +82,12 @@ class File(Node):
     write: Callable[[bytes], Awaitable[int]] | None = None
 
     def attributes(self) -> pyfuse3.EntryAttributes:
-        """A file that can be read says what is true at this moment, so the kernel keeps no attributes of it."""
+        """A file that can be read says what is true at this moment, so the kernel keeps no attributes of it. A
+        time that somebody has set stays, as in sysfs."""
         entry = super().attributes()
         if self.read is not None or self.read_from is not None:
-            entry.st_mtime_ns = time.time_ns()
+            if not self.has_own_time:
+                entry.st_mtime_ns = time.time_ns()
             entry.attr_timeout = 0
         return entry
 
@@ -217,9 +221,12 @@ class Tree(pyfuse3.Operations):
             node.gid = attr.st_gid
         if fields.update_atime:
             node.atime_ns = attr.st_atime_ns
+        now = time.time_ns()
         if fields.update_mtime:
             node.mtime_ns = attr.st_mtime_ns
-        node.ctime_ns = time.time_ns()
+            if isinstance(node, File):  # `touch`, and `>` in a shell, set the time to what it is anyway
+                node.has_own_time = abs(now - attr.st_mtime_ns) > TOUCH_NS
+        node.ctime_ns = now
         return node.attributes()
 
     async def readlink(self, inode, ctx):
