@@ -17,7 +17,7 @@ from tests.support.commands import failure, kill_daemon, nothing_left, rows, sta
 from tests.support.paths import ROOT
 from tests.support.whole import MIB, ZRAMFS, opened, wait_until, zramfs
 from zramfs.host import mounts, swaps
-from zramfs.lifecycle import rundir
+from zramfs.lifecycle.start import rundir
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4"), pytest.mark.timeout(120)]
 

@@ -15,11 +15,10 @@ from tests.support.paths import ROOT
 from zramfs.device.commands import COMMANDS
 from zramfs.device.device import Device
 from zramfs.model.config import DeviceConfig
-from zramfs.tree import state
 from zramfs.tree.attributes import ATTRIBUTES
 from zramfs.tree.files import tree_of
 from zramfs.tree.metrics import COUNTER, TABLE
-from zramfs.tree.tree import Directory, Link
+from zramfs.tree.tree import Directory, Link, state
 
 # Writes that bring out every error, each to a device that has no size, has one, and is open.
 INPUTS = [b"0", b"1", b"junk", b"", b"-1", b"65536", b"1E", b"4096", b"lz4", b"x" * 128,
@@ -121,7 +120,7 @@ async def test_examples_show_what_the_code_prints(device):
     command = "$ cat /mnt/z0/control\n"
     [shown] = [block.split(command)[1] for block in blocks if command in block]
     await device.command("disksize=4G")
-    printed = state.state(device.stats())
+    printed = state.control_text(device.stats())
 
     def names(text: str) -> list[str]:
         return [line[:12].rstrip() for line in text.split("\n\n")[0].splitlines()]

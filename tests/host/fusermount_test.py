@@ -218,8 +218,8 @@ USER = """
     subprocess.run(["mknod", "-m", "666", place / "fuse", "c", "10", "229"], check=True)
     subprocess.run(["mount", "--bind", place / "fuse", "/dev/fuse"], check=True)
     from zramfs import mounting
-    from zramfs.lane import Lane
-    from zramfs.store import Store
+    from zramfs.lane.lane import Lane
+    from zramfs.store.store import Store
     point, foreign = place / "mine" / "point", place / "roots"
     foreign.touch()
     point.parent.mkdir()

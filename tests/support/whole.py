@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import child
-from zramfs.lifecycle import rundir
+from zramfs.lifecycle.start import rundir
 
 PAGE = 4096
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -162,7 +162,7 @@ def wait_until(condition, what: str, seconds: float = 10) -> None:
     while not condition():
         if time.monotonic() > end:
             pytest.fail(f"not within {seconds:g} s: {what}")
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
 def drop_caches() -> None:

@@ -21,7 +21,7 @@ from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.model.policy import Recompress, Writeback
 from zramfs.model.stats import BUCKET_BOUNDS, NO_LATENCY, OPERATIONS, Latency
-from zramfs.tree import metrics
+from zramfs.tree.tree import metrics
 from zramfs.views import scrape, watched
 from zramfs.views.screen import Curve, amount, fitted, screen
 from zramfs.views.watched import Rates, Reading, Watched, errors, percentile
