@@ -17,7 +17,8 @@ from tests.support.page_kinds import block, hard, noise, prose
 from tests.support.served import ServedDevice, served_device
 from tests.support.whole import run
 from zramfs.cli import zramfs
-from zramfs.codecs.codec import Codec, train
+from zramfs.codecs import train
+from zramfs.codecs.codec import Codec
 from zramfs.errors import ZramfsError
 
 pytestmark = pytest.mark.requires("fuse")

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.child import TIMEOUT
 from tests.support.served import ServedDevice, served_device
-from tests.support.whole import run
+from tests.support.whole import run, wait_until
 
 pytestmark = pytest.mark.requires("fuse")
 

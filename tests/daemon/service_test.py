@@ -22,7 +22,7 @@ from tests.support.commands import systemd_units
 from tests.support.fakes import FakeLane
 from tests.support.paths import ROOT
 from tests.support.whole import run, tool_environment, zramfs
-from zramfs.daemon.daemon import service
+from zramfs.daemon import service
 from zramfs.daemon.service import Notifier
 from zramfs.device.device import Device
 from zramfs.host import log

@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
 from zramfs.host import stacks
 from zramfs.host.log import log_to_stderr
+from zramfs.host.readable import wait_until_readable
 from zramfs.host.work_thread import run_in_thread
 from zramfs.lane.lane import Lane
 from zramfs.model.config import DeviceConfig
@@ -50,6 +52,10 @@ END_TIMEOUT = 10.0  # seconds for the lane's threads to end after their unmount
 # again.
 END_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds
 
+RESTART_PAUSE = 1.0  # seconds
+ENDS = 3  # tries to take everything down, where the loop breaks in it
+# Exit statuses, beside 0.
+CUT_OFF, FAILED = 1, 2
 MayEnd = Callable[[bool], None]
 
 
@@ -65,15 +71,26 @@ def serve_device(
     a new tree if that was lost. All run in a thread. An exception of on_ready ends the device, as soon as
     may_end lets it, and is raised again; one of teardown is logged. notifier: tells a service manager.
 
-    Returns 0 after an orderly end; 1 if something had to be cut off from its users, or if teardown
-    failed, or the lane had broken. Raises ZramfsError (or on_ready's exception) when the start
+    Returns 0 after an orderly end; CUT_OFF if something had to be cut off from its users; FAILED if the lane
+    had broken, or a step of the end failed. Raises ZramfsError (or on_ready's exception) when the start
     fails. Whatever happens, no mount is left. SIGUSR1 writes the stacks of all threads to stderr.
 
     To be called in the main thread of a process that serves nothing else: pyfuse3 has one tree.
     """
     log_to_stderr()
     with StopSignals(*STOP_SIGNALS).taken() as signals, stacks.written_on(signal.SIGUSR1):
-        return trio.run(_Daemon(config, on_ready, teardown, may_end, notifier, signals).run)
+        daemon = _Daemon(config, on_ready, teardown, may_end, notifier, signals)
+        while True:
+            try:
+                return trio.run(daemon.run)
+            except BaseException as error:
+                if not daemon.can_go_on(error):
+                    raise
+                failure = type(error).__name__
+            # The lane's threads need no interpreter. What steers them is made anew, with the data as it is.
+            with contextlib.suppress(MemoryError):
+                log.error("%s: the daemon's loop broke (%s) and is started again", config.name, failure)
+            time.sleep(RESTART_PAUSE)
 
 
 class _Daemon:
@@ -94,35 +111,64 @@ class _Daemon:
         self.tree: TreeServer | None = None
         self.lane: Lane | None = None
         self.device: Device | None = None
-        self.stopping = trio.Event()
+        self.stop_event = trio.Event()  # of the trio loop that runs
+        self.is_stopping = False
         self.is_ready = False
+        self.restarts = 0  # of the loop
         self.reason = ""
         self.status = 0
 
     async def run(self) -> int:
+        """Once, and again after trio's loop broke."""
         failure: Exception | None = None
+        self.stop_event = trio.Event()
         async with trio.open_nursery() as nursery:
             try:
-                await self.start_lane()
-                await self.start_tree()
-                helpers = self.start_tasks(nursery)
-                await self.become_ready()
-                if self.notifier:
-                    nursery.start_soon(
-                        helpers.keep_running, "notifier", self.notifier.watch, self.device, self.disk.path)
-                await self.stopping.wait()
+                if self.is_ready:
+                    self.resume(nursery)
+                else:
+                    await self.start(nursery)
+                while not self.is_stopping:
+                    await self.stop_event.wait()
                 log.info("%s: ending: %s", self.config.name, self.reason)
             except Exception as error:
+                if self.is_ready and not self.is_stopping:
+                    raise
                 failure = error
-            finally:
-                with trio.CancelScope(shield=True):
-                    if failure is not None:
-                        await self.wait_until_unused()
-                    await self.shut_down()
-                nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                if failure is not None:
+                    await self.wait_until_unused()
+                await self.shut_down()
+            nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
-        return self.status or int(self.disk.failed or self.tree_mount.failed)
+        return self.status or (CUT_OFF if self.disk.failed or self.tree_mount.failed else 0)
+
+    def can_go_on(self, error: BaseException) -> bool:
+        """Whether run() may be called again after it raised this: the device was ready, the data is there, and
+        there is something left to do for it."""
+        if isinstance(error, (KeyboardInterrupt, SystemExit)) or not self.is_ready:
+            return False
+        self.restarts += 1
+        return not self.is_stopping or self.restarts <= ENDS
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        await self.start_lane()
+        await self.start_tree()
+        helpers = self.start_tasks(nursery)
+        await self.become_ready()
+        self.start_notifier(nursery, helpers)
+
+    def resume(self, nursery: trio.Nursery) -> None:
+        self.device.resume()
+        self.tree.resume()
+        if not self.is_stopping:
+            self.start_notifier(nursery, self.start_tasks(nursery))
+
+    def start_notifier(self, nursery: trio.Nursery, helpers: HelperTasks) -> None:
+        if self.notifier:
+            nursery.start_soon(
+                helpers.keep_running, "notifier", self.notifier.watch, self.device, self.disk.path)
 
     def start_tasks(self, nursery: trio.Nursery) -> HelperTasks:
         helpers = HelperTasks(self.config.name, self.device.task_stats)
@@ -160,7 +206,7 @@ class _Daemon:
         """Returns when everybody knows that the device is ready. Raises what makes the start fail."""
         for path in (self.disk.path, self.config.directory / "control"):
             await self.expect_answer(path)
-        if self.stopping.is_set():
+        if self.is_stopping:
             raise ZramfsError(errno.EINTR, f"the device had to end before it was ready: {self.reason}")
         await run_in_thread(self.set_owner)
         await run_in_thread(self.tell_ready)
@@ -197,9 +243,10 @@ class _Daemon:
         )
 
     def order_end(self, reason: str) -> None:
-        if not self.stopping.is_set():
+        if not self.is_stopping:
             self.reason = reason
-            self.stopping.set()
+            self.is_stopping = True
+        self.stop_event.set()
 
     async def ask_to_end(self, reason: str, *, is_order: bool) -> None:
         """Ends the device, unless may_end refuses. What is not a refusal (a ZramfsError), but an accident on the
@@ -207,7 +254,7 @@ class _Daemon:
         if not self.may_end or not self.is_ready:
             self.order_end(reason)
         for pause in (*END_PAUSES, None):
-            if self.stopping.is_set():
+            if self.is_stopping:
                 return
             try:
                 await run_in_thread(partial(self.may_end, is_order))
@@ -231,25 +278,25 @@ class _Daemon:
     async def watch_signals(self) -> None:
         while True:
             name = (await self.signals.next_signal()).name
-            if self.stopping.is_set():
+            if self.is_stopping:
                 log.info("%s: %s: ending already", self.config.name, name)
             await self.ask_to_end(name, is_order=True)
 
     async def watch_lane(self) -> None:
-        await trio.lowlevel.wait_readable(self.lane.done_fd)
+        await wait_until_readable(self.lane.done_fd)
         if not self.lane.error and not self.disk.is_there():
             self.order_end(f"{self.disk.path} was unmounted")
-        elif not self.stopping.is_set():
-            self.status = 1
+        elif not self.is_stopping:
+            self.status = FAILED
             self.order_end(f"the lane has ended: {self.lane.error or 'somebody aborted its connection'}")
 
     async def serve_tree(self) -> None:
         while True:
             await self.tree.serve()
-            if self.stopping.is_set():
+            if self.is_stopping:
                 return
             await self.ask_to_end(f"{self.config.directory} was unmounted", is_order=False)
-            if self.stopping.is_set():
+            if self.is_stopping:
                 return
             await self.tree.renew()
 
@@ -295,7 +342,7 @@ class _Daemon:
         try:
             return await step(*arguments)
         except Exception as error:
-            self.status = 1
+            self.status = FAILED
             # An error with a sentence of its own, or of a machine that runs short, needs no trace.
             trace = not isinstance(error, (OSError, MemoryError))
             with contextlib.suppress(Exception):

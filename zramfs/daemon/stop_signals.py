@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
-import trio
+from zramfs.host.readable import wait_until_readable
 
 
 class StopSignals:
@@ -58,6 +58,6 @@ class StopSignals:
                 if is_pending:
                     self._pending[number] = False
                     return number
-            await trio.lowlevel.wait_readable(self._wake_fd)
+            await wait_until_readable(self._wake_fd)
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import sys
@@ -41,11 +42,16 @@ class TreeServer:
         self._loop_over = trio.Event()
         self._loop_over.set()
         self._is_ending = False
+        self._least_fd = 0
         self._lost = False  # set by the hook, in whatever state the interpreter is
 
     async def start(self) -> None:
         """Mounts the tree and opens a session for it. Raises MountError."""
-        fd = await self.mount.mount()
+        mounted = await self.mount.mount()
+        # A number that no session had before: trio may still take the old one for waited for (readable.py).
+        fd = fcntl.fcntl(mounted, fcntl.F_DUPFD_CLOEXEC, self._least_fd)
+        os.close(mounted)
+        self._least_fd = fd + 1
         # pyfuse3 waits for a request, then reads it while it holds the GIL. If the caller is killed
         # in between there is nothing to read, and in blocking mode the whole interpreter stands
         # still until the next request (seen 5 times in 40 kills of a busy client). See _run_loop.
@@ -58,18 +64,29 @@ class TreeServer:
             raise
         self._tree = tree
 
+    def resume(self) -> None:
+        """The trio loop in which the session ran is gone; serve() opens a new one."""
+        self._loop_over = trio.Event()
+        self._loop_over.set()
+        self._close_session()
+
     async def serve(self) -> None:
         """Returns when somebody has unmounted the tree, or after end(). May be called again after renew()."""
+        pause = FIRST_PAUSE
         with self._lost_requests_noticed():
             while not self._is_ending:
                 if self._tree is None:
                     await self.renew()
-                    continue
+                began = trio.current_time()
                 is_sound = await self._run_loop()
                 if is_sound and not self._lost or self._is_ending:
                     continue
                 if not self.mount.is_there() and not self.mount.is_covered():
                     return
+                # A session that breaks at once is no better than the next one.
+                pause = min(2 * pause, LONGEST_PAUSE) if trio.current_time() - began < pause else FIRST_PAUSE
+                if pause > FIRST_PAUSE:
+                    await trio.sleep(pause)
                 await self.renew()
 
     async def renew(self) -> None:

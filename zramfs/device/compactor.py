@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from zramfs.host.readable import wait_until_readable
 from zramfs.model.config import DEFAULT_PROACTIVENESS
 from zramfs.model.stats import CompactorStats
 
@@ -61,6 +62,11 @@ class Compactor:
         if self._wake_fd >= 0:
             os.close(self._wake_fd)
 
+    def resume(self) -> None:
+        """As Device.resume()."""
+        self.lock = trio.Lock()
+        self._poke = trio.Event()
+
     def stats(self) -> CompactorStats:
         store = self._store()
         won, blocks = store.winnable() if store else (0, 0)
@@ -90,7 +96,7 @@ class Compactor:
                 await wait(*arguments)
                 nursery.cancel_scope.cancel()
             nursery.start_soon(woken, self._poke.wait)
-            nursery.start_soon(woken, trio.lowlevel.wait_readable, wake_fd)
+            nursery.start_soon(woken, wait_until_readable, wake_fd)
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(wake_fd)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Order of the trio locks: Device._busy, the policies' turn (aside()), Compactor.lock.
+# Order of the trio locks: Device._busy, the policies' turn (aside()), Compactor.lock; then, in a thread, _work_lock.
 """One device: its configuration, its life from disksize to reset, and its commands.
 
 The tree (and later the process it lives in) talks to a device through command() and stats() and
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -64,6 +65,7 @@ class Device:
         self._lane_before: LaneStats | None = None
         self._busy = trio.Lock()
         self._worker = trio.CapacityLimiter(1)
+        self._work_lock = threading.Lock()  # for what still runs in a thread when the trio loop is gone
         self._won: str | None = None
         self._ballast: Ballast | None = None
         self.jobs = Jobs()
@@ -99,6 +101,14 @@ class Device:
         after it failed."""
         return {"compactor": self.compactor.run, "trimmer": self.backing_store.run,
                 "policies": self.policies.run}
+
+    def resume(self) -> None:
+        """The trio loop has ended with all its tasks, in whatever they were doing, and a new one runs."""
+        self._busy = trio.Lock()
+        self._worker = trio.CapacityLimiter(1)
+        self.jobs.resume()
+        self.compactor.resume()
+        self.policies.resume()
 
     def end_jobs(self) -> None:
         """Cuts short what runs for long, and lets nothing of the kind begin: the device is to end."""
@@ -446,6 +456,7 @@ class Device:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         def prepared() -> T:
             prepare_thread()
-            return work()
+            with self._work_lock:
+                return work()
 
         return await run_in_thread(prepared, self._worker)

@@ -35,6 +35,11 @@ class Jobs:
             reason = self._reasons[0] if self._reasons else "somebody"
             raise ZramfsError(errno.EINTR, f"{what} was cut short by {reason}; what it had done stays")
 
+    def resume(self) -> None:
+        """As Device.resume(). What was cut short for a reason that has its own end, as a reset, is over with it."""
+        self._scopes.clear()
+        self._reasons.clear()
+
     def cut(self, reason: str) -> None:
         """Ends all jobs, and lets none begin until allow(reason)."""
         self._reasons.append(reason)

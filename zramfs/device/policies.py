@@ -97,6 +97,13 @@ class Policies:
         self._turn = trio.Lock()
         self._round = trio.CancelScope()
 
+    def resume(self) -> None:
+        """As Device.resume()."""
+        self._turn = trio.Lock()
+        self._round = trio.CancelScope()
+        for state in self._states.values():
+            state.changed = trio.Event()
+
     def set(self, kind: str, policy: Policy | None) -> None:
         state = self._states[kind]
         state.stats = replace(state.stats, policy=policy, last_error=None)
