@@ -200,7 +200,7 @@ def serve_device(how: dict) -> int:
     config["algorithms"] = tuple(map(Algorithm, config.get("algorithms", ["lz4"])))
 
     def ready() -> None:
-        exec(how["ready"])
+        exec(how["ready"], {})
         say("READY")
         if how["beat"]:
             threading.Thread(target=_beat, daemon=True).start()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.parser import text_string_to_metric_families as prometheus_families
 
 from tests.support.backing_tools import backing_file
 from tests.support.fakes import FakeLane
@@ -110,6 +111,28 @@ async def test_it_is_openmetrics():
             assert each.labels["device"] == "mnt-z0" and not math.isnan(each.value), each
     assert len(families(text)) == len(TABLE) == len({metric.name for metric in TABLE})
     assert re.findall(r"^# TYPE zramfs_(\S+) ", text, re.MULTILINE) == [metric.name for metric in TABLE]
+
+
+async def test_it_is_also_in_the_format_that_node_exporter_reads():
+    """That is the older one: from OpenMetrics it would take each counter for untyped, since the type stands with a
+    name that no sample has."""
+    device = await filled()
+    text = metrics.prometheus_text(device).decode()
+    assert "# EOF" not in text and "# UNIT" not in text
+    typed = dict(re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE))
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            name = re.match(r"[a-z_]+", line)[0]
+            histogram = re.sub("_(bucket|sum|count)$", "", name)
+            assert typed.get(name) in ("counter", "gauge") or typed[histogram] == "histogram", line
+    classic = {
+        (each.name, *sorted(each.labels.items())): each.value
+        for family in prometheus_families(text) for each in family.samples
+    }
+    ours = metrics.openmetrics_text(device).decode()
+    assert classic.keys() == {
+        (each.name, *sorted(each.labels.items())) for family in families(ours) for each in family.samples}
+    assert len(typed) == len(TABLE)
 
 
 async def test_every_number_of_the_attribute_files_is_in_it():
@@ -250,6 +273,9 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("balloon_isolated_pages", int(rows.pop("isolated")))
     expect("balloon_migrated_pages_total", int(rows.pop("migrated")))
     assert not rows
+
+    for task in ("compactor", "policies", "trimmer"):
+        expect("task_failures_total", 0, f"task={task}")
 
     header, *lines = (line.split() for line in files["zsmalloc/classes"].splitlines())
     for cells in lines:

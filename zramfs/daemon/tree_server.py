@@ -86,6 +86,7 @@ class TreeServer:
                 # A session that breaks at once is no better than the next one.
                 pause = min(2 * pause, LONGEST_PAUSE) if trio.current_time() - began < pause else FIRST_PAUSE
                 if pause > FIRST_PAUSE:
+                    self._close_session()  # nobody is to wait for an answer meanwhile
                     await trio.sleep(pause)
                 await self.renew()
 
