@@ -186,7 +186,7 @@ def test_peek_is_no_use_of_a_page(served: ServedDevice) -> None:
     assert os.stat(served.directory / "peek").st_mode & 0o777 == 0o600
 
 
-def test_who_reads_every_file_of_the_tree_does_not_read_the_device(served: ServedDevice, tmp_path: Path) -> None:
+def test_who_reads_every_file_does_not_read_the_device(served: ServedDevice, tmp_path: Path) -> None:
     """An indexer, `cp -a`, `grep -r`: they find nothing in peek that they have not asked for."""
     fill(served, [b"needle".ljust(PAGE, b".")])
     assert (served.directory / "peek").read_bytes() == b""

@@ -132,7 +132,8 @@ async def test_a_probe_that_fails_is_one_missed_sign_of_life(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """systemd ends a service that stops sending, and with it the data of a lane that is well."""
-    failing = [OSError(errno.EMFILE, "Too many open files"), RuntimeError("can't start new thread"), MemoryError()]
+    failing = [OSError(errno.EMFILE, "Too many open files"), RuntimeError("can't start new thread"),
+    MemoryError()]
 
     def statvfs(path: object) -> None:
         if failing:
@@ -155,7 +156,10 @@ async def test_requests_of_users_are_signs_of_life(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """The path of the disk may be hidden by another mount; what the lane answers counts."""
-    monkeypatch.setattr(service.os, "statvfs", lambda path: (_ for _ in ()).throw(OSError(errno.ENOENT, "gone")))
+    def statvfs(path: object) -> None:
+        raise OSError(errno.ENOENT, "gone")
+
+    monkeypatch.setattr(service.os, "statvfs", statvfs)
     autojump_clock.autojump_threshold = 0.05
     busy = device()
     lane = busy._lane

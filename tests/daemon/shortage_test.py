@@ -46,7 +46,8 @@ while time.monotonic() < end:
 
 @contextlib.contextmanager
 def clients(directory: Path, seconds: float) -> Iterator[list[subprocess.Popen]]:
-    running = [subprocess.Popen([sys.executable, "-S", "-c", CLIENT, directory, str(seconds)]) for _ in range(8)]
+    command = [sys.executable, "-S", "-c", CLIENT, directory, str(seconds)]
+    running = [subprocess.Popen(command) for _ in range(8)]
     try:
         yield running
     finally:
@@ -73,7 +74,7 @@ def test_the_tree_answers_again_when_there_is_memory_again(tmp_path: Path) -> No
         with clients(child.directory, 6) as running:
             wait_until(lambda: "failed to allocate" in child.log, "the daemon is short of memory", 20)
             limit_address_space(child.pid, None)
-            wait_until(lambda: all(each.poll() is not None for each in running), "each client is answered", 40)
+            wait_until(lambda: all(each.poll() is not None for each in running), "each is answered", 40)
         assert child.read("zram/initstate") == "1\n"
         with open(child.disk, "rb") as disk:
             assert disk.read(len(DATA)) == DATA

@@ -15,10 +15,11 @@ from tests.support.paths import ROOT
 from zramfs.device.commands import COMMANDS
 from zramfs.device.device import Device
 from zramfs.model.config import DeviceConfig
+from zramfs.tree import state
 from zramfs.tree.attributes import ATTRIBUTES
 from zramfs.tree.files import tree_of
 from zramfs.tree.metrics import COUNTER, TABLE
-from zramfs.tree.tree import Directory, Link, state
+from zramfs.tree.tree import Directory, Link
 
 # Writes that bring out every error, each to a device that has no size, has one, and is open.
 INPUTS = [b"0", b"1", b"junk", b"", b"-1", b"65536", b"1E", b"4096", b"lz4", b"x" * 128,

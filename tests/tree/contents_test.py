@@ -104,8 +104,8 @@ async def test_who_opens_too_many_is_told_and_others_go_on() -> None:
 
 
 def hold_open(path: Path, number: int) -> tuple[int, int, int]:
-    """In a child process of nobody's: how many opens and short reads succeed, and the errno of the next. The child
-    keeps them until its stdin, the last of these, is closed: (opens, errno, descriptor)."""
+    """In a child process of nobody's: how many opens and short reads succeed, and the errno of the next. The
+    child keeps them until its stdin, the last of these, is closed: (opens, errno, descriptor)."""
     told, tell = os.pipe()
     wait, let_go = os.pipe()
     if os.fork() == 0:
@@ -117,8 +117,9 @@ def hold_open(path: Path, number: int) -> tuple[int, int, int]:
             os.setresuid(NOBODY, NOBODY, NOBODY)
             opened, code = 0, 0
             try:
-                for opened in range(number):
+                while opened < number:
                     os.read(os.open(path, os.O_RDONLY), 10)
+                    opened += 1
             except OSError as error:
                 code = error.errno
             os.write(tell, f"{opened} {code}".encode())

@@ -114,8 +114,8 @@ async def test_it_is_openmetrics():
 
 
 async def test_it_is_also_in_the_format_that_node_exporter_reads():
-    """That is the older one: from OpenMetrics it would take each counter for untyped, since the type stands with a
-    name that no sample has."""
+    """That is the older one: from OpenMetrics it would take each counter for untyped, since the type stands
+    with a name that no sample has."""
     device = await filled()
     text = metrics.prometheus_text(device).decode()
     assert "# EOF" not in text and "# UNIT" not in text
@@ -388,6 +388,7 @@ async def test_a_device_that_is_not_set_up():
 def test_names_that_text_formats_fear(name):
     device = made(directory=f"/mnt/{name}", name=name)
     shown = name.encode(errors="replace").decode()
-    [info] = [family for family in families(metrics.openmetrics_text(device).decode()) if family.name.endswith("_info")]
+    found = families(metrics.openmetrics_text(device).decode())
+    [info] = [family for family in found if family.name.endswith("_info")]
     assert info.samples[0].labels["device"] == shown
     assert info.samples[0].labels["directory"] == f"/mnt/{shown}"

@@ -117,7 +117,8 @@ async def test_directories_are_listed_from_any_point(mounted, monkeypatch):
     await mounted.tree.readdir(fh, listed[-1][2], None)
     await mounted.tree.releasedir(fh)
     names = [name.decode() for name, _, _ in listed]
-    assert names == [".", "..", "disk", "control", "peek", "metrics", "metrics.prom", "zram", "zsmalloc", "memory"]
+    assert names == [
+        ".", "..", "disk", "control", "peek", "metrics", "metrics.prom", "zram", "zsmalloc", "memory"]
     zram = (await mounted.find("zram")).st_ino
     assert (b"zram", zram) in [entry[:2] for entry in listed]
     listed.clear()

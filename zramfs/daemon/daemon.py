@@ -145,8 +145,8 @@ class _Daemon:
         return self.status or (CUT_OFF if self.disk.failed or self.tree_mount.failed else 0)
 
     def can_go_on(self, error: BaseException) -> bool:
-        """Whether run() may be called again after it raised this: the device was ready, the data is there, and
-        there is something left to do for it."""
+        """Whether run() may be called again after it raised this: the device was ready, the data is there,
+        and there is something left to do for it."""
         if isinstance(error, (KeyboardInterrupt, SystemExit)) or not self.is_ready:
             return False
         self.restarts += 1
@@ -249,8 +249,8 @@ class _Daemon:
         self.stop_event.set()
 
     async def ask_to_end(self, reason: str, *, is_order: bool) -> None:
-        """Ends the device, unless may_end refuses. What is not a refusal (a ZramfsError), but an accident on the
-        way to one, is tried again."""
+        """Ends the device, unless may_end refuses. What is not a refusal (a ZramfsError), but an accident on
+        the way to one, is tried again."""
         if not self.may_end or not self.is_ready:
             self.order_end(reason)
         for pause in (*END_PAUSES, None):
@@ -301,7 +301,8 @@ class _Daemon:
             await self.tree.renew()
 
     async def wait_until_unused(self) -> None:
-        """The start has failed. What was built on `disk` until then may be in use already, as a swap area is."""
+        """The start has failed. What was built on `disk` until then may be in use already, as a swap area
+        is."""
         pauses = itertools.chain(END_PAUSES, itertools.repeat(END_PAUSES[-1]))
         while self.may_end and self.lane and self.lane.alive:
             try:
@@ -315,8 +316,8 @@ class _Daemon:
     async def shut_down(self) -> None:
         """Takes down whatever stands. Nothing that goes wrong in a step keeps the next from its work."""
         if self.notifier:
-            told = partial(self.notifier.tell, "STOPPING=1", f"STATUS=ending: {self.reason or 'the start failed'}")
-            await self.attempt("telling the service manager", told)
+            status = f"STATUS=ending: {self.reason or 'the start failed'}"
+            await self.attempt("telling the service manager", self.notifier.tell, "STOPPING=1", status)
         if self.device:
             self.device.end_jobs()  # whoever waits for one is answered, and can let go of the tree
         if self.teardown and self.lane:

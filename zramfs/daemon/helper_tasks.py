@@ -68,8 +68,8 @@ class HelperTasks:
 
 
 def _failure_of(error: BaseException) -> BaseException | None:
-    """The first exception in a group that is not the cancellation of the task; None if it was cancelled, since
-    then the task is to end, whatever else went wrong in it."""
+    """The first exception in a group that is not the cancellation of the task; None if it was cancelled,
+    since then the task is to end, whatever else went wrong in it."""
     if isinstance(error, Exception) and not isinstance(error, ExceptionGroup):
         return error
     if isinstance(error, BaseExceptionGroup):

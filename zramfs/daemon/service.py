@@ -106,7 +106,8 @@ class Notifier:
                 nursery.start_soon(self._watch_lane, device, disk, self.watchdog / PROBES)
 
     async def _watch_lane(self, device: Device, disk: Path, interval: float) -> None:
-        """A sign of life for each interval in which the lane has answered something, and none while it does not.
+        """A sign of life for each interval in which the lane has answered something, and none while it does
+        not.
 
         Requests of its users are answers. While there are none it is asked itself: statfs is answered by a
         thread of the lane and by no cache, and opens nothing that `reset` would find open. A question that

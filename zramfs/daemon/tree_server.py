@@ -165,8 +165,8 @@ class TreeServer:
 
     @contextlib.contextmanager
     def _lost_requests_noticed(self) -> Iterator[None]:
-        """pyfuse3 begins a request in C functions that cannot raise: what fails there goes to the hook, and the
-        request stays without an answer."""
+        """pyfuse3 begins a request in C functions that cannot raise: what fails there goes to the hook, and
+        the request stays without an answer."""
         before = sys.unraisablehook
 
         def notice(unraisable: sys.UnraisableHookArgs) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Order of the trio locks: Device._busy, the policies' turn (aside()), Compactor.lock; then, in a thread, _work_lock.
+# Order of the locks: Device._busy, the policies' turn (aside()), Compactor.lock, WorkThread._lock.
 """One device: its configuration, its life from disksize to reset, and its commands.
 
 The tree (and later the process it lives in) talks to a device through command() and stats() and
@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import trio
 
 from allocator.reserve import prepare_thread
 from zramfs.codecs.spec import parse_spec
 from zramfs.errors import ZramfsError
-from zramfs.host.work_thread import run_in_thread
+from zramfs.host.work_thread import WorkThread
 from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceConfig
 from zramfs.model.device_stats import DeviceStats, MemoryStats, since
 from zramfs.model.policy import Policy, Recompress, Writeback
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from zramfs.model.stats import LaneStats
 
 log = logging.getLogger(__package__)
-T = TypeVar("T")
 
 
 class Device:
@@ -64,8 +62,8 @@ class Device:
         self._last_error: str | None = None
         self._lane_before: LaneStats | None = None
         self._busy = trio.Lock()
-        self._worker = trio.CapacityLimiter(1)
-        self._work_lock = threading.Lock()  # for what still runs in a thread when the trio loop is gone
+        self._thread = WorkThread(prepare_thread)
+        self._in_thread = self._thread.run
         self._won: str | None = None
         self._ballast: Ballast | None = None
         self.jobs = Jobs()
@@ -76,7 +74,6 @@ class Device:
         self.policies = Policies(IdleWork(self, self._post, self.backing_store, self.compactor))
         for policy in config.policies:
             self.policies.set(policy.kind, policy)
-        # Written by whoever runs these, and other tasks beside the lane.
         self.task_stats = {name: TaskStats(name) for name in self.background_tasks()}
 
     async def start(self) -> None:
@@ -97,15 +94,14 @@ class Device:
             self._ballast = Ballast(self._lane)
 
     def background_tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
-        """What is to run beside the lane as long as the device serves, by name. Each may be started again
-        after it failed."""
-        return {"compactor": self.compactor.run, "trimmer": self.backing_store.run,
-                "policies": self.policies.run}
+        """What is to run beside the lane, by name; each may be started again. task_stats: what became of it."""
+        trimmer = self.backing_store.run
+        return {"compactor": self.compactor.run, "trimmer": trimmer, "policies": self.policies.run}
 
     def resume(self) -> None:
-        """The trio loop has ended with all its tasks, in whatever they were doing, and a new one runs."""
+        """The trio loop has ended with all its tasks, whatever they were doing, and a new one runs."""
         self._busy = trio.Lock()
-        self._worker = trio.CapacityLimiter(1)
+        self._thread.resume()
         self.jobs.resume()
         self.compactor.resume()
         self.policies.resume()
@@ -452,11 +448,3 @@ class Device:
             errno.EBUSY,
             f"disk is open ({self._lane.open_count} times): unmount, swapoff or losetup -d what uses it",
         )
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        def prepared() -> T:
-            prepare_thread()
-            with self._work_lock:
-                return work()
-
-        return await run_in_thread(prepared, self._worker)

@@ -36,7 +36,8 @@ class Jobs:
             raise ZramfsError(errno.EINTR, f"{what} was cut short by {reason}; what it had done stays")
 
     def resume(self) -> None:
-        """As Device.resume(). What was cut short for a reason that has its own end, as a reset, is over with it."""
+        """As Device.resume(). What was cut short for a reason that has its own end, as a reset, is over with
+        it."""
         self._scopes.clear()
         self._reasons.clear()
 

@@ -69,7 +69,8 @@ def detach(device: str, disk: Path, timeout: float = 10.0, attached: int | None 
     except OSError as error:
         if stands_on(device, disk, attached):
             raise ZramfsError(
-                error.errno or errno.EIO, f"could not detach {device} from {disk}: {error.strerror}") from None
+                error.errno or errno.EIO, f"could not detach {device} from {disk}: {error.strerror}"
+            ) from None
     end = time.monotonic() + timeout
     while stands_on(device, disk, attached):
         if time.monotonic() > end:

@@ -98,8 +98,8 @@ def _forget_the_gone(record: dict[str, Any]) -> None:
 
 
 class _Lock:
-    """On the file that is RECORD. A record is written beside it and renamed, so a crash leaves the old one or the
-    new one; the new file is locked before it has the name."""
+    """On the file that is RECORD. A record is written beside it and renamed, so a crash leaves the old one or
+    the new one; the new file is locked before it has the name."""
 
     def __init__(self) -> None:
         """What was locked may have been removed meanwhile, by the process that had it before."""
@@ -129,7 +129,8 @@ class _Lock:
 
 @contextlib.contextmanager
 def _locked_record() -> Iterator[tuple[_Lock, dict[str, Any]]]:
-    """What RECORD holds. After a boot the settings are the kernel's own again, so an older record says nothing."""
+    """What RECORD holds. After a boot the settings are the kernel's own again, so an older record says
+    nothing."""
     lock = _Lock()
     try:
         text = os.read(lock.fd, 1 << 20)
@@ -147,8 +148,8 @@ def _locked_record() -> Iterator[tuple[_Lock, dict[str, Any]]]:
 
 
 def _set_recorded(lock: _Lock, record: dict[str, Any], kib: int, old: dict[str, Any]) -> None:
-    """Sets the value, and says so in the record first: killed in between, this process leaves a record from which
-    the next one can tell both values. ZramfsError; then the old record stands."""
+    """Sets the value, and says so in the record first: killed in between, this process leaves a record from
+    which the next one can tell both values. ZramfsError; then the old record stands."""
     _write(lock, {**record, "set": kib, "was": _current()})
     try:
         _set(kib)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call that may block, in a thread beside the trio loop; on the loop itself where no thread can be started."""
+"""A call that may block, in a thread beside the trio loop; on the loop itself where no thread can be
+started."""
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -29,3 +31,24 @@ async def run_in_thread(work: Callable[[], T], limiter: trio.CapacityLimiter | N
         if begun:
             raise
     return work()
+
+
+class WorkThread:
+    """One call at a time, of all that are given to it. prepare: called in the thread before each."""
+
+    def __init__(self, prepare: Callable[[], object]) -> None:
+        self._prepare = prepare
+        self._limiter = trio.CapacityLimiter(1)
+        self._lock = threading.Lock()  # for a call that still runs when its trio loop is gone
+
+    def resume(self) -> None:
+        """A new trio loop runs; the tasks of the old one are gone, in whatever they were doing."""
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        def prepared() -> T:
+            self._prepare()
+            with self._lock:
+                return work()
+
+        return await run_in_thread(prepared, self._limiter)

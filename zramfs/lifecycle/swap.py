@@ -113,8 +113,8 @@ def _off_without_process(device: str, reason: OSError) -> None:
     used = next((area.used for area in swaps.swap_areas() if area.path == device), 0)
     if used * _AMPLE > _mem_available():
         raise OSError(
-            reason.errno, f"swapoff {device} could not be started: {os.strerror(reason.errno or 0)}, and memory "
-            "is too short to do without it")
+            reason.errno, f"swapoff {device} could not be started: {reason.strerror}, and memory is too "
+            "short to do without it")
     log.info("swapoff could not be started (%s); the daemon ends %s itself", reason.strerror, device)
     system_calls.end_swap(device)
 

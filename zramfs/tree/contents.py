@@ -45,8 +45,8 @@ class Contents:
         others = self._sum_of_others(self._handles)
         if self._handles[user] >= HANDLES_A_USER or user not in self._trusted and others >= HANDLES:
             raise ZramfsError(
-                errno.EMFILE, f"uid {user} has {self._handles[user]} files of the tree open; expected at most "
-                f"{HANDLES_A_USER} for a user, and {HANDLES} for all")
+                errno.EMFILE, f"uid {user} has {self._handles[user]} files of the tree open; expected at "
+                f"most {HANDLES_A_USER} for a user, and {HANDLES} for all")
         self._handles[user] += 1
 
     def dismiss(self, user: int) -> None:
@@ -63,8 +63,9 @@ class Contents:
             size = len(data)
             if self._bytes[user] + size > BYTES_A_USER or user not in self._trusted and others + size > BYTES:
                 raise ZramfsError(
-                    errno.ENOMEM, f"uid {user} has {self._bytes[user]} bytes of half-read files open; expected at "
-                    f"most {BYTES_A_USER} for a user, and {BYTES} for all. Read with a larger buffer")
+                    errno.ENOMEM, f"uid {user} has {self._bytes[user]} bytes of half-read files open; "
+                    f"expected at most {BYTES_A_USER} for a user, and {BYTES} for all. Read with a larger "
+                    "buffer")
             self._bytes[user] += size
         content.holders[user] += 1
         self._latest[key] = content

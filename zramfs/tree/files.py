@@ -108,12 +108,13 @@ def _peek_chooser(device: Device) -> Callable[[bytes], tuple[int, int]]:
     def choose(data: bytes) -> tuple[int, int]:
         text = c_string(data).strip()
         first, dash, last = text.partition(b"-")
-        numbers = (first, last) if dash else (first, first)
-        if not all(number.isdigit() and len(number) < 16 for number in numbers) or int(numbers[0]) > int(numbers[1]):
+        last = last if dash else first
+        are_numbers = all(number.isdigit() and len(number) < 16 for number in (first, last))
+        if not are_numbers or int(first) > int(last):
             error = ZramfsError(
                 errno.EINVAL, f"expected the number of a page, or FIRST-LAST, got {printable(text)}")
             device.refused("peek", error)
             raise error
-        return int(numbers[0]) * PAGE, (int(numbers[1]) + 1) * PAGE
+        return int(first) * PAGE, (int(last) + 1) * PAGE
 
     return choose

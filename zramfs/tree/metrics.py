@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files `metrics` and `metrics.prom`: every number that the device knows, in the OpenMetrics text format and
-in Prometheus' own, older one.
+"""The files `metrics` and `metrics.prom`: every number that the device knows, in the OpenMetrics text format
+and in Prometheus' own, older one.
 
 TABLE is all there is to say about them. Only counters, gauges and histograms: node_exporter's textfile
 collector refuses a file with any other type. It reads the older format, in which the type of a counter stands
-with the name of its sample (`x_total`); from OpenMetrics it takes the numbers, and calls each counter untyped.
-Every sample has the label `device`.
+with the name of its sample (`x_total`); from OpenMetrics it takes the numbers, and calls each counter
+untyped. Every sample has the label `device`.
 """
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from .contents import Content, Contents
 
 log = logging.getLogger(__name__)
 
-TOUCH_NS = 1_000_000_000  # between the kernel's clock and ours, for a time that is meant to be the present one
+TOUCH_NS = 1_000_000_000  # as much as a time that is meant to be the present one may differ from our clock
 LINE_ROOM = 128  # bytes, more than a line of what is read with File.read_from
 
 
@@ -82,8 +82,8 @@ class File(Node):
     write: Callable[[bytes], Awaitable[int]] | None = None
 
     def attributes(self) -> pyfuse3.EntryAttributes:
-        """A file that can be read says what is true at this moment, so the kernel keeps no attributes of it. A
-        time that somebody has set stays, as in sysfs."""
+        """A file that can be read says what is true at this moment, so the kernel keeps no attributes of it.
+        A time that somebody has set stays, as in sysfs."""
         entry = super().attributes()
         if self.read is not None or self.read_from is not None:
             if not self.has_own_time:
@@ -114,8 +114,8 @@ class Directory(Node):
 @dataclass(eq=False, slots=True)
 class Handle:
     """One open file. content: of File.read, while its end has not been delivered. end: the offset behind the
-    last read; slot, rest: for File.read_from, what comes next. chosen: for File.choose, and base, the offset of
-    the first read since (a write moves the offset too)."""
+    last read; slot, rest: for File.read_from, what comes next. chosen: for File.choose, and base, the offset
+    of the first read since (a write moves the offset too)."""
 
     file: File
     user: int
