@@ -71,8 +71,8 @@ def missing(text: str) -> list[str]:
     paths, last = known_names()
     found = []
     for cited in dict.fromkeys(_CITED.findall(text)):
-        whole = "/" in cited
-        if not (any(path == cited or path.endswith(f"/{cited}") for path in paths) if whole else cited in last):
+        whole = any(path == cited or path.endswith(f"/{cited}") for path in paths)
+        if not (whole if "/" in cited else cited in last):
             found.append(cited)
     return found
 

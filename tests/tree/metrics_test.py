@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.parser import text_string_to_metric_families as prometheus_families
 
 from tests.support.backing_tools import backing_file
 from tests.support.fakes import FakeLane
@@ -18,7 +19,7 @@ from zramfs.device.device import Device
 from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.model.stats import BUCKET_BOUNDS, OPERATIONS, Latency
 from zramfs.tree import metrics
-from zramfs.tree.files import build
+from zramfs.tree.files import tree_of
 from zramfs.tree.metrics import TABLE
 from zramfs.tree.tree import Directory
 from zramfs.views import sample
@@ -77,7 +78,7 @@ def tree(device: Device) -> dict[str, str]:
                 found[above + node.name] = node.read().decode()
         return found
 
-    return below(build(device, Path("/run/z0/disk")), "")
+    return below(tree_of(device, Path("/run/z0/disk")), "")
 
 
 def families(text: str):
@@ -110,6 +111,28 @@ async def test_it_is_openmetrics():
             assert each.labels["device"] == "mnt-z0" and not math.isnan(each.value), each
     assert len(families(text)) == len(TABLE) == len({metric.name for metric in TABLE})
     assert re.findall(r"^# TYPE zramfs_(\S+) ", text, re.MULTILINE) == [metric.name for metric in TABLE]
+
+
+async def test_it_is_also_in_the_format_that_node_exporter_reads():
+    """That is the older one: from OpenMetrics it would take each counter for untyped, since the type stands
+    with a name that no sample has."""
+    device = await filled()
+    text = metrics.prometheus_text(device).decode()
+    assert "# EOF" not in text and "# UNIT" not in text
+    typed = dict(re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE))
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            name = re.match(r"[a-z_]+", line)[0]
+            histogram = re.sub("_(bucket|sum|count)$", "", name)
+            assert typed.get(name) in ("counter", "gauge") or typed[histogram] == "histogram", line
+    classic = {
+        (each.name, *sorted(each.labels.items())): each.value
+        for family in prometheus_families(text) for each in family.samples
+    }
+    ours = metrics.openmetrics_text(device).decode()
+    assert classic.keys() == {
+        (each.name, *sorted(each.labels.items())) for family in families(ours) for each in family.samples}
+    assert len(typed) == len(TABLE)
 
 
 async def test_every_number_of_the_attribute_files_is_in_it():
@@ -253,6 +276,9 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("balloon_migrated_pages_total", int(rows.pop("migrated")))
     assert not rows
 
+    for task in ("compactor", "policies", "trimmer"):
+        expect("task_failures_total", 0, f"task={task}")
+
     header, *lines = (line.split() for line in files["zsmalloc/classes"].splitlines())
     for cells in lines:
         if not cells or cells[0] == "Total":
@@ -302,6 +328,7 @@ ELSEWHERE = {
     *(f"LaneStats.{operation}_{what}" for operation in OPERATIONS for what in ("ios", "ms")),
     "LaneStats.queue_ms", "StoreStats.mem_limit", "ClassStats.index", "ClassStats.objs_per_zspage",
     "DeviceStats.last_error", "MemoryStats.won", "MemoryStats.store", "BackingSettings.path",
+    "DeviceStats.proactiveness", "TaskStats.last_error",
 }
 
 
@@ -363,6 +390,7 @@ async def test_a_device_that_is_not_set_up():
 def test_names_that_text_formats_fear(name):
     device = made(directory=f"/mnt/{name}", name=name)
     shown = name.encode(errors="replace").decode()
-    [info] = [family for family in families(metrics.text(device).decode()) if family.name.endswith("_info")]
+    found = families(metrics.openmetrics_text(device).decode())
+    [info] = [family for family in found if family.name.endswith("_info")]
     assert info.samples[0].labels["device"] == shown
     assert info.samples[0].labels["directory"] == f"/mnt/{shown}"

@@ -196,7 +196,7 @@ def test_listing(served):
     assert done.stderr == ""
     assert f"disk -> {served.rundir}/disk" in done.stdout
     assert sorted(os.listdir(served.directory)) == [
-        "control", "disk", "memory", "metrics", "peek", "zram", "zsmalloc"
+        "control", "disk", "memory", "metrics", "metrics.prom", "peek", "zram", "zsmalloc"
     ]
     assert os.listdir(served.directory / "zram") == [*(a.name for a in ATTRIBUTES), "block_state"]
     # find goes by the link count of directories.

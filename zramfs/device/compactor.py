@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from zramfs.host.readable import wait_until_readable
 from zramfs.model.config import DEFAULT_PROACTIVENESS
 from zramfs.model.stats import CompactorStats
 
@@ -66,7 +67,20 @@ class Compactor:
         # Held by whoever drives the store's migration and balloon: slices here, `compact`, `reset`.
         self.lock = trio.Lock()
         self._poke = trio.Event()
+        # Written to when something is freed. A store keeps a duplicate of the first one that it is given, so
+        # there is one for the compactor's whole life, also when run() is started again.
+        self._wake_fd = -1
         self._runs = self._slices = self._ns = 0
+
+    def __del__(self) -> None:
+        # run() refers to this object, so nobody waits for the descriptor any more.
+        if self._wake_fd >= 0:
+            os.close(self._wake_fd)
+
+    def resume(self) -> None:
+        """As Device.resume()."""
+        self.lock = trio.Lock()
+        self._poke = trio.Event()
 
     def stats(self) -> CompactorStats:
         store = self._store()
@@ -120,7 +134,7 @@ class Compactor:
                 await wait(*arguments)
                 nursery.cancel_scope.cancel()
             nursery.start_soon(woken, self._poke.wait)
-            nursery.start_soon(woken, trio.lowlevel.wait_readable, wake_fd)
+            nursery.start_soon(woken, wait_until_readable, wake_fd)
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(wake_fd)
 

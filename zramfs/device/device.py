@@ -3,6 +3,7 @@
 # - _busy: held by a short command from its beginning to its end, by a long one only until it is a job
 #   (jobs.py), by reset() and close() also while they wait for the jobs. So no job ever waits for _busy.
 # - Compactor.lock: held by whoever drives the store's migration and balloon, or takes the store away.
+# - WorkThread._lock: innermost, held by one call in the device's thread.
 """One device: its configuration, its life from disksize to reset, and its commands.
 
 The tree talks to a device through command() and stats() and the read-only tables beside it, and through
@@ -16,17 +17,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from allocator.background import prepare_thread
 from zramfs.codecs.spec import parse_spec
 from zramfs.errors import ZramfsError
+from zramfs.host.work_thread import WorkThread, run_in_thread
 from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceConfig
 from zramfs.model.device_stats import DeviceStats, MemoryStats, since
 from zramfs.model.policy import Policy, Recompress, Writeback
-from zramfs.model.stats import BallastStats
+from zramfs.model.stats import BallastStats, TaskStats
 from zramfs.store import block_state
 from zramfs.store.store import Store
 from zramfs.text.kernel_numbers import page_align
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
     from zramfs.model.stats import LaneStats
 
 log = logging.getLogger(__package__)
-T = TypeVar("T")
 
 # Threads for jobs: compaction, idle marks, and one of recompression and write-back, or a policy's round. More
 # jobs than that take turns.
@@ -70,9 +71,10 @@ class Device:
         self._last_error: str | None = None
         self._lane_before: LaneStats | None = None
         self._busy = trio.Lock()
-        self._worker = trio.CapacityLimiter(1)
+        self._thread = WorkThread(prepare_thread)
+        self._in_thread = self._thread.run
         # Apart from it, so that no short command waits for a slice of a job, or for a slow backing store.
-        self._job_worker = trio.CapacityLimiter(MAX_JOBS)
+        self._job_limiter = trio.CapacityLimiter(MAX_JOBS)
         self._ballast: Ballast | None = None
         self.jobs = Jobs()
         self._post = PostProcessor(self._job_thread)
@@ -84,6 +86,7 @@ class Device:
         self.long_work = LongWork(self, self._post, self.backing_store, self.compactor, self.policies)
         for policy in config.policies:
             self.policies.set(policy.kind, policy)
+        self.task_stats = {name: TaskStats(name) for name in self.background_tasks()}
 
     async def start(self) -> None:
         """Reads the dictionaries, and sets up a device that is configured with a size. To be called
@@ -102,9 +105,19 @@ class Device:
         if self._config.reserve:
             self._ballast = Ballast(self._lane)
 
-    def background_tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
-        """What is to run beside the lane as long as the device serves."""
-        return self.compactor.run, self.backing_store.run, self.policies.run
+    def background_tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What is to run beside the lane, by name. Each may be started again; task_stats counts that."""
+        trimmer = self.backing_store.run
+        return {"compactor": self.compactor.run, "trimmer": trimmer, "policies": self.policies.run}
+
+    def resume(self) -> None:
+        """The trio loop has ended with all its tasks, whatever they were doing, and a new one runs."""
+        self._busy = trio.Lock()
+        self._thread.resume()
+        self._job_limiter = trio.CapacityLimiter(MAX_JOBS)
+        self.jobs.resume()
+        self.compactor.resume()
+        self.policies.resume()
 
     def end_jobs(self) -> None:
         """Cuts short what runs for long, and lets nothing of the kind begin: the device is to end."""
@@ -191,6 +204,7 @@ class Device:
             ballast=self._ballast.stats if self._ballast else BallastStats(),
             proactiveness=self.compactor.proactiveness,
             wipe=self._config.wipe,
+            tasks=tuple(self.task_stats.values()),
         )
 
     @property
@@ -431,13 +445,5 @@ class Device:
             f"disk is open ({self._lane.open_count} times): unmount, swapoff or losetup -d what uses it",
         )
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(_prepared, work, limiter=self._worker)
-
-    async def _job_thread(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(_prepared, work, limiter=self._job_worker)
-
-
-def _prepared(work: Callable[[], T]) -> T:
-    prepare_thread()
-    return work()
+    async def _job_thread(self, work: Callable[[], Any]) -> Any:
+        return await run_in_thread(lambda: (prepare_thread(), work())[1], self._job_limiter)

@@ -103,6 +103,17 @@ class Policies:
         self._asides = 0
         self._no_aside = trio.Event()
 
+    def resume(self) -> None:
+        """As Device.resume()."""
+        self._turn = trio.Lock()
+        self._round = trio.CancelScope()
+        self._no_round = trio.Event()
+        self._no_round.set()
+        self._asides = 0
+        self._no_aside = trio.Event()
+        for state in self._states.values():
+            state.changed = trio.Event()
+
     def set(self, kind: str, policy: Policy | None) -> None:
         state = self._states[kind]
         state.stats = replace(state.stats, policy=policy, last_error=None)

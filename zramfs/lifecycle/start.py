@@ -127,6 +127,7 @@ def _serve(
 
     new.update(pid=os.getpid(), pid_start=process.process_start(os.getpid()))
     rundir.keep(new)
+    status = daemon.FAILED
     try:
         state = new.read()
         if state and state.kind == "swap" and not config.reserve and not config.forced:
@@ -135,9 +136,12 @@ def _serve(
         if config.reserve:
             # Now that all code is loaded, and before there are threads and a store.
             new.update(notes=safety.enter(config.forced))
-        return daemon.serve(config, ready, lambda: teardown(new), lambda: may_end(new), notifier)
+        status = daemon.serve_device(
+            config, ready, lambda: teardown(new), lambda is_order: may_end(new, is_order=is_order), notifier)
+        return status
     finally:
         with rundir.locked(new.path.parent):
-            clean_up(new, new.read())
-
-
+            state = new.read()
+            # The reason of a start that fails is told to whoever started it.
+            failed = status == daemon.FAILED and state is not None and state.phase == "ready"
+            clean_up(new, state, keep_log=failed)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         PolicyStats,
         RecompressionStats,
         StoreStats,
+        TaskStats,
         WritebackStats,
     )
 
@@ -78,6 +79,7 @@ class DeviceStats:
     ballast: BallastStats
     proactiveness: int
     wipe: bool
+    tasks: tuple[TaskStats, ...]
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:

@@ -176,6 +176,15 @@ class CompactorStats:
     ns: int  # nanoseconds spent in slices
 
 
+@dataclass(frozen=True, slots=True)
+class TaskStats:
+    """A task of the daemon beside the lane, which is started again when it fails."""
+
+    name: str
+    failures: int = 0
+    last_error: str | None = None  # kind and text of the last failure
+
+
 @dataclass(frozen=True)
 class Progress:
     """pages: recompressed to a smaller size, or written back. bytes: saved, or written. tried: pages."""

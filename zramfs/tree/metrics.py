@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file `metrics`: every number that the device knows, in the OpenMetrics text format.
+"""The files `metrics` and `metrics.prom`: every number that the device knows, in the OpenMetrics text format
+and in Prometheus' own, older one.
 
 TABLE is all there is to say about them. Only counters, gauges and histograms: node_exporter's textfile
-collector refuses a file with any other type. Every sample has the label `device`.
+collector refuses a file with any other type. It reads the older format, in which the type of a counter stands
+with the name of its sample (`x_total`); from OpenMetrics it takes the numbers, and calls each counter
+untyped. Every sample has the label `device`.
 """
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 # 40 ms and 1.4 MiB that a device whose metrics nobody reads would not need; but one that is read after an
 # upgrade has taken the library away must have it.
+from prometheus_client import exposition
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.openmetrics.exposition import generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from zramfs import __version__
 from zramfs.model.stats import (
@@ -136,6 +140,8 @@ TABLE = (
     Metric(GAUGE, "disksize_bytes", "Size of the block device, 0 before it is set up.",
            lambda f: f.device.disksize, "bytes"),
     Metric(GAUGE, "disk_opens", "Open files on disk.", lambda f: f.device.open_count),
+    Metric(COUNTER, "task_failures", "Failures of a task beside the lane, each of which was started again.",
+           lambda f: {(task.name,): task.failures for task in f.device.tasks}, labels=("task",)),
     # mm_stat
     Metric(GAUGE, "orig_data_bytes", "Data stored, in whole pages, same-filled ones included.",
            lambda f: f.store.orig_data_size, "bytes"),
@@ -327,9 +333,18 @@ TABLE = (
 )
 
 
-def text(device: Device) -> bytes:
+def openmetrics_text(device: Device) -> bytes:
     """The content of the file `metrics` at this moment."""
-    return generate_latest(Collector(Figures(device.stats(), device.memory(), device.classes())))
+    return openmetrics.generate_latest(_collector(device))
+
+
+def prometheus_text(device: Device) -> bytes:
+    """The content of the file `metrics.prom` at this moment: version 0.0.4 of Prometheus' text format."""
+    return exposition.generate_latest(_collector(device))
+
+
+def _collector(device: Device) -> Collector:
+    return Collector(Figures(device.stats(), device.memory(), device.classes()))
 
 
 class Collector:

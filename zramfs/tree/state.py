@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from zramfs.device.commands import COMMANDS
 from zramfs.model.device_stats import DeviceStats
@@ -11,8 +10,6 @@ from zramfs.model.stats import BackingSettings, BackingStats, WritebackStats
 from zramfs.text.key_values import shown
 from zramfs.text.sizes import format_size, format_time
 
-if TYPE_CHECKING:
-    from zramfs.model.device_stats import DeviceStats
 
 def status_line(stats: DeviceStats) -> str:
     """The state of a device on one line, for `systemctl status`."""
@@ -86,6 +83,12 @@ def _policies(stats: DeviceStats) -> str:
     return "; ".join(said) or "none"
 
 
+def _tasks(stats: DeviceStats) -> str:
+    failed = [f"{task.name} failed {task.failures} times, the last time with {task.last_error}"
+              for task in stats.tasks if task.failures]
+    return "; ".join(failed) or "all run"
+
+
 def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
     dictionary = stats.algorithms[0].dictionary
     level = ("" if stats.level is None else f", level {stats.level}") + (
@@ -124,4 +127,5 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
         f"{stats.threads} threads, disk is open {stats.open_count} times, {lane.in_flight} requests in "
         f"flight, {lane.protocol_errors} protocol errors{alive}",
     ))
+    rows.append(("tasks", _tasks(stats)))
     return rows
