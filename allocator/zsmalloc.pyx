@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.buddy cimport arena_alloc_frames, arena_free_frames
 from allocator.frames cimport frame_ptr
+from allocator.headroom cimport headroom_take
 from allocator.layout cimport *
 from allocator.migrate cimport clear_page_movable, page_lock, page_trylock, page_unlock, set_page_movable
 from allocator.prim cimport *
@@ -43,13 +44,16 @@ cdef void put_number(pool_t* pool, uint32_t number) noexcept nogil:
 
 
 cdef uint64_t reserve_pages(pool_t* pool, uint32_t n, uint32_t over) noexcept nogil:
-    """Pool pages with n more of them, or 0 where that is more than over above the limit. Nothing is counted that is then taken back:
-    that would turn away another thread's smaller zspage that still fits."""
+    """Pool pages with n more of them, or 0 where that is more than `over` above the limit, or above what
+    the host can give. Nothing is counted that is then taken back: that would turn away another thread's
+    smaller zspage that still fits."""
     cdef uint64_t limit = peek64(&pool.limit_pages), pages
     while True:
         pages = peek64(&pool.pages)
         # What the balloon holds is not the pool's to use.
         if limit != 0 and pages + n + peek64(&pool.arena.reserved) > limit + over:
+            return 0
+        if pool.headroom != NULL and not headroom_take(pool.headroom, pages, n, over):
             return 0
         if cas64(&pool.pages, pages, pages + n):
             return pages + n

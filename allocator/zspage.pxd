@@ -6,7 +6,7 @@
 #   zspage_desc_t.rwlock      readers may wait for a writer; a writer only ever tries
 #   size_class_t.lock         under it the user's pin is only ever tried (pool_ops_t.pin)
 #   pool_t.number_lock
-#   arena_t.lock
+#   arena_t.lock, headroom_t.lock (neither inside the other)
 # Functions named _locked hold the lock of the class they are given.
 """Zspages: 1 to 8 frames that hold the objects of one size class, and the structs of a pool of them.
 
@@ -19,6 +19,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from allocator.frames cimport arena_t, frame_ptr
+from allocator.headroom cimport headroom_t
 from allocator.layout cimport (
     FRAME_SHIFT, FRAME_SIZE, FULLNESS_99, FULLNESS_EMPTY, FULLNESS_FULL, FULLNESS_OFF_LIST, HDR_ALLOCATED,
     HDR_SIZE_MASK, HDR_TAG_SHIFT, LOC_IDX_BITS, NONE32, NR_FULLNESS, NR_RAW_CLASSES, OBJ_HEADER,
@@ -57,6 +58,7 @@ cdef struct pool_t:
     # constant
     arena_t* arena
     pool_ops_t ops
+    headroom_t* headroom            # asked before pages are taken; NULL = nobody is
     size_class_t* by_index[NR_RAW_CLASSES]
     size_class_t classes[NR_RAW_CLASSES]
     uint32_t nr_classes
