@@ -63,7 +63,7 @@ def zramfs_as_nobody(prefix: list[str]) -> list[str]:
 def _library() -> Path:
     """A copy of zramfs and of all that it imports, for everybody to read."""
     code = (
-        "import sys, zramfs.cli, zramfs.daemon, rich.table\n"
+        "import sys, zramfs.cli, zramfs.daemon.daemon, rich.table\n"
         "for name, module in sorted(sys.modules.items()):\n"
         "    if '.' not in name and getattr(module.__spec__, 'has_location', False):\n"
         "        print(module.__spec__.origin)"

@@ -33,7 +33,7 @@ def create(dir: str, foreground: bool, **values: Any) -> None:
     if foreground:
         start.serve_in_foreground(new, config, say)
     else:
-        start.start_device(new, config)
+        start.start_device(new, config, say=say)
 
 
 @click.command()
@@ -55,4 +55,4 @@ def ramdisk(dir: str, fs: str, **values: Any) -> None:
     file_systems.expect_able(fs)
     place = paths.resolve(dir)
     new, config = claim.claim_place(place, "ramdisk", described(**values), say=say)
-    start.start_device(new, config, file_systems.FileSystem(fs, place))
+    start.start_device(new, config, file_systems.FileSystem(fs, place), say)

@@ -34,6 +34,7 @@ from .backing_store import BackingStore
 from .ballast import Ballast
 from .compactor import Compactor
 from .handlers import HANDLERS
+from .host_memory import HostMemory
 from .idle_work import IdleWork
 from .jobs import Jobs
 from .policies import Policies
@@ -73,6 +74,9 @@ class Device:
         self.policies = Policies(IdleWork(self, self._post, self.backing_store, self.compactor))
         for policy in config.policies:
             self.policies.set(policy.kind, policy)
+        self.host_memory = HostMemory(
+            config, lambda: self._store, (self.compactor.poke, self.policies.hurry))
+        self.compactor.is_short = lambda: self.host_memory.is_near
 
     async def start(self) -> None:
         """Reads the dictionaries, and sets up a device that is configured with a size. To be called
@@ -93,7 +97,7 @@ class Device:
 
     def background_tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
         """What is to run beside the lane as long as the device serves."""
-        return self.compactor.run, self.backing_store.run, self.policies.run
+        return self.compactor.run, self.backing_store.run, self.policies.run, self.host_memory.run
 
     def end_jobs(self) -> None:
         """Cuts short what runs for long, and lets nothing of the kind begin: the device is to end."""
@@ -166,6 +170,7 @@ class Device:
             policies=self.policies.stats(),
             ballast=self._ballast.stats if self._ballast else BallastStats(),
             proactiveness=self.compactor.proactiveness,
+            headroom=self.host_memory.headroom.stats(), room=self.host_memory.room(),
         )
 
     @property
@@ -223,8 +228,7 @@ class Device:
     async def set_disksize(self, size: int) -> None:
         if size == 0:
             raise ZramfsError(
-                errno.EINVAL, "expected a disksize above 0; to drop a device's data and size, use reset"
-            )
+                errno.EINVAL, "expected a disksize above 0; to drop a device's data and size, use reset")
         if self._store:
             raise ZramfsError(
                 errno.EBUSY,
@@ -241,6 +245,7 @@ class Device:
             self._lane_before = self._lane.stats()
             self._algorithms = algorithms.unread(Algorithm(DEFAULT_ALGO))
             self._mem_limit = 0
+            self.host_memory.forget()
             self._post.forget()
             self.policies.forget()
             await self._drop_store()
@@ -264,8 +269,7 @@ class Device:
     async def set_proactiveness(self, value: int) -> None:
         if not 0 <= value <= 100:
             raise ZramfsError(
-                errno.EINVAL, f"expected a proactiveness of 0 (never by itself) to 100, got {value}"
-            )
+                errno.EINVAL, f"expected a proactiveness of 0 (never by itself) to 100, got {value}")
         self.compactor.proactiveness = value
         self.compactor.poke()
 
@@ -384,12 +388,12 @@ class Device:
         if size > MAX_DISKSIZE:
             # ENOMEM, as the kernel answers for a size whose table it cannot allocate.
             raise ZramfsError(
-                errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}"
-            )
+                errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}")
 
         def make() -> Store:
             store = Store(size, mem_limit=self._mem_limit, reserve=self._config.reserve,
-                          backing=self.backing_store.backing, **algorithms.store_arguments(self._algorithms))
+                          backing=self.backing_store.backing, headroom=self.host_memory.headroom,
+                          **algorithms.store_arguments(self._algorithms))
             try:
                 store.access_times = self._access_times
                 self._lane.set_store(store)
@@ -410,8 +414,7 @@ class Device:
         self._won = None
         self.compactor.poke()
         log.info(
-            "%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level
-        )
+            "%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level)
 
     async def _drop_store(self) -> None:
         """Frees all data, when no slice of the compactor is at work on it."""

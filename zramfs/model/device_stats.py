@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .config import Algorithm
 
 if TYPE_CHECKING:
-    from allocator.stats import BalloonStats, CompactionStats
+    from allocator.stats import BalloonStats, CompactionStats, HeadroomStats
 
     from .stats import (
         BackingSettings,
@@ -54,7 +54,8 @@ class MemoryStats:
 class DeviceStats:
     """disksize, mem_limit in bytes, 0 = not set up, no limit; level None = the codec's default;
     algorithms by priority, the first being algo and level; store None while the device is not set up;
-    lane: its counters since the last reset."""
+    lane: its counters since the last reset; room: bytes that the pool may take before writes get ENOSPC, by
+    mem_limit, the host and the memory cgroups, None = not bounded."""
 
     name: str
     directory: Path
@@ -77,6 +78,8 @@ class DeviceStats:
     policies: tuple[PolicyStats, ...]
     ballast: BallastStats
     proactiveness: int
+    headroom: HeadroomStats
+    room: int | None
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:
