@@ -102,10 +102,6 @@ def device_options(command: C) -> C:
                  "and answers ENOSPC; 0 for none.  [default: 3% of the RAM, at least 64M; none for swap]",
         ),
         click.option(
-            "--lock", is_flag=True,
-            help="Lock the device's memory, so that none of it is swapped out. That of swap always is.",
-        ),
-        click.option(
             "--writeback", type=_Value("writeback"), metavar="PATH", shell_complete=completion.files,
             help="Block device or regular file for write-back; its data is lost.",
         ),
@@ -126,6 +122,13 @@ def device_options(command: C) -> C:
     ):
         command = option(command)
     return command
+
+
+def lock_option(command: C) -> C:
+    """--lock, for devices other than swap, which is always locked."""
+    return click.option(
+        "--lock", is_flag=True, help="Lock the device's memory, so that none of it is swapped out to a disk.",
+    )(command)
 
 
 def version(command: C, **more: Any) -> C:

@@ -156,6 +156,8 @@ TABLE = (
            lambda f: f.device.headroom.keep_free, "bytes"),
     Metric(GAUGE, "room_bytes", "What the pool may still take, by each bound that there is.", _room, "bytes",
            labels=("bound",)),
+    Metric(COUNTER, "room_looks", "Looks at what the host and its cgroups can give.",
+           lambda f: f.device.headroom.looks),
     Metric(COUNTER, "room_refused", "Requests for pool memory that the host or a cgroup had no room for.",
            lambda f: f.device.headroom.refused),
     Metric(GAUGE, "mem_used_max_bytes", "Peak of mem_used_bytes.", lambda f: f.store.mem_used_max, "bytes"),
