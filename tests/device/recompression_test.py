@@ -23,8 +23,11 @@ async def box() -> Box:
 
 # ---- recompress and idle ----------------------------------------------------------------------------------
 
+THREE = (Algorithm("lz4"), Algorithm("lz4hc"), Algorithm("zstd", 9))
+
+
 async def three(**more: object) -> Box:
-    box = await Box(size=8 * MIB, secondary=(Algorithm("lz4hc"), Algorithm("zstd", 9)), **more).start()
+    box = await Box(size=8 * MIB, algorithms=THREE, **more).start()
     box.store.write(0, b"".join([prose(1), hard(1), noise(1), bytes(PAGE)]))
     return box
 
@@ -166,7 +169,7 @@ async def test_a_terabyte_without_pages_is_quick(box: Box) -> None:
 
 async def busy_box() -> Box:
     """With 16 MiB that take zstd 19 some seconds."""
-    box = await Box(size=16 * MIB, secondary=(Algorithm("zstd", 19),)).start()
+    box = await Box(size=16 * MIB, algorithms=(Algorithm("lz4"), Algorithm("zstd", 19))).start()
     for slot in range(4096):
         box.store.write(slot * PAGE, prose(slot % 64))
     return box
@@ -246,7 +249,7 @@ async def test_the_loop_goes_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_a_full_pool_says_what_to_do() -> None:
-    box = await Box(size=4 * MIB, secondary=(Algorithm("zstd"),)).start()
+    box = await Box(size=4 * MIB, algorithms=(Algorithm("lz4"), Algorithm("zstd"))).start()
     for slot in range(200):
         box.store.write(slot * PAGE, hard(slot))
     await box.device.command(f"mem_limit={box.store.stats().mem_used_total // 2}")

@@ -121,7 +121,7 @@ async def test_examples_show_what_the_code_prints(device):
     command = "$ cat /mnt/z0/control\n"
     [shown] = [block.split(command)[1] for block in blocks if command in block]
     await device.command("disksize=4G")
-    printed = state.state(device.stats())
+    printed = state.control_text(device.stats())
 
     def names(text: str) -> list[str]:
         return [line[:12].rstrip() for line in text.split("\n\n")[0].splitlines()]

@@ -36,7 +36,7 @@ def mounted(path: Path, **options: str | bool) -> Iterator[int]:
 
 def options_of(path: Path) -> tuple[set[str], str, str, set[str]]:
     """(mount options, type, source, super block options) from mountinfo."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         head, _, tail = line.partition(" - ")
         if leftovers._unescape(head.split()[4]) == str(path):
             kind, source, rest = tail.split()
@@ -218,8 +218,8 @@ USER = """
     subprocess.run(["mknod", "-m", "666", place / "fuse", "c", "10", "229"], check=True)
     subprocess.run(["mount", "--bind", place / "fuse", "/dev/fuse"], check=True)
     from zramfs import mounting
-    from zramfs.lane import Lane
-    from zramfs.store import Store
+    from zramfs.lane.lane import Lane
+    from zramfs.store.store import Store
     point, foreign = place / "mine" / "point", place / "roots"
     foreign.touch()
     point.parent.mkdir()

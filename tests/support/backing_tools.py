@@ -54,7 +54,7 @@ def write_back(
 
 @contextmanager
 def tmpfs(point: Path, size: int) -> Iterator[Path]:
-    """A file system that has room for so many bytes."""
+    """A file system with room for `size` bytes."""
     point.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", point], check=True, timeout=20)
     try:

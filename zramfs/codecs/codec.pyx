@@ -21,8 +21,8 @@ from allocator.prim cimport aligned_alloc
 from zramfs.codecs.compressors cimport *
 from zramfs.codecs.dictionary cimport DICTIONARY_MAX, dictionary_free, dictionary_new, dictionary_t
 from zramfs.codecs.spec import (
-    LEVELS as _LEVELS, expect_algorithm as _expect_algorithm, expect_level as _expect_level,
-    parse_level as _parse_level,
+    DEFAULT_LEVEL as _DEFAULT_LEVEL, LEVELS as _LEVELS, expect_algorithm as _expect_algorithm,
+    expect_level as _expect_level, parse_level as _parse_level,
 )
 
 
@@ -239,6 +239,7 @@ cdef int codec_decompress(codec_ctx_t* ctx, const uint8_t* src, int n, uint8_t* 
 
 _NUMBERS = {_ALGORITHMS[i].name.decode(): i for i in range(4)}
 assert {name: (_ALGORITHMS[i].lowest, _ALGORITHMS[i].highest) for name, i in _NUMBERS.items()} == _LEVELS
+assert {name: _ALGORITHMS[i].standard for name, i in _NUMBERS.items()} == _DEFAULT_LEVEL
 MAX_INPUT = CODEC_MAX_INPUT
 MAX_DICTIONARY = DICTIONARY_MAX
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import pyfuse3
 import trio
 
-from allocator.reserve import prepare_thread
+from allocator.background import prepare_thread
 from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
 from zramfs.host import fusermount, in_use, mounts, stacks

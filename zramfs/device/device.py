@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from allocator.reserve import prepare_thread
+from allocator.background import prepare_thread
 from zramfs.codecs.spec import parse_spec
 from zramfs.errors import ZramfsError
 from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceConfig
