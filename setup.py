@@ -75,6 +75,7 @@ EXTENSIONS = [
     extension("allocator.buddy"),
     extension("allocator.isolation"),
     extension("allocator.arena"),
+    extension("allocator.headroom"),
     extension("allocator.migrate"),
     extension("allocator.compaction"),
     extension("allocator.zsmalloc"),

@@ -156,6 +156,14 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     for name, word in zip(names, files["zram/io_stat"].split(), strict=True):
         expect(name, int(word)) if name else None
 
+    head = device.stats().headroom
+    expect("keep_free_bytes", head.keep_free)
+    limit = int(files["zram/mm_stat"].split()[3]) - int(files["zram/mm_stat"].split()[2])
+    for bound, room in (("host", head.host_room), ("cgroup", head.group_room), ("mem_limit", limit)):
+        expect("room_bytes", room, f"bound={bound}") if room is not None else None
+    expect("room_looks_total", head.looks)
+    expect("room_refused_total", 0)
+
     expect("algorithms", 1, f"algorithm={algorithm}", "dictionary=", "level=5", "priority=0")
     expect("access_times", 0)
     done = device.stats().recompression
@@ -327,8 +335,8 @@ def every_field(stats: object) -> Iterator[str]:
 ELSEWHERE = {
     *(f"LaneStats.{operation}_{what}" for operation in OPERATIONS for what in ("ios", "ms")),
     "LaneStats.queue_ms", "StoreStats.mem_limit", "ClassStats.index", "ClassStats.objs_per_zspage",
-    "DeviceStats.last_error", "MemoryStats.won", "MemoryStats.store", "BackingSettings.path",
-    "DeviceStats.proactiveness", "TaskStats.last_error",
+    "DeviceStats.last_error", "DeviceStats.room", "MemoryStats.won", "MemoryStats.store",
+    "BackingSettings.path", "DeviceStats.proactiveness", "TaskStats.last_error",
 }
 
 

@@ -96,6 +96,13 @@ def _longest(row: Row) -> float | None:
     return scrape.parse(row.files["metrics"], f"{row.directory}/metrics").value("longest_request_seconds")
 
 
+def _room(row: Row) -> int | None:
+    if "metrics" not in row.files:
+        return None
+    rooms = scrape.parse(row.files["metrics"], f"{row.directory}/metrics").by("room_bytes", "bound")
+    return int(min(rooms.values())) if rooms else None
+
+
 def _mountpoint(row: Row) -> str | None:
     for mount in mounts.mounts():
         if mount.source in row.loops:
@@ -114,6 +121,8 @@ COLUMNS = {
     "TOTAL": Column("memory the pool takes for the data", lambda row: row.mm_stat(2), human=format_size),
     "MEM-LIMIT": Column("the most the pool may take, 0 = no limit", lambda row: row.mm_stat(3),
                         human=format_size),
+    "MEM-ROOM": Column("what the pool may still take, by its limit, the host and memory cgroups", _room,
+                       human=format_size, file="metrics"),
     "MEM-USED": Column("the most that the pool has taken", lambda row: row.mm_stat(4), human=format_size),
     # In pages; zramctl shows them as if they were bytes, and who reads its output gets the same here.
     "MIGRATED": Column("pages freed by compaction", lambda row: row.mm_stat(6), human=format_size),

@@ -64,6 +64,7 @@ class Compactor:
         # Which a store signals when objects were freed. It outlives a run() that failed: a store keeps a
         # duplicate of the first one that it is given.
         self._wake_fd = -1
+        self.is_short: Callable[[], bool] = lambda: False  # whether the host is about to refuse memory
         # Held by whoever drives the store's migration and balloon: slices here, `compact`, `reset`.
         self.lock = trio.Lock()
         self._poke = trio.Event()
@@ -164,7 +165,7 @@ class Compactor:
 
     def _near_limit(self, store: Store) -> bool:
         s = store.stats()
-        return bool(s.mem_limit) and s.mem_used_total > NEAR_LIMIT * s.mem_limit
+        return self.is_short() or bool(s.mem_limit) and s.mem_used_total > NEAR_LIMIT * s.mem_limit
 
     async def _round(self, store: Store) -> bool:
         """One pass of everything over the whole pool. True if it gave something back."""

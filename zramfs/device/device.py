@@ -39,6 +39,7 @@ from .backing_store import BackingStore
 from .ballast import Ballast
 from .compactor import Compactor
 from .handlers import ALONE, LONG, SHORT
+from .host_memory import HostMemory
 from .idle_work import IdleWork
 from .jobs import Jobs
 from .long_work import LongWork
@@ -86,6 +87,9 @@ class Device:
         self.long_work = LongWork(self, self._post, self.backing_store, self.compactor, self.policies)
         for policy in config.policies:
             self.policies.set(policy.kind, policy)
+        self.host_memory = HostMemory(
+            config, lambda: self._store, (self.compactor.poke, self.policies.hurry))
+        self.compactor.is_short = lambda: self.host_memory.is_near
         self.task_stats = {name: TaskStats(name) for name in self.background_tasks()}
 
     async def start(self) -> None:
@@ -107,8 +111,8 @@ class Device:
 
     def background_tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """What is to run beside the lane, by name. Each may be started again; task_stats counts that."""
-        trimmer = self.backing_store.run
-        return {"compactor": self.compactor.run, "trimmer": trimmer, "policies": self.policies.run}
+        return {"compactor": self.compactor.run, "trimmer": self.backing_store.run,
+                "policies": self.policies.run, "host memory": self.host_memory.run}
 
     def resume(self) -> None:
         """The trio loop has ended with all its tasks, whatever they were doing, and a new one runs."""
@@ -203,6 +207,7 @@ class Device:
             policies=self.policies.stats(),
             ballast=self._ballast.stats if self._ballast else BallastStats(),
             proactiveness=self.compactor.proactiveness,
+            headroom=self.host_memory.headroom.stats(), room=self.host_memory.room(),
             wipe=self._config.wipe,
             tasks=tuple(self.task_stats.values()),
         )
@@ -263,8 +268,7 @@ class Device:
     async def set_disksize(self, size: int) -> None:
         if size == 0:
             raise ZramfsError(
-                errno.EINVAL, "expected a disksize above 0; to drop a device's data and size, use reset"
-            )
+                errno.EINVAL, "expected a disksize above 0; to drop a device's data and size, use reset")
         if self._store:
             raise ZramfsError(
                 errno.EBUSY,
@@ -281,6 +285,7 @@ class Device:
             self._lane_before = self._lane.stats()
             self._algorithms = algorithms.unread(Algorithm(DEFAULT_ALGO))
             self._mem_limit = 0
+            self.host_memory.forget()
             self._post.forget()
             self.policies.forget()
             await self._drop_store()
@@ -290,8 +295,7 @@ class Device:
     async def set_proactiveness(self, value: int) -> None:
         if not 0 <= value <= 100:
             raise ZramfsError(
-                errno.EINVAL, f"expected a proactiveness of 0 (never by itself) to 100, got {value}"
-            )
+                errno.EINVAL, f"expected a proactiveness of 0 (never by itself) to 100, got {value}")
         self.compactor.proactiveness = value
         self.compactor.poke()
 
@@ -391,12 +395,12 @@ class Device:
         if size > MAX_DISKSIZE:
             # ENOMEM, as the kernel answers for a size whose table it cannot allocate.
             raise ZramfsError(
-                errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}"
-            )
+                errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}")
 
         def make() -> Store:
             store = Store(size, mem_limit=self._mem_limit, reserve=self._config.reserve,
                           backing=self.backing_store.backing, wipe=self._config.wipe,
+                          headroom=self.host_memory.headroom,
                           **algorithms.store_arguments(self._algorithms))
             try:
                 store.access_times = self._access_times
@@ -418,8 +422,7 @@ class Device:
         self.long_work.won = None
         self.compactor.poke()
         log.info(
-            "%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level
-        )
+            "%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level)
 
     async def _drop_store(self) -> None:
         """Frees all data, when no slice of the compactor is at work on it."""

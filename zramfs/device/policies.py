@@ -84,6 +84,7 @@ class Work(Protocol):
 class _Followed:
     stats: PolicyStats
     changed: trio.Event = field(default_factory=trio.Event)
+    hurry: trio.Event = field(default_factory=trio.Event)
     ledger: Ledger = field(default_factory=Ledger)
 
 
@@ -118,6 +119,11 @@ class Policies:
         state = self._states[kind]
         state.stats = replace(state.stats, policy=policy, last_error=None)
         state.changed.set()
+
+    def hurry(self) -> None:
+        """Memory is short: the next round of each is due at once, or after MIN_INTERVAL."""
+        for state in self._states.values():
+            state.hurry.set()
 
     def forget(self) -> None:
         """All off, and what they have done is forgotten. What was written in the last 24 hours is not:
@@ -163,7 +169,10 @@ class Policies:
         interval = min(max(policy.idle / LOOKS, MIN_INTERVAL), MAX_INTERVAL)
         defer = 1
         while True:
-            await trio.sleep(interval * defer)
+            await trio.sleep(MIN_INTERVAL * defer)
+            state.hurry = trio.Event()
+            with trio.move_on_after((interval - MIN_INTERVAL) * defer):
+                await state.hurry.wait()
             if not self._work.ready:
                 continue
             before = state.stats.done

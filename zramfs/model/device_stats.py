@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .config import Algorithm
 
 if TYPE_CHECKING:
-    from allocator.stats import BalloonStats, CompactionStats
+    from allocator.stats import BalloonStats, CompactionStats, HeadroomStats
 
     from .stats import (
         BackingSettings,
@@ -55,7 +55,8 @@ class MemoryStats:
 class DeviceStats:
     """disksize, mem_limit in bytes, 0 = not set up, no limit; level None = the codec's default;
     algorithms by priority, the first being algo and level; store None while the device is not set up;
-    lane: its counters since the last reset."""
+    lane: its counters since the last reset; room: bytes that the pool may take before writes get ENOSPC, by
+    mem_limit, the host and the memory cgroups, None = not bounded."""
 
     name: str
     directory: Path
@@ -80,6 +81,8 @@ class DeviceStats:
     proactiveness: int
     wipe: bool
     tasks: tuple[TaskStats, ...]
+    headroom: HeadroomStats
+    room: int | None
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:

@@ -134,6 +134,13 @@ def _algorithms(f: Figures) -> Value:
     }
 
 
+def _room(f: Figures) -> Value:
+    d = f.device
+    limit = max(0, d.mem_limit - f.store.mem_used_total) if d.mem_limit else None
+    bounds = {"mem_limit": limit, "host": d.headroom.host_room, "cgroup": d.headroom.group_room}
+    return {(bound,): room for bound, room in bounds.items() if room is not None}
+
+
 TABLE = (
     # the device
     Metric(GAUGE, "device_info", "1; what it is, in the labels.", _info, labels=_INFO_LABELS),
@@ -151,6 +158,14 @@ TABLE = (
            lambda f: f.store.mem_used_total, "bytes"),
     Metric(GAUGE, "mem_limit_bytes", "The most that the pool may take, 0 for no limit.",
            lambda f: f.device.mem_limit, "bytes"),
+    Metric(GAUGE, "keep_free_bytes", "Memory of the host that is left to others, 0 for none.",
+           lambda f: f.device.headroom.keep_free, "bytes"),
+    Metric(GAUGE, "room_bytes", "What the pool may still take, by each bound that there is.", _room, "bytes",
+           labels=("bound",)),
+    Metric(COUNTER, "room_looks", "Looks at what the host and its cgroups can give.",
+           lambda f: f.device.headroom.looks),
+    Metric(COUNTER, "room_refused", "Requests for pool memory that the host or a cgroup had no room for.",
+           lambda f: f.device.headroom.refused),
     Metric(GAUGE, "mem_used_max_bytes", "Peak of mem_used_bytes.", lambda f: f.store.mem_used_max, "bytes"),
     Metric(GAUGE, "same_pages", "Stored pages that hold one repeated word and take no memory.",
            lambda f: f.store.same_pages),

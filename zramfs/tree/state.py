@@ -24,6 +24,8 @@ def status_line(stats: DeviceStats) -> str:
         f"; {count} {what} failed" if count else ""
         for count, what in ((store.failed_writes, "writes"), (store.failed_reads, "reads"))
     )
+    if stats.headroom.room == 0:
+        failed += "; no memory for more"
     return (f"{format_size(store.orig_data_size)} of {format_size(stats.disksize)} stored in "
             f"{format_size(store.mem_used_total)}{limit}{ratio}{failed}")
 
@@ -89,6 +91,18 @@ def _tasks(stats: DeviceStats) -> str:
     return "; ".join(failed) or "all run"
 
 
+def _room(stats: DeviceStats) -> str:
+    """What the pool may still take, and what bounds that."""
+    head = stats.headroom
+    floor = f"{format_size(head.keep_free)} of the host's memory are kept free" if head.keep_free else ""
+    if stats.room is None:
+        return "not bounded: no mem_limit, no keep_free, and no memory cgroup with a limit"
+    bound = {head.group_room: "by a memory cgroup", head.host_room: "by the host's memory"}.get(
+        stats.room, "by mem_limit")
+    refused = f"; {head.refused} times there was none" if head.refused else ""
+    return f"{format_size(stats.room)} more, bounded {bound}" + (f"; {floor}" if floor else "") + refused
+
+
 def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
     dictionary = stats.algorithms[0].dictionary
     level = ("" if stats.level is None else f", level {stats.level}") + (
@@ -107,6 +121,7 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
             ("compressed", format_size(store.compr_data_size)),
             ("memory", f"{format_size(store.mem_used_total)} in the pool, at most "
                        f"{format_size(store.mem_used_max)}, {limit}; {format_size(store.resident)} resident"),
+            ("room", _room(stats)),
             ("ratio", f"{ratio:.2f} (data / memory)" if ratio else "none: no data in memory"),
             ("failed I/O", f"{store.failed_reads} reads, {store.failed_writes} writes"),
             ("recompressed", _recompression(stats)),
