@@ -105,6 +105,10 @@ async def _set_policy(device: Device, text: str) -> None:
     await device.set_policy(kind, policy)
 
 
+async def _govern(device: Device, text: str) -> None:
+    await (device.governor.take() if _switch(text) else device.governor.let_go())
+
+
 def _whole_number(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise ZramfsError(errno.EINVAL, f"expected a whole number, got {printable(text.encode())}")
@@ -155,6 +159,7 @@ COMMANDS = {
         Command("mem_used_max", "0", "forget the peak of the memory used", _reset_peak),
         Command("proactiveness", "0..100", "how readily the pool is compacted unasked, 0 for never",
                 lambda device, text: device.set_proactiveness(_whole_number(text))),
+        Command("govern", "on|off", "keep the file system on disk's loop device within mem_limit", _govern),
         Command("balloon", "SIZE", "memory to keep from the pool, for the host",
                 lambda device, text: device.set_balloon(_size(text))),
     )

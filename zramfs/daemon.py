@@ -95,6 +95,7 @@ class _Daemon:
                         (self.device.compactor.run,),
                         (self.device.backing_store.run,),
                         (self.device.policies.run,),
+                        (self.device.governor.run,),
                     ):
                         nursery.start_soon(self.guard, task, *arguments)
                     await self.become_ready()

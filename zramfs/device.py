@@ -26,6 +26,7 @@ from .compactor import Compactor
 from .config import DEFAULT_ALGO, Algorithm, DeviceConfig
 from .device_stats import DeviceStats, MemoryStats, since
 from .errors import ZramfsError
+from .governor import Governor
 from .idle import IdleWork
 from .jobs import Jobs
 from .memparse import page_align
@@ -67,6 +68,7 @@ class Device:
         self.backing_store = BackingStore(self.jobs, self._in_thread, lambda: self._store)
         self.compactor = Compactor(lambda: self._store, self.requests)
         self.compactor.proactiveness = config.proactiveness
+        self.governor = Governor(lambda: self._store, lambda: None, config.rundir / "disk")
         self.policies = Policies(IdleWork(self, self._post))
         for policy in config.policies:
             self.policies.set(policy.kind, policy)
@@ -158,6 +160,7 @@ class Device:
             writeback=self.backing_store.done,
             policies=self.policies.stats(),
             ballast=self._ballast.stats if self._ballast else BallastStats(),
+            governor=self.governor.stats,
         )
 
     @property
@@ -277,6 +280,7 @@ class Device:
     async def set_mem_limit(self, limit: int) -> None:
         limit = page_align(limit)
         if self._store:
+            self.governor.expect_limit(limit)
             self._store.set_mem_limit(limit)
             self.compactor.poke()
         self._mem_limit = limit

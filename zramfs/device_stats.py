@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .compactor import CompactorStats
     from .lane import LaneStats
     from .policies import PolicyStats
-    from .stats import BackingStats, BallastStats, RecompressionStats, StoreStats, WritebackStats
+    from .stats import (
+        BackingStats, BallastStats, GovernorStats, RecompressionStats, StoreStats, WritebackStats)
 
 # The counters of LaneStats that `reset` sets to zero, as the kernel does with those of its disk.
 _LANE_COUNTERS = (
@@ -70,6 +71,7 @@ class DeviceStats:
     writeback: WritebackStats
     policies: tuple[PolicyStats, ...]
     ballast: BallastStats
+    governor: GovernorStats
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:

@@ -123,6 +123,7 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
         new.update(loop=device, attached=attached, fs=wanted.type)
         ramdisk.make_file_system(wanted.type, device)
         ramdisk.mount(wanted, device)
+        ramdisk.govern(new.tree)
     else:
         state = new.update(loop=device, attached=attached)
         for note in [*state.notes, _raise_watermark(new, wanted)]:

@@ -96,6 +96,21 @@ def _set_owner(wanted: FileSystem, device: str) -> None:
         os.close(fd)
 
 
+def govern(tree: Path) -> None:
+    """Has the daemon keep the new file system within the pool's limit. Raises ZramfsError."""
+    control = tree / "control"
+    try:
+        fd = os.open(control, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"govern=on\n")
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise ZramfsError(
+            error.errno or errno.EIO, f"the file system cannot be kept within the limit: {error.strerror}; "
+            f"the reason is in {tree.parent / 'log'}") from None
+
+
 def mounted(device: str, mountpoint: Path) -> bool:
     """True if the file system on `device` is what stands on `mountpoint`."""
     mount = busy.mount_at(mountpoint)

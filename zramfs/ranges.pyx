@@ -5,7 +5,7 @@ from libc.errno cimport EAGAIN, EINVAL, ENXIO
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from allocator.prim cimport add64, load32, load64, peek64
+from allocator.prim cimport add64, cas64, load32, load64, peek64, write
 from zramfs.slots cimport *
 
 
@@ -91,12 +91,24 @@ cdef int write_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end, 
     return 0
 
 
+cdef inline void note_change(store_t* st, uint64_t n) noexcept nogil:
+    """Wakes whoever keeps a file system within the pool's limit, when so much has changed."""
+    cdef uint64_t changed, at, one = 1
+    if load32(&st.watched) == 0:
+        return
+    changed = add64(&st.changed, n)
+    at = peek64(&st.change_at)
+    if at != 0 and changed >= at and cas64(&st.change_at, at, 0):
+        write(st.change_fd, &one, sizeof(one))
+
+
 cdef int store_write(store_t* st, store_ctx_t* ctx, uint64_t off, const uint8_t* buf, uint64_t n,
                      uint64_t* done) noexcept nogil:
     cdef uint64_t end = off + n, piece, chunk
     cdef int r
     if not in_range(st, off, n) or done[0] > n:
         return -EINVAL
+    note_change(st, n - done[0])
     off += done[0]
     buf += done[0]
     while off < end:
@@ -154,6 +166,7 @@ cdef int store_zero(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t n, uin
     if last > first and not done[0]:
         add64(&st.notify_free, last - first)
         free_pages(st, first, last)
+        note_change(st, (last - first) << PAGE_SHIFT)
         done[0] = 1
     if first > last:
         return zero_part(st, ctx, off, end)

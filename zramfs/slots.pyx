@@ -196,7 +196,7 @@ cdef void prepare(store_t* st, store_ctx_t* ctx, const uint8_t* page) noexcept n
     """Decides how a page will be kept, and compresses it; touches nothing shared."""
     cdef int n
     ctx.bits = 0
-    ctx.over = 0
+    ctx.over = load32(&st.headroom)
     if same_filled(page, &ctx.word):
         ctx.type = SAME if fits_slot(ctx.word) else SAME_OBJ
         ctx.data = <const uint8_t*>&ctx.word
@@ -211,6 +211,7 @@ cdef void prepare(store_t* st, store_ctx_t* ctx, const uint8_t* page) noexcept n
         ctx.type = HUGE
         ctx.data = page
         ctx.size = PAGE
+        ctx.over = load32(&st.raw_headroom)
 
 
 cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t old) noexcept nogil:

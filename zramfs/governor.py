@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+# Order of the trio locks: Device._busy, Governor._turn, WardenLink's.
+"""Keeps the file system on a device from asking for more memory than the pool may take.
+
+Four steps, each for what the one before lets through (docs/operations.md, "A file system that is full"):
+ 1. little of what was written waits in the page cache;
+ 2. the file system's users get as many free blocks as the pool can take at its present ratio;
+ 3. past the limit there is a reserve, for what was promised and what is overwritten; in it writers are braked;
+ 4. in the second half of the reserve the file system is frozen, until there is room.
+
+All that decides is in here; warden.py acts.
+"""
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from . import busy, loops
+from .errors import ZramfsError
+from .sizes import format_size
+from .stats import GovernorStats
+from .warden_link import WardenLink
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .store import Store
+
+log = logging.getLogger(__name__)
+
+PAGE = 4096
+MIB = 1 << 20
+# A sixteenth of the limit; less than 12 MiB would leave less than 3 MiB for the page cache, and writers then
+# wait more than they write (ext4, 400 MiB: 110 MiB/s with 2 MiB, 140 to 170 with 8, 137 to 171 unbounded).
+RESERVE_SHARE = 16
+LEAST_RESERVE, MOST_RESERVE = 12 * MIB, 256 * MIB
+# What the pool may grow by before a new bound is in force.
+REACTION = 32 * MIB
+# Bytes of change after which the bound is looked at again, of an eighth of what is left.
+LEAST_STEP, MOST_STEP = MIB // 4, 16 * MIB
+# Seconds between two looks while nothing changes: what compaction wins, and the host's memory.
+INTERVAL = 1.0
+BRAKED_BYTES = PAGE  # that may wait in the page cache for a writer who is braked
+
+
+def reserve_for(limit: int) -> int:
+    """Bytes that a governed pool may take beyond `limit`."""
+    return min(max(limit // RESERVE_SHARE, LEAST_RESERVE), MOST_RESERVE)
+
+
+def allowance(room: int, reserve: int, ratio: float) -> int:
+    """Bytes of new blocks that a file system may give out, when the pool may take `room` bytes more and then
+    a reserve, and has stored `ratio` bytes in each of its own.
+
+    What the room takes at that ratio. But data may come that does not compress: what the pool can take of
+    that before it must be frozen is given in any case, and the rest only as far as it comes too late for
+    the next look.
+    """
+    if room <= 0:
+        return 0
+    safe = room + reserve // 4  # half of the reserve, less what may wait in the page cache
+    return int(min(ratio * room, safe + max(0.0, ratio - 1) * max(0, safe - REACTION)))
+
+
+class Governor:
+    """store: the device's, or None. host_room: bytes that the host lets the pool take, None = any number.
+    disk: the file under the loop device of the file system that is governed."""
+
+    def __init__(self, store: Callable[[], Store | None], host_room: Callable[[], int | None], disk: Path) -> None:
+        self._store = store
+        self._host_room = host_room
+        self._disk = disk
+        self._turn = trio.Lock()
+        self._link: WardenLink | None = None
+        self._linked = trio.Event()
+        self._poke = trio.Event()
+        # A limit that was lowered below what is stored leaves that where it is.
+        self._base = 0
+        self._limit = 0
+        self._waits: int | None = None
+        self.stats = GovernorStats()
+
+    async def take(self) -> None:
+        """Governs the file system on the device from here on. Raises ZramfsError: ENOENT when none is mounted,
+        EBUSY when one is governed, and what the warden is refused."""
+        async with self._turn:
+            if self._link is not None:
+                raise ZramfsError(errno.EBUSY, f"the file system on {self.stats.mountpoint} is governed already")
+            store = self._store()
+            if store is None:
+                raise ZramfsError(errno.EINVAL, "there is nothing to govern: the device is not set up")
+            mount = await trio.to_thread.run_sync(self._find)
+            link = await WardenLink.start()
+            try:
+                await link.ask("take", mountpoint=str(mount.mountpoint), device=mount.source, fstype=mount.fstype)
+                self._limit = self._base = 0
+                self._waits = None
+                self.stats = replace(self.stats, state="on", mountpoint=str(mount.mountpoint), fstype=mount.fstype)
+                await self._look(link, store)
+            except BaseException:
+                self._forget()
+                await link.close()
+                raise
+            self._link = link
+            self._linked.set()
+        log.info("the file system on %s is kept within the pool's limit", mount.mountpoint)
+
+    async def let_go(self) -> None:
+        """Ends that; without effect when nothing is governed."""
+        async with self._turn:
+            if self._link is not None:
+                await self._link.close()
+
+    def expect_limit(self, limit: int) -> None:
+        """To be called before the pool gets another limit: a limit below what is stored must not make the file
+        system's next write fail."""
+        store = self._store()
+        if self._link is not None and store is not None:
+            above = max(0, self._used(store) - limit) if limit else 0
+            store.set_headroom((reserve_for(limit) + above) // PAGE)
+            self._poke.set()
+
+    def _used(self, store: Store) -> int:
+        return store.stats().mem_used_total + store.balloon.stats().pages * PAGE
+
+    async def run(self) -> None:
+        wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            while True:
+                await self._linked.wait()
+                await self._govern(wake_fd)
+        finally:
+            os.close(wake_fd)
+
+    def _find(self) -> busy.Mount:
+        devices = loops.find(self._disk)
+        for mount in busy.mounts():
+            if mount.source in devices:
+                return mount
+        raise ZramfsError(
+            errno.ENOENT, f"expected a file system on a loop device on {self._disk}, but none is mounted")
+
+    async def _govern(self, wake_fd: int) -> None:
+        """Until nobody has the file system mounted any more, or the warden ends for another reason."""
+        link = self._link
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._looks, link, wake_fd)
+            await link.ended()
+            nursery.cancel_scope.cancel()
+        async with self._turn:
+            log.info("the file system on %s is no longer governed", self.stats.mountpoint)
+            self._forget()
+            await link.close()
+            self._link = None
+            self._linked = trio.Event()
+
+    def _forget(self) -> None:
+        self.stats = replace(self.stats, state="off", mountpoint="", fstype="", reserve=0, allowed=None, withheld=0)
+        if (store := self._store()) is not None:
+            store.set_headroom(0)
+
+    async def _looks(self, link: WardenLink, wake_fd: int) -> None:
+        while (store := self._store()) is not None:
+            step = LEAST_STEP if self.stats.room is None else self.stats.room // 8
+            store.wake_after_change(min(max(step, LEAST_STEP), MOST_STEP), wake_fd)
+            await self._wait(wake_fd)
+            async with self._turn:
+                if self._store() is not store:
+                    return
+                try:
+                    await self._look(link, store)
+                except ZramfsError as error:
+                    if error.errno in (errno.EPIPE, errno.ETIMEDOUT):
+                        return
+                    self._complain(str(error))
+
+    def _complain(self, sentence: str) -> None:
+        if sentence != self.stats.last_error:
+            log.warning("%s: %s", self.stats.mountpoint, sentence)
+        self.stats = replace(self.stats, last_error=sentence)
+
+    async def _wait(self, wake_fd: int) -> None:
+        self._poke = trio.Event()
+        with trio.move_on_after(INTERVAL):
+            async with trio.open_nursery() as nursery:
+                async def woken(wait: Callable, *arguments: object) -> None:
+                    await wait(*arguments)
+                    nursery.cancel_scope.cancel()
+                nursery.start_soon(woken, self._poke.wait)
+                nursery.start_soon(woken, trio.lowlevel.wait_readable, wake_fd)
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(wake_fd)
+
+    async def _look(self, link: WardenLink, store: Store) -> None:
+        """Puts in force what the pool's state asks for."""
+        stats = store.stats()
+        used = self._used(store)
+        limit, host = stats.mem_limit, self._host_room()
+        self._base = max(limit, used if limit != self._limit else min(self._base, used))
+        self._limit = limit
+        reserve = reserve_for(limit) if limit or host is not None else 0
+        store.set_headroom((reserve + self._base - limit) // PAGE)
+        rooms = [*([limit - used] if limit else []), *([host - reserve] if host is not None else [])]
+        room = min(rooms, default=None)
+        # How far into the reserve; what a lowered limit left above it does not count.
+        over = max([*([used - self._base] if limit else []), *([reserve - host] if host is not None else [])], default=0)
+        held = stats.orig_data_size - stats.written_back * PAGE
+        prior = max(1, limit // 16)  # of data that does not compress: few pages are no measure
+        ratio = (held + prior) / (stats.mem_used_total + prior)
+        allowed = None if room is None else allowance(room, reserve, ratio)
+        answer = await link.ask("allow", bytes=allowed)
+        self.stats = replace(self.stats, room=room, reserve=reserve, allowed=allowed, ratio=ratio,
+                             free=answer["free"], withheld=answer["withheld"], over=max(0, over))
+        await self._bound(link, reserve, braked=over > reserve // 8)
+        await self._freeze_or_thaw(link, answer["frozen"], over, reserve)
+
+    async def _bound(self, link: WardenLink, reserve: int, *, braked: bool) -> None:
+        wait = BRAKED_BYTES if braked else reserve // 4 or None
+        if wait != self._waits:
+            self._waits = wait
+            try:
+                await link.ask("wait", bytes=wait)
+            except ZramfsError as error:
+                self._complain(f"what waits in the page cache cannot be bounded: {error}")
+
+    async def _freeze_or_thaw(self, link: WardenLink, frozen: str, over: int, reserve: int) -> None:
+        state = "on" if over <= reserve // 8 else "braked"
+        if frozen == "no" and reserve and over > reserve // 2:
+            frozen = (await link.ask("freeze"))["frozen"]
+            self.stats = replace(self.stats, freezes=self.stats.freezes + 1, since=time.time())
+            log.warning(
+                "%s is frozen: what was overwritten compresses worse than before, and the pool is %s above its "
+                "limit. Writers wait until there is room: raise mem_limit by that, and delete something",
+                self.stats.mountpoint, format_size(over))
+        elif frozen != "no" and over <= 0:
+            await link.ask("thaw")
+            log.warning("%s goes on: there is room", self.stats.mountpoint)
+            frozen = "no"
+        elif frozen not in ("no", "freezing", "yes"):
+            self._complain(f"could not be frozen: {frozen}")
+        self.stats = replace(self.stats, state="frozen" if frozen != "no" else state)

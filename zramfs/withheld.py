@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Free blocks of a mounted file system that its users do not get.
+
+A file system on a device that may run out of memory has more free blocks than the device can take data. Each
+of these classes takes some out of its users' reach, so that a program that writes too much gets ENOSPC from
+the file system at once.
+
+    ext4    blocks reserved for what was promised already: /sys/fs/ext4/loopN/reserved_clusters
+    xfs     the same, by the ioctl XFS_IOC_SET_RESBLKS
+    others  files without a name (O_TMPFILE), whose blocks are allocated and never written. They vanish with
+            the process that has them open
+
+The first two are one number in the kernel (12 us a change, no I/O, also for root) and say nothing of whose
+the blocks are. Not to be used in a process that serves the device: others may wait for its I/O.
+"""
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+
+class Withheld(ABC):
+    """directory: an open directory of the file system. All sizes are bytes."""
+
+    works_frozen = False  # whether allow() may be called while the file system is frozen
+
+    def __init__(self, directory: int, device: str) -> None:
+        self.directory = directory
+        self.device = device
+        self.block = os.fstatvfs(directory).f_frsize
+
+    @abstractmethod
+    def free(self) -> int:
+        """What is in nobody's files, with what is withheld."""
+
+    @abstractmethod
+    def withheld(self) -> int: ...
+
+    @abstractmethod
+    def withhold(self, nbytes: int) -> None:
+        """About as much. Raises OSError."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives everything back."""
+
+    def allow(self, nbytes: int) -> None:
+        """Leaves about `nbytes` to the users. Raises OSError."""
+        self.withhold(max(0, self.free() - nbytes))
+
+
+class ReservedClusters(Withheld):
+    """ext4."""
+
+    works_frozen = True
+
+    def __init__(self, directory: int, device: str) -> None:
+        super().__init__(directory, device)
+        self._file = Path(f"/sys/fs/ext4/{Path(device).name}/reserved_clusters")
+        self._least = self._read()
+        self._write(self._least)  # where /sys is read-only it fails here
+
+    def free(self) -> int:
+        return os.fstatvfs(self.directory).f_bfree * self.block
+
+    def withheld(self) -> int:
+        return self._read() * self.block
+
+    def withhold(self, nbytes: int) -> None:
+        self._write(max(self._least, nbytes // self.block))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._write(self._least)
+
+    def _read(self) -> int:
+        return int(self._file.read_text(encoding="ascii"))
+
+    def _write(self, blocks: int) -> None:
+        self._file.write_text(str(blocks), encoding="ascii")
+
+
+class ReservedBlocks(Withheld):
+    """xfs. Blocks that are freed go to the reserve first, while that is not full."""
+
+    _SET = 3 << 30 | 16 << 16 | ord("X") << 8 | 114
+    _GET = 2 << 30 | 16 << 16 | ord("X") << 8 | 115
+    _BLOCKS = struct.Struct("=QQ")  # wanted, there
+
+    def __init__(self, directory: int, device: str) -> None:
+        super().__init__(directory, device)
+        self._least, _ = self._call(self._GET)
+
+    def free(self) -> int:
+        return os.fstatvfs(self.directory).f_bfree * self.block + self.withheld()
+
+    def withheld(self) -> int:
+        return self._call(self._GET)[1] * self.block
+
+    def withhold(self, nbytes: int) -> None:
+        self._call(self._SET, max(self._least, nbytes // self.block))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._call(self._SET, self._least)
+
+    def _call(self, request: int, wanted: int = 0) -> tuple[int, int]:
+        answer = fcntl.ioctl(self.directory, request, self._BLOCKS.pack(wanted, 0))
+        found, there = self._BLOCKS.unpack(answer)
+        return found, there
+
+
+class NamelessFiles(Withheld):
+    """Any file system with O_TMPFILE and fallocate.
+
+    Files of one size, so that giving some back is closing them: btrfs cannot shorten a file when it has no
+    block left, but it can drop one.
+    """
+
+    _MOST = 512  # files
+    _LEAST = 1 << 20  # bytes of each
+
+    def __init__(self, directory: int, device: str) -> None:
+        super().__init__(directory, device)
+        total = os.fstatvfs(directory).f_blocks * self.block
+        self._size = max(self._LEAST, -(-total // self._MOST // self.block) * self.block)
+        self._files: list[int] = []
+
+    def free(self) -> int:
+        return os.fstatvfs(self.directory).f_bavail * self.block + self.withheld()
+
+    def withheld(self) -> int:
+        return len(self._files) * self._size
+
+    def withhold(self, nbytes: int) -> None:
+        wanted = -(-nbytes // self._size)
+        while len(self._files) > wanted:
+            os.close(self._files.pop())
+        while len(self._files) < wanted:
+            if not self._add():
+                return
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.pop())
+
+    def _add(self) -> bool:
+        """False when the file system has no room for another."""
+        file = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self.directory)
+        try:
+            os.posix_fallocate(file, 0, self._size)
+        except OSError as error:
+            os.close(file)
+            if error.errno == errno.ENOSPC:
+                return False
+            raise
+        self._files.append(file)
+        return True
+
+
+class BtrfsFiles(NamelessFiles):
+    """btrfs, whose statfs leaves out what the running transaction has taken: asked is what it allocates by."""
+
+    def __init__(self, directory: int, device: str) -> None:
+        super().__init__(directory, device)
+        name = Path(device).name
+        places = [each for each in Path("/sys/fs/btrfs").glob("*/devices/" + name)]
+        if not places:
+            raise OSError(errno.ENOENT, f"/sys/fs/btrfs/*/devices has no {name}")
+        self._place = places[0].parent.parent / "allocation"
+        self._total = int(Path(f"/sys/block/{name}/size").read_text(encoding="ascii")) * 512
+
+    def free(self) -> int:
+        unallocated, free = self._total, 0
+        for kind in ("mixed", "data", "metadata", "system"):
+            if not (self._place / kind).is_dir():
+                continue
+            unallocated -= self._read(kind, "disk_total")
+            if kind in ("mixed", "data"):
+                taken = sum(self._read(kind, f"bytes_{what}") for what in ("used", "reserved", "may_use", "readonly"))
+                free += self._read(kind, "total_bytes") - taken
+        return max(0, free) + max(0, unallocated - (1 << 20)) + self.withheld()
+
+    def _read(self, kind: str, what: str) -> int:
+        return int((self._place / kind / what).read_text(encoding="ascii"))
+
+
+def of(fstype: str, directory: int, device: str) -> Withheld:
+    """The way for a file system. Raises OSError where there is none."""
+    ways = {"ext4": ReservedClusters, "xfs": ReservedBlocks, "btrfs": BtrfsFiles}
+    try:
+        return ways.get(fstype, NamelessFiles)(directory, device)
+    except OSError:
+        # /sys may be read-only, as in most containers.
+        return NamelessFiles(directory, device)
