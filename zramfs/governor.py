@@ -56,18 +56,22 @@ def reserve_for(limit: int) -> int:
     return min(max(limit // RESERVE_SHARE, LEAST_RESERVE), MOST_RESERVE)
 
 
-def allowance(room: int, reserve: int, ratio: float) -> int:
+def allowance(room: int, reserve: int, ratio: float, *, quick: bool = True) -> int:
     """Bytes of new blocks that a file system may give out, when the pool may take `room` bytes more and then
     a reserve, and has stored `ratio` bytes in each of its own.
 
     What the room takes at that ratio. But data may come that does not compress: what the pool can take of
     that before it must be frozen is given in any case, and the rest only as far as it comes too late for
-    the next look.
+    the next look; nothing of the rest where blocks are not quick to take back, and less altogether: that is btrfs,
+    which writes its own blocks anew at each commit, before it frees the old ones.
     """
+    if not quick:
+        room -= reserve // 4
     if room <= 0:
         return 0
     safe = room + reserve // 4  # half of the reserve, less what may wait in the page cache
-    return int(min(ratio * room, safe + max(0.0, ratio - 1) * max(0, safe - REACTION)))
+    late = max(0, safe - REACTION) if quick else 0
+    return int(min(ratio * room, safe + max(0.0, ratio - 1) * late))
 
 
 class Governor:
@@ -86,6 +90,8 @@ class Governor:
         self._base = 0
         self._limit = 0
         self._waits: int | None = None
+        self._quick = self._prompt = True
+        self._free = 0
         self.stats = GovernorStats()
 
     async def take(self) -> None:
@@ -100,7 +106,9 @@ class Governor:
             mount = await trio.to_thread.run_sync(self._find)
             link = await WardenLink.start()
             try:
-                await link.ask("take", mountpoint=str(mount.mountpoint), device=mount.source, fstype=mount.fstype)
+                found = await link.ask(
+                    "take", mountpoint=str(mount.mountpoint), device=mount.source, fstype=mount.fstype)
+                self._quick, self._prompt, self._free = found["quick"], found["prompt"], found["free"]
                 self._limit = self._base = 0
                 self._waits = None
                 self.stats = replace(self.stats, state="on", mountpoint=str(mount.mountpoint), fstype=mount.fstype)
@@ -163,7 +171,7 @@ class Governor:
             self._linked = trio.Event()
 
     def _forget(self) -> None:
-        self.stats = replace(self.stats, state="off", mountpoint="", fstype="", reserve=0, allowed=None, withheld=0)
+        self.stats = GovernorStats(freezes=self.stats.freezes, last_error=self.stats.last_error)
         if (store := self._store()) is not None:
             store.set_headroom(0)
 
@@ -215,11 +223,15 @@ class Governor:
         held = stats.orig_data_size - stats.written_back * PAGE
         prior = max(1, limit // 16)  # of data that does not compress: few pages are no measure
         ratio = (held + prior) / (stats.mem_used_total + prior)
-        allowed = None if room is None else allowance(room, reserve, ratio)
+        allowed = None if room is None else allowance(room, reserve, ratio, quick=self._quick)
         answer = await link.ask("allow", bytes=allowed)
+        if room is not None and not self._prompt and answer["free"] - self._free > max(room, MIB):
+            # What was deleted lies in the pool until the next commit, up to half a minute.
+            await link.ask("sync")
+        self._free = answer["free"]
         self.stats = replace(self.stats, room=room, reserve=reserve, allowed=allowed, ratio=ratio,
                              free=answer["free"], withheld=answer["withheld"], over=max(0, over))
-        await self._bound(link, reserve, braked=over > reserve // 8)
+        await self._bound(link, reserve, braked=over > reserve // 4)
         await self._freeze_or_thaw(link, answer["frozen"], over, reserve)
 
     async def _bound(self, link: WardenLink, reserve: int, *, braked: bool) -> None:
@@ -232,7 +244,7 @@ class Governor:
                 self._complain(f"what waits in the page cache cannot be bounded: {error}")
 
     async def _freeze_or_thaw(self, link: WardenLink, frozen: str, over: int, reserve: int) -> None:
-        state = "on" if over <= reserve // 8 else "braked"
+        state = "on" if over <= reserve // 4 else "braked"
         if frozen == "no" and reserve and over > reserve // 2:
             frozen = (await link.ask("freeze"))["frozen"]
             self.stats = replace(self.stats, freezes=self.stats.freezes + 1, since=time.time())

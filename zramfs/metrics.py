@@ -120,6 +120,7 @@ def _info(f: Figures) -> Value:
     return {(str(d.directory), d.algo, level, __version__): 1}
 
 
+_GOVERNED = ("off", "on", "braked", "frozen")
 _RECOMPRESSED = ("won", "kept", "no_room", "busy")
 
 
@@ -298,6 +299,21 @@ TABLE = (
            _by_policy(lambda p: p.done.bytes), "bytes", labels=("policy",)),
     Metric(GAUGE, "policy_written_bytes", "Bytes that the policy wrote in the last 24 hours.",
            lambda f: next(p.today for p in f.device.policies if p.kind == "writeback"), "bytes"),
+    # memory/governor
+    Metric(GAUGE, "governor_state", "1 for what the file system's governor does.",
+           lambda f: _by(_GOVERNED, (int(f.device.governor.state == state) for state in _GOVERNED)),
+           labels=("state",)),
+    Metric(GAUGE, "governor_room_bytes", "What the pool may still take, below 0 past its limit.",
+           lambda f: f.device.governor.room, "bytes"),
+    Metric(GAUGE, "governor_reserve_bytes", "What it may take beyond that, and what of it is taken.",
+           lambda f: _by(("size", "used"), (f.device.governor.reserve, f.device.governor.over)), "bytes",
+           labels=("kind",)),
+    Metric(GAUGE, "governor_allowed_bytes", "Free blocks that the file system's users were left.",
+           lambda f: f.device.governor.allowed, "bytes"),
+    Metric(GAUGE, "governor_withheld_bytes", "Free blocks of the file system out of their reach.",
+           lambda f: f.device.governor.withheld, "bytes"),
+    Metric(COUNTER, "governor_freezes", "How often the file system had to be frozen.",
+           lambda f: f.device.governor.freezes),
     # memory/balloon
     Metric(GAUGE, "balloon_target_bytes", "Memory that shall be kept from the pool.",
            _memory(lambda m: m.balloon.target * PAGE), "bytes"),

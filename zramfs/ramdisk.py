@@ -21,7 +21,7 @@ from .programs import run
 MKFS = {
     "ext4": ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard,assume_storage_prezeroed=1"],
     "xfs": ["-q", "-K"],
-    "btrfs": ["-q", "-K", "-m", "single", "-d", "single"],
+    "btrfs": ["-q", "-K", "-M", "-m", "single", "-d", "single"],
 }
 PACKAGE = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
 

@@ -169,6 +169,8 @@ def build(device: Device, disk: Path) -> Directory:
                  read=lambda: attributes.format_compaction(device.memory()).encode()),
             File(name="policies", mode=0o444,
                  read=lambda: attributes.format_policies(device.policies.stats()).encode()),
+            File(name="governor", mode=0o444,
+                 read=lambda: attributes.format_governor(device.governor.stats).encode(errors="replace")),
             File(name="balloon", mode=0o644, write=writer("memory/balloon", attributes.parse_balloon),
                  read=lambda: attributes.format_balloon(device.memory()).encode()),
             File(name="proactiveness", mode=0o644,

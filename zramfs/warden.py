@@ -76,7 +76,8 @@ class Warden:
 
     def look(self) -> dict[str, object]:
         assert self._space is not None
-        return {"frozen": self._frozen, "free": self._space.free(), "withheld": self._space.withheld()}
+        return {"frozen": self._frozen, "free": self._space.free(), "withheld": self._space.withheld(),
+                "quick": self._space.quick, "prompt": self._space.prompt}
 
     def allow(self, nbytes: int | None) -> dict[str, object]:
         assert self._space is not None

@@ -28,6 +28,8 @@ class Withheld(ABC):
     """directory: an open directory of the file system. All sizes are bytes."""
 
     works_frozen = False  # whether allow() may be called while the file system is frozen
+    quick = True  # whether withhold() is done in much less time than a write takes
+    prompt = False  # whether what is deleted is discarded at once, and not by the next commit
 
     def __init__(self, directory: int, device: str) -> None:
         self.directory = directory
@@ -58,6 +60,7 @@ class ReservedClusters(Withheld):
     """ext4."""
 
     works_frozen = True
+    prompt = True
 
     def __init__(self, directory: int, device: str) -> None:
         super().__init__(directory, device)
@@ -122,7 +125,9 @@ class NamelessFiles(Withheld):
     block left, but it can drop one.
     """
 
+    quick = False
     _MOST = 512  # files
+    _SLACK = 2  # files: a new one waits for what is being written, and none is worth that for a moment's need
     _LEAST = 1 << 20  # bytes of each
 
     def __init__(self, directory: int, device: str) -> None:
@@ -141,9 +146,9 @@ class NamelessFiles(Withheld):
         wanted = -(-nbytes // self._size)
         while len(self._files) > wanted:
             os.close(self._files.pop())
-        while len(self._files) < wanted:
-            if not self._add():
-                return
+        if len(self._files) + self._SLACK < wanted or not self._files:
+            while len(self._files) < wanted and self._add():
+                pass
 
     def close(self) -> None:
         while self._files:
@@ -182,7 +187,8 @@ class BtrfsFiles(NamelessFiles):
                 continue
             unallocated -= self._read(kind, "disk_total")
             if kind in ("mixed", "data"):
-                taken = sum(self._read(kind, f"bytes_{what}") for what in ("used", "reserved", "may_use", "readonly"))
+                # Without bytes_may_use: that counts what a write may need at the very worst, and comes and goes.
+                taken = sum(self._read(kind, f"bytes_{what}") for what in ("used", "reserved", "readonly"))
                 free += self._read(kind, "total_bytes") - taken
         return max(0, free) + max(0, unallocated - (1 << 20)) + self.withheld()
 
