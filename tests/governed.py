@@ -7,10 +7,7 @@ import ctypes
 import errno
 import hashlib
 import os
-import shutil
-import signal
-import subprocess
-import sys
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -47,7 +44,7 @@ class Full:
     fstype: str
     loop: str
     device: Device
-    since: int  # lines of the kernel's log before it was made
+    since: float  # time stamp of the kernel's log when it was made
     old: dict[Path, bytes] = field(default_factory=dict)
 
     def governor(self) -> dict[str, str]:
@@ -87,8 +84,13 @@ class Full:
 
     def alarms(self) -> list[str]:
         name = Path(self.loop).name
-        lines = run("dmesg").stdout.splitlines()[self.since:]
+        lines = [line for stamp, line in kernel_log() if stamp > self.since]
         return [line for line in lines if name in line and any(alarm in line for alarm in ALARMS)]
+
+
+def kernel_log() -> list[tuple[float, str]]:
+    lines = run("dmesg").stdout.splitlines()
+    return [(float(found[1]), line) for line in lines if (found := re.match(r"\[\s*([0-9.]+)\]", line))]
 
 
 def forget_pages() -> None:
@@ -99,9 +101,9 @@ def forget_pages() -> None:
 def ram_disk(point: Path, fstype: str, size: int, limit: int, *options: str) -> Iterator[Full]:
     """Ends with umount, the file system's own check, and `zramfs stop`. What hangs on the way is freed by an
     abort of the connection after 20 s."""
-    since = len(run("dmesg").stdout.splitlines())
     zramfs("ramdisk", point, "--size", size, "--mem-limit", limit, "--fs", fstype, *options)
     state = state_of(point)
+    since = max((stamp for stamp, _ in kernel_log()), default=0.0)
     disk = Full(point, fstype, state.loop, Device(Path(state.directory)), since)
     minor = os.stat(state.disk).st_dev & 0xFF
     try:

@@ -133,8 +133,12 @@ class Governor:
         store = self._store()
         if self._link is not None and store is not None:
             above = max(0, self._used(store) - limit) if limit else 0
-            store.set_headroom((reserve_for(limit) + above) // PAGE)
+            self._give(store, reserve_for(limit), above)
             self._poke.set()
+
+    def _give(self, store: Store, reserve: int, above: int) -> None:
+        """above: what is stored above the limit."""
+        store.set_headroom((reserve + above) // PAGE, reserve // PAGE)
 
     def _used(self, store: Store) -> int:
         return store.stats().mem_used_total + store.balloon.stats().pages * PAGE
@@ -173,7 +177,7 @@ class Governor:
     def _forget(self) -> None:
         self.stats = GovernorStats(freezes=self.stats.freezes, last_error=self.stats.last_error)
         if (store := self._store()) is not None:
-            store.set_headroom(0)
+            self._give(store, 0, 0)
 
     async def _looks(self, link: WardenLink, wake_fd: int) -> None:
         while (store := self._store()) is not None:
@@ -215,11 +219,15 @@ class Governor:
         self._base = max(limit, used if limit != self._limit else min(self._base, used))
         self._limit = limit
         reserve = reserve_for(limit) if limit or host is not None else 0
-        store.set_headroom((reserve + self._base - limit) // PAGE)
+        self._give(store, reserve, self._base - limit)
         rooms = [*([limit - used] if limit else []), *([host - reserve] if host is not None else [])]
         room = min(rooms, default=None)
         # How far into the reserve; what a lowered limit left above it does not count.
         over = max([*([used - self._base] if limit else []), *([reserve - host] if host is not None else [])], default=0)
+        self.stats = replace(self.stats, room=room, reserve=reserve, over=max(0, over))
+        # The quick ones first: where blocks are slow to take back, these keep the pool in its reserve.
+        await self._bound(link, reserve, braked=over > reserve // 4)
+        await self._freeze_or_thaw(link, over, reserve)
         held = stats.orig_data_size - stats.written_back * PAGE
         prior = max(1, limit // 16)  # of data that does not compress: few pages are no measure
         ratio = (held + prior) / (stats.mem_used_total + prior)
@@ -229,10 +237,8 @@ class Governor:
             # What was deleted lies in the pool until the next commit, up to half a minute.
             await link.ask("sync")
         self._free = answer["free"]
-        self.stats = replace(self.stats, room=room, reserve=reserve, allowed=allowed, ratio=ratio,
-                             free=answer["free"], withheld=answer["withheld"], over=max(0, over))
-        await self._bound(link, reserve, braked=over > reserve // 4)
-        await self._freeze_or_thaw(link, answer["frozen"], over, reserve)
+        self.stats = replace(self.stats, allowed=allowed, ratio=ratio, free=answer["free"],
+                             withheld=answer["withheld"])
 
     async def _bound(self, link: WardenLink, reserve: int, *, braked: bool) -> None:
         wait = BRAKED_BYTES if braked else reserve // 4 or None
@@ -243,19 +249,23 @@ class Governor:
             except ZramfsError as error:
                 self._complain(f"what waits in the page cache cannot be bounded: {error}")
 
-    async def _freeze_or_thaw(self, link: WardenLink, frozen: str, over: int, reserve: int) -> None:
-        state = "on" if over <= reserve // 4 else "braked"
-        if frozen == "no" and reserve and over > reserve // 2:
-            frozen = (await link.ask("freeze"))["frozen"]
+    async def _freeze_or_thaw(self, link: WardenLink, over: int, reserve: int) -> None:
+        state, frozen = self.stats.state, False
+        if state != "frozen" and reserve and over > reserve // 2:
+            answer = await link.ask("freeze")
             self.stats = replace(self.stats, freezes=self.stats.freezes + 1, since=time.time())
             log.warning(
                 "%s is frozen: what was overwritten compresses worse than before, and the pool is %s above its "
                 "limit. Writers wait until there is room: raise mem_limit by that, and delete something",
                 self.stats.mountpoint, format_size(over))
-        elif frozen != "no" and over <= 0:
-            await link.ask("thaw")
-            log.warning("%s goes on: there is room", self.stats.mountpoint)
-            frozen = "no"
-        elif frozen not in ("no", "freezing", "yes"):
-            self._complain(f"could not be frozen: {frozen}")
-        self.stats = replace(self.stats, state="frozen" if frozen != "no" else state)
+            frozen = True
+        elif state == "frozen":
+            answer = await link.ask("look")
+            frozen = over > 0 or answer["frozen"] == "freezing"
+            if not frozen:
+                await link.ask("thaw")
+                log.warning("%s goes on: there is room", self.stats.mountpoint)
+            elif answer["frozen"] not in ("freezing", "yes"):
+                self._complain(f"it could not be frozen: {answer['frozen']}")
+        state = "frozen" if frozen else "braked" if over > reserve // 4 else "on"
+        self.stats = replace(self.stats, state=state)

@@ -108,6 +108,8 @@ cdef struct store_t:
     # for the governor of a file system (governor.py): set by it, read by every write; atomic, relaxed
     uint32_t headroom           # pool pages beyond the limit that a compressed page may take
     uint32_t raw_headroom       # and one that does not compress: less, so that it leaves the others room
+    uint32_t slow_headroom      # beyond which writes are slow, so that the governor comes in time
+    uint32_t slow_step          # and twice as slow with so many pages more; 0 = writes are never slow
     uint32_t watched            # 1 while changes are counted
     uint64_t changed            # bytes written and discarded while they are
     uint64_t change_at          # changed at which change_fd is written to, once; 0 = never

@@ -364,12 +364,14 @@ cdef class Store:
             self.st.pool.wake_fd = os.dup(fd)
         zs_wake_after(self.st.pool, frees)
 
-    def set_headroom(self, uint32_t pages):
-        """Pool pages beyond the limit that writes may take. A page that does not compress may take three
-        quarters of them: a file system's own blocks compress, and are its last to fail."""
+    def set_headroom(self, uint32_t pages, uint32_t reserve):
+        """Pool pages beyond the limit that writes may take, of which the last are a reserve. Past its first
+        quarter writes are slow; the last is not for pages that do not compress: a file system's own do."""
         self.check_range(0, 0)
         store32(&self.st.headroom, pages)
-        store32(&self.st.raw_headroom, pages - pages // 4)
+        store32(&self.st.raw_headroom, pages - reserve // 4)
+        store32(&self.st.slow_headroom, pages - reserve // 4 * 3)
+        store32(&self.st.slow_step, reserve // 16)
 
     def wake_after_change(self, nbytes, fd):
         """As wake_after, with an eventfd of its own: bytes written or discarded are counted; 0 ends that."""

@@ -9,7 +9,8 @@ Requests are lines of JSON on stdin, each is answered by one on stdout:
     {"do": "take", "mountpoint": ..., "device": "/dev/loop0", "fstype": "ext4"}
     {"do": "allow", "bytes": N}      leaves about N bytes to the users; null = all
     {"do": "wait", "bytes": N}       about N written bytes may wait in the page cache; null = the kernel's share
-    {"do": "sync"}                   what was deleted is discarded
+    {"do": "look"}
+    {"do": "sync"}                   what was deleted is discarded, soon after the answer
     {"do": "freeze"}, {"do": "thaw"} freezing goes on after the answer
 An answer has free, withheld, frozen ("no", "freezing", "yes" or a sentence why not), or error and errno.
 It ends, and gives everything back, when stdin ends or nobody has the file system mounted any more. It holds
@@ -17,6 +18,7 @@ the file system by a mount that stands nowhere, so that `umount` does not find i
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -64,6 +66,11 @@ class Warden:
         self._space: withheld.Withheld | None = None
         self._frozen = "no"
         self._freezing: threading.Thread | None = None
+        self._wanted = 0
+        self._want = threading.Event()
+        self._withholding: threading.Thread | None = None
+        self._ending = False
+        self._syncing: threading.Thread | None = None
 
     def take(self, mountpoint: str, device: str, fstype: str) -> dict[str, object]:
         mount = next((m for m in busy.mounts() if m.source == device and str(m.mountpoint) == mountpoint), None)
@@ -72,6 +79,9 @@ class Warden:
         self._directory = open_apart(mountpoint)
         self._device, self._dev = device, mount.dev
         self._space = withheld.of(fstype, self._directory, device)
+        if not self._space.quick:
+            self._withholding = threading.Thread(target=self._keep_withholding, daemon=True)
+            self._withholding.start()
         return self.look()
 
     def look(self) -> dict[str, object]:
@@ -81,12 +91,28 @@ class Warden:
 
     def allow(self, nbytes: int | None) -> dict[str, object]:
         assert self._space is not None
-        if self._frozen == "no" or self._space.works_frozen:
-            if nbytes is None:
-                self._space.withhold(0)
-            else:
-                self._space.allow(nbytes)
+        wanted = 0 if nbytes is None else max(0, self._space.free() - nbytes)
+        if not self._space.quick:
+            # Reckoned before it waits: what is written meanwhile comes out of what the users were left.
+            self._wanted = wanted
+            self._want.set()
+        elif self._frozen == "no" or self._space.works_frozen:
+            self._space.withhold(wanted)
         return self.look()
+
+    def _keep_withholding(self) -> None:
+        """In a thread of its own, where that may take long: the last wish counts."""
+        assert self._space is not None
+        while True:
+            self._want.wait()
+            self._want.clear()
+            if self._ending:
+                return
+            if self._frozen == "no":
+                try:
+                    self._space.withhold(self._wanted)
+                except OSError as error:
+                    print(f"warden: {self._device}: free blocks: {error}", file=sys.stderr, flush=True)
 
     def wait(self, nbytes: int | None) -> dict[str, object]:
         if nbytes is None:
@@ -96,9 +122,16 @@ class Warden:
         return {"frozen": self._frozen, "wait": bdi.waiting(self._device)}
 
     def sync(self) -> dict[str, object]:
-        if self._frozen == "no":
-            sync(self._directory)
+        """Begins it, in a thread of its own: meanwhile there may be a reason to freeze."""
+        if self._frozen == "no" and (self._syncing is None or not self._syncing.is_alive()):
+            self._syncing = threading.Thread(target=self._sync, daemon=True)
+            self._syncing.start()
         return self.look()
+
+    def _sync(self) -> None:
+        # An error of a write is that write's, and told to whoever asks for its file.
+        with contextlib.suppress(OSError):
+            sync(self._directory)
 
     def freeze(self) -> dict[str, object]:
         """Waits in a thread of its own for whoever is inside a write."""
@@ -129,11 +162,19 @@ class Warden:
         return not self._dev or any(mount.dev == self._dev for mount in busy.mounts())
 
     def release(self) -> None:
-        for step in (self.thaw, lambda: self._space and self._space.close(), lambda: bdi.release(self._device)):
+        for step in (self.thaw, self._close, lambda: bdi.release(self._device)):
             try:
                 step()
             except OSError as error:
-                print(f"warden: {error}", file=sys.stderr, flush=True)
+                print(f"warden: {self._device}: {error}", file=sys.stderr, flush=True)
+
+    def _close(self) -> None:
+        if self._withholding is not None:
+            self._ending = True
+            self._want.set()
+            self._withholding.join()
+        if self._space is not None:
+            self._space.close()
 
     def answer(self, line: str) -> dict[str, object]:
         request: dict[str, Any] = json.loads(line)
@@ -145,7 +186,7 @@ class Warden:
                     return self.allow(request["bytes"])
                 case "wait":
                     return self.wait(request["bytes"])
-                case "sync" | "freeze" | "thaw" as name:
+                case "look" | "sync" | "freeze" | "thaw" as name:
                     return getattr(self, name)()
             raise OSError(errno.EINVAL, f"unknown request {line!r}")
         except OSError as error:
@@ -156,6 +197,8 @@ def main() -> None:
     # The daemon gets these too, and ends when it has taken the file system down; then so does this.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        os.nice(-10)  # little work, which must not wait for that of others
     warden = Warden()
     with open("/proc/self/mountinfo", "rb") as table:
         poll = select.poll()

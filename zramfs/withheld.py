@@ -27,7 +27,7 @@ from pathlib import Path
 class Withheld(ABC):
     """directory: an open directory of the file system. All sizes are bytes."""
 
-    works_frozen = False  # whether allow() may be called while the file system is frozen
+    works_frozen = False  # whether withhold() may be called while the file system is frozen
     quick = True  # whether withhold() is done in much less time than a write takes
     prompt = False  # whether what is deleted is discarded at once, and not by the next commit
 
@@ -50,10 +50,6 @@ class Withheld(ABC):
     @abstractmethod
     def close(self) -> None:
         """Gives everything back."""
-
-    def allow(self, nbytes: int) -> None:
-        """Leaves about `nbytes` to the users. Raises OSError."""
-        self.withhold(max(0, self.free() - nbytes))
 
 
 class ReservedClusters(Withheld):
@@ -119,53 +115,72 @@ class ReservedBlocks(Withheld):
 
 
 class NamelessFiles(Withheld):
-    """Any file system with O_TMPFILE and fallocate.
-
-    Files of one size, so that giving some back is closing them: btrfs cannot shorten a file when it has no
-    block left, but it can drop one.
-    """
+    """Any file system with O_TMPFILE and fallocate. A call may wait for what is being written."""
 
     quick = False
-    _MOST = 512  # files
-    _SLACK = 2  # files: a new one waits for what is being written, and none is worth that for a moment's need
-    _LEAST = 1 << 20  # bytes of each
+    _SLACK = 2 << 20  # bytes: what is short for a moment is not worth a file
 
     def __init__(self, directory: int, device: str) -> None:
         super().__init__(directory, device)
-        total = os.fstatvfs(directory).f_blocks * self.block
-        self._size = max(self._LEAST, -(-total // self._MOST // self.block) * self.block)
-        self._files: list[int] = []
+        self._files: list[tuple[int, int]] = []  # descriptor, bytes
+        self._withheld = 0
 
     def free(self) -> int:
-        return os.fstatvfs(self.directory).f_bavail * self.block + self.withheld()
+        return os.fstatvfs(self.directory).f_bavail * self.block + self._withheld
 
     def withheld(self) -> int:
-        return len(self._files) * self._size
+        return self._withheld
 
     def withhold(self, nbytes: int) -> None:
-        wanted = -(-nbytes // self._size)
-        while len(self._files) > wanted:
-            os.close(self._files.pop())
-        if len(self._files) + self._SLACK < wanted or not self._files:
-            while len(self._files) < wanted and self._add():
-                pass
+        wanted = -(-nbytes // self.block) * self.block
+        if wanted > self._withheld + self._SLACK:
+            self._add(wanted - self._withheld)
+        while self._withheld > wanted:
+            self._give_back(self._withheld - wanted)
 
     def close(self) -> None:
         while self._files:
-            os.close(self._files.pop())
+            self._drop()
 
-    def _add(self) -> bool:
-        """False when the file system has no room for another."""
-        file = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self.directory)
-        try:
-            os.posix_fallocate(file, 0, self._size)
-        except OSError as error:
-            os.close(file)
-            if error.errno == errno.ENOSPC:
-                return False
-            raise
-        self._files.append(file)
-        return True
+    def _add(self, nbytes: int) -> None:
+        """As much of it as there is room for."""
+        while nbytes >= self.block:
+            try:
+                file = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self.directory)
+                try:
+                    os.posix_fallocate(file, 0, nbytes)
+                except OSError:
+                    os.close(file)
+                    raise
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                nbytes = nbytes // 2 // self.block * self.block
+            else:
+                self._files.append((file, nbytes))
+                self._withheld += nbytes
+                return
+
+    def _give_back(self, nbytes: int) -> None:
+        """Some of it, from the last file."""
+        file, size = self._files[-1]
+        if nbytes < size:
+            try:
+                os.ftruncate(file, size - nbytes)
+            except OSError as error:
+                # btrfs cannot shorten a file when it has no block left, but it can drop one.
+                if error.errno != errno.ENOSPC:
+                    raise
+            else:
+                self._files[-1] = file, size - nbytes
+                self._withheld -= nbytes
+                return
+        self._drop()
+
+    def _drop(self) -> None:
+        file, size = self._files.pop()
+        os.close(file)
+        self._withheld -= size
 
 
 class BtrfsFiles(NamelessFiles):
