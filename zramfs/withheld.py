@@ -134,9 +134,13 @@ class NamelessFiles(Withheld):
     def withhold(self, nbytes: int) -> None:
         wanted = -(-nbytes // self.block) * self.block
         if wanted > self._withheld + self._SLACK:
-            self._add(wanted - self._withheld)
+            self._add(min(wanted - self._withheld, self.obtainable()))
         while self._withheld > wanted:
             self._give_back(self._withheld - wanted)
+
+    def obtainable(self) -> int:
+        """What a file could be given at once."""
+        return self.free() - self._withheld
 
     def close(self) -> None:
         while self._files:
@@ -206,6 +210,11 @@ class BtrfsFiles(NamelessFiles):
                 taken = sum(self._read(kind, f"bytes_{what}") for what in ("used", "reserved", "readonly"))
                 free += self._read(kind, "total_bytes") - taken
         return max(0, free) + max(0, unallocated - (1 << 20)) + self.withheld()
+
+    def obtainable(self) -> int:
+        # What was deleted is nobody's until the next commit, and discarded by then.
+        kinds = (kind for kind in ("mixed", "data") if (self._place / kind).is_dir())
+        return max(0, super().obtainable() - sum(self._read(kind, "bytes_pinned") for kind in kinds))
 
     def _read(self, kind: str, what: str) -> int:
         return int((self._place / kind / what).read_text(encoding="ascii"))

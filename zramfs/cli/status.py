@@ -2,6 +2,7 @@
 """zramfs status: zramctl's columns."""
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -123,10 +124,11 @@ COLUMNS = {
     "PID": Column("process that serves the device", _pid, is_number=True),
     "LONGEST": Column("the longest that a request took (seconds)", _longest, human=format_time,
                       file="metrics", digits=6),
-    "STATE": Column("ready, starting, dead, ending or hangs", lambda row: row.health),
+    "STATE": Column("ready, starting, frozen, dead, ending or hangs", lambda row: row.health),
 }
 DEFAULT = ["NAME", "ALGORITHM", "DISKSIZE", "DATA", "COMPR", "TOTAL", "STREAMS", "MOUNTPOINT"]
 ZRAMCTL_SIZE = 5  # characters that a size has at least, in its table
+GOVERNOR = "memory/governor"
 FILES = ("zram/disksize", "zram/comp_algorithm", "zram/mm_stat")
 # zramctl's options that set devices up, how many words they take, and who does that here.
 ELSEWHERE = {
@@ -242,6 +244,8 @@ def _ask(rows: list[Row], files: Sequence[str]) -> None:
     for row, call in calls:
         try:
             row.files = call.result(deadline)
+            if row.files.get(GOVERNOR, "").startswith("state frozen\n"):
+                row.health = "frozen"
         except TimeoutError:
             row.health = "hangs"
         except OSError as error:
@@ -253,7 +257,10 @@ def _ask(rows: list[Row], files: Sequence[str]) -> None:
 
 
 def _read(directory: Path, files: Sequence[str]) -> dict[str, str]:
-    return {name: (directory / name).read_text() for name in files}
+    found = {name: (directory / name).read_text() for name in files}
+    with contextlib.suppress(FileNotFoundError):  # of a daemon that an older version started
+        found[GOVERNOR] = (directory / GOVERNOR).read_text()
+    return found
 
 
 def _advice(row: Row) -> str:
@@ -261,6 +268,9 @@ def _advice(row: Row) -> str:
     if row.health == "hangs":
         pid = f" (pid {row.state.pid})" if row.state else ""
         return f"its daemon{pid} has not answered for {lifecycle.ANSWER_TIMEOUT:g} s"
+    if row.health == "frozen":
+        return (f"its file system is frozen, because the pool is past its limit; writers wait until you raise "
+                f"mem_limit (`zramfs control {where} mem_limit=SIZE`) and delete something")
     if row.health == "ending":
         return "its tree is not mounted any more; the daemon ends when nobody uses its disk"
     return f"its daemon is dead, and its data lost; `zramfs stop {where}` cleans up"
