@@ -51,13 +51,6 @@ def open_apart(mountpoint: str) -> int:
         os.close(tree)
 
 
-def sync(directory: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syncfs(directory):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
 class Warden:
     def __init__(self) -> None:
         self._directory = -1
@@ -67,6 +60,7 @@ class Warden:
         self._frozen = "no"
         self._freezing: threading.Thread | None = None
         self._wanted = 0
+        self._busy = False  # True while the thread below is at work
         self._want = threading.Event()
         self._withholding: threading.Thread | None = None
         self._ending = False
@@ -91,28 +85,30 @@ class Warden:
 
     def allow(self, nbytes: int | None) -> dict[str, object]:
         assert self._space is not None
-        wanted = 0 if nbytes is None else max(0, self._space.free() - nbytes)
-        if not self._space.quick:
+        # While blocks change hands free() is not to be trusted.
+        if not self._busy and (self._frozen == "no" or self._space.works_frozen):
             # Reckoned before it waits: what is written meanwhile comes out of what the users were left.
-            self._wanted = wanted
-            self._want.set()
-        elif self._frozen == "no" or self._space.works_frozen:
-            self._space.withhold(wanted)
+            wanted = 0 if nbytes is None else max(0, self._space.free() - nbytes)
+            if self._space.quick:
+                self._space.withhold(wanted)
+            elif wanted != self._space.withheld():
+                self._wanted, self._busy = wanted, True
+                self._want.set()
         return self.look()
 
     def _keep_withholding(self) -> None:
-        """In a thread of its own, where that may take long: the last wish counts."""
+        """In a thread of its own, where that may take long."""
         assert self._space is not None
         while True:
             self._want.wait()
             self._want.clear()
             if self._ending:
                 return
-            if self._frozen == "no":
-                try:
-                    self._space.withhold(self._wanted)
-                except OSError as error:
-                    print(f"warden: {self._device}: free blocks: {error}", file=sys.stderr, flush=True)
+            try:
+                self._space.withhold(self._wanted)
+            except OSError as error:
+                print(f"warden: {self._device}: free blocks: {error}", file=sys.stderr, flush=True)
+            self._busy = False
 
     def wait(self, nbytes: int | None) -> dict[str, object]:
         if nbytes is None:
@@ -131,7 +127,7 @@ class Warden:
     def _sync(self) -> None:
         # An error of a write is that write's, and told to whoever asks for its file.
         with contextlib.suppress(OSError):
-            sync(self._directory)
+            withheld.sync(self._directory)
 
     def freeze(self) -> dict[str, object]:
         """Waits in a thread of its own for whoever is inside a write."""

@@ -16,12 +16,21 @@ the blocks are. Not to be used in a process that serves the device: others may w
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
 import struct
 from abc import ABC, abstractmethod
 from pathlib import Path
+
+
+def sync(directory: int) -> None:
+    """syncfs(2): what was deleted is discarded after it. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(directory):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 class Withheld(ABC):
@@ -135,12 +144,17 @@ class NamelessFiles(Withheld):
         wanted = -(-nbytes // self.block) * self.block
         if wanted > self._withheld + self._SLACK:
             self._add(min(wanted - self._withheld, self.obtainable()))
-        while self._withheld > wanted:
-            self._give_back(self._withheld - wanted)
+        if self._withheld > wanted:
+            while self._withheld > wanted:
+                self._give_back(self._withheld - wanted)
+            self.settle()
 
     def obtainable(self) -> int:
         """What a file could be given at once."""
         return self.free() - self._withheld
+
+    def settle(self) -> None:
+        """Returns when free() knows of what was given back."""
 
     def close(self) -> None:
         while self._files:
@@ -210,6 +224,9 @@ class BtrfsFiles(NamelessFiles):
                 taken = sum(self._read(kind, f"bytes_{what}") for what in ("used", "reserved", "readonly"))
                 free += self._read(kind, "total_bytes") - taken
         return max(0, free) + max(0, unallocated - (1 << 20)) + self.withheld()
+
+    def settle(self) -> None:
+        sync(self.directory)
 
     def obtainable(self) -> int:
         # What was deleted is nobody's until the next commit, and discarded by then.
