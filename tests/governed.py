@@ -122,7 +122,7 @@ def check(disk: Full) -> None:
     """The file system's own check, of what is on the device once it is unmounted."""
     run("umount", disk.point)
     mount = Path(f"/proc/fs/{disk.fstype}/{Path(disk.loop).name}")
-    wait_until(lambda: not mount.exists() and can_claim(disk.loop), "the file system has ended")
+    wait_until(lambda: not mount.exists() and can_claim(disk.loop), "the file system has ended", 40)
     done = run(*FSCK[disk.fstype], disk.loop, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

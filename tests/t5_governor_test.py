@@ -219,7 +219,7 @@ def test_what_waits_in_the_page_cache_is_bounded_and_the_bound_ends_with_the_mou
     strict = Path(f"/sys/class/bdi/{number}/strict_limit")
     assert strict.read_text() == "1\n"
     run("umount", disk.point)
-    wait_until(lambda: can_claim(disk.loop), "the file system has ended")
+    wait_until(lambda: can_claim(disk.loop), "the file system has ended", 40)
     wait_until(lambda: strict.read_text() == "0\n", "the bound is gone")
     assert bdi.waiting(disk.loop) > 100 * MIB
     run("mount", disk.loop, disk.point)
@@ -239,13 +239,40 @@ def test_without_a_limit_nothing_is_withheld_or_bounded(tmp_path: Path) -> None:
         wait_until(lambda: disk.available() > 55 * MIB, "all of it is free")
 
 
-@pytest.mark.parametrize("fstype", ["ext4"])
+@pytest.mark.parametrize("fstype", ["ext4", "btrfs"])
 def test_a_warden_that_is_killed_is_replaced(disk: Full) -> None:
-    [warden] = children(state_of(disk.point).pid)
+    daemon = state_of(disk.point).pid
+    [warden] = children(daemon)
     os.kill(warden, signal.SIGKILL)
-    wait_until(lambda: children(state_of(disk.point).pid) not in ([], [warden]), "there is another", 20)
-    wait_until(lambda: disk.state() == "on", "it governs", 20)
+    wait_until(lambda: children(daemon) not in ([], [warden]) and disk.state() == "on", "another governs", 20)
     fill_one(disk.point / "big", MIB)
+    disk.expect_whole()
+    disk.device.write("control", "govern=off")
+    wait_until(lambda: not children(daemon) and disk.state() == "off", "it is let go")
+    time.sleep(0.5)
+    assert disk.state() == "off"
+    assert disk.available() > 3 * LIMIT
+    disk.device.write("control", "govern=on")
+    assert disk.available() < LIMIT
+
+
+@pytest.mark.parametrize("fstype", ["ext4"])
+def test_what_a_killed_warden_left_frozen_is_thawed(disk: Full) -> None:
+    path = disk.point / "old database"
+    fill_one(path, MIB, compressible(MIB, 8), 60 * MIB)
+    sync_file_system(disk.point)
+    with opened(path, os.O_WRONLY) as fd:
+        writer = threading.Thread(
+            target=lambda: [os.pwrite(fd, os.urandom(MIB), n * MIB) for n in range(60)], daemon=True)
+        writer.start()
+        wait_until(lambda: disk.state() == "frozen", "the file system is frozen", 30)
+        disk.device.write("control", f"mem_limit={3 * LIMIT}")
+        daemon = state_of(disk.point).pid
+        for warden in children(daemon):
+            os.kill(warden, signal.SIGKILL)
+        writer.join(40)
+        assert not writer.is_alive()
+    wait_until(lambda: disk.state() == "on", "another governs", 20)
     disk.expect_whole()
 
 
@@ -308,4 +335,5 @@ def test_everybody_may_fill_the_example_configurations_directory(
 
 
 def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(word) for each in lists for word in each.read_text().split()]

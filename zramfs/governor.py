@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -85,6 +85,7 @@ class Governor:
         self._turn = trio.Lock()
         self._link: WardenLink | None = None
         self._linked = trio.Event()
+        self._dismissed = False
         self._poke = trio.Event()
         # A limit that was lowered below what is stored leaves that where it is.
         self._base = 0
@@ -95,36 +96,40 @@ class Governor:
         self.stats = GovernorStats()
 
     async def take(self) -> None:
-        """Governs the file system on the device from here on. Raises ZramfsError: ENOENT when none is mounted,
-        EBUSY when one is governed, and what the warden is refused."""
+        """Governs the file system on the device from here on; without effect when it is governed. Raises
+        ZramfsError: ENOENT when none is mounted, and what the warden is refused."""
         async with self._turn:
-            if self._link is not None:
-                raise ZramfsError(errno.EBUSY, f"the file system on {self.stats.mountpoint} is governed already")
-            store = self._store()
-            if store is None:
-                raise ZramfsError(errno.EINVAL, "there is nothing to govern: the device is not set up")
-            mount = await trio.to_thread.run_sync(self._find)
-            link = await WardenLink.start()
-            try:
-                found = await link.ask(
-                    "take", mountpoint=str(mount.mountpoint), device=mount.source, fstype=mount.fstype)
-                self._quick, self._prompt, self._free = found["quick"], found["prompt"], found["free"]
-                self._limit = self._base = 0
-                self._waits = None
-                self.stats = replace(self.stats, state="on", mountpoint=str(mount.mountpoint), fstype=mount.fstype)
-                await self._look(link, store)
-            except BaseException:
-                self._forget()
-                await link.close()
-                raise
-            self._link = link
-            self._linked.set()
+            if self._link is None:
+                await self._take()
+
+    async def _take(self, *, frozen: bool = False) -> None:
+        """frozen: by a warden that died."""
+        store = self._store()
+        if store is None:
+            raise ZramfsError(errno.EINVAL, "there is nothing to govern: the device is not set up")
+        mount = await trio.to_thread.run_sync(self._find)
+        link = await WardenLink.start()
+        try:
+            found = await link.ask("take", mountpoint=str(mount.mountpoint), device=mount.source,
+                                   fstype=mount.fstype, frozen=frozen)
+            self._quick, self._prompt, self._free = found["quick"], found["prompt"], found["free"]
+            self._limit = self._base = 0
+            self._waits = None
+            self.stats = replace(self.stats, state="on", mountpoint=str(mount.mountpoint), fstype=mount.fstype)
+            await self._look(link, store)
+        except BaseException:
+            self._forget()
+            await link.close()
+            raise
+        self._link = link
+        self._linked.set()
         log.info("the file system on %s is kept within the pool's limit", mount.mountpoint)
 
     async def let_go(self) -> None:
         """Ends that; without effect when nothing is governed."""
         async with self._turn:
             if self._link is not None:
+                self._dismissed = True
                 await self._link.close()
 
     def expect_limit(self, limit: int) -> None:
@@ -148,7 +153,10 @@ class Governor:
         try:
             while True:
                 await self._linked.wait()
-                await self._govern(wake_fd)
+                frozen = await self._govern(wake_fd)
+                if not self._dismissed:
+                    await self._take_again(frozen)
+                self._dismissed = False
         finally:
             os.close(wake_fd)
 
@@ -160,19 +168,36 @@ class Governor:
         raise ZramfsError(
             errno.ENOENT, f"expected a file system on a loop device on {self._disk}, but none is mounted")
 
-    async def _govern(self, wake_fd: int) -> None:
-        """Until nobody has the file system mounted any more, or the warden ends for another reason."""
+    async def _govern(self, wake_fd: int) -> bool:
+        """Until nobody has the file system mounted any more, or the warden ends for another reason. True if
+        that left it frozen."""
         link = self._link
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._looks, link, wake_fd)
             await link.ended()
             nursery.cancel_scope.cancel()
         async with self._turn:
+            frozen = self.stats.state == "frozen"
             log.info("the file system on %s is no longer governed", self.stats.mountpoint)
-            self._forget()
             await link.close()
             self._link = None
             self._linked = trio.Event()
+            self._forget()
+        return frozen
+
+    async def _take_again(self, frozen: bool) -> None:
+        """A file system that is mounted all the same, since its warden died."""
+        for pause in (0.1, 1.0, 10.0, *itertools.repeat(60.0)):
+            try:
+                async with self._turn:
+                    if self._link is None:
+                        await self._take(frozen=frozen)
+                return
+            except ZramfsError as error:
+                if error.errno in (errno.ENOENT, errno.EINVAL):
+                    return
+                self._complain(f"the file system is not governed: {error}")
+            await trio.sleep(pause)
 
     def _forget(self) -> None:
         self.stats = GovernorStats(freezes=self.stats.freezes, last_error=self.stats.last_error)
@@ -253,7 +278,7 @@ class Governor:
         state, frozen = self.stats.state, False
         if state != "frozen" and reserve and over > reserve // 2:
             answer = await link.ask("freeze")
-            self.stats = replace(self.stats, freezes=self.stats.freezes + 1, since=time.time())
+            self.stats = replace(self.stats, freezes=self.stats.freezes + 1)
             log.warning(
                 "%s is frozen: what was overwritten compresses worse than before, and the pool is %s above its "
                 "limit. Writers wait until there is room: raise mem_limit by that, and delete something",

@@ -86,7 +86,6 @@ class GovernorStats:
     free: int = 0  # blocks in nobody's files, at the last look
     withheld: int = 0  # of these, out of the users' reach
     freezes: int = 0
-    since: float = 0.0  # the last freeze, seconds since 1970
     last_error: str | None = None
 
 

@@ -6,7 +6,8 @@ killed meanwhile, the call never ends and keeps the device open for ever. Withou
 only counts.
 
 Requests are lines of JSON on stdin, each is answered by one on stdout:
-    {"do": "take", "mountpoint": ..., "device": "/dev/loop0", "fstype": "ext4"}
+    {"do": "take", "mountpoint": ..., "device": "/dev/loop0", "fstype": "ext4", "frozen": false}
+                                     frozen: by a warden that died
     {"do": "allow", "bytes": N}      leaves about N bytes to the users; null = all
     {"do": "wait", "bytes": N}       about N written bytes may wait in the page cache; null = the kernel's share
     {"do": "look"}
@@ -66,12 +67,15 @@ class Warden:
         self._ending = False
         self._syncing: threading.Thread | None = None
 
-    def take(self, mountpoint: str, device: str, fstype: str) -> dict[str, object]:
+    def take(self, mountpoint: str, device: str, fstype: str, *, frozen: bool) -> dict[str, object]:
         mount = next((m for m in busy.mounts() if m.source == device and str(m.mountpoint) == mountpoint), None)
         if mount is None:
             raise OSError(errno.ENOENT, f"{device} is not mounted on {mountpoint} any more")
         self._directory = open_apart(mountpoint)
         self._device, self._dev = device, mount.dev
+        if frozen:
+            self._frozen = "yes"
+            self.thaw()
         self._space = withheld.of(fstype, self._directory, device)
         if not self._space.quick:
             self._withholding = threading.Thread(target=self._keep_withholding, daemon=True)
@@ -177,7 +181,8 @@ class Warden:
         try:
             match request["do"]:
                 case "take":
-                    return self.take(request["mountpoint"], request["device"], request["fstype"])
+                    return self.take(request["mountpoint"], request["device"], request["fstype"],
+                                     frozen=request["frozen"])
                 case "allow":
                     return self.allow(request["bytes"])
                 case "wait":
