@@ -8,7 +8,6 @@ import os
 import pwd
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -251,9 +250,10 @@ def test_a_warden_that_is_killed_is_replaced(disk: Full) -> None:
     wait_until(lambda: not children(daemon) and disk.state() == "off", "it is let go")
     time.sleep(0.5)
     assert disk.state() == "off"
-    assert disk.available() > 3 * LIMIT
+    # btrfs counts what was given back with its next commit.
+    wait_until(lambda: disk.available() > 3 * LIMIT, "all is the users' again", 40)
     disk.device.write("control", "govern=on")
-    assert disk.available() < LIMIT
+    wait_until(lambda: disk.available() < LIMIT, "it is governed again", 40)
 
 
 @pytest.mark.parametrize("fstype", ["ext4"])
@@ -308,20 +308,12 @@ def test_everybody_may_fill_the_example_configurations_directory(
     zramfs("up")
     try:
         (point / "root's").write_text("kept")
-        code = (
-            "import errno, os, sys\n"
-            "for number in range(100000):\n"
-            "    try:\n"
-            "        with open(f'{sys.argv[1]}/{number}', 'wb') as file:\n"
-            "            file.write(os.urandom(30000))\n"
-            "    except OSError as error:\n"
-            "        sys.exit(0 if error.errno == errno.ENOSPC else f'{number}: {error}')\n"
-            "sys.exit('never full')\n")
         nobody = pwd.getpwnam("nobody")
+        filling = 'n=0; while head -c 30000 /dev/urandom > "$0/$n"; do n=$((n + 1)); done'
         done = subprocess.run(
-            [sys.executable, "-c", code, point], user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[],
+            ["sh", "-c", filling, str(point)], user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[],
             capture_output=True, text=True, timeout=60)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert "No space left on device" in done.stderr
         sync_file_system(point)
         forget_pages()
         assert (point / "root's").read_text() == "kept"

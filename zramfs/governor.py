@@ -187,7 +187,7 @@ class Governor:
 
     async def _take_again(self, frozen: bool) -> None:
         """A file system that is mounted all the same, since its warden died."""
-        for pause in (0.1, 1.0, 10.0, *itertools.repeat(60.0)):
+        for pause in itertools.chain((0.1, 1.0, 10.0), itertools.repeat(60.0)):
             try:
                 async with self._turn:
                     if self._link is None:

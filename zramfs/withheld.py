@@ -70,7 +70,9 @@ class ReservedClusters(Withheld):
     def __init__(self, directory: int, device: str) -> None:
         super().__init__(directory, device)
         self._file = Path(f"/sys/fs/ext4/{Path(device).name}/reserved_clusters")
-        self._least = self._read()
+        # The kernel's own default, unless somebody has set less: a warden that died left more.
+        blocks = os.fstatvfs(directory).f_blocks
+        self._least = min(self._read(), blocks // 50, 4096)
         self._write(self._least)  # where /sys is read-only it fails here
 
     def free(self) -> int:
@@ -102,7 +104,8 @@ class ReservedBlocks(Withheld):
 
     def __init__(self, directory: int, device: str) -> None:
         super().__init__(directory, device)
-        self._least, _ = self._call(self._GET)
+        # As in ReservedClusters.
+        self._least = min(self._call(self._GET)[0], os.fstatvfs(directory).f_blocks // 20, 8192)
 
     def free(self) -> int:
         return os.fstatvfs(self.directory).f_bfree * self.block + self.withheld()
