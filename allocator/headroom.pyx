@@ -61,7 +61,7 @@ cdef uint64_t number_of(const char* text, const char* name) noexcept nogil:
         found = strstr(found, name)
         if found == NULL:
             return 0
-        if found == text or found[-1] == b"\n":
+        if found == text or (found - 1)[0] == b"\n":
             return strtoull(found + length, NULL, 10)
         found += length
 

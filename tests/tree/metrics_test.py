@@ -277,6 +277,17 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("policy_written_bytes", int(rows.pop("writeback_bytes_in_24_hours")))
     assert not rows
 
+    rows = dict(line.split(" ", 1) for line in files["memory/governor"].splitlines())
+    for state in ("off", "on", "braked", "frozen"):
+        expect("governor_state", int(rows["state"] == state), f"state={state}")
+    expect("governor_room_bytes", int(rows["room"] or 0))
+    expect("governor_room_ratio", float(rows["ratio"]))
+    expect("governor_freezes_total", int(rows["freezes"]))
+    for row, kind in (("reserve", "size"), ("over", "used")):
+        expect("governor_reserve_bytes", int(rows[row]), f"kind={kind}")
+    for kind in ("free", "withheld", "allowed"):
+        expect("governor_blocks_bytes", int(rows[kind] or 0), f"kind={kind}")
+
     rows = dict(line.split() for line in files["memory/balloon"].splitlines())
     expect("balloon_target_bytes", int(rows.pop("target")))
     expect("balloon_bytes", int(rows.pop("size")))
@@ -336,7 +347,8 @@ ELSEWHERE = {
     *(f"LaneStats.{operation}_{what}" for operation in OPERATIONS for what in ("ios", "ms")),
     "LaneStats.queue_ms", "StoreStats.mem_limit", "ClassStats.index", "ClassStats.objs_per_zspage",
     "DeviceStats.last_error", "DeviceStats.room", "MemoryStats.won", "MemoryStats.store",
-    "BackingSettings.path", "DeviceStats.proactiveness", "TaskStats.last_error",
+    "BackingSettings.path", "DeviceStats.proactiveness", "TaskStats.last_error", "GovernorStats.last_error",
+    "GovernorStats.mountpoint", "GovernorStats.fstype",
 }
 
 

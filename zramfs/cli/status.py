@@ -138,10 +138,11 @@ COLUMNS = {
     "PID": Column("process that serves the device", _pid, is_number=True),
     "LONGEST": Column("the longest that a request took (seconds)", _longest, human=format_time,
                       file="metrics", digits=6),
-    "STATE": Column("ready, starting, dead, failed, ending or hangs", lambda row: row.health),
+    "STATE": Column("ready, starting, frozen, dead, failed, ending or hangs", lambda row: row.health),
 }
 DEFAULT = ["NAME", "ALGORITHM", "DISKSIZE", "DATA", "COMPR", "TOTAL", "STREAMS", "MOUNTPOINT"]
 ZRAMCTL_SIZE = 5  # characters that a size has at least, in its table
+GOVERNOR = "memory/governor"
 FILES = ("zram/disksize", "zram/comp_algorithm", "zram/mm_stat")
 # zramctl's options that set devices up, how many words they take, and who does that here.
 ELSEWHERE = {
@@ -262,6 +263,8 @@ def _ask(rows: list[Row], files: Sequence[str]) -> None:
     for row, tree, lane in calls:
         try:
             row.files = tree.result(deadline)
+            if row.files.get(GOVERNOR, "").startswith("state frozen\n"):
+                row.health = "frozen"
         except TimeoutError:
             row.health = "hangs"
         except OSError as error:
@@ -291,7 +294,10 @@ def _ask_lane(disk: Path) -> None:
 
 
 def _read(directory: Path, files: Sequence[str]) -> dict[str, str]:
-    return {name: (directory / name).read_text() for name in files}
+    found = {name: (directory / name).read_text() for name in files}
+    with contextlib.suppress(FileNotFoundError):  # of a daemon that an older version started
+        found[GOVERNOR] = (directory / GOVERNOR).read_text()
+    return found
 
 
 def _advice(row: Row) -> str:
@@ -300,6 +306,9 @@ def _advice(row: Row) -> str:
         pid = f" (pid {row.state.pid})" if row.state else ""
         what = f"its daemon{pid}" if row.silent == "daemon" else f"the lane of its daemon{pid}"
         return f"{what} has not answered for {bounded.ANSWER_TIMEOUT:g} s"
+    if row.health == "frozen":
+        return (f"its file system is frozen, because the pool is past its limit; writers wait until you "
+                f"raise mem_limit (`zramfs control {where} mem_limit=SIZE`) and delete something")
     if row.health == "ending":
         return "its tree or its lane is gone; it mounts the tree again, or ends when nobody uses its disk"
     if row.health == "failed" and row.disk:

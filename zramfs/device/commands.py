@@ -141,6 +141,7 @@ COMMANDS = {
         Command("mem_used_max", "0", "forget the peak of the memory used", _zero),
         Command("proactiveness", "0..100", "how readily the pool is compacted unasked, 0 for never",
                 _whole_number),
+        Command("govern", "on|off", "keep the file system on disk's loop device within mem_limit", _switch),
         Command("balloon", "SIZE", "memory to keep from the pool, for the host", _size),
     )
 }
@@ -187,5 +188,3 @@ def parse(line: str) -> tuple[Command, str]:
     if command.argument is not None and not value and not command.optional:
         raise ZramfsError(errno.EINVAL, f"{command.name} needs a value: write {command.usage}")
     return command, value or ""
-
-

@@ -26,10 +26,9 @@ from zramfs.codecs.spec import parse_spec
 from zramfs.errors import ZramfsError
 from zramfs.host.work_thread import WorkThread, run_in_thread
 from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceConfig
-from zramfs.model.device_stats import DeviceStats, MemoryStats, since
+from zramfs.model.device_stats import DeviceStats, since
 from zramfs.model.policy import Policy, Recompress, Writeback
 from zramfs.model.stats import BallastStats, TaskStats
-from zramfs.store import block_state
 from zramfs.store.store import Store
 from zramfs.text.kernel_numbers import page_align
 from zramfs.text.sizes import format_size
@@ -38,6 +37,7 @@ from . import algorithms, commands
 from .backing_store import BackingStore
 from .ballast import Ballast
 from .compactor import Compactor
+from .governor import Governor
 from .handlers import ALONE, LONG, SHORT
 from .host_memory import HostMemory
 from .idle_work import IdleWork
@@ -45,9 +45,9 @@ from .jobs import Jobs
 from .long_work import LongWork
 from .policies import Policies
 from .postprocess import PostProcessor
+from .read_only import ReadOnlyTables
 
 if TYPE_CHECKING:
-    from allocator.stats import ClassStats, PageblockStats
     from zramfs.lane.lane import Lane
     from zramfs.model.stats import LaneStats
 
@@ -58,7 +58,7 @@ log = logging.getLogger(__package__)
 MAX_JOBS = 4
 
 
-class Device:
+class Device(ReadOnlyTables):
     """Short commands run one after the other. Those that take long (long_work.py) run beside them."""
 
     def __init__(self, config: DeviceConfig, lane: Lane) -> None:
@@ -90,6 +90,8 @@ class Device:
         self.host_memory = HostMemory(
             config, lambda: self._store, (self.compactor.poke, self.policies.hurry))
         self.compactor.is_short = lambda: self.host_memory.is_near
+        self.governor = Governor(
+            lambda: self._store, lambda: self.host_memory.headroom.stats().room, config.rundir / "disk")
         self.task_stats = {name: TaskStats(name) for name in self.background_tasks()}
 
     async def start(self) -> None:
@@ -112,7 +114,8 @@ class Device:
     def background_tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """What is to run beside the lane, by name. Each may be started again; task_stats counts that."""
         return {"compactor": self.compactor.run, "trimmer": self.backing_store.run,
-                "policies": self.policies.run, "host memory": self.host_memory.run}
+                "policies": self.policies.run, "host memory": self.host_memory.run,
+                "governor": self.governor.run}
 
     def resume(self) -> None:
         """The trio loop has ended with all its tasks, whatever they were doing, and a new one runs."""
@@ -122,6 +125,7 @@ class Device:
         self.jobs.resume()
         self.compactor.resume()
         self.policies.resume()
+        self.governor.resume()
 
     def end_jobs(self) -> None:
         """Cuts short what runs for long, and lets nothing of the kind begin: the device is to end."""
@@ -134,6 +138,7 @@ class Device:
             await self.jobs.wait_ended()
             await self._drop_store()
         self.compactor.close()
+        self.governor.close()
         if self._ballast:
             self._ballast.close()
 
@@ -210,6 +215,7 @@ class Device:
             headroom=self.host_memory.headroom.stats(), room=self.host_memory.room(),
             wipe=self._config.wipe,
             tasks=tuple(self.task_stats.values()),
+            governor=self.governor.stats,
         )
 
     @property
@@ -229,39 +235,6 @@ class Device:
     @property
     def _primary(self) -> Algorithm:
         return self._algorithms[0].algorithm
-
-    def peek(self, off: int, room: int) -> bytes:
-        """Bytes of the device up to the end of a page, none beyond its end, without using the page.
-        Raises ZramfsError: EINVAL, ENODATA (the page is written back)."""
-        store = self.expect_store("no pages to look at")
-        if off >= store.disksize:
-            return b""
-        page = store.peek(off // 4096)
-        if page is None:
-            raise ZramfsError(errno.ENODATA, f"page {off // 4096} is written back; reading disk brings it")
-        return page[off % 4096:][:room]
-
-    def block_state(self, slot: int, room: int) -> tuple[bytes, int]:
-        """Whole lines of zram/block_state from a slot on, in at most room bytes, and the slot where the
-        next ones begin. Raises ZramfsError(EINVAL)."""
-        return block_state.lines(self.expect_store("no pages to list"), slot, room)
-
-    def classes(self) -> list[ClassStats]:
-        return self._store.classes() if self._store else []
-
-    def buddyinfo(self) -> tuple[int, ...] | None:
-        """Free blocks of order 0 to 9, or None while the device is not set up."""
-        return self._store.buddyinfo() if self._store else None
-
-    def memory(self) -> MemoryStats | None:
-        """Compaction and balloon, or None while the device is not set up."""
-        if (store := self._store) is None:
-            return None
-        return MemoryStats(self.compactor.stats(), store.migration.stats(), store.balloon.stats(),
-                           store.buddyinfo(), store.stats(), self.long_work.won)
-
-    def pageblocks(self) -> list[PageblockStats]:
-        return self._store.migration.pageblocks() if self._store else []
 
     # The commands. They expect _busy to be held by command().
 
@@ -315,6 +288,7 @@ class Device:
     async def set_mem_limit(self, limit: int) -> None:
         limit = page_align(limit)
         if self._store:
+            self.governor.expect_limit(limit)
             self._store.set_mem_limit(limit)
             self.compactor.poke()
         self._mem_limit = limit
@@ -383,13 +357,6 @@ class Device:
         self._expect_no_store(f"the algorithms stay as they are (#0 {self._primary.name})")
         entry = await self._in_thread(partial(algorithms.entry, algorithm, written))
         self._algorithms = algorithms.with_entry(self._algorithms, priority, entry)
-
-    def expect_store(self, otherwise: str) -> Store:
-        """Raises ZramfsError(EINVAL) before the device is set up."""
-        if self._store is None:
-            raise ZramfsError(
-                errno.EINVAL, f"{otherwise}: the device is not set up; write disksize first")
-        return self._store
 
     async def _set_up(self, size: int) -> None:
         if size > MAX_DISKSIZE:

@@ -31,6 +31,7 @@ SHORT: dict[str, Callable[[Device, Any], Awaitable[None]]] = {
     "keep_free": lambda device, size: device.host_memory.set_keep_free(size),
     "mem_used_max": lambda device, _: device.reset_mem_used_max(),
     "proactiveness": lambda device, value: device.set_proactiveness(value),
+    "govern": lambda device, on: device.governor.take() if on else device.governor.let_go(),
     "balloon": lambda device, size: device.set_balloon(size),
 }
 

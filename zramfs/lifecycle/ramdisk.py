@@ -21,7 +21,7 @@ from zramfs.host.programs import run
 MKFS = {
     "ext4": ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard,assume_storage_prezeroed=1"],
     "xfs": ["-q", "-K"],
-    "btrfs": ["-q", "-K", "-m", "single", "-d", "single"],
+    "btrfs": ["-q", "-K", "-M", "-m", "single", "-d", "single"],
 }
 PACKAGE = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
 
@@ -94,6 +94,21 @@ def _set_owner(wanted: FileSystem, device: str) -> None:
             os.fchmod(fd, wanted.mode)
     finally:
         os.close(fd)
+
+
+def govern(tree: Path) -> None:
+    """Has the daemon keep the new file system within the pool's limit. Raises ZramfsError."""
+    control = tree / "control"
+    try:
+        fd = os.open(control, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"govern=on\n")
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise ZramfsError(
+            error.errno or errno.EIO, f"the file system cannot be kept within the limit: {error.strerror}; "
+            f"the reason is in {tree.parent / 'log'}") from None
 
 
 def mounted(device: str, mountpoint: Path) -> bool:

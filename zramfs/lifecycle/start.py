@@ -84,6 +84,7 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
         new.update(loop=device, attached=attached, fs=wanted.type)
         ramdisk.make_file_system(wanted.type, device)
         ramdisk.mount(wanted, device)
+        ramdisk.govern(new.tree)
     else:
         new.update(loop=device, attached=attached)
         if (note := _raise_watermark(new, wanted)) and say:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         BackingStats,
         BallastStats,
         CompactorStats,
+        GovernorStats,
         LaneStats,
         PolicyStats,
         RecompressionStats,
@@ -83,6 +84,7 @@ class DeviceStats:
     tasks: tuple[TaskStats, ...]
     headroom: HeadroomStats
     room: int | None
+    governor: GovernorStats
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:

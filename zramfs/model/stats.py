@@ -105,6 +105,24 @@ class BallastStats:
 
 
 @dataclass(frozen=True, slots=True)
+class GovernorStats:
+    """Of what keeps the file system on a device within the pool's limit. Sizes in bytes."""
+
+    state: str = "off"  # or "on", "braked" or "frozen"
+    mountpoint: str = ""
+    fstype: str = ""
+    room: int | None = None  # what the pool may still take, below 0 past the limit; None = no limit
+    reserve: int = 0  # what it may take beyond that
+    over: int = 0  # what it has taken of the reserve
+    ratio: float = 1.0  # by which the room is reckoned in blocks
+    allowed: int | None = None  # free blocks that the users were left at the last look; None = all
+    free: int = 0  # blocks in nobody's files, at the last look
+    withheld: int = 0  # of these, out of the users' reach
+    freezes: int = 0
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RecompressionStats:
     """What recompression has done: pages, but for the bytes. tried = won + kept + no_room + busy."""
 

@@ -106,6 +106,15 @@ cdef struct store_t:
     uint64_t failed_writes
     uint64_t notify_free
     uint64_t written_back       # pages on the backing store
+    # for the governor of a file system (device/governor.py): set by it, read by every write; atomic, relaxed
+    uint32_t overdraft          # pool pages beyond the limit that a compressed page may take
+    uint32_t raw_overdraft      # and one that does not compress: less, so that it leaves the others room
+    uint32_t slow_overdraft     # beyond which writes are slow, so that the governor comes in time
+    uint32_t slow_step          # and twice as slow with so many pages more; 0 = writes are never slow
+    uint32_t watched            # 1 while changes are counted
+    uint64_t changed            # bytes written and discarded while they are
+    uint64_t change_at          # changed at which change_fd is written to, once; 0 = never
+    int change_fd               # an eventfd, a duplicate of Store's; -1 = none; constant once it is set
 
 
 cdef struct store_ctx_t:        # one thread's workspace

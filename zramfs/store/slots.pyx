@@ -210,7 +210,7 @@ cdef void page_prepare(store_t* st, store_ctx_t* ctx, const uint8_t* page, prepa
     p.data points to is valid as long as page, ctx.comp and p are."""
     cdef int n
     p.bits = 0
-    p.over = 0
+    p.over = load32(&st.overdraft)
     if same_filled(page, &p.word):
         p.type = SAME if fits_slot(p.word) else SAME_OBJ
         p.data = <const uint8_t*>&p.word
@@ -225,6 +225,7 @@ cdef void page_prepare(store_t* st, store_ctx_t* ctx, const uint8_t* page, prepa
         p.type = HUGE
         p.data = page
         p.size = PAGE
+        p.over = load32(&st.raw_overdraft)
 
 
 cdef int commit_locked(store_t* st, uint64_t slot, uint64_t old, const prepared_t* page) noexcept nogil:

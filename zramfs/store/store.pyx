@@ -125,8 +125,9 @@ cdef class Store:
         for i in range(self.nr_idle_ctx):
             store_ctx_free(self.idle_ctx[i])
         self.nr_idle_ctx = 0
-        if st != NULL and st.pool.wake_fd >= 0:
-            os.close(st.pool.wake_fd)
+        for fd in (st.pool.wake_fd, st.change_fd) if st != NULL else ():
+            if fd >= 0:
+                os.close(fd)
         if self.reserve is not None:
             self.reserve.close()
         with nogil:
@@ -378,6 +379,23 @@ cdef class Store:
         if self.st.pool.wake_fd < 0:
             self.st.pool.wake_fd = os.dup(fd)
         zs_wake_after(self.st.pool, frees)
+
+    def set_overdraft(self, uint32_t pages, uint32_t reserve):
+        """Pool pages beyond the limit that writes may take, of which the last are a reserve. Past its first
+        quarter writes are slow; the last is not for pages that do not compress: a file system's own do."""
+        self.check_range(0, 0)
+        store32(&self.st.overdraft, pages)
+        store32(&self.st.raw_overdraft, pages - reserve // 4)
+        store32(&self.st.slow_overdraft, pages - reserve // 4 * 3)
+        store32(&self.st.slow_step, reserve // 16)
+
+    def wake_after_change(self, nbytes, fd):
+        """As wake_after, with an eventfd of its own: bytes written or discarded are counted; 0 ends that."""
+        self.check_range(0, 0)
+        if self.st.change_fd < 0:
+            self.st.change_fd = os.dup(fd)
+        store64(&self.st.change_at, peek64(&self.st.changed) + nbytes if nbytes else 0)
+        store32(&self.st.watched, 1 if nbytes else 0)
 
     def room(self):
         """Pages that the balloon may take before the pool's limit is reached; None without a limit."""

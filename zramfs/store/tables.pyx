@@ -47,6 +47,7 @@ cdef store_t* store_new(arena_t* arena, uint64_t nr_slots) noexcept nogil:
         store_delete(st)
         return NULL
     st.max_object = st.pool.huge_size - 1
+    st.change_fd = -1
     return st
 
 

@@ -15,7 +15,7 @@ from zramfs.text.sizes import PAGE
 if TYPE_CHECKING:
     from allocator.stats import ClassStats, PageblockStats
     from zramfs.model.device_stats import DeviceStats, MemoryStats
-    from zramfs.model.stats import PolicyStats
+    from zramfs.model.stats import GovernorStats, PolicyStats
 
 
 def format_classes(classes: Sequence[ClassStats]) -> str:
@@ -95,6 +95,15 @@ def format_policies(policies: Sequence[PolicyStats]) -> str:
                      "bytes_in_24_hours": each.today}
         rows |= {f"{each.kind}_{name}": value for name, value in mine.items()}
     return "".join(f"{name} {value}\n" for name, value in rows.items())
+
+
+def format_governor(g: GovernorStats) -> str:
+    """memory/governor: a name and a value a line, sizes in bytes; no value = none."""
+    rows = {"state": g.state, "mountpoint": g.mountpoint, "type": g.fstype, "room": g.room,
+            "reserve": g.reserve, "over": g.over, "ratio": f"{g.ratio:.2f}", "allowed": g.allowed,
+            "free": g.free,
+            "withheld": g.withheld, "freezes": g.freezes, "last_error": g.last_error}
+    return "".join(f"{name} {'' if value is None else value}\n" for name, value in rows.items())
 
 
 def format_balloon(m: MemoryStats | None) -> str:

@@ -28,6 +28,7 @@ from zramfs.model.stats import (
     NO_BACKING,
     OPERATIONS,
     BackingStats,
+    GovernorStats,
     Latency,
     RecompressionStats,
     StoreStats,
@@ -68,6 +69,10 @@ class Figures:
     @property
     def lane(self) -> LaneStats:
         return self.device.lane
+
+    @property
+    def governor(self) -> GovernorStats:
+        return self.device.governor
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,7 @@ def _info(f: Figures) -> Value:
     return {(str(d.directory), d.algo, level, __version__): 1}
 
 
+_GOVERNED = ("off", "on", "braked", "frozen")
 _RECOMPRESSED = ("won", "kept", "no_room", "busy")
 
 
@@ -324,6 +330,21 @@ TABLE = (
            _by_policy(lambda p: p.done.bytes), "bytes", labels=("policy",)),
     Metric(GAUGE, "policy_written_bytes", "Bytes that the policy wrote in the last 24 hours.",
            lambda f: next(p.today for p in f.device.policies if p.kind == "writeback"), "bytes"),
+    # memory/governor
+    Metric(GAUGE, "governor_state", "1 for what the governor of the file system does.",
+           lambda f: _by(_GOVERNED, (int(f.governor.state == state) for state in _GOVERNED)),
+           labels=("state",)),
+    Metric(GAUGE, "governor_room_bytes", "What the pool may still take, below 0 past its limit; 0 without.",
+           lambda f: f.governor.room or 0, "bytes"),
+    Metric(GAUGE, "governor_reserve_bytes", "What it may take beyond that, and what of it is taken.",
+           lambda f: _by(("size", "used"), (f.governor.reserve, f.governor.over)), "bytes", labels=("kind",)),
+    Metric(GAUGE, "governor_room_ratio", "Bytes of blocks that a byte of room is reckoned for.",
+           lambda f: f.governor.ratio, "ratio"),
+    Metric(GAUGE, "governor_blocks_bytes", "Free blocks: all, withheld, and allowed (0 without a limit).",
+           lambda f: _by(("free", "withheld", "allowed"), (
+               f.governor.free, f.governor.withheld, f.governor.allowed or 0)), "bytes", labels=("kind",)),
+    Metric(COUNTER, "governor_freezes", "How often the file system had to be frozen.",
+           lambda f: f.governor.freezes),
     # memory/balloon
     Metric(GAUGE, "balloon_target_bytes", "Memory that shall be kept from the pool.",
            _memory(lambda m: m.balloon.target * PAGE), "bytes"),

@@ -103,6 +103,20 @@ def _room(stats: DeviceStats) -> str:
     return f"{format_size(stats.room)} more, bounded {bound}" + (f"; {floor}" if floor else "") + refused
 
 
+def _governor(stats: DeviceStats) -> str:
+    """Of the file system that is kept within the limit."""
+    g = stats.governor
+    if g.state == "off":
+        return "not governed"
+    if g.room is None:
+        return f"{g.fstype} on {shown(g.mountpoint)}: there is no limit to keep it to"
+    words = {"on": "", "braked": "; its writers are braked",
+             "frozen": "; it is frozen, and writers wait: raise mem_limit, delete something, lower it again"}
+    return (f"{g.fstype} on {shown(g.mountpoint)}: {format_size(g.allowed or 0)} of {format_size(g.free)} "
+            f"free are left to its users, reserve {format_size(g.reserve)}, {format_size(g.over)} of it used"
+            f"{words[g.state]}")
+
+
 def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
     dictionary = stats.algorithms[0].dictionary
     level = ("" if stats.level is None else f", level {stats.level}") + (
@@ -127,6 +141,7 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
             ("recompressed", _recompression(stats)),
             *_backing_rows(stats.backing_dev, stats.backing, stats.writeback),
             ("policies", _policies(stats)),
+            ("file system", _governor(stats)),
             *([("wipe", "what is discarded or overwritten is zeroed")] if stats.wipe else ()),
         ]
     else:
