@@ -104,7 +104,7 @@ EXTENSIONS = [
     extension("zramfs.lane.requests"),
     extension("zramfs.lane.slow"),
     extension("zramfs.lane.serve"),
-    extension("zramfs.lane.crew"),
+    extension("zramfs.lane.workers"),
     extension("zramfs.lane.lane"),
     extension("zramfs.device.ballast"),
 ]

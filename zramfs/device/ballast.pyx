@@ -25,9 +25,9 @@ from allocator.prim cimport (
     memfd_create, mmap, munmap, store64, write,
 )
 from allocator.background cimport background_enter, background_start
-from zramfs.lane.crew cimport crew_served
+from zramfs.lane.workers cimport lane_requests_served
 from zramfs.lane.lane cimport Lane
-from zramfs.lane.serve cimport POLLIN, crew_t, poll, pollfd
+from zramfs.lane.serve cimport POLLIN, lane_t, poll, pollfd
 
 import os
 
@@ -68,7 +68,7 @@ cdef struct zone_t:             # pages
     uint64_t managed
 
 cdef struct ballast_t:
-    crew_t* crew
+    lane_t* lane
     int fd                      # memfd of PIECES pieces
     int zoneinfo
     int stop_fd                 # readable when the thread is to end
@@ -145,7 +145,7 @@ cdef weight_t zoneinfo_weigh(ballast_t* b) noexcept nogil:
 cdef void* ballast_run(void* arg) noexcept nogil:
     """The thread, until stop_fd is readable."""
     cdef ballast_t* b = <ballast_t*> arg
-    cdef uint64_t served, before = crew_served(b.crew), held
+    cdef uint64_t served, before = lane_requests_served(b.lane), held
     cdef int quiet = 0, stuck = 0
     cdef weight_t memory
     cdef pollfd stop
@@ -155,7 +155,7 @@ cdef void* ballast_run(void* arg) noexcept nogil:
         stop.fd, stop.events = b.stop_fd, POLLIN
         if poll(&stop, 1, IDLE_MS if quiet == IDLE and stuck == 0 and held == PIECES else LOOK_MS) > 0:
             return NULL
-        served = crew_served(b.crew)
+        served = lane_requests_served(b.lane)
         memory = zoneinfo_weigh(b)
         quiet = 0 if served != before else min(quiet + 1, IDLE)
         stuck = stuck + 1 if memory == SHORT and served == before else 0
@@ -189,7 +189,7 @@ cdef class Ballast:
         b.fd = b.zoneinfo = b.stop_fd = -1
         path = os.fsencode(zoneinfo)
         self.lane = lane
-        b.crew = lane.crew
+        b.lane = lane.lane
         b.fd = memfd_create(b"zramfs-ballast", MFD_CLOEXEC)
         b.zoneinfo = open_file(path, O_RDONLY | O_CLOEXEC)
         b.stop_fd = eventfd(0, EFD_CLOEXEC)

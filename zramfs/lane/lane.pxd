@@ -3,12 +3,12 @@ cimport cython
 
 from zramfs.store.slots cimport store_ctx_t, store_t
 from zramfs.store.store cimport Store
-from zramfs.lane.serve cimport crew_t, thread_t
+from zramfs.lane.serve cimport lane_t, worker_thread_t
 
 
 @cython.final
 cdef class Lane:
-    cdef crew_t* crew               # constant, and there as long as the lane
+    cdef lane_t* lane               # constant, and there as long as the lane
     cdef Store store
     cdef readonly int threads
     cdef bint started
@@ -16,4 +16,4 @@ cdef class Lane:
     cdef int _start_slow(self) except -1
     cdef int _notify(self, const void* message, size_t size) except -1
     cdef void _exchange(self, store_t* st, store_ctx_t** fresh) noexcept nogil
-    cdef thread_t* _thread(self, int i) noexcept nogil
+    cdef worker_thread_t* _thread(self, int i) noexcept nogil

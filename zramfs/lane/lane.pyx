@@ -12,9 +12,9 @@ import os
 import time
 
 from allocator.prim cimport cas64, load64, peek64
-from zramfs.lane.crew cimport (
-    crew_add, crew_add_slow, crew_free, crew_idle, crew_init, crew_join, crew_start, crew_start_slow,
-    crew_stop, crew_wait,
+from zramfs.lane.workers cimport (
+    lane_add_slow_workers, lane_add_worker, lane_free, lane_init, lane_is_idle, lane_join, lane_start,
+    lane_start_slow_workers, lane_stop, lane_wait_end,
 )
 from zramfs.lane.fuse_abi cimport (
     FUSE_HAS_RESEND, FUSE_KERNEL_VERSION, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_STORE, FUSE_ROOT_ID,
@@ -28,9 +28,9 @@ from zramfs.model.kernel_pages import expect_kernel_pages
 from zramfs.model.stats import BUCKET_BOUNDS as _BUCKET_BOUNDS, LaneStats, Latency, OPERATIONS as _OPERATIONS
 from zramfs.store.store cimport Store
 from zramfs.store.tables cimport store_ctx_free, store_ctx_new
-from zramfs.lane.serve cimport MAX_THREADS, SLOW_THREADS, crew_t, thread_t
+from zramfs.lane.serve cimport MAX_THREADS, SLOW_THREADS, lane_t, worker_thread_t
 from zramfs.lane.worker cimport (
-    BUCKET_SHIFT, BUCKETS, DISCARDS, GROUPS, READS, WRITES, server_t, worker_lock, worker_t,
+    BUCKET_SHIFT, BUCKETS, DISCARDS, GROUPS, READS, WRITES, lane_shared_t, worker_lock, worker_t,
     worker_unlock,
 )
 
@@ -65,45 +65,45 @@ cdef class Lane:
     on a kernel whose pages are not of 4 KiB.
     """
     def __cinit__(self, int fd, *, int threads=2, int poll_us=0):
-        cdef server_t* server
+        cdef lane_shared_t* shared
         cdef int i, err
         expect_kernel_pages()
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"expected 1 to {MAX_THREADS} threads, got {threads}")
         if not 0 <= poll_us <= 10_000:
             raise ValueError(f"expected 0 to 10000 microseconds of polling, got {poll_us}")
-        self.crew = <crew_t*> calloc(1, sizeof(crew_t))
-        if self.crew == NULL:
+        self.lane = <lane_t*> calloc(1, sizeof(lane_t))
+        if self.lane == NULL:
             raise MemoryError
         self.threads = threads
-        crew_init(self.crew)
-        self.crew.null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        self.crew.done_fd = eventfd(0, EFD_CLOEXEC)
-        if self.crew.done_fd < 0:
+        lane_init(self.lane)
+        self.lane.null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self.lane.done_fd = eventfd(0, EFD_CLOEXEC)
+        if self.lane.done_fd < 0:
             raise OSError(errno, f"no descriptor to tell the end of the lane: {os.strerror(errno)}")
         for i in range(threads):
-            err = crew_add(self.crew)
+            err = lane_add_worker(self.lane)
             if err:
                 raise OSError(err, f"no memory for the buffers of {threads} threads: {os.strerror(err)}")
         os.set_blocking(fd, True)
-        server = &self.crew.server
-        server.threads = threads
-        server.mode = 0o600
-        server.uid, server.gid = getuid(), getgid()
-        server.atime = server.mtime = server.ctime = <uint64_t> time.time_ns()
-        self.crew.poll_ns = <uint64_t> poll_us * 1000
-        self.crew.fd = fd
+        shared = &self.lane.shared
+        shared.threads = threads
+        shared.mode = 0o600
+        shared.uid, shared.gid = getuid(), getgid()
+        shared.atime = shared.mtime = shared.ctime = <uint64_t> time.time_ns()
+        self.lane.poll_ns = <uint64_t> poll_us * 1000
+        self.lane.fd = fd
 
     def __dealloc__(self):
-        if self.crew == NULL:
+        if self.lane == NULL:
             return
-        if self.crew.created:
+        if self.lane.created:
             with nogil:
-                crew_stop(self.crew)
-            crew_join(self.crew)
+                lane_stop(self.lane)
+            lane_join(self.lane)
         self._exchange(NULL, NULL)
-        crew_free(self.crew)
-        free(self.crew)
+        lane_free(self.lane)
+        free(self.lane)
 
     def start(self) -> None:
         """Starts the threads. The kernel's INIT is answered from here on; a store may be set before
@@ -112,10 +112,10 @@ cdef class Lane:
         if self.started:
             raise RuntimeError("this lane was started before; a lane serves one connection, once")
         self.started = True
-        err = crew_start(self.crew)
+        err = lane_start(self.lane)
         if err:
             self.abort()
-            crew_join(self.crew)
+            lane_join(self.lane)
             raise OSError(err, f"cannot start {self.threads} threads: {os.strerror(err)}")
 
     def join(self, timeout: float | None = None) -> bool:
@@ -125,27 +125,27 @@ cdef class Lane:
         if not self.started:
             raise RuntimeError("nothing to wait for: call start() first")
         end = None if timeout is None else time.monotonic() + timeout
-        while not crew_wait(self.crew, 0):
+        while not lane_wait_end(self.lane, 0):
             if end is not None:
                 left = end - time.monotonic()
                 if left <= 0:
                     return False
                 ms = min(200, int(left * 1000) + 1)
             with nogil:
-                crew_wait(self.crew, ms)
+                lane_wait_end(self.lane, ms)
             PyErr_CheckSignals()
         # Under the GIL throughout: of several callers each returns with the store released.
-        crew_join(self.crew)
+        lane_join(self.lane)
         self._exchange(NULL, NULL)
         self.store = None
         return True
 
     def abort(self) -> None:
         """Ends the threads and gives up the connection, which the kernel then aborts: open files get
-        ECONNABORTED or ENOTCONN. Returns when the last request in hand is answered."""
+        ECONNABORTED or ENOTCONN. Returns when the last request that was read is answered."""
         if self.started:
             with nogil:
-                crew_stop(self.crew)
+                lane_stop(self.lane)
 
     def set_store(self, Store store) -> None:
         """Replaces the store; None makes a device without a size, whose I/O gets ENXIO. Raises
@@ -154,7 +154,7 @@ cdef class Lane:
         cdef store_ctx_t* fresh[MAX_THREADS + SLOW_THREADS]
         cdef store_t* st = NULL
         cdef int i, j
-        if self.alive and not load64(&self.crew.server.opens) & CLAIMED:
+        if self.alive and not load64(&self.lane.shared.opens) & CLAIMED:
             raise RuntimeError("the store of a running lane can be replaced only after claim()")
         if store is not None:
             st = store.st
@@ -162,7 +162,7 @@ cdef class Lane:
                 raise ValueError("expected an open store, got a closed one")
             if st.backing != NULL:
                 self._start_slow()
-            for i in range(self.crew.count + self.crew.slow_count):
+            for i in range(self.lane.count + self.lane.slow_count):
                 fresh[i] = store_ctx_new(st)
                 if fresh[i] == NULL:
                     for j in range(i):
@@ -174,9 +174,9 @@ cdef class Lane:
 
     cdef int _start_slow(self) except -1:
         """The threads that wait for the backing store, from now on or from start()."""
-        if crew_add_slow(self.crew) != 0:
+        if lane_add_slow_workers(self.lane) != 0:
             raise MemoryError(f"no memory for the buffers of {SLOW_THREADS} threads for the backing store")
-        if self.alive and crew_start_slow(self.crew) != 0:
+        if self.alive and lane_start_slow_workers(self.lane) != 0:
             raise MemoryError(f"cannot start {SLOW_THREADS} threads for the backing store")
         return 0
 
@@ -186,7 +186,7 @@ cdef class Lane:
         cdef store_ctx_t* old
         cdef worker_t* w
         cdef int i
-        for i in range(self.crew.count + self.crew.slow_count):
+        for i in range(self.lane.count + self.lane.slow_count):
             w = &self._thread(i).w
             worker_lock(w)
             old = w.ctx
@@ -196,21 +196,21 @@ cdef class Lane:
             if old != NULL:
                 store_ctx_free(old)
 
-    cdef thread_t* _thread(self, int i) noexcept nogil:
+    cdef worker_thread_t* _thread(self, int i) noexcept nogil:
         """The lane's own threads, then the slow ones."""
-        if i < self.crew.count:
-            return self.crew.threads[i]
-        return self.crew.slow_threads[i - self.crew.count]
+        if i < self.lane.count:
+            return self.lane.threads[i]
+        return self.lane.slow_threads[i - self.lane.count]
 
     def wait_unused(self) -> bool:
         """True as soon as nobody has the device open. close(2) returns before its RELEASE is answered, so
         this waits, at most 0.1 s, until the requests already sent have been."""
-        cdef uint64_t* opens = &self.crew.server.opens
+        cdef uint64_t* opens = &self.lane.shared.opens
         quiet = 0
         end = time.monotonic() + 0.1
         while load64(opens) != 0:
             # Five looks: a request that was just read is in no queue and not yet marked as served.
-            quiet = quiet + 1 if crew_idle(self.crew) else 0
+            quiet = quiet + 1 if lane_is_idle(self.lane) else 0
             if load64(opens) & CLAIMED or quiet == 5 or time.monotonic() > end:
                 return False
             time.sleep(0.001)
@@ -220,13 +220,13 @@ cdef class Lane:
         """True if nobody has the device open, after wait_unused(); from then on OPEN answers EBUSY until
         release_claim()."""
         while self.wait_unused():
-            if cas64(&self.crew.server.opens, 0, CLAIMED):
+            if cas64(&self.lane.shared.opens, 0, CLAIMED):
                 return True
         return False
 
     def release_claim(self) -> None:
         """Lets the device be opened again. Raises RuntimeError if it was not claimed."""
-        if not cas64(&self.crew.server.opens, CLAIMED, 0):
+        if not cas64(&self.lane.shared.opens, CLAIMED, 0):
             raise RuntimeError("release_claim() without a successful claim()")
 
     def notify_size(self) -> None:
@@ -255,7 +255,7 @@ cdef class Lane:
     cdef int _notify(self, const void* message, size_t size) except -1:
         cdef ssize_t sent
         with nogil:
-            sent = write(self.crew.fd, message, size)
+            sent = write(self.lane.fd, message, size)
         # ENOENT: the kernel does not know the file yet; the others: the connection has ended.
         if sent < 0 and errno not in (ENOENT, ENODEV, ECONNABORTED, ENOTCONN):
             raise OSError(errno, "the kernel refused the change of size: " + os.strerror(errno))
@@ -264,24 +264,24 @@ cdef class Lane:
     @property
     def alive(self) -> bool:
         """True from start() until the last thread has ended."""
-        return bool(self.started and load64(&self.crew.live))
+        return bool(self.started and load64(&self.lane.live))
 
     @property
     def open_count(self) -> int:
         """Open files on the device; 0 while claimed."""
-        return load64(&self.crew.server.opens) & ~(CLAIMED | TRUNCATING)
+        return load64(&self.lane.shared.opens) & ~(CLAIMED | TRUNCATING)
 
     @property
     def done_fd(self) -> int:
         """A descriptor that becomes readable when the last thread has ended, to wait for without
         a thread. It belongs to the lane."""
-        return self.crew.done_fd
+        return self.lane.done_fd
 
     @property
     def error(self) -> str | None:
         """Why the lane cannot serve or ended, if it was not unmount, abort or abort()."""
-        cdef uint64_t refused = load64(&self.crew.server.refused)
-        cdef uint64_t number = load64(&self.crew.end_errno)
+        cdef uint64_t refused = load64(&self.lane.shared.refused)
+        cdef uint64_t number = load64(&self.lane.end_errno)
         if refused:
             refused &= ~REFUSED
             return (f"this kernel speaks FUSE {refused >> 32}.{refused & 0xFFFFFFFF}; zramfs needs "
@@ -292,14 +292,14 @@ cdef class Lane:
 
     def stats(self) -> LaneStats:
         """Counters since the start; a consistent picture only while nothing is in flight."""
-        cdef server_t* server = &self.crew.server
+        cdef lane_shared_t* shared = &self.lane.shared
         cdef uint64_t counts[GROUPS][BUCKETS]
-        cdef thread_t* t
+        cdef worker_thread_t* t
         cdef int i, g, b
         nbytes, ns = [0] * GROUPS, [0] * GROUPS
         memset(counts, 0, sizeof(counts))
         bad = replies = unlocked = longest = helped = large = busy = 0
-        for i in range(self.crew.count + self.crew.slow_count):
+        for i in range(self.lane.count + self.lane.slow_count):
             t = self._thread(i)
             for g in range(GROUPS):
                 for b in range(BUCKETS):
@@ -321,12 +321,12 @@ cdef class Lane:
         return LaneStats(
             ios[READS], nbytes[READS] // 512, ms[READS],
             ios[WRITES], nbytes[WRITES] // 512, ms[WRITES],
-            peek64(&server.in_flight), peek64(&server.io_ns) // 1_000_000, sum(ns) // 1_000_000,
+            peek64(&shared.in_flight), peek64(&shared.io_ns) // 1_000_000, sum(ns) // 1_000_000,
             ios[DISCARDS], nbytes[DISCARDS] // 512, ms[DISCARDS],
             bad, longest // 1000, replies, unlocked, helped,
-            peek64(&server.minor), bool(peek64(&server.flags) & FUSE_HAS_RESEND),
+            peek64(&shared.minor), bool(peek64(&shared.flags) & FUSE_HAS_RESEND),
             tuple(latency),
-            peek64(&self.crew.slow.put_off) if self.crew.slow != NULL else 0,
-            peek64(&self.crew.slow.refused) if self.crew.slow != NULL else 0,
+            peek64(&self.lane.slow.put_off) if self.lane.slow != NULL else 0,
+            peek64(&self.lane.slow.refused) if self.lane.slow != NULL else 0,
             large, busy,
         )

@@ -9,9 +9,9 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from zramfs.lane.fuse_abi cimport fuse_setattr_in
 from zramfs.lane.worker cimport worker_t
 
-cdef uint64_t REFUSED         # bit of server_t.refused
+cdef uint64_t REFUSED         # bit of lane_shared_t.refused
 
-cdef int64_t attributes(worker_t* w) noexcept nogil     # GETATTR
+cdef int64_t put_attributes(worker_t* w) noexcept nogil     # GETATTR
 # SETATTR, but for the size.
 cdef int64_t set_attributes(worker_t* w, const fuse_setattr_in* a) noexcept nogil
 cdef int64_t do_statfs(worker_t* w) noexcept nogil

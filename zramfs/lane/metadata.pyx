@@ -28,8 +28,8 @@ cdef enum:
 cdef int64_t MAX_SECONDS = 9223372035
 
 
-cdef int64_t attributes(worker_t* w) noexcept nogil:
-    cdef server_t* s = w.server
+cdef int64_t put_attributes(worker_t* w) noexcept nogil:
+    cdef lane_shared_t* s = w.shared
     cdef fuse_attr_out* out = <fuse_attr_out*> w.data
     memset(out, 0, sizeof(out[0]))
     out.attr_valid = ATTR_SECONDS
@@ -63,7 +63,7 @@ cdef uint64_t get_time(uint64_t seconds, uint32_t nsec) noexcept nogil:
 
 cdef int64_t set_attributes(worker_t* w, const fuse_setattr_in* a) noexcept nogil:
     """chmod, chown and utimes."""
-    cdef server_t* s = w.server
+    cdef lane_shared_t* s = w.shared
     if a.valid & FATTR_MODE:
         store64(&s.mode, a.mode & 0o7777)
     if a.valid & FATTR_UID:
@@ -75,7 +75,7 @@ cdef int64_t set_attributes(worker_t* w, const fuse_setattr_in* a) noexcept nogi
     if a.valid & FATTR_MTIME:
         store64(&s.mtime, wall_ns() if a.valid & FATTR_MTIME_NOW else get_time(a.mtime, a.mtimensec))
     store64(&s.ctime, get_time(a.ctime, a.ctimensec) if a.valid & FATTR_CTIME else wall_ns())
-    return attributes(w)
+    return put_attributes(w)
 
 
 cdef int64_t do_statfs(worker_t* w) noexcept nogil:
@@ -94,7 +94,7 @@ cdef int64_t do_statfs(worker_t* w) noexcept nogil:
 cdef int64_t do_init(worker_t* w, const uint8_t* arg, size_t room) noexcept nogil:
     """May come at any time: a server that takes over a connection gets the one that its
     predecessor read and did not answer."""
-    cdef server_t* s = w.server
+    cdef lane_shared_t* s = w.shared
     cdef zramfs_init_in a
     cdef zramfs_init_out* out = <zramfs_init_out*> w.data
     cdef uint64_t flags

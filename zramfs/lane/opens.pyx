@@ -9,13 +9,13 @@ from allocator.prim cimport add64, cas64, load64, store64
 from zramfs.lane.fuse_abi cimport (
     FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PARALLEL_DIRECT_WRITES, fuse_open_out, fuse_release_in,
 )
-from zramfs.lane.worker cimport VIOLATION, server_t, worker_t
+from zramfs.lane.worker cimport VIOLATION, lane_shared_t, worker_t
 
 CLAIMED = 1 << 63
 TRUNCATING = 1 << 62
 
 cdef uint64_t COUNT = ~(CLAIMED | TRUNCATING)
-# In server_t.latest_open, above 31 bits of its file handle and 32 of its pid.
+# In lane_shared_t.latest_open, above 31 bits of its file handle and 32 of its pid.
 cdef uint64_t UNUSED_SINCE = 1 << 63
 cdef uint64_t HANDLES = (1 << 31) - 1
 
@@ -27,7 +27,7 @@ cdef enum:
 
 
 cdef int64_t do_open(worker_t* w, uint32_t pid) noexcept nogil:
-    cdef server_t* s = w.server
+    cdef lane_shared_t* s = w.shared
     cdef fuse_open_out* out = <fuse_open_out*> w.data
     cdef uint64_t opens = load64(&s.opens), handle
     while opens <= COUNT:
@@ -45,7 +45,7 @@ cdef int64_t do_open(worker_t* w, uint32_t pid) noexcept nogil:
 
 
 cdef int64_t do_release(worker_t* w, const uint8_t* arg) noexcept nogil:
-    cdef server_t* s = w.server
+    cdef lane_shared_t* s = w.shared
     cdef fuse_release_in a
     cdef uint64_t opens = load64(&s.opens), latest = load64(&s.latest_open)
     memcpy(&a, arg, sizeof(a))
@@ -58,7 +58,7 @@ cdef int64_t do_release(worker_t* w, const uint8_t* arg) noexcept nogil:
     return VIOLATION
 
 
-cdef bint is_own_open(server_t* s, uint32_t pid) noexcept nogil:
+cdef bint is_own_open(lane_shared_t* s, uint32_t pid) noexcept nogil:
     """True if the latest open file is the caller's, and nobody has read or written since. The kernel sends
     open(O_TRUNC) as OPEN and a SETATTR that names no file, just as truncate(2) by a path. A truncate(2) by
     somebody else must not count a loop device's open file as its own, so the task has to be the same."""
@@ -66,7 +66,7 @@ cdef bint is_own_open(server_t* s, uint32_t pid) noexcept nogil:
     return latest != 0 and <uint32_t> latest == pid
 
 
-cdef bint try_truncation(server_t* s, uint32_t pid, bint by_handle) noexcept nogil:
+cdef bint try_truncation(lane_shared_t* s, uint32_t pid, bint by_handle) noexcept nogil:
     cdef uint64_t opens, own = 1 if by_handle or is_own_open(s, pid) else 0
     cdef int looks = 0
     cdef timespec pause
@@ -84,7 +84,7 @@ cdef bint try_truncation(server_t* s, uint32_t pid, bint by_handle) noexcept nog
         looks += 1
 
 
-cdef void end_truncation(server_t* s) noexcept nogil:
+cdef void end_truncation(lane_shared_t* s) noexcept nogil:
     cdef uint64_t opens = load64(&s.opens)
     while not cas64(&s.opens, opens, opens & ~TRUNCATING):
         opens = load64(&s.opens)

@@ -67,7 +67,7 @@ cdef int64_t transfer_range(worker_t* w, uint64_t off, uint64_t n, bint writes) 
     store32(&job.done, 0)
     store64(&job.error, 0)
     store64(&job.word, ((job.word >> 32) + 1) << 32 | pieces << 16)
-    w.server.summon(w.server.crew, (n + BYTES_A_HELPER - 1) // BYTES_A_HELPER)
+    w.shared.wake_workers(w.shared.lane, (n + BYTES_A_HELPER - 1) // BYTES_A_HELPER)
     run_pieces(job, w.ctx)
     # Another thread is in the middle of a piece, which waits for nothing that we hold.
     while load32(&job.done) != pieces:
@@ -82,7 +82,7 @@ cdef bint help_with_pieces(worker_t* w, worker_t* owner) noexcept nogil:
     if (word & 0xffff) >= (word >> 16 & 0xffff):
         return False
     worker_lock(w)
-    # The store is everybody's or nobody's: it is replaced only while no request is in hand.
+    # The store is everybody's or nobody's: it is replaced only while no request is served.
     if w.ctx != NULL:
         w.ctx.may_wait = False
         taken = run_pieces(job, w.ctx)

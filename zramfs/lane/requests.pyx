@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memset
 
 from allocator.prim cimport add64, cas64, load64, now_ns, peek64, store64, sub64
 from zramfs.lane.fuse_abi cimport *
-from zramfs.lane.metadata cimport attributes, do_init, do_statfs, set_attributes
+from zramfs.lane.metadata cimport put_attributes, do_init, do_statfs, set_attributes
 from zramfs.lane.opens cimport do_open, do_release, end_truncation, try_truncation
 from zramfs.lane.pieces cimport transfer_range
 from zramfs.store.ranges cimport store_seek, store_zero
@@ -38,7 +38,7 @@ cdef enum:
 cdef int64_t LATER = -100001
 
 
-cdef void touch(server_t* s) noexcept nogil:
+cdef void stamp_change(lane_shared_t* s) noexcept nogil:
     cdef uint64_t now = wall_ns()
     store64(&s.mtime, now)
     store64(&s.ctime, now)
@@ -46,7 +46,7 @@ cdef void touch(server_t* s) noexcept nogil:
 
 # --- I/O statistics, as the block layer counts them
 
-cdef void advance(server_t* s, uint64_t now, bint busy) noexcept nogil:
+cdef void advance_io_time(lane_shared_t* s, uint64_t now, bint busy) noexcept nogil:
     """Brings io_ns up to now. A thread that loses the race leaves the interval to the winner."""
     cdef uint64_t stamp = peek64(&s.stamp)
     if now > stamp and cas64(&s.stamp, stamp, now) and busy:
@@ -57,13 +57,13 @@ cdef uint64_t io_begin(worker_t* w) noexcept nogil:
     cdef uint64_t now = now_ns()
     if w.began:
         return w.began
-    if load64(&w.server.latest_open):
-        store64(&w.server.latest_open, 0)
-    advance(w.server, now, add64(&w.server.in_flight, 1) > 1)
+    if load64(&w.shared.latest_open):
+        store64(&w.shared.latest_open, 0)
+    advance_io_time(w.shared, now, add64(&w.shared.in_flight, 1) > 1)
     return now
 
 
-cdef inline int bucket(uint64_t ns) noexcept nogil:
+cdef inline int latency_bucket(uint64_t ns) noexcept nogil:
     """The least i with ns <= 1 << BUCKET_SHIFT + i; the last one has no bound. 14 instructions without
     a branch: 1.4 ns a request with the count itself, where a single counter costs 1.2 ns."""
     cdef int i = 63 - clz64(((ns - (ns != 0)) >> BUCKET_SHIFT) * 2 + 1)
@@ -79,9 +79,9 @@ cdef int64_t io_later(worker_t* w, uint64_t began) noexcept nogil:
 cdef void io_end(worker_t* w, int group, uint64_t began, uint64_t nbytes) noexcept nogil:
     cdef uint64_t now = now_ns()
     cdef uint64_t ns = now - began
-    advance(w.server, now, True)
-    sub64(&w.server.in_flight, 1)
-    add_count(&w.ios[group][bucket(ns)], 1)
+    advance_io_time(w.shared, now, True)
+    sub64(&w.shared.in_flight, 1)
+    add_count(&w.ios[group][latency_bucket(ns)], 1)
     add_count(&w.nbytes[group], nbytes)
     add_count(&w.ns[group], ns)
     w.last_ns = ns
@@ -138,7 +138,7 @@ cdef int64_t do_write(worker_t* w, const uint8_t* arg, size_t payload) noexcept 
     io_end(w, WRITES, began, n)
     if result < 0:
         return result
-    touch(w.server)
+    stamp_change(w.shared)
     memset(out, 0, sizeof(out[0]))
     out.size = <uint32_t> n
     return sizeof(out[0])
@@ -173,7 +173,7 @@ cdef int64_t do_fallocate(worker_t* w, const uint8_t* arg) noexcept nogil:
     io_end(w, DISCARDS, began, n)
     if result < 0:
         return result
-    touch(w.server)
+    stamp_change(w.shared)
     return 0
 
 
@@ -193,7 +193,7 @@ cdef int64_t do_lseek(worker_t* w, const uint8_t* arg) noexcept nogil:
     return sizeof(out[0])
 
 
-cdef int64_t truncate(worker_t* w, const fuse_setattr_in* a, uint32_t pid) noexcept nogil:
+cdef int64_t truncate_device(worker_t* w, const fuse_setattr_in* a, uint32_t pid) noexcept nogil:
     """0 or a negative errno. The device keeps its size: a truncation to 0 (open(O_TRUNC), ftruncate)
     discards all pages, since the caller then expects to find zeros where it writes nothing. One to a
     smaller size changes nothing: dd seek=N asks for it and wants to keep what lies before N, and a user
@@ -205,14 +205,14 @@ cdef int64_t truncate(worker_t* w, const fuse_setattr_in* a, uint32_t pid) noexc
         return -EINVAL
     if a.size != 0 or size == 0:
         return 0
-    if not try_truncation(w.server, pid, a.valid & FATTR_FH):
+    if not try_truncation(w.shared, pid, a.valid & FATTR_FH):
         add_count(&w.busy_truncations, 1)
         return -EBUSY
     began = io_begin(w)
     result = store_zero(w.st, w.ctx, 0, size, &w.done)
     io_end(w, DISCARDS, began, size)
-    end_truncation(w.server)
-    touch(w.server)
+    end_truncation(w.shared)
+    stamp_change(w.shared)
     return result
 
 
@@ -223,7 +223,7 @@ cdef int64_t do_setattr(worker_t* w, const uint8_t* arg, uint32_t pid) noexcept 
     if max(a.atimensec, a.mtimensec, a.ctimensec) >= NS_PER_SECOND:
         return VIOLATION
     if a.valid & FATTR_SIZE:
-        result = truncate(w, &a, pid)
+        result = truncate_device(w, &a, pid)
     return result if result < 0 else set_attributes(w, &a)
 
 
@@ -252,7 +252,7 @@ cdef size_t argument_size(uint32_t opcode) noexcept nogil:
     return 0
 
 
-cdef int64_t dispatch(worker_t* w, const fuse_in_header* h, size_t got) noexcept nogil:
+cdef int64_t dispatch_request(worker_t* w, const fuse_in_header* h, size_t got) noexcept nogil:
     cdef const uint8_t* arg = w.data - REQUEST_HEAD + sizeof(fuse_in_header)
     cdef uint32_t opcode = h.opcode
     if h.len != got or got < sizeof(fuse_in_header) + argument_size(opcode):
@@ -278,7 +278,7 @@ cdef int64_t dispatch(worker_t* w, const fuse_in_header* h, size_t got) noexcept
     elif opcode == FUSE_LSEEK:
         return do_lseek(w, arg)
     elif opcode == FUSE_GETATTR:
-        return attributes(w)
+        return put_attributes(w)
     elif opcode == FUSE_SETATTR:
         return do_setattr(w, arg, h.pid)
     elif opcode == FUSE_OPEN:
@@ -288,7 +288,7 @@ cdef int64_t dispatch(worker_t* w, const fuse_in_header* h, size_t got) noexcept
     return do_statfs(w)
 
 
-cdef uint64_t payload_of(const worker_t* w, size_t got) noexcept nogil:
+cdef uint64_t request_payload(const worker_t* w, size_t got) noexcept nogil:
     cdef const uint8_t* request = w.data - REQUEST_HEAD
     cdef fuse_in_header h
     cdef fuse_read_in a
@@ -301,7 +301,7 @@ cdef uint64_t payload_of(const worker_t* w, size_t got) noexcept nogil:
     return got - sizeof(h) - sizeof(a) if h.opcode == FUSE_WRITE else 0
 
 
-cdef bint takes_long(const worker_t* w, size_t got, uint64_t payload) noexcept nogil:
+cdef bint request_takes_long(const worker_t* w, size_t got, uint64_t payload) noexcept nogil:
     cdef const uint8_t* request = w.data - REQUEST_HEAD
     cdef fuse_in_header h
     cdef fuse_fallocate_in a
@@ -314,7 +314,7 @@ cdef bint takes_long(const worker_t* w, size_t got, uint64_t payload) noexcept n
     return h.opcode == FUSE_SETATTR         # a truncation may discard all pages
 
 
-cdef size_t refuse(worker_t* w, uint64_t unique, int error) noexcept nogil:
+cdef size_t refuse_request(worker_t* w, uint64_t unique, int error) noexcept nogil:
     cdef fuse_out_header* out = <fuse_out_header*> (w.data - REPLY_HEAD)
     out.len = REPLY_HEAD
     out.error = -error
@@ -322,7 +322,7 @@ cdef size_t refuse(worker_t* w, uint64_t unique, int error) noexcept nogil:
     return REPLY_HEAD
 
 
-cdef size_t answer(worker_t* w, size_t got) noexcept nogil:
+cdef size_t answer_request(worker_t* w, size_t got) noexcept nogil:
     cdef fuse_in_header h
     cdef fuse_out_header* out
     cdef int64_t result
@@ -334,7 +334,7 @@ cdef size_t answer(worker_t* w, size_t got) noexcept nogil:
     worker_lock(w)
     if w.ctx != NULL:
         w.ctx.may_wait = w.may_wait
-    result = dispatch(w, &h, got)
+    result = dispatch_request(w, &h, got)
     worker_unlock(w)
     if result == LATER:
         return PUT_OFF
@@ -345,7 +345,7 @@ cdef size_t answer(worker_t* w, size_t got) noexcept nogil:
     if h.opcode == FUSE_FORGET or h.opcode == FUSE_BATCH_FORGET or h.opcode == FUSE_INTERRUPT:
         return 0
     if result < 0:
-        return refuse(w, h.unique, <int> -result if result >= -MAX_ERRNO else EIO)
+        return refuse_request(w, h.unique, <int> -result if result >= -MAX_ERRNO else EIO)
     out = <fuse_out_header*> (w.data - REPLY_HEAD)
     out.len = <uint32_t> (REPLY_HEAD + result)
     out.error = 0

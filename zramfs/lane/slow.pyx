@@ -56,7 +56,7 @@ cdef bint slow_take(slow_t* s, worker_t* w, size_t* got) noexcept nogil:
         else:
             memcpy(w.data - REQUEST_HEAD, p.head, REQUEST_HEAD)
         got[0], w.began, w.done = p.got, p.began, p.done
-        # Before it leaves the queue's sight: who looks whether the lane is idle must find it somewhere.
+        # Mark it as being served before it leaves the queue, so that lane_is_idle() never misses it.
         store64(&w.serving, 1)
     pthread_mutex_unlock(&s.lock)
     return more

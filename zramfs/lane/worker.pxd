@@ -36,7 +36,7 @@ cdef enum:
 
 
 # Shared by all threads of a lane; every field is read and written with atomics.
-cdef struct server_t:
+cdef struct lane_shared_t:
     uint64_t opens            # number of open files, and bits (opens.pxd)
     uint64_t handles          # file handles given so far
     uint64_t latest_open      # its handle and pid (opens.pyx); 0 once anybody has read or written
@@ -49,18 +49,18 @@ cdef struct server_t:
     uint64_t minor            # protocol version agreed on with the kernel, 0 before INIT
     uint64_t flags            # INIT flags agreed on
     uint64_t refused          # REFUSED | major << 32 | minor of a kernel that is too old
-    uint64_t in_flight        # I/O requests in hand
+    uint64_t in_flight        # I/O requests being served
     uint64_t stamp            # io_ns is right up to this moment
-    uint64_t io_ns            # time with at least one request in hand
+    uint64_t io_ns            # time with at least one request in flight
     uint64_t threads          # that read requests; constant
-    # Wakes up to so many threads that rest, to help with a job (pieces.pxd); constant.
-    void (*summon)(void* crew, uint64_t threads) noexcept nogil
-    void* crew
+    # Wakes at most `threads` workers that rest, to help with a job (pieces.pxd); constant.
+    void (*wake_workers)(void* lane, uint64_t threads) noexcept nogil
+    void* lane
 
 # A large READ or WRITE, cut into pieces that other threads may take: it ends when the last piece has.
 #
 #    63                32 31      16 15       0
-#    +-------------------+----------+---------+    A piece belongs to whoever moves `taken` over it by a
+#    +-------------------+----------+---------+    A piece belongs to the worker that moves `taken` by a
 #    | number of the job | pieces   | taken   |    compare-and-swap; the owner waits for done = pieces
 #    +-------------------+----------+---------+    before it writes any of the other fields again.
 cdef struct job_t:
@@ -75,12 +75,12 @@ cdef struct job_t:
 
 # One thread. Only the thread itself writes the counters; others read them with atomics.
 cdef struct worker_t:
-    server_t* server
+    lane_shared_t* shared
     uint8_t* data             # page aligned, MAX_IO bytes; a request is read to data - REQUEST_HEAD
     int32_t lock              # held while st and ctx are used or replaced
     store_t* st               # NULL: a device without a size
     store_ctx_t* ctx
-    job_t job                 # of the request in hand
+    job_t job                 # of the request being served
     uint64_t serving          # 1 from the moment a request was read until it is answered
     uint64_t ios[GROUPS][BUCKETS]  # requests by the time they took
     uint64_t nbytes[GROUPS]
@@ -88,7 +88,7 @@ cdef struct worker_t:
     uint64_t longest_ns
     uint64_t last_ns          # of the last I/O request; for the thread itself
     bint may_wait             # for the backing store; for the thread itself, as the next two
-    uint64_t began            # when the request in hand was first tried, 0: it was not yet
+    uint64_t began            # when the request was first tried, 0: it was not yet
     uint64_t done             # how far that try came
     uint64_t protocol_errors
     uint64_t refused_sizes    # truncations to more than the device's size,
@@ -106,7 +106,7 @@ cdef inline void worker_lock(worker_t* w) noexcept nogil:
 cdef inline void worker_unlock(worker_t* w) noexcept nogil:
     store_i32(&w.lock, 0)
 
-# For the times of server_t.
+# For the times of lane_shared_t.
 cdef inline uint64_t wall_ns() noexcept nogil:
     # The coarse clock (a tick, 1 to 10 ms) costs a quarter of the fine one and is what file
     # systems stamp with.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock: crew_t.rest_lock (serve.pyx), for one word; nothing is taken under it here.
-"""The crew of a connection; see crew.pxd."""
+# Locks:
+# * lane_t.rest_lock (serve.pyx) for one word; nothing is taken under it here.
+"""The workers of a lane: their memory, their start and their end; see workers.pxd."""
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdio cimport snprintf
@@ -20,7 +21,8 @@ from zramfs.lane.slow cimport (
     SLOW_SPARES, SLOW_THREADS, pthread_cond_destroy, pthread_cond_init, slow_idle, slow_init, slow_t,
 )
 from zramfs.lane.serve cimport (
-    POLLIN, call, crew_t, leave, poll, pollfd, pthread_t, serve, serve_slow, stop_all, thread_t, waiting,
+    POLLIN, lane_drop_workers, lane_has_requests, lane_stop_workers, lane_t, lane_wake_workers, poll, pollfd,
+    pthread_t, slow_worker_serve, worker_serve, worker_thread_t,
 )
 from zramfs.lane.worker cimport BUCKETS, GROUPS, MAX_IO
 
@@ -53,7 +55,7 @@ cdef extern from *:
 
 cdef enum:
     PAGE = 4096
-    # One mapping a thread, locked in memory: guard page, stack, page for thread_t, page in whose
+    # One mapping a thread, locked in memory: guard page, stack, page for worker_thread_t, page in whose
     # last REQUEST_HEAD bytes a request begins, data.
     THREAD_AT = PAGE + STACK
     DATA_AT = THREAD_AT + 2 * PAGE
@@ -69,12 +71,12 @@ cdef inline int kick_signal() noexcept nogil:
     return SIGRTMIN + 7         # no library in use takes this one
 
 
-cdef void crew_init(crew_t* crew) noexcept nogil:
-    crew.fd = crew.null_fd = crew.done_fd = -1
-    pthread_mutex_init(&crew.rest_lock, NULL)
-    pthread_cond_init(&crew.rest_over, NULL)
-    crew.server.summon = call
-    crew.server.crew = crew
+cdef void lane_init(lane_t* lane) noexcept nogil:
+    lane.fd = lane.null_fd = lane.done_fd = -1
+    pthread_mutex_init(&lane.rest_lock, NULL)
+    pthread_cond_init(&lane.rest_over, NULL)
+    lane.shared.wake_workers = lane_wake_workers
+    lane.shared.lane = lane
 
 
 cdef uint8_t* locked_memory(size_t size, uint64_t* unlocked) noexcept nogil:
@@ -89,60 +91,60 @@ cdef uint8_t* locked_memory(size_t size, uint64_t* unlocked) noexcept nogil:
     return base
 
 
-cdef thread_t* thread_new(crew_t* crew) noexcept nogil:
+cdef worker_thread_t* worker_thread_new(lane_t* lane) noexcept nogil:
     """NULL, and errno."""
-    cdef thread_t* t
+    cdef worker_thread_t* t
     cdef uint64_t unlocked = 0
     cdef uint8_t* base = locked_memory(REGION, &unlocked)
     if base == NULL:
         return NULL
     mprotect(base, PAGE, PROT_NONE)
-    t = <thread_t*> (base + THREAD_AT)
-    t.crew = crew
-    t.w.server = &crew.server
+    t = <worker_thread_t*> (base + THREAD_AT)
+    t.lane = lane
+    t.w.shared = &lane.shared
     t.w.data = base + DATA_AT
     t.unlocked = unlocked
     return t
 
 
-cdef int crew_add(crew_t* crew) noexcept nogil:
-    cdef thread_t* t = thread_new(crew)
+cdef int lane_add_worker(lane_t* lane) noexcept nogil:
+    cdef worker_thread_t* t = worker_thread_new(lane)
     if t == NULL:
         return errno
-    t.index = crew.count
-    crew.threads[crew.count] = t
-    crew.count += 1
+    t.index = lane.count
+    lane.threads[lane.count] = t
+    lane.count += 1
     return 0
 
 
-cdef int crew_add_slow(crew_t* crew) noexcept nogil:
+cdef int lane_add_slow_workers(lane_t* lane) noexcept nogil:
     cdef slow_t* s
     cdef uint64_t unlocked = 0
     cdef int i
-    if crew.slow != NULL:
+    if lane.slow != NULL:
         return 0
     for i in range(SLOW_SPARES):
-        if crew.spares[i] == NULL:
-            crew.spares[i] = locked_memory(SPARE, &unlocked)
-        if crew.spares[i] == NULL:
+        if lane.spares[i] == NULL:
+            lane.spares[i] = locked_memory(SPARE, &unlocked)
+        if lane.spares[i] == NULL:
             return errno
-    while crew.slow_count < SLOW_THREADS:
-        crew.slow_threads[crew.slow_count] = thread_new(crew)
-        if crew.slow_threads[crew.slow_count] == NULL:
+    while lane.slow_count < SLOW_THREADS:
+        lane.slow_threads[lane.slow_count] = worker_thread_new(lane)
+        if lane.slow_threads[lane.slow_count] == NULL:
             return errno
-        crew.slow_threads[crew.slow_count].w.may_wait = True
-        crew.slow_count += 1
+        lane.slow_threads[lane.slow_count].w.may_wait = True
+        lane.slow_count += 1
     s = <slow_t*> locked_memory(sizeof(slow_t), &unlocked)
     if s == NULL:
         return errno
-    crew.slow_threads[0].unlocked += unlocked
+    lane.slow_threads[0].unlocked += unlocked
     slow_init(s)
     for i in range(SLOW_SPARES):
-        s.spare[i] = crew.spares[i] + PAGE
+        s.spare[i] = lane.spares[i] + PAGE
     s.spares = SLOW_SPARES
-    pthread_mutex_lock(&crew.rest_lock)
-    crew.slow = s
-    pthread_mutex_unlock(&crew.rest_lock)
+    pthread_mutex_lock(&lane.rest_lock)
+    lane.slow = s
+    pthread_mutex_unlock(&lane.rest_lock)
     return 0
 
 
@@ -160,7 +162,8 @@ cdef void block_signals(sigset_t* before) noexcept nogil:
     pthread_sigmask(SIG_SETMASK, &blocked, before)
 
 
-cdef int thread_start(thread_t* t, void* (*work)(void*) noexcept nogil, const char* name) noexcept nogil:
+cdef int worker_thread_start(worker_thread_t* t, void* (*work)(void*) noexcept nogil,
+                             const char* name) noexcept nogil:
     """0 or an errno. live counts the thread already."""
     cdef pthread_attr_t attr
     cdef int err
@@ -177,7 +180,7 @@ cdef int thread_start(thread_t* t, void* (*work)(void*) noexcept nogil, const ch
     return err
 
 
-cdef int crew_start(crew_t* crew) noexcept nogil:
+cdef int lane_start(lane_t* lane) noexcept nogil:
     cdef sigset_t before
     cdef sigaction_t action
     cdef char name[16]
@@ -187,106 +190,106 @@ cdef int crew_start(crew_t* crew) noexcept nogil:
     sigemptyset(&action.sa_mask)
     sigaction(kick_signal(), &action, NULL)
     block_signals(&before)
-    store64(&crew.live, <uint64_t> crew.count + 1)      # one for us: threads may end before all exist
-    for i in range(crew.count):
+    store64(&lane.live, <uint64_t> lane.count + 1)      # one for us: threads may end before all exist
+    for i in range(lane.count):
         snprintf(name, sizeof(name), "zramfs-lane%hhu", <unsigned char> i)
-        err = thread_start(crew.threads[i], serve, name)
+        err = worker_thread_start(lane.threads[i], worker_serve, name)
         if err:
-            leave(crew, <uint64_t> (crew.count - i))
+            lane_drop_workers(lane, <uint64_t> (lane.count - i))
             break
-        crew.created += 1
+        lane.created += 1
     pthread_sigmask(SIG_SETMASK, &before, NULL)
     if err == 0:
-        err = crew_start_slow(crew)
-    leave(crew, 1)
+        err = lane_start_slow_workers(lane)
+    lane_drop_workers(lane, 1)
     return err
 
 
-cdef int crew_start_slow(crew_t* crew) noexcept nogil:
+cdef int lane_start_slow_workers(lane_t* lane) noexcept nogil:
     cdef sigset_t before
     cdef char name[16]
     cdef int err = 0
     block_signals(&before)
-    while err == 0 and crew.slow_created < crew.slow_count:
-        snprintf(name, sizeof(name), "zramfs-slow%hhu", <unsigned char> crew.slow_created)
-        add64(&crew.live, 1)
-        err = thread_start(crew.slow_threads[crew.slow_created], serve_slow, name)
+    while err == 0 and lane.slow_created < lane.slow_count:
+        snprintf(name, sizeof(name), "zramfs-slow%hhu", <unsigned char> lane.slow_created)
+        add64(&lane.live, 1)
+        err = worker_thread_start(lane.slow_threads[lane.slow_created], slow_worker_serve, name)
         if err:
-            leave(crew, 1)
+            lane_drop_workers(lane, 1)
         else:
-            crew.slow_created += 1
+            lane.slow_created += 1
     pthread_sigmask(SIG_SETMASK, &before, NULL)
     return err
 
 
-cdef bint crew_wait(crew_t* crew, int timeout_ms) noexcept nogil:
+cdef bint lane_wait_end(lane_t* lane, int timeout_ms) noexcept nogil:
     cdef pollfd wait
-    wait.fd, wait.events = crew.done_fd, POLLIN
+    wait.fd, wait.events = lane.done_fd, POLLIN
     return poll(&wait, 1, timeout_ms) > 0
 
 
-cdef void crew_stop(crew_t* crew) noexcept nogil:
+cdef void lane_stop(lane_t* lane) noexcept nogil:
     cdef int i
-    stop_all(crew)
+    lane_stop_workers(lane)
     # The signal may arrive just before a thread sleeps in read, so it is repeated.
-    while load64(&crew.live) != 0:
-        for i in range(crew.created):
-            if load64(&crew.threads[i].running):
-                pthread_kill(crew.threads[i].id, kick_signal())
-        crew_wait(crew, 5)
+    while load64(&lane.live) != 0:
+        for i in range(lane.created):
+            if load64(&lane.threads[i].running):
+                pthread_kill(lane.threads[i].id, kick_signal())
+        lane_wait_end(lane, 5)
 
 
-cdef void crew_join(crew_t* crew) noexcept nogil:
+cdef void lane_join(lane_t* lane) noexcept nogil:
     cdef int i
-    for i in range(crew.created):
-        pthread_join(crew.threads[i].id, NULL)
-    for i in range(crew.slow_created):
-        pthread_join(crew.slow_threads[i].id, NULL)
-    crew.created = crew.slow_created = 0
+    for i in range(lane.created):
+        pthread_join(lane.threads[i].id, NULL)
+    for i in range(lane.slow_created):
+        pthread_join(lane.slow_threads[i].id, NULL)
+    lane.created = lane.slow_created = 0
 
 
-cdef bint crew_idle(crew_t* crew) noexcept nogil:
+cdef bint lane_is_idle(lane_t* lane) noexcept nogil:
     cdef int i
-    if waiting(crew):
+    if lane_has_requests(lane):
         return False
-    for i in range(crew.count):
-        if load64(&crew.threads[i].w.serving):
+    for i in range(lane.count):
+        if load64(&lane.threads[i].w.serving):
             return False
     # In the order of a request's way: what has left the queue is being served.
-    if crew.slow != NULL and not slow_idle(crew.slow):
+    if lane.slow != NULL and not slow_idle(lane.slow):
         return False
-    for i in range(crew.slow_count):
-        if load64(&crew.slow_threads[i].w.serving):
+    for i in range(lane.slow_count):
+        if load64(&lane.slow_threads[i].w.serving):
             return False
     return True
 
 
-cdef uint64_t crew_served(crew_t* crew) noexcept nogil:
+cdef uint64_t lane_requests_served(lane_t* lane) noexcept nogil:
     cdef uint64_t served = 0
     cdef int i, g, b
-    for i in range(crew.count):
+    for i in range(lane.count):
         for g in range(GROUPS):
             for b in range(BUCKETS):
-                served += peek64(&crew.threads[i].w.ios[g][b])
+                served += peek64(&lane.threads[i].w.ios[g][b])
     return served
 
 
-cdef void crew_free(crew_t* crew) noexcept nogil:
+cdef void lane_free(lane_t* lane) noexcept nogil:
     cdef int i
-    for i in range(crew.count):
-        munmap(<uint8_t*> crew.threads[i] - THREAD_AT, REGION)
-    for i in range(crew.slow_count):
-        munmap(<uint8_t*> crew.slow_threads[i] - THREAD_AT, REGION)
+    for i in range(lane.count):
+        munmap(<uint8_t*> lane.threads[i] - THREAD_AT, REGION)
+    for i in range(lane.slow_count):
+        munmap(<uint8_t*> lane.slow_threads[i] - THREAD_AT, REGION)
     for i in range(SLOW_SPARES):
-        if crew.spares[i] != NULL:
-            munmap(crew.spares[i], SPARE)
-    if crew.slow != NULL:
-        munmap(crew.slow, sizeof(slow_t))
-    pthread_cond_destroy(&crew.rest_over)
-    pthread_mutex_destroy(&crew.rest_lock)
-    if crew.fd >= 0:
-        close(crew.fd)
-    if crew.null_fd >= 0:
-        close(crew.null_fd)
-    if crew.done_fd >= 0:
-        close(crew.done_fd)
+        if lane.spares[i] != NULL:
+            munmap(lane.spares[i], SPARE)
+    if lane.slow != NULL:
+        munmap(lane.slow, sizeof(slow_t))
+    pthread_cond_destroy(&lane.rest_over)
+    pthread_mutex_destroy(&lane.rest_lock)
+    if lane.fd >= 0:
+        close(lane.fd)
+    if lane.null_fd >= 0:
+        close(lane.null_fd)
+    if lane.done_fd >= 0:
+        close(lane.done_fd)
