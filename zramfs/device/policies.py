@@ -3,9 +3,9 @@
 # holds no turn; it only keeps the next round from its beginning.
 """Automatic policies: pages that nobody has used for some time are recompressed, or written back.
 
-Each is a trio task that looks at regular times, and works in slices with rests between them. It goes
-by access times, so setting one has them kept. A command of the user's goes first: it cuts the work
-short, which is taken up again at the next look.
+Each policy is a trio task that looks at regular times, and works in slices with rests between them. It needs
+access times, so setting a policy switches them on. A command of the user goes first: it cuts the work short,
+and the next look takes it up again.
 """
 from __future__ import annotations
 
