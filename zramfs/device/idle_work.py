@@ -38,7 +38,7 @@ class _Pause:
 
 
 class IdleWork:
-    """The policies' Work. Each round is a job: `reset` and the end of the device cut it short, and keep the
+    """A PolicyWork. Each round is a job: `reset` and the end of the device cut it short, and keep the
     store until it has ended."""
 
     def __init__(
@@ -63,7 +63,7 @@ class IdleWork:
         await job.run(partial(self._recompress_idle, policy, did, rest))
 
     async def write_back_idle(self, policy: Writeback, budget: int | None, did: Did, rest: Rest) -> None:
-        """budget: bytes, None = any number. ZramfsError: EINTR, and those of the same call of BackingStore."""
+        """budget: bytes, None = any number. ZramfsError: EINTR, and those of BackingStore."""
         job = self._jobs.begin("policy of write-back", alone=True)
         await job.run(partial(self._write_back_idle, policy, budget, did, rest))
 

@@ -15,7 +15,8 @@ import trio
 from zramfs.errors import ZramfsError
 
 T = TypeVar("T")
-Work = Callable[[], Awaitable[None]]
+JobWork = Callable[[], Awaitable[None]]
+AfterSlice = Callable[[], Awaitable[None]]  # called between two slices of work
 InThread = Callable[[Callable[[], T]], Awaitable[T]]  # runs a call in a worker thread
 
 
@@ -27,8 +28,8 @@ class Job:
         self._scope = trio.CancelScope()
         self.kind = kind
 
-    async def run(self, work: Work) -> None:
-        """Work is cancelled at its next checkpoint when it is cut short. What it did until then must be
+    async def run(self, work: JobWork) -> None:
+        """The work is cancelled at its next checkpoint when it is cut short. What it did until then must be
         complete. Its own clean-up must need no checkpoint, or be shielded. Raises ZramfsError(EINTR) then."""
         try:
             with self._scope:

@@ -64,7 +64,7 @@ Did = Callable[[Progress], None]  # counts at once what was done, since the rest
 Rest = Callable[[float], Awaitable[None]]  # after a slice that took so many seconds
 
 
-class Work(Protocol):
+class PolicyWork(Protocol):
     """What a device does for a policy. ZramfsError: EINTR when it was cut short, and others."""
 
     @property
@@ -90,7 +90,7 @@ class _Followed:
 class Policies:
     """clock: seconds; for the limit of a day."""
 
-    def __init__(self, work: Work, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, work: PolicyWork, clock: Callable[[], float] = time.monotonic) -> None:
         self._work = work
         self._clock = clock
         self._states = {kind: _Followed(PolicyStats(kind)) for kind in KINDS}
