@@ -58,7 +58,8 @@ cdef void list_blocks_locked(arena_t* a, compact_run_t* run, uint32_t fresh, bin
         run.cursor = run.blocks[run.free_pos] * PAGEBLOCK_FRAMES
 
 
-cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats, bint all_blocks) noexcept nogil:
+cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats,
+                       bint all_blocks) noexcept nogil:
     """Lists the pageblocks in use, the sparsest first. Without all_blocks those that failed lately are passed
     by; each failure doubles the number of runs that do so. 0 or -ENOMEM."""
     cdef uint32_t fresh

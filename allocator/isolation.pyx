@@ -88,7 +88,8 @@ cdef void block_carve_locked(arena_t* a, uint32_t frame) noexcept nogil:
             free_list_push_locked(a, head + (1u << order), order)
 
 
-cdef int arena_claim_range(arena_t* a, uint32_t first, uint32_t n, uint8_t owner, uint32_t ref) noexcept nogil:
+cdef int arena_claim_range(arena_t* a, uint32_t first, uint32_t n, uint8_t owner,
+                           uint32_t ref) noexcept nogil:
     cdef uint32_t frame = first
     cdef bint free_all = True, bare = False
     cdef int r

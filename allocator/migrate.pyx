@@ -305,10 +305,10 @@ cdef uint32_t alloc_contig(arena_t* a, migrate_stats_t* stats, int order, uint8_
     """A block of 2^order frames: a free one, or else one that is emptied for it, beginning with the range
     that has the fewest frames in use. NONE32 if none can be had."""
     cdef uint32_t n = 1u << order, frame = arena_alloc_block(a, order, owner, ref), used = 0
-    cdef int attempt
+    cdef int _attempt
     if frame != NONE32:
         return frame
-    for attempt in range(CONTIG_TRIES):
+    for _attempt in range(CONTIG_TRIES):
         frame = next_range(a, n, frame, &used)
         if frame == NONE32 or alloc_contig_range(a, stats, frame, n, owner, ref) == 0:
             return frame

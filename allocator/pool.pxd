@@ -5,6 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from allocator.arena cimport Arena
 from allocator.frames cimport arena_t
+from allocator.headroom cimport Headroom
 from allocator.zspage cimport pool_ops_t, pool_t
 
 
@@ -19,6 +20,7 @@ cdef object pool_stats(pool_t* pool)
 cdef class Pool:
     cdef pool_t* pool
     cdef readonly Arena arena
+    cdef Headroom headroom      # or None; keeps what the pool points to
     cdef dict places            # stand-alone use: tag -> location
 
     cdef pool_t* open(self) except NULL

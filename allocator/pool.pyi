@@ -4,6 +4,7 @@ from typing import Self
 from typing_extensions import Buffer, disjoint_base
 
 from .arena import Arena
+from .headroom import Headroom
 from .stats import ClassStats, PoolStats
 
 @disjoint_base
@@ -42,6 +43,10 @@ class Pool:
 
     def set_limit(self, pages: int) -> None:
         """Pages of 4096 bytes that the pool may use, 0 = no limit. What is stored stays."""
+
+    def set_headroom(self, headroom: Headroom) -> None:
+        """Has the pool ask before it takes pages; malloc() raises OSError(ENOSPC) where there is no room. To
+        be called before the first object; a Headroom serves one pool."""
 
     @property
     def huge_size(self) -> int:

@@ -13,6 +13,7 @@ from libc.stdlib cimport calloc, free
 
 from allocator.arena cimport Arena
 from allocator.frames cimport arena_t, page_owner_t
+from allocator.headroom cimport Headroom
 from allocator.layout cimport *
 from allocator.migrate cimport owner_register, owner_unregister
 from allocator.prim cimport *
@@ -277,6 +278,11 @@ cdef class Pool:
     def set_limit(self, pages):
         """Pages of 4096 bytes that the pool may use, 0 = no limit. What is stored stays."""
         store64(&self.open().limit_pages, pages)
+
+    def set_headroom(self, Headroom headroom):
+        """Asked before the pool takes pages, from here on; to be called before the first object."""
+        self.headroom = headroom
+        self.open().headroom = &headroom.h
 
     @property
     def huge_size(self):

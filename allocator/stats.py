@@ -30,6 +30,20 @@ class PoolStats:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadroomStats:
+    keep_free: int  # bytes of the host's memory that stay available to others, 0 = no floor
+    host_room: int | None  # bytes above that floor; None = not bounded
+    group_room: int | None  # bytes below the limits of memory cgroups, with a margin; None = not bounded
+    looks: int  # at the host's and the groups' files, since creation
+    refused: int  # requests for pool pages that found no room
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that the pool may take; None = not bounded."""
+        return min((each for each in (self.host_room, self.group_room) if each is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True)
 class ClassStats:
     index: int  # raw class number, (size - 32) / 16
     size: int  # bytes of an object with its header

@@ -54,7 +54,8 @@ cdef bint empty_zspage_locked(pool_t* pool, size_class_t* c, uint32_t src) noexc
     return z.inuse == 0
 
 
-cdef uint64_t zs_compact_class(pool_t* pool, size_class_t* c, uint32_t max_zspages, bint* more) noexcept nogil:
+cdef uint64_t zs_compact_class(pool_t* pool, size_class_t* c, uint32_t max_zspages,
+                               bint* more) noexcept nogil:
     """Drops the class lock after each zspage, so that it is held for the copy of one zspage's objects at
     most: 32 KiB, about 10 us."""
     cdef uint64_t freed = 0
@@ -92,9 +93,9 @@ cdef uint64_t zs_compact_class(pool_t* pool, size_class_t* c, uint32_t max_zspag
 cdef uint64_t zs_compact(pool_t* pool) noexcept nogil:
     cdef uint64_t freed = 0
     cdef uint32_t i
-    cdef int compact_pass
+    cdef int _pass
     cdef bint more
-    for compact_pass in range(COMPACT_PASSES):
+    for _pass in range(COMPACT_PASSES):
         for i in range(pool.nr_classes):
             freed += zs_compact_class(pool, &pool.classes[i], NONE32, &more)
     return freed

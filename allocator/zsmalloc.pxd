@@ -11,7 +11,8 @@ from allocator.zspage cimport pool_t, size_class_t
 cdef int zs_malloc(pool_t* pool, uint32_t size, uint64_t tag, uint64_t* loc) noexcept nogil
 # The same, where the pool may take up to over pages more than its limit: for a smaller object that
 # takes the place of a larger one.
-cdef int zs_malloc_over(pool_t* pool, uint32_t size, uint64_t tag, uint32_t over, uint64_t* loc) noexcept nogil
+cdef int zs_malloc_over(pool_t* pool, uint32_t size, uint64_t tag, uint32_t over,
+                        uint64_t* loc) noexcept nogil
 # Frees it: its size in bytes, or -EIO if loc names no object.
 cdef int zs_free(pool_t* pool, uint64_t loc) noexcept nogil
 # Fills an object that was just allocated, and that no other thread knows yet.

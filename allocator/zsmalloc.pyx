@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.buddy cimport arena_alloc_frames, arena_free_frames
 from allocator.frames cimport frame_ptr
+from allocator.headroom cimport headroom_take
 from allocator.layout cimport *
 from allocator.migrate cimport clear_page_movable, page_lock, page_trylock, page_unlock, set_page_movable
 from allocator.lists cimport zspage_stack_pop, zspage_stack_push
@@ -68,13 +69,15 @@ cdef void number_put(pool_t* pool, uint32_t number) noexcept nogil:
 
 cdef uint64_t pool_claim_pages(pool_t* pool, uint32_t n, uint32_t over) noexcept nogil:
     """Counts n pages more and returns the pool's pages with them; 0, and nothing is counted, if they would be
-    more than over above the limit. A count that had to be taken back could turn away another thread's smaller
-    zspage, which still fits."""
+    more than over above the limit, or above what the host can give. A count that had to be taken back could
+    turn away another thread's smaller zspage, which still fits."""
     cdef uint64_t limit = peek64(&pool.limit_pages), pages
     while True:
         pages = peek64(&pool.pages)
         # The pool may not use what the balloon holds.
         if limit != 0 and pages + n + peek64(&pool.arena.reserved) > limit + over:
+            return 0
+        if pool.headroom != NULL and not headroom_take(pool.headroom, pages, n, over):
             return 0
         if cas64(&pool.pages, pages, pages + n):
             return pages + n
@@ -187,7 +190,8 @@ cdef int zs_malloc(pool_t* pool, uint32_t size, uint64_t tag, uint64_t* loc) noe
     return zs_malloc_over(pool, size, tag, 0, loc)
 
 
-cdef int zs_malloc_over(pool_t* pool, uint32_t size, uint64_t tag, uint32_t over, uint64_t* loc) noexcept nogil:
+cdef int zs_malloc_over(pool_t* pool, uint32_t size, uint64_t tag, uint32_t over,
+                        uint64_t* loc) noexcept nogil:
     cdef size_class_t* c
     cdef uint32_t number
     cdef int r

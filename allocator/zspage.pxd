@@ -5,7 +5,7 @@
 #   zspage_desc_t.rwlock
 #   size_class_t.lock
 #   pool_t.number_lock
-#   the locks of the arena (frames.pxd)
+#   the locks of the arena (frames.pxd), or headroom_t.lock; neither inside the other
 # Rules:
 #   - The migration core holds the page lock around the owner's calls. Freeing a zspage only tries the
 #     page lock; if it is taken, the zspage goes to the deferred list.
@@ -25,6 +25,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from allocator.frames cimport arena_t, frame_ptr
+from allocator.headroom cimport headroom_t
 from allocator.layout cimport (
     FRAME_SHIFT, FRAME_SIZE, FULLNESS_99, FULLNESS_EMPTY, FULLNESS_FULL, FULLNESS_OFF_LIST, HDR_ALLOCATED,
     HDR_SIZE_MASK, HDR_TAG_SHIFT, LOC_IDX_BITS, NONE32, NR_FULLNESS, NR_RAW_CLASSES, OBJ_HEADER,
@@ -64,6 +65,7 @@ cdef struct pool_t:
     # constant
     arena_t* arena
     pool_ops_t ops
+    headroom_t* headroom            # asked before pages are taken; NULL = nobody is
     size_class_t* by_index[NR_RAW_CLASSES]
     size_class_t classes[NR_RAW_CLASSES]
     uint32_t nr_classes

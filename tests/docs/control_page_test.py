@@ -15,10 +15,11 @@ from tests.support.paths import ROOT
 from zramfs.device.commands import COMMANDS
 from zramfs.device.device import Device
 from zramfs.model.config import DeviceConfig
+from zramfs.tree import state
 from zramfs.tree.attributes import ATTRIBUTES
-from zramfs.tree.files import build
+from zramfs.tree.files import tree_of
 from zramfs.tree.metrics import COUNTER, TABLE
-from zramfs.tree.tree import Directory, Link, state
+from zramfs.tree.tree import Directory, Link
 
 # Writes that bring out every error, each to a device that has no size, has one, and is open.
 INPUTS = [b"0", b"1", b"junk", b"", b"-1", b"65536", b"1E", b"4096", b"lz4", b"x" * 128,
@@ -52,7 +53,7 @@ def test_every_file_of_the_tree_is_in_the_table_with_its_mode(device):
     documented = {cells[0].strip("`"): cells[1] for cells in table(PAGE)}
     assert documented.pop("zram/…") == "as the kernel"
     attributes = {f"zram/{a.name}" for a in ATTRIBUTES}
-    expected = {path: mode for path, mode in files(build(device, Path("/run/z0/disk"))).items()
+    expected = {path: mode for path, mode in files(tree_of(device, Path("/run/z0/disk"))).items()
                 if path not in attributes}
     assert documented.keys() == expected.keys()
     for path, mode in expected.items():
@@ -91,7 +92,7 @@ async def outcomes(choose, inputs: list[bytes]) -> set[str]:
             device = Device(DeviceConfig(directory=Path("/mnt/z0"), rundir=Path("/run/z0"), size=size), lane)
             await device.start()
             lane.started, lane.open_count = True, opened
-            root = build(device, Path("/run/z0/disk"))
+            root = tree_of(device, Path("/run/z0/disk"))
             zram = next(node for node in root.children if node.name == "zram")
             write = choose({node.name: node for node in (*root.children, *zram.children)})
             try:

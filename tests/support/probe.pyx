@@ -17,7 +17,8 @@ from allocator.migrate cimport (
 )
 from allocator.pool cimport Pool
 from allocator.populate cimport arena_populate_user
-from allocator.prim cimport add64, fill_words, load16, load32, relax, same_filled, store32
+from allocator.prim cimport add64, load16, load32, relax, store32
+from zramfs.store.page cimport fill_words, same_filled
 from allocator.zsmalloc cimport zs_map, zs_unmap
 from allocator.zspage cimport pool_t
 

@@ -170,6 +170,8 @@ KEYS: dict[str, Key] = {
     "host-memory-limit": Key(_limit_or_none),
     "zram-size": Key(_expression),
     "zram-resident-limit": Key(_expression),
+    "keep-free": Key(_expression),
+    "lock": Key(_boolean, ("ramdisk", "device")),
     "compression-algorithm": Key(_algorithms),
     "policy": Key(_policy),
     "writeback-device": Key(_path),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from zramfs.host.readable import wait_until_readable
 from zramfs.model.config import DEFAULT_PROACTIVENESS
 from zramfs.model.stats import CompactorStats
 
@@ -63,10 +64,24 @@ class Compactor:
         # Which a store signals when objects were freed. It outlives a run() that failed: a store keeps a
         # duplicate of the first one that it is given.
         self._wake_fd = -1
+        self.is_short: Callable[[], bool] = lambda: False  # whether the host is about to refuse memory
         # Held by whoever drives the store's migration and balloon: slices here, `compact`, `reset`.
         self.lock = trio.Lock()
         self._poke = trio.Event()
+        # Written to when something is freed. A store keeps a duplicate of the first one that it is given, so
+        # there is one for the compactor's whole life, also when run() is started again.
+        self._wake_fd = -1
         self._runs = self._slices = self._ns = 0
+
+    def __del__(self) -> None:
+        # run() refers to this object, so nobody waits for the descriptor any more.
+        if self._wake_fd >= 0:
+            os.close(self._wake_fd)
+
+    def resume(self) -> None:
+        """As Device.resume()."""
+        self.lock = trio.Lock()
+        self._poke = trio.Event()
 
     def stats(self) -> CompactorStats:
         store = self._store()
@@ -120,7 +135,7 @@ class Compactor:
                 await wait(*arguments)
                 nursery.cancel_scope.cancel()
             nursery.start_soon(woken, self._poke.wait)
-            nursery.start_soon(woken, trio.lowlevel.wait_readable, wake_fd)
+            nursery.start_soon(woken, wait_until_readable, wake_fd)
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(wake_fd)
 
@@ -150,7 +165,7 @@ class Compactor:
 
     def _near_limit(self, store: Store) -> bool:
         s = store.stats()
-        return bool(s.mem_limit) and s.mem_used_total > NEAR_LIMIT * s.mem_limit
+        return self.is_short() or bool(s.mem_limit) and s.mem_used_total > NEAR_LIMIT * s.mem_limit
 
     async def _round(self, store: Store) -> bool:
         """One pass of everything over the whole pool. True if it gave something back."""

@@ -3,6 +3,7 @@
 # - _busy: held by a short command from its beginning to its end, by a long one only until it is a job
 #   (jobs.py), by reset() and close() also while they wait for the jobs. So no job ever waits for _busy.
 # - Compactor.lock: held by whoever drives the store's migration and balloon, or takes the store away.
+# - WorkThread._lock: innermost, held by one call in the device's thread.
 """One device: its configuration, its life from disksize to reset, and its commands.
 
 The tree talks to a device through command() and stats() and the read-only tables beside it, and through
@@ -16,17 +17,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from allocator.background import prepare_thread
 from zramfs.codecs.spec import parse_spec
 from zramfs.errors import ZramfsError
+from zramfs.host.work_thread import WorkThread, run_in_thread
 from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceConfig
 from zramfs.model.device_stats import DeviceStats, MemoryStats, since
 from zramfs.model.policy import Policy, Recompress, Writeback
-from zramfs.model.stats import BallastStats
+from zramfs.model.stats import BallastStats, TaskStats
 from zramfs.store import block_state
 from zramfs.store.store import Store
 from zramfs.text.kernel_numbers import page_align
@@ -37,6 +39,7 @@ from .backing_store import BackingStore
 from .ballast import Ballast
 from .compactor import Compactor
 from .handlers import ALONE, LONG, SHORT
+from .host_memory import HostMemory
 from .idle_work import IdleWork
 from .jobs import Jobs
 from .long_work import LongWork
@@ -49,7 +52,6 @@ if TYPE_CHECKING:
     from zramfs.model.stats import LaneStats
 
 log = logging.getLogger(__package__)
-T = TypeVar("T")
 
 # Threads for jobs: compaction, idle marks, and one of recompression and write-back, or a policy's round. More
 # jobs than that take turns.
@@ -70,9 +72,10 @@ class Device:
         self._last_error: str | None = None
         self._lane_before: LaneStats | None = None
         self._busy = trio.Lock()
-        self._worker = trio.CapacityLimiter(1)
+        self._thread = WorkThread(prepare_thread)
+        self._in_thread = self._thread.run
         # Apart from it, so that no short command waits for a slice of a job, or for a slow backing store.
-        self._job_worker = trio.CapacityLimiter(MAX_JOBS)
+        self._job_limiter = trio.CapacityLimiter(MAX_JOBS)
         self._ballast: Ballast | None = None
         self.jobs = Jobs()
         self._post = PostProcessor(self._job_thread)
@@ -84,6 +87,10 @@ class Device:
         self.long_work = LongWork(self, self._post, self.backing_store, self.compactor, self.policies)
         for policy in config.policies:
             self.policies.set(policy.kind, policy)
+        self.host_memory = HostMemory(
+            config, lambda: self._store, (self.compactor.poke, self.policies.hurry))
+        self.compactor.is_short = lambda: self.host_memory.is_near
+        self.task_stats = {name: TaskStats(name) for name in self.background_tasks()}
 
     async def start(self) -> None:
         """Reads the dictionaries, and sets up a device that is configured with a size. To be called
@@ -102,9 +109,19 @@ class Device:
         if self._config.reserve:
             self._ballast = Ballast(self._lane)
 
-    def background_tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
-        """What is to run beside the lane as long as the device serves."""
-        return self.compactor.run, self.backing_store.run, self.policies.run
+    def background_tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What is to run beside the lane, by name. Each may be started again; task_stats counts that."""
+        return {"compactor": self.compactor.run, "trimmer": self.backing_store.run,
+                "policies": self.policies.run, "host memory": self.host_memory.run}
+
+    def resume(self) -> None:
+        """The trio loop has ended with all its tasks, whatever they were doing, and a new one runs."""
+        self._busy = trio.Lock()
+        self._thread.resume()
+        self._job_limiter = trio.CapacityLimiter(MAX_JOBS)
+        self.jobs.resume()
+        self.compactor.resume()
+        self.policies.resume()
 
     def end_jobs(self) -> None:
         """Cuts short what runs for long, and lets nothing of the kind begin: the device is to end."""
@@ -145,7 +162,8 @@ class Device:
 
     async def _run_reset(self) -> None:
         """What `reset` would drop is worth no more work; but a device in use is not reset."""
-        if self._lane.open_count:
+        # Not in the worker thread, which a job may hold until it is cut short.
+        if self._lane.open_count and not await trio.to_thread.run_sync(self._lane.wait_unused):
             raise self._in_use()
         self.jobs.cut("reset")
         try:
@@ -189,7 +207,9 @@ class Device:
             policies=self.policies.stats(),
             ballast=self._ballast.stats if self._ballast else BallastStats(),
             proactiveness=self.compactor.proactiveness,
+            headroom=self.host_memory.headroom.stats(), room=self.host_memory.room(),
             wipe=self._config.wipe,
+            tasks=tuple(self.task_stats.values()),
         )
 
     @property
@@ -248,8 +268,7 @@ class Device:
     async def set_disksize(self, size: int) -> None:
         if size == 0:
             raise ZramfsError(
-                errno.EINVAL, "expected a disksize above 0; to drop a device's data and size, use reset"
-            )
+                errno.EINVAL, "expected a disksize above 0; to drop a device's data and size, use reset")
         if self._store:
             raise ZramfsError(
                 errno.EBUSY,
@@ -266,6 +285,7 @@ class Device:
             self._lane_before = self._lane.stats()
             self._algorithms = algorithms.unread(Algorithm(DEFAULT_ALGO))
             self._mem_limit = 0
+            self.host_memory.forget()
             self._post.forget()
             self.policies.forget()
             await self._drop_store()
@@ -275,8 +295,7 @@ class Device:
     async def set_proactiveness(self, value: int) -> None:
         if not 0 <= value <= 100:
             raise ZramfsError(
-                errno.EINVAL, f"expected a proactiveness of 0 (never by itself) to 100, got {value}"
-            )
+                errno.EINVAL, f"expected a proactiveness of 0 (never by itself) to 100, got {value}")
         self.compactor.proactiveness = value
         self.compactor.poke()
 
@@ -376,12 +395,12 @@ class Device:
         if size > MAX_DISKSIZE:
             # ENOMEM, as the kernel answers for a size whose table it cannot allocate.
             raise ZramfsError(
-                errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}"
-            )
+                errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}")
 
         def make() -> Store:
             store = Store(size, mem_limit=self._mem_limit, reserve=self._config.reserve,
                           backing=self.backing_store.backing, wipe=self._config.wipe,
+                          headroom=self.host_memory.headroom,
                           **algorithms.store_arguments(self._algorithms))
             try:
                 store.access_times = self._access_times
@@ -403,8 +422,7 @@ class Device:
         self.long_work.won = None
         self.compactor.poke()
         log.info(
-            "%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level
-        )
+            "%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level)
 
     async def _drop_store(self) -> None:
         """Frees all data, when no slice of the compactor is at work on it."""
@@ -430,13 +448,5 @@ class Device:
             f"disk is open ({self._lane.open_count} times): unmount, swapoff or losetup -d what uses it",
         )
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(_prepared, work, limiter=self._worker)
-
-    async def _job_thread(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(_prepared, work, limiter=self._job_worker)
-
-
-def _prepared(work: Callable[[], T]) -> T:
-    prepare_thread()
-    return work()
+    async def _job_thread(self, work: Callable[[], Any]) -> Any:
+        return await run_in_thread(lambda: (prepare_thread(), work())[1], self._job_limiter)

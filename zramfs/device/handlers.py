@@ -28,6 +28,7 @@ SHORT: dict[str, Callable[[Device, Any], Awaitable[None]]] = {
     "compressed_writeback": lambda device, on: device.set_compressed_writeback(on),
     "policy": lambda device, chosen: device.set_policy(*chosen),
     "mem_limit": lambda device, limit: device.set_mem_limit(limit),
+    "keep_free": lambda device, size: device.host_memory.set_keep_free(size),
     "mem_used_max": lambda device, _: device.reset_mem_used_max(),
     "proactiveness": lambda device, value: device.set_proactiveness(value),
     "balloon": lambda device, size: device.set_balloon(size),

@@ -74,6 +74,14 @@ class Jobs:
         return ZramfsError(
             errno.EINTR, f"{kind} was cut short by {self._reasons[0]}; what it had done stays")
 
+    def resume(self) -> None:
+        """As Device.resume(). What was cut short for a reason that has its own end, as a reset, is over with
+        it."""
+        self._running.clear()
+        self._reasons.clear()
+        self._none_runs = trio.Event()
+        self._none_runs.set()
+
     def cut(self, reason: str) -> None:
         """Ends all jobs, and lets none begin until allow(reason)."""
         self._reasons.append(reason)

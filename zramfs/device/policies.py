@@ -84,6 +84,7 @@ class PolicyWork(Protocol):
 class _Followed:
     stats: PolicyStats
     changed: trio.Event = field(default_factory=trio.Event)
+    hurry: trio.Event = field(default_factory=trio.Event)
     ledger: Ledger = field(default_factory=Ledger)
 
 
@@ -103,10 +104,26 @@ class Policies:
         self._asides = 0
         self._no_aside = trio.Event()
 
+    def resume(self) -> None:
+        """As Device.resume()."""
+        self._turn = trio.Lock()
+        self._round = trio.CancelScope()
+        self._no_round = trio.Event()
+        self._no_round.set()
+        self._asides = 0
+        self._no_aside = trio.Event()
+        for state in self._states.values():
+            state.changed = trio.Event()
+
     def set(self, kind: str, policy: Policy | None) -> None:
         state = self._states[kind]
         state.stats = replace(state.stats, policy=policy, last_error=None)
         state.changed.set()
+
+    def hurry(self) -> None:
+        """Memory is short: the next round of each is due at once, or after MIN_INTERVAL."""
+        for state in self._states.values():
+            state.hurry.set()
 
     def forget(self) -> None:
         """All off, and what they have done is forgotten. What was written in the last 24 hours is not:
@@ -152,7 +169,10 @@ class Policies:
         interval = min(max(policy.idle / LOOKS, MIN_INTERVAL), MAX_INTERVAL)
         defer = 1
         while True:
-            await trio.sleep(interval * defer)
+            await trio.sleep(MIN_INTERVAL * defer)
+            state.hurry = trio.Event()
+            with trio.move_on_after((interval - MIN_INTERVAL) * defer):
+                await state.hurry.wait()
             if not self._work.ready:
                 continue
             before = state.stats.done

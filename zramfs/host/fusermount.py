@@ -16,6 +16,7 @@ from pathlib import Path
 
 from zramfs.errors import ZramfsError
 
+from . import system_calls
 from .mounts import mount_at, mounts
 
 TIMEOUT = 30.0  # seconds for fusermount3, which may wait for a parent directory that does not answer
@@ -81,6 +82,13 @@ def unmount(path: str | os.PathLike[str], lazy: bool = False) -> None:
     Raises MountError: EBUSY if it is in use (never when lazy), EINVAL if nothing is mounted there.
     """
     point = _absolute(path)
+    if os.geteuid() == 0:
+        # Without a program: a daemon has to end also where it cannot start one.
+        try:
+            return system_calls.unmount(point, lazy=lazy)
+        except OSError as error:
+            if error.errno != errno.EPERM:  # a container's root need not be allowed to
+                raise MountError(error.errno, f"unmounting {point}: {error.strerror}") from None
     _fusermount(["-u", *(["-z"] if lazy else []), "--", str(point)], what=f"unmounting {point}")
 
 

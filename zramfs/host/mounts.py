@@ -13,13 +13,15 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of mountinfo. dev is "major:minor"; id is what fdinfo calls mnt_id."""
+    """One line of mountinfo. dev is "major:minor"; id is what fdinfo calls mnt_id; root: the directory of the
+    file system that is mounted there."""
 
     id: int
     dev: str
     mountpoint: Path
     fstype: str
     source: str
+    root: str = "/"
 
 
 def unescape(field: str) -> str:
@@ -27,17 +29,18 @@ def unescape(field: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
 
 
-def mounts(pid: int | str = "self") -> list[Mount]:
-    """The mounts a process sees, in the order of mounting: of several on one directory the last is on top."""
+def mounts(process: int | Path = Path("/proc/self")) -> list[Mount]:
+    """The mounts that a process sees, in the order of mounting: of several on one directory the last is on
+    top. process: its pid, or its directory in /proc."""
     found = []
     # surrogateescape: a path is bytes, and need not be UTF-8.
-    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    place = process if isinstance(process, Path) else Path(f"/proc/{process}")
+    with open(place / "mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             fields = line.rstrip("\n").split(" ")
             fstype, source = fields[fields.index("-") + 1 :][:2]
-            found.append(
-                Mount(int(fields[0]), fields[2], Path(unescape(fields[4])), fstype, unescape(source))
-            )
+            found.append(Mount(int(fields[0]), fields[2], Path(unescape(fields[4])), fstype,
+                               unescape(source), unescape(fields[3])))
     return found
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zramfs.errors import ZramfsError
-from zramfs.host import mounts
+from zramfs.host import mounts, system_calls
 from zramfs.host.programs import run
 
 # What comes after the program's name. The device is new, so it reads as zeros (nothing to discard or
@@ -103,14 +103,16 @@ def mounted(device: str, mountpoint: Path) -> bool:
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
-    """Raises ZramfsError: EBUSY with what umount said."""
-    command = ["umount", *(["--lazy"] if lazy else []), "--", str(mountpoint)]
+    """Raises ZramfsError: EBUSY and what else umount2(2) says."""
     # Somebody who looks at every new mount (an indexer, a df) is gone in a moment.
     for pause in (0.1, 0.3, 0.6, 0):
-        done = run(command)
-        if done.returncode == 0:
+        try:
+            system_calls.unmount(mountpoint, lazy=lazy)
             return
-        if "busy" not in done.stderr:
+        except OSError as error:
+            reason = error
+        if reason.errno != errno.EBUSY:
             break
         time.sleep(pause)
-    raise ZramfsError(errno.EBUSY, f"`{' '.join(command)}` failed: {done.stderr.strip()}")
+    raise ZramfsError(
+        reason.errno or errno.EIO, f"{mountpoint} could not be unmounted: {reason.strerror}")

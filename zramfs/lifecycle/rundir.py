@@ -21,7 +21,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class State:
     directory: str
     disk: str
     kind: str  # "device", "ramdisk" or "swap"
-    phase: str  # "starting" until the daemon serves, then "ready"
+    phase: str  # "starting" until the daemon serves, then "ready", and "failed" after an end by a fault
     pid: int
     pid_start: int
     boot_id: str
@@ -123,18 +123,21 @@ class Rundir:
         self.write(state)
         return state
 
-    def remove(self) -> None:
-        """Removes the directory and what stands in it; nothing may be mounted there any more.
+    def remove(self, *, but: Collection[str] = ()) -> None:
+        """Removes the directory and what stands in it, without the files in `but`; nothing may be mounted
+        there any more.
 
         Never a recursive removal: that would reach into a file system still mounted below.
         """
         with contextlib.suppress(FileNotFoundError):
             for name in ("state.json.new", "disk", "log", "state.json"):
-                with contextlib.suppress(FileNotFoundError):
-                    (self.path / name).unlink()
+                if name not in but:
+                    with contextlib.suppress(FileNotFoundError):
+                        (self.path / name).unlink()
             with contextlib.suppress(FileNotFoundError):
                 self.tree.rmdir()
-            self.path.rmdir()
+            if not but:
+                self.path.rmdir()
 
 
 def _private(path: str, flags: int) -> int:

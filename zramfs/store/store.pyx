@@ -13,6 +13,7 @@ from allocator.arena cimport Arena, arena_buddyinfo, arena_stats
 from allocator.balloon cimport Balloon
 from allocator.check cimport check_arena, check_pool
 from allocator.compaction cimport Migration
+from allocator.headroom cimport Headroom
 from allocator.layout cimport PAGEBLOCK_FRAMES
 from allocator.pool cimport pool_classes, pool_stats
 from allocator.populate cimport arena_populate_user
@@ -31,6 +32,7 @@ from zramfs.store.tables cimport chunks_of, store_ctx_free, store_ctx_new, store
 import os
 
 from zramfs.model.config import MAX_DISKSIZE as _MAX_DISKSIZE
+from zramfs.model.kernel_pages import expect_kernel_pages
 from zramfs.model.stats import StoreStats
 
 # A pool can need eight times the device's size (every zspage holding one object), but never more
@@ -54,17 +56,19 @@ cdef class Store:
     which belongs to the store from then on, or None. reserve: bytes of memory that is kept ready
     (allocator/reserve.pyx), rounded up to 2 MiB, 0 = none; with one the slot table (disksize / 512) is
     resident too, and no read, write or discard makes memory resident. wipe: what was discarded, overwritten
-    or moved is zeroed in the memory file at once.
+    or moved is zeroed in the memory file at once. headroom: asked before the pool takes memory, None = nobody
+    is; the store is its one user.
     Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and
     MemoryError when address space is short. Every method
     may be called from any thread; the GIL is released while data moves.
     """
 
     def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0,
-                  Backing backing=None, reserve=0, bint wipe=False):
+                  Backing backing=None, reserve=0, bint wipe=False, Headroom headroom=None):
         cdef uint64_t nr_slots
         cdef Codec codec
         cdef int prio, r
+        expect_kernel_pages()
         self.codecs = (Codec(algo, level, dictionary), *secondary, *(None,) * (NR_PRIO - 1 - len(secondary)))
         if len(self.codecs) != NR_PRIO:
             raise ValueError(f"at most {NR_PRIO - 1} secondary algorithms expected, got {len(secondary)}")
@@ -98,6 +102,10 @@ cdef class Store:
         self.algo = algo
         self.level = self.codecs[0].level
         self.set_mem_limit(mem_limit)
+        if headroom is not None:
+            self.headroom = headroom
+            self.st.pool.headroom = &headroom.h
+            headroom.look(0)
         if backing is not None:
             if backing.b == NULL or backing.taken:
                 raise ValueError("expected an open backing store that no other store has")
