@@ -133,7 +133,6 @@ class Device:
         async with self._busy, self.policies.aside():
             await self.jobs.wait_ended()
             await self._drop_store()
-        self.compactor.close()
         if self._ballast:
             self._ballast.close()
 
@@ -387,8 +386,7 @@ class Device:
     def expect_store(self, otherwise: str) -> Store:
         """Raises ZramfsError(EINVAL) before the device is set up."""
         if self._store is None:
-            raise ZramfsError(
-                errno.EINVAL, f"{otherwise}: the device is not set up; write disksize first")
+            raise ZramfsError(errno.EINVAL, f"{otherwise}: the device is not set up; write disksize first")
         return self._store
 
     async def _set_up(self, size: int) -> None:

@@ -65,8 +65,9 @@ class Jobs:
         return job
 
     def end(self, job: Job) -> None:
-        """Called by the job itself."""
-        self._running.remove(job)
+        """Called by the job itself, perhaps after resume() has forgotten it."""
+        if job in self._running:
+            self._running.remove(job)
         if not self._running:
             self._none_runs.set()
 
@@ -97,10 +98,7 @@ class Jobs:
 
 
 async def finish_job(in_thread: InThread[T], finish: Callable[[], T]) -> T:
-    """Ends a run of the store's in a worker thread, or here when the system refuses a thread: a run that
-    is not finished would keep every later one out. finish may be called twice."""
+    """Ends a run of the store's whatever has happened: a run that is not finished would keep every later one
+    out."""
     with trio.CancelScope(shield=True):
-        try:
-            return await in_thread(finish)
-        except (RuntimeError, MemoryError, OSError):
-            return finish()
+        return await in_thread(finish)
