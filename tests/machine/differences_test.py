@@ -97,12 +97,6 @@ def _compact(twin: Twin) -> object:
     return compaction.exists() and int(re.search(r"pages_migrated (\d+)", compaction.read_text())[1]) > 0
 
 
-def _unknown_type(twin: Twin) -> object:
-    twin.store("recomp_algorithm", b"algo=zstd priority=1")
-    twin.store("disksize", b"1M")
-    return twin.store("recompress", b"type=hueg")
-
-
 def _is_file(twin: Twin) -> object:
     twin.store("disksize", b"1M")
     return twin.disk.is_file(), twin.discard(255, 2)
@@ -144,10 +138,6 @@ DIFFERENCES = (
         "as in kernels since 7.1; older ones go by the name",
         lambda twin: twin.store("algorithm_params", b"algo=lz4 priority=1"), 19, "EINVAL"),
     Difference(
-        "`recompress` is EINVAL for an unknown `type`",
-        "a slip of the pen recompresses everything; newer kernels refuse it, too", _unknown_type, 9,
-        "EINVAL"),
-    Difference(
         "A level of lz4 below 1", "as in kernels since 7.1; older ones take it for 1",
         _no_level, (7, 2), (7, "EINVAL")),
     Difference("The peak in `mm_stat`", "it is never above the limit", _peak, 2 * PAGE, PAGE),
@@ -169,8 +159,9 @@ DIFFERENCES = (
 )
 
 
-# Write-back, which the kernels of most machines lack: tests/tree/writeback_effects_test.py shows that.
-NOT_HERE = ("`backing_dev` also takes a regular file",)
+# Write-back and recompression, which the kernels of most machines lack: tests/tree/writeback_effects_test.py
+# and tests/tree/rules_test.py show that.
+NOT_HERE = ("`backing_dev` also takes a regular file", "`recompress` is EINVAL for an unknown `type`")
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda difference: difference.says)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from zramfs.store.writeback import MODES, WritebackRun
 from zramfs.text.key_values import number, shown, words
 from zramfs.text.sizes import PAGE
 
-from .jobs import InThread, finish_job
+from .jobs import AfterSlice, InThread, finish_job
 
 if TYPE_CHECKING:
     from zramfs.store.store import Store
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Range = tuple[int, int, str | None]  # pages [low, high), and what they must be
-Did = Callable[[int, int], None]  # pages that were written back, blocks that were written
-Rest = Callable[[], Awaitable[None]]
+DidWrite = Callable[[int, int], None]  # pages that were written back, blocks that were written
 
 # A slice may take longer where the device does: it ends after the batch that is under way.
 SLICE_NS = 10_000_000
@@ -157,7 +156,9 @@ class BackingStore:
         errno of the last write that failed, whose pages stay."""
         await self._write_back(store, ranges)
 
-    async def write_back_idle(self, store: Store, blocks: int | None, did: Did, rest: Rest) -> None:
+    async def write_back_idle(
+        self, store: Store, blocks: int | None, did: DidWrite, rest: AfterSlice
+    ) -> None:
         """What is marked idle, at most so many blocks. did, rest: after each slice. As write_back(), and
         ENODEV."""
         self.expect_backing()
@@ -170,7 +171,7 @@ class BackingStore:
 
     async def _write_back(
         self, store: Store, ranges: list[Range], most: int | None = None,
-        did: Did = lambda pages, blocks: None, rest: Rest = trio.lowlevel.checkpoint,
+        did: DidWrite = lambda pages, blocks: None, rest: AfterSlice = trio.lowlevel.checkpoint,
     ) -> None:
         try:
             run = await self._job_thread(partial(WritebackRun, store, self.settings.batch_size))
@@ -195,13 +196,13 @@ class BackingStore:
                 run.error, f"{run.failed} pages stay in memory, because the backing store failed: "
                 f"{os.strerror(run.error)}")
 
-    async def _select(self, run: WritebackRun, ranges: list[Range], rest: Rest) -> None:
+    async def _select(self, run: WritebackRun, ranges: list[Range], rest: AfterSlice) -> None:
         for low, high, mode in ranges:
             while low < high:
                 low = await self._job_thread(partial(run.select, low, high, mode, SLICE_NS))
                 await rest()
 
-    async def _write(self, run: WritebackRun, most: int | None, did: Did, rest: Rest) -> None:
+    async def _write(self, run: WritebackRun, most: int | None, did: DidWrite, rest: AfterSlice) -> None:
         """most: blocks, beside writeback_limit."""
         pages = 0
         while run.left and most != 0:

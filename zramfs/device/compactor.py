@@ -61,9 +61,6 @@ class Compactor:
         self._requests = requests
         self._in_thread = in_thread
         self.proactiveness = DEFAULT_PROACTIVENESS
-        # Which a store signals when objects were freed. It outlives a run() that failed: a store keeps a
-        # duplicate of the first one that it is given.
-        self._wake_fd = -1
         self.is_short: Callable[[], bool] = lambda: False  # whether the host is about to refuse memory
         # Held by whoever drives the store's migration and balloon: slices here, `compact`, `reset`.
         self.lock = trio.Lock()
@@ -102,12 +99,6 @@ class Compactor:
         while True:
             await self._work_until_dense()
             await self._wait_for_frees(self._wake_fd)
-
-    def close(self) -> None:
-        """After run() has ended for good."""
-        fd, self._wake_fd = self._wake_fd, -1
-        if fd >= 0:
-            os.close(fd)
 
     async def compact(self, store: Store, what: str) -> tuple[int, int]:
         """All that compaction can win at once: "objects" (fewer zspages), "pages" (fewer pageblocks) or

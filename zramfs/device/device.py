@@ -137,7 +137,6 @@ class Device(ReadOnlyTables):
         async with self._busy, self.policies.aside():
             await self.jobs.wait_ended()
             await self._drop_store()
-        self.compactor.close()
         self.governor.close()
         if self._ballast:
             self._ballast.close()

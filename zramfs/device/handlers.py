@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from .jobs import Work
+from .jobs import JobWork
 
 if TYPE_CHECKING:
     from .device import Device
@@ -38,7 +38,7 @@ SHORT: dict[str, Callable[[Device, Any], Awaitable[None]]] = {
 # Those that select pages, which only one at a time can do. The others take turns.
 ALONE = frozenset({"recompress", "writeback"})
 
-LONG: dict[str, Callable[[LongWork, Any], Work]] = {
+LONG: dict[str, Callable[[LongWork, Any], JobWork]] = {
     "compact": lambda work, what: work.compact(what),
     "recompress": lambda work, text: work.recompress(text),
     "idle": lambda work, age: work.mark_idle(age),

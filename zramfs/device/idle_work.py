@@ -38,7 +38,7 @@ class _Pause:
 
 
 class IdleWork:
-    """The policies' Work. Each round is a job: `reset` and the end of the device cut it short, and keep the
+    """A PolicyWork. Each round is a job: `reset` and the end of the device cut it short, and keep the
     store until it has ended."""
 
     def __init__(
@@ -58,10 +58,12 @@ class IdleWork:
         return self._device.requests()
 
     async def recompress_idle(self, policy: Recompress, did: Did, rest: Rest) -> None:
+        """ZramfsError: EINVAL, EINTR, and those of PostProcessor.recompress()."""
         job = self._jobs.begin("policy of recompression", alone=True)
         await job.run(partial(self._recompress_idle, policy, did, rest))
 
     async def write_back_idle(self, policy: Writeback, budget: int | None, did: Did, rest: Rest) -> None:
+        """budget: bytes, None = any number. ZramfsError: EINTR, and those of BackingStore."""
         job = self._jobs.begin("policy of write-back", alone=True)
         await job.run(partial(self._write_back_idle, policy, budget, did, rest))
 

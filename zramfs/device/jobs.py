@@ -15,7 +15,8 @@ import trio
 from zramfs.errors import ZramfsError
 
 T = TypeVar("T")
-Work = Callable[[], Awaitable[None]]
+JobWork = Callable[[], Awaitable[None]]
+AfterSlice = Callable[[], Awaitable[None]]  # called between two slices of work
 InThread = Callable[[Callable[[], T]], Awaitable[T]]  # runs a call in a worker thread
 
 
@@ -27,8 +28,8 @@ class Job:
         self._scope = trio.CancelScope()
         self.kind = kind
 
-    async def run(self, work: Work) -> None:
-        """Work is cancelled at its next checkpoint when it is cut short. What it did until then must be
+    async def run(self, work: JobWork) -> None:
+        """The work is cancelled at its next checkpoint when it is cut short. What it did until then must be
         complete. Its own clean-up must need no checkpoint, or be shielded. Raises ZramfsError(EINTR) then."""
         try:
             with self._scope:
@@ -64,8 +65,9 @@ class Jobs:
         return job
 
     def end(self, job: Job) -> None:
-        """Called by the job itself."""
-        self._running.remove(job)
+        """Called by the job itself, perhaps after resume() has forgotten it."""
+        if job in self._running:
+            self._running.remove(job)
         if not self._running:
             self._none_runs.set()
 
@@ -96,10 +98,7 @@ class Jobs:
 
 
 async def finish_job(in_thread: InThread[T], finish: Callable[[], T]) -> T:
-    """Ends a run of the store's in a worker thread, or here when the system refuses a thread: a run that
-    is not finished would keep every later one out. finish may be called twice."""
+    """Ends a run of the store's whatever has happened: a run that is not finished would keep every later one
+    out."""
     with trio.CancelScope(shield=True):
-        try:
-            return await in_thread(finish)
-        except (RuntimeError, MemoryError, OSError):
-            return finish()
+        return await in_thread(finish)

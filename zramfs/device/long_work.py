@@ -15,7 +15,7 @@ from zramfs.text.sizes import PAGE
 
 from . import algorithms
 from .backing_store import parse_ranges
-from .jobs import Work
+from .jobs import JobWork
 
 if TYPE_CHECKING:
     from .backing_store import BackingStore
@@ -39,7 +39,7 @@ class LongWork:
         self._policies = policies
         self.won: str | None = None
 
-    def recompress(self, text: str) -> Work:
+    def recompress(self, text: str) -> JobWork:
         """Raises ZramfsError: EINVAL, ERANGE; the work: see PostProcessor.recompress()."""
         wanted = algorithms.parse_recompress(text)
         store = self._device.expect_store("nothing to recompress")
@@ -52,7 +52,7 @@ class LongWork:
 
         return work
 
-    def mark_idle(self, age: int | None) -> Work:
+    def mark_idle(self, age: int | None) -> JobWork:
         """age in seconds, None = all pages. Raises ZramfsError(EINVAL); the work: see
         PostProcessor.mark_idle()."""
         store = self._device.expect_store("no pages to mark")
@@ -63,7 +63,7 @@ class LongWork:
 
         return work
 
-    def write_back(self, text: str) -> Work:
+    def write_back(self, text: str) -> JobWork:
         """Raises ZramfsError: EINVAL, ERANGE, ENODEV; the work: see BackingStore.write_back()."""
         store = self._device.expect_store("nothing to write back")
         self._backing.expect_backing()
@@ -76,7 +76,7 @@ class LongWork:
 
         return work
 
-    def compact(self, what: str) -> Work:
+    def compact(self, what: str) -> JobWork:
         """what: "objects" (fewer zspages), "pages" (fewer pageblocks) or "all". The work ends when nothing
         is left to win; what it won is in the log, in `control` and in memory/compaction."""
         store = self._device.expect_store("nothing to compact")

@@ -3,9 +3,9 @@
 # holds no turn; it only keeps the next round from its beginning.
 """Automatic policies: pages that nobody has used for some time are recompressed, or written back.
 
-Each is a trio task that looks at regular times, and works in slices with rests between them. It goes
-by access times, so setting one has them kept. A command of the user's goes first: it cuts the work
-short, which is taken up again at the next look.
+Each policy is a trio task that looks at regular times, and works in slices with rests between them. It needs
+access times, so setting a policy switches them on. A command of the user goes first: it cuts the work short,
+and the next look takes it up again.
 """
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ Did = Callable[[Progress], None]  # counts at once what was done, since the rest
 Rest = Callable[[float], Awaitable[None]]  # after a slice that took so many seconds
 
 
-class Work(Protocol):
+class PolicyWork(Protocol):
     """What a device does for a policy. ZramfsError: EINTR when it was cut short, and others."""
 
     @property
@@ -91,7 +91,7 @@ class _Followed:
 class Policies:
     """clock: seconds; for the limit of a day."""
 
-    def __init__(self, work: Work, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, work: PolicyWork, clock: Callable[[], float] = time.monotonic) -> None:
         self._work = work
         self._clock = clock
         self._states = {kind: _Followed(PolicyStats(kind)) for kind in KINDS}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
@@ -15,15 +14,13 @@ from zramfs.store.recompress import Recompression
 from zramfs.store.store import Store
 
 from .algorithms import RecompressArguments
-from .jobs import InThread, finish_job
+from .jobs import AfterSlice, InThread, finish_job
 
 log = logging.getLogger(__name__)
 
 # A slice runs in a worker thread without the GIL and holds no lock for longer than a page, so it delays
 # nobody; its length is how long `reset` waits for it. Going through a thread costs about 0.1 ms.
 SLICE_NS = 10_000_000
-
-Rest = Callable[[], Awaitable[None]]
 
 
 class PostProcessor:
@@ -39,7 +36,9 @@ class PostProcessor:
     def forget(self) -> None:
         self.recompression = RecompressionStats()
 
-    async def mark_idle(self, store: Store, age: int | None, rest: Rest = trio.lowlevel.checkpoint) -> None:
+    async def mark_idle(
+        self, store: Store, age: int | None, rest: AfterSlice = trio.lowlevel.checkpoint
+    ) -> None:
         """age in seconds, None = all pages; rest comes after each slice. ZramfsError: EINVAL (access times
         are not kept)."""
         at: int | None = 0
@@ -52,7 +51,8 @@ class PostProcessor:
                 errno.EINVAL, f"{error}; access_times=on in control begins to keep them") from None
 
     async def recompress(
-        self, store: Store, priority: int, wanted: RecompressArguments, rest: Rest = trio.lowlevel.checkpoint
+        self, store: Store, priority: int, wanted: RecompressArguments,
+        rest: AfterSlice = trio.lowlevel.checkpoint,
     ) -> None:
         """rest comes after each slice. ZramfsError: EINVAL (threshold), EBUSY, ENOMEM."""
         begin = partial(
@@ -69,7 +69,7 @@ class PostProcessor:
                 errno.ENOMEM, f"{stats.no_room} pages could become smaller, but their new objects found "
                 "no room: the pool is full, far beyond mem_limit or for the machine")
 
-    async def _drive(self, job: Recompression, rest: Rest) -> RecompressionStats:
+    async def _drive(self, job: Recompression, rest: AfterSlice) -> RecompressionStats:
         before = self.recompression
         try:
             while await self._in_thread(partial(job.select, SLICE_NS)):

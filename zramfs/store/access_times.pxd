@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When each page was used last, for as long as somebody wants to know, and which pages are idle.
+"""When each page was used last, if access times are kept, and which pages are idle.
 
-The way of a page only writes its time (slots.pyx) and clears its mark; what looks at them is here."""
+slots.pyx writes the time of an access and clears the mark. Everything that looks at them is here."""
 from libc.stdint cimport uint32_t, uint64_t
 
 from zramfs.store.slots cimport store_t

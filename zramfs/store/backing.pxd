@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-# No locks: a block's word and a group's word are atomic. A block is taken by a compare-and-swap of a
-# word that counts nothing, so no two write-backs get the same; one that counts anything is never
-# written. No lock of anybody else's may be held across backing_write() and backing_fetch(): they wait
-# for the device.
+# No locks:
+# - The word of a block and that of a group are atomic.
+# - A block is taken by a compare-and-swap of a word that counts nothing. So no two write-backs get the same
+#   block, and a block that counts anything is never written.
+# - Callers hold no lock across backing_write() and backing_fetch(), which wait for the device.
 """The backing store: objects on a block device or in a regular file, packed into blocks of 4 KiB.
 
     block n                               block n + 1                         block n + 2
@@ -20,9 +21,9 @@
 An object lies in at most two blocks, so that reading it is one read of 4 or 8 KiB. Its header is a
 64-bit sum of its bytes, its slot, its size and a key that each backing store draws by lot; of a raw
 page's sum the slot keeps 21 bits. Both are verified when it is read: a damaged or misplaced block, or
-one that another device has left there, is EIO. (What passes: a raw page with a chance of 1 in 2
-million; and an older page of the same slot, size and place, where the device lost a write and said
-nothing.) The store is of no use without the slots, and has no block that describes it.
+one that another device has left there, is EIO. (Two kinds of damage pass: that of a raw page with a
+chance of 1 in 2 million, and an older page of the same slot, size and place, if the device lost a write
+silently.) The store is of no use without the slots, and has no block that describes it.
 
 A block's word: bytes that live objects take in it (bits 0 to 12), pins (16 to 30), and STALE, that the
 file still holds data there (31). A pin is a read under way, or the write-back that is filling the
@@ -107,7 +108,7 @@ cdef void backing_pin(backing_t* b, uint64_t v) noexcept nogil
 cdef void backing_unpin(backing_t* b, uint64_t v) noexcept nogil
 # The bytes of a pinned object, verified; NULL: -EIO. io: FETCH_BYTES, page aligned; they lie in there.
 cdef const uint8_t* backing_fetch(backing_t* b, uint64_t slot, uint64_t v, uint8_t* io) noexcept nogil
-# The slot names it no more.
+# Takes the object that a slot named until then out of its blocks.
 cdef void backing_release(backing_t* b, uint64_t v) noexcept nogil
 # Gives the data of free blocks back to the file system, and zeroes it before with wipe. At most so many of
 # them: how many.

@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
+#include "prim.h"
 
 /* Of the clock that goes on while the machine sleeps, as in the kernel's block_state. Ends after
  * 136 years. */
@@ -25,8 +26,8 @@ static inline bool same_filled(const unsigned char *page, uint64_t *word)
 {
 	uint64_t first, last;
 	memcpy(&first, page, 8);
-	memcpy(&last, page + 4096 - 8, 8);
-	if (first != last || memcmp(page, page + 8, 4096 - 8) != 0)
+	memcpy(&last, page + PAGE_BYTES - 8, 8);
+	if (first != last || memcmp(page, page + 8, PAGE_BYTES - 8) != 0)
 		return false;
 	*word = first;
 	return true;
@@ -34,7 +35,7 @@ static inline bool same_filled(const unsigned char *page, uint64_t *word)
 
 static inline void fill_words(unsigned char *page, uint64_t word)
 {
-	for (unsigned i = 0; i < 512; i++)
+	for (unsigned i = 0; i < PAGE_BYTES / 8; i++)
 		memcpy(page + 8 * i, &word, 8);
 }
 

@@ -2,10 +2,10 @@
 # Lock order: slots.pxd. Pages are compressed with a chunk pinned and no lock held.
 """Recompression: pages that the primary algorithm has stored, compressed again by a secondary one.
 
-In two stages, as post-processing is done (slots.pxd). select() looks through the slot table and
-remembers the pages that may be worth it, by the size of their objects; step() takes them in turn,
-the largest first. A page is replaced only if its new object falls into a smaller size class: within
-a class nothing would be won.
+It works in two stages, as all post-processing does (slots.pxd). select() looks through the slot table and
+remembers the pages that may be worth it, by the size of their objects. step() takes them in turn, the
+largest first. A page is replaced only if its new object falls into a smaller size class. Within a class
+nothing would be won.
 """
 cimport cython
 from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t

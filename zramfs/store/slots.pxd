@@ -40,7 +40,7 @@ from zramfs.store.backing cimport backing_t
 from zramfs.codecs.codec cimport codec_ctx_t, codec_t
 
 cdef enum:
-    PAGE = 4096
+    PAGE = 4096                 # for the store and the lane; allocator/prim.h has it as PAGE_BYTES
     PAGE_SHIFT = 12
     CHUNK_SHIFT = 9             # slots a chunk, as a power of two
     CHUNK_SLOTS = 512

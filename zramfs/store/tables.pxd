@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of a store: its tables, and a workspace for each thread. Made and freed here; nothing of it
-is on the way of a page."""
+"""The memory of a store: its tables, and a workspace for each thread. It is made and freed here. No read or
+write of a page comes through this file."""
 from libc.stdint cimport uint64_t
 
 from allocator.frames cimport arena_t

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Lock order: a slot's lock, taken inside the calls of slots.pxd, and never held while the device works.
-# A job belongs to one thread at a time, and a store has one at a time.
+# A run belongs to one thread at a time, and a store has one at a time.
 """Write-back: from pages in memory to pages on the backing store, in batches.
 
     selected, largest object first             buffer of the batch            backing store
@@ -10,8 +10,8 @@
                                                  whole blocks only; the part that is begun stays for
                                                  the next batch, and is written at the end
 
-A page is in memory until its last byte is written; only then its slot changes, if nobody has touched it
-since it was selected. A write that fails leaves all its pages where they were.
+A page stays in memory until its last byte is written. Only then does its slot change, if no thread has
+used the page since it was selected. A write that fails leaves all its pages where they were.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
