@@ -70,6 +70,8 @@ def extension(name: str, *packages: tuple[str, str]) -> Extension:
 COMPRESSORS = (("liblz4", "1.9.0"), ("libzstd", "1.5.0"))
 
 EXTENSIONS = [
+    extension("allocator.populate"),
+    extension("allocator.background"),
     extension("allocator.buddy"),
     extension("allocator.isolation"),
     extension("allocator.arena"),
@@ -96,6 +98,7 @@ EXTENSIONS = [
     extension("zramfs.store.writeback"),
     extension("zramfs.store.block_state"),
     extension("zramfs.lane.metadata"),
+    extension("zramfs.lane.opens"),
     extension("zramfs.lane.pieces"),
     extension("zramfs.lane.requests"),
     extension("zramfs.lane.slow"),

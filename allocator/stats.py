@@ -15,6 +15,7 @@ class ArenaStats:
     reserve: int  # bytes of free pageblocks that are resident, so that using them waits for nothing
     reserve_target: int  # bytes to be kept so, 0 = none
     reserve_misses: int  # allocations that found it empty, and waited up to 0.1 s
+    refused: int  # times that the OS refused memory, each a failed allocation or one that was tried again
 
 
 @dataclass(frozen=True, slots=True)

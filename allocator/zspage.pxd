@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order, outermost first:
+# Locks of a pool, outermost first:
 #   the user's pin (a slot's lock bit)
-#   the page lock             held by the migration core around the owner's calls; freeing a zspage
-#                             only tries it, and leaves it to the deferred list otherwise
-#   zspage_desc_t.rwlock      readers may wait for a writer; a writer only ever tries
-#   size_class_t.lock         under it the user's pin is only ever tried (pool_ops_t.pin)
+#   the page lock
+#   zspage_desc_t.rwlock
+#   size_class_t.lock
 #   pool_t.number_lock
-#   arena_t.lock
-# Functions named _locked hold the lock of the class they are given.
+#   the locks of the arena (frames.pxd)
+# Rules:
+#   - The migration core holds the page lock around the owner's calls. Freeing a zspage only tries the
+#     page lock; if it is taken, the zspage goes to the deferred list.
+#   - Readers of a zspage may wait for its writer. A writer only tries.
+#   - Under size_class_t.lock the user's pin is only tried (pool_ops_t.pin).
+#   - Nobody allocates frames under size_class_t.lock or number_lock: that may wait for memory.
+#   - Functions named _locked hold the lock of the class that they are given.
 """Zspages: 1 to 8 frames that hold the objects of one size class, and the structs of a pool of them.
 
-An object carries an 8-byte header with its size and its user's tag; one too large to share a page is
-huge: a page of its own, its header in the zspage descriptor. It is found by its location, never by
-address. All code here is inline: allocating, reading and freeing an object call it several times each.
+An object carries an 8-byte header with its size and its user's tag. An object that is too large to share a
+page is called huge: it has a page of its own, and its header stands in the zspage descriptor. An object is
+found by its location (zspage, index), never by an address. All code here is inline, because allocating,
+reading and freeing an object call it several times each.
 """
 from libc.errno cimport EIO
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -24,14 +30,15 @@ from allocator.layout cimport (
     HDR_SIZE_MASK, HDR_TAG_SHIFT, LOC_IDX_BITS, NONE32, NR_FULLNESS, NR_RAW_CLASSES, OBJ_HEADER,
     ZS_CLASS_DELTA, ZS_MAX_ALLOC, ZS_MIN_ALLOC, zspage_desc_t,
 )
+from allocator.lists cimport zspage_list_push, zspage_list_remove
 from allocator.prim cimport add64, cas_i32, load_i32, pthread_mutex_t, relax, store_i32, sub_i32
 
 
 # What object compaction asks of the pool's user, by the tag that the user gave an object.
 cdef struct pool_ops_t:
     void* ctx
-    # Try to pin the object that is named tag and, as far as the pool knows, lies at loc. True: its
-    # user holds still and says that loc is right. Never waits.
+    # Tries to pin the object that is named tag and, as far as the pool knows, lies at loc. True: the
+    # user will not touch the object, and agrees that it lies at loc. Never waits.
     bint (*pin)(void* ctx, uint64_t tag, uint64_t loc) noexcept nogil
     # The pinned object lies at loc now: record that, and unpin.
     void (*moved)(void* ctx, uint64_t tag, uint64_t loc) noexcept nogil
@@ -64,6 +71,7 @@ cdef struct pool_t:
     pthread_mutex_t number_lock
     uint32_t free_number            # guarded by number_lock: list of free zspage numbers
     uint32_t next_number            # guarded by number_lock: never used from here on
+    uint32_t described              # guarded by number_lock: descriptors below this have their memory
     uint32_t deferred               # guarded by number_lock: list of empty zspages to be freed
     # atomic
     uint64_t pages
@@ -78,7 +86,7 @@ cdef struct pool_t:
 
 # ---- locations and classes ------------------------------------------------------------------
 
-cdef inline uint64_t location(uint32_t zspage, uint32_t idx) noexcept nogil:
+cdef inline uint64_t loc_of(uint32_t zspage, uint32_t idx) noexcept nogil:
     return (<uint64_t>zspage << LOC_IDX_BITS) | idx
 
 
@@ -90,7 +98,7 @@ cdef inline uint32_t loc_idx(uint64_t loc) noexcept nogil:
     return <uint32_t>(loc & ((1u << LOC_IDX_BITS) - 1))
 
 
-# The class of objects of so many bytes; of two sizes, the one in the smaller class takes less memory.
+# The class for objects of size bytes. Of two sizes, the one in the smaller class takes less memory.
 cdef inline size_class_t* class_for(pool_t* pool, uint32_t size) noexcept nogil:
     cdef uint32_t total = size + OBJ_HEADER
     if total <= ZS_MIN_ALLOC:
@@ -120,7 +128,7 @@ cdef inline uint32_t data_offset(size_class_t* c, uint32_t idx) noexcept nogil:
     return idx * c.size + (0 if is_huge(c) else OBJ_HEADER)
 
 
-cdef inline void copy_in(pool_t* pool, zspage_desc_t* z, uint32_t off, const uint8_t* src,
+cdef inline void object_copy_in(pool_t* pool, zspage_desc_t* z, uint32_t off, const uint8_t* src,
                          uint32_t n) noexcept nogil:
     cdef uint32_t room = FRAME_SIZE - (off & (FRAME_SIZE - 1))
     cdef uint32_t i = off >> FRAME_SHIFT
@@ -130,7 +138,7 @@ cdef inline void copy_in(pool_t* pool, zspage_desc_t* z, uint32_t off, const uin
         memcpy(frame_ptr(pool.arena, z.frames[i + 1]), src + first, n - first)
 
 
-cdef inline const uint8_t* view(pool_t* pool, zspage_desc_t* z, uint32_t off, uint32_t n,
+cdef inline const uint8_t* object_view(pool_t* pool, zspage_desc_t* z, uint32_t off, uint32_t n,
                                 uint8_t* scratch) noexcept nogil:
     """n bytes at off, in place where they lie in one piece, else copied to scratch."""
     cdef uint32_t room = FRAME_SIZE - (off & (FRAME_SIZE - 1))
@@ -143,7 +151,7 @@ cdef inline const uint8_t* view(pool_t* pool, zspage_desc_t* z, uint32_t off, ui
     return scratch
 
 
-cdef inline void read_lock(zspage_desc_t* z) noexcept nogil:
+cdef inline void zspage_read_lock(zspage_desc_t* z) noexcept nogil:
     """Waits for a writer, who holds it for the copy of one frame."""
     cdef unsigned int round = 0
     cdef int readers
@@ -155,15 +163,15 @@ cdef inline void read_lock(zspage_desc_t* z) noexcept nogil:
         round += 1
 
 
-cdef inline bint write_trylock(zspage_desc_t* z) noexcept nogil:
+cdef inline bint zspage_write_trylock(zspage_desc_t* z) noexcept nogil:
     return cas_i32(&z.rwlock, 0, -1)
 
 
-cdef inline void write_unlock(zspage_desc_t* z) noexcept nogil:
+cdef inline void zspage_write_unlock(zspage_desc_t* z) noexcept nogil:
     store_i32(&z.rwlock, 0)
 
 
-cdef inline void read_unlock(zspage_desc_t* z) noexcept nogil:
+cdef inline void zspage_read_unlock(zspage_desc_t* z) noexcept nogil:
     sub_i32(&z.rwlock, 1)
 
 
@@ -178,37 +186,28 @@ cdef inline int fullness_group(uint32_t inuse, uint32_t objs) noexcept nogil:
     return <int>(100 * inuse // objs // 10 + 1)
 
 
-cdef inline void insert_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
-    cdef zspage_desc_t* z = &pool.arena.zspages[number]
-    cdef int group = fullness_group(z.inuse, c.objs)
-    cdef uint32_t head = c.head[group]
-    z.fullness = <uint8_t>group
-    z.prev = NONE32
-    z.next = head
-    if head != NONE32:
-        pool.arena.zspages[head].prev = number
-    c.head[group] = number
+cdef inline void zspage_insert_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
+    cdef zspage_desc_t* zspages = pool.arena.zspages
+    cdef int group = fullness_group(zspages[number].inuse, c.objs)
+    zspages[number].fullness = <uint8_t>group
+    zspage_list_push(zspages, &c.head[group], number)
     c.nr[group] += 1
 
 
-cdef inline void remove_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
-    cdef zspage_desc_t* z = &pool.arena.zspages[number]
-    if z.prev != NONE32:
-        pool.arena.zspages[z.prev].next = z.next
-    else:
-        c.head[z.fullness] = z.next
-    if z.next != NONE32:
-        pool.arena.zspages[z.next].prev = z.prev
-    c.nr[z.fullness] -= 1
-    z.fullness = FULLNESS_OFF_LIST
+cdef inline void zspage_remove_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
+    cdef zspage_desc_t* zspages = pool.arena.zspages
+    cdef uint8_t group = zspages[number].fullness
+    zspage_list_remove(zspages, &c.head[group], number)
+    c.nr[group] -= 1
+    zspages[number].fullness = FULLNESS_OFF_LIST
 
 
-cdef inline void fix_fullness_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
+cdef inline void zspage_fix_fullness_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
     cdef zspage_desc_t* z = &pool.arena.zspages[number]
     if z.fullness == FULLNESS_OFF_LIST or z.fullness == fullness_group(z.inuse, c.objs):
         return
-    remove_locked(pool, c, number)
-    insert_locked(pool, c, number)
+    zspage_remove_locked(pool, c, number)
+    zspage_insert_locked(pool, c, number)
 
 
 cdef inline uint32_t find_fullest_locked(size_class_t* c) noexcept nogil:
@@ -239,8 +238,8 @@ cdef inline uint64_t obj_alloc_locked(pool_t* pool, size_class_t* c, uint32_t nu
     header[0] = HDR_ALLOCATED | (<uint64_t>size << 1) | (tag << HDR_TAG_SHIFT)
     z.inuse += 1
     c.inuse += 1
-    fix_fullness_locked(pool, c, number)
-    return location(number, idx)
+    zspage_fix_fullness_locked(pool, c, number)
+    return loc_of(number, idx)
 
 
 cdef inline int obj_free_locked(pool_t* pool, size_class_t* c, uint64_t loc) noexcept nogil:

@@ -16,8 +16,8 @@ from tests.support.commands import state_of
 from tests.support.paths import python_path
 from tests.support.whole import MIB, ZRAMFS, Device, opened, run, wait_until, zramfs
 from zramfs.host import mounts
+from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import State
-from zramfs.lifecycle.start import rundir
 
 pytestmark = [pytest.mark.requires("root", "fuse", "mount.fuse3"), pytest.mark.timeout(120)]
 

@@ -12,8 +12,9 @@ import pytest
 
 from tests.support.box import MIB, Box
 from tests.support.page_kinds import prose
-from zramfs.codecs.codec import MAX_DICTIONARY, spec
-from zramfs.device.device import algorithms
+from zramfs.codecs import spec
+from zramfs.codecs.codec import MAX_DICTIONARY
+from zramfs.device import algorithms
 from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm
 

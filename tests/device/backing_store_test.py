@@ -12,7 +12,7 @@ import trio
 from tests.support.backing_tools import MIB, PAGE, backing_file
 from tests.support.page_kinds import noise
 from tests.support.unmounted import OK, Ours, device
-from zramfs.device.device import backing_store
+from zramfs.device import backing_store
 from zramfs.store.backing import Backing
 
 

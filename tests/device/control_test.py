@@ -13,11 +13,12 @@ import pytest
 import trio
 
 from tests.support.fakes import FakeLane
-from zramfs.device.device import Device, commands
+from zramfs.device import commands
+from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.text.sizes import format_size
-from zramfs.tree.tree import state
+from zramfs.tree import state
 
 MIB = 1 << 20
 

@@ -11,7 +11,7 @@ import trio
 
 from tests.support.box import BY_NAME, MIB, PAGE, Box
 from tests.support.page_kinds import block, hard, noise, prose
-from zramfs.device.device import postprocess
+from zramfs.device import postprocess
 from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm
 

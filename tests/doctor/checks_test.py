@@ -13,10 +13,11 @@ import pytest
 
 from tests.support.fake_machine import LIMITS, NO_RIGHTS, Fake, status
 from tests.support.whole import run
-from zramfs.doctor.checks import CHECKS, Finding, able, checks, examine
+from zramfs.doctor import checks
+from zramfs.doctor.checks import CHECKS, Finding, able, examine
 from zramfs.host import memcg, mounts, process, safety
 from zramfs.host.machine import Machine
-from zramfs.lifecycle.start import rundir
+from zramfs.lifecycle import rundir
 
 
 @pytest.fixture

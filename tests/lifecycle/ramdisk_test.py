@@ -19,7 +19,7 @@ from tests.support.capabilities import require
 from tests.support.commands import nothing_left, state_of
 from tests.support.whole import MIB, ZRAMFS, Device, drop_caches, loop, opened, run, wait_until, zramfs
 from zramfs.host import loops, mounts
-from zramfs.lifecycle.start import ramdisk, rundir
+from zramfs.lifecycle import ramdisk, rundir
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4"), pytest.mark.timeout(120)]
 

@@ -18,9 +18,8 @@ import pytest
 
 from zramfs.errors import ZramfsError
 from zramfs.host import paths, process
-from zramfs.lifecycle.claim import claim
+from zramfs.lifecycle import claim, rundir
 from zramfs.lifecycle.rundir import Rundir, State
-from zramfs.lifecycle.start import rundir
 from zramfs.model.config import DeviceConfig
 
 # fork: the children run code of this file, and the parent has one thread here.

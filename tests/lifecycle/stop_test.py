@@ -15,7 +15,7 @@ from tests.support.child import stopped
 from tests.support.commands import child, failure, kill_daemon, nothing_left, rows, state_of
 from tests.support.paths import python_environment
 from tests.support.whole import MIB, ZRAMFS, Device, device, loop, opened, run, zramfs
-from zramfs.lifecycle.start import rundir
+from zramfs.lifecycle import rundir
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
 

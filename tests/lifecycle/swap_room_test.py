@@ -10,7 +10,7 @@ import pytest
 from zramfs.errors import ZramfsError
 from zramfs.host import memcg, swaps
 from zramfs.host.swaps import SwapArea
-from zramfs.lifecycle.start import swap
+from zramfs.lifecycle import swap
 
 MIB = 1 << 20
 

@@ -16,8 +16,8 @@ from tests.support.commands import failure, kill_daemon, nothing_left, rows
 from tests.support.whole import MIB, ZRAMFS, run, wait_until, zramfs
 from zramfs.cli.status import DEFAULT
 from zramfs.host import loops, swaps, watermark
+from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import State
-from zramfs.lifecycle.start import rundir
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "swap"), pytest.mark.timeout(120)]
 

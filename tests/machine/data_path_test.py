@@ -20,8 +20,8 @@ from tests.support.commands import state_of
 from tests.support.lane_watch import LaneWatch, environment
 from tests.support.page_kinds import KINDS, block
 from tests.support.whole import KIB, MIB, PAGE, ZRAMFS, Device, opened, punch_hole, run, wait_until, zramfs
+from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import State
-from zramfs.lifecycle.start import rundir
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "unsanitized"), pytest.mark.timeout(120)]
 

@@ -20,8 +20,8 @@ from tests.support.paths import ROOT
 from tests.support.swap_load import Group, build, faults, fillers, group, until_swapped
 from tests.support.whole import MIB, PAGE, Device, loop, run, wait_until, zramfs
 from zramfs.host import loops, swaps
+from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import State
-from zramfs.lifecycle.start import rundir
 
 pytestmark = [
     pytest.mark.requires("root", "fuse", "loop", "swap", "memcg", "unshare", "unsanitized"),

@@ -9,7 +9,8 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from zramfs.codecs.codec import codec, parse
+from zramfs.codecs import codec
+from zramfs.codecs.codec import parse
 
 PAGE = 4096
 LZ4 = [f"lz4:{n}" for n in (1, 2, 8, 64, 65537)]

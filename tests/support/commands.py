@@ -15,8 +15,8 @@ from pathlib import Path
 from tests.support.paths import ROOT
 from tests.support.whole import ZRAMFS, wait_until, zramfs
 from zramfs.host import loops, mounts
+from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import State
-from zramfs.lifecycle.start import rundir
 
 
 def state_of(directory: Path) -> State:

@@ -23,12 +23,12 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 with atheris.instrument_imports(include=["zramfs"]):
-    from zramfs.codecs.codec import codec
+    from zramfs.codecs import codec
     from zramfs.configuration import expression, settings
-    from zramfs.device.device import commands
+    from zramfs.device import commands
     from zramfs.errors import ZramfsError
     from zramfs.text import kernel_numbers, key_values, sizes
-    from zramfs.tree.tree import attributes
+    from zramfs.tree import attributes
 
 PAGE = 4096
 NUMBER_ERRORS = {errno.EINVAL, errno.ERANGE}

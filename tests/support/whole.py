@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import child
-from zramfs.lifecycle.start import rundir
+from zramfs.lifecycle import rundir
 
 PAGE = 4096
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30

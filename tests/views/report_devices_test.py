@@ -11,7 +11,7 @@ import pytest
 from tests.support.child import stopped
 from tests.support.whole import MIB, PAGE, Device, device, opened, punch_hole, zramfs
 from zramfs.host import paths
-from zramfs.lifecycle.start import rundir
+from zramfs.lifecycle import rundir
 from zramfs.views import sample
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (pip install zramfs[report])")

@@ -21,7 +21,7 @@ from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.model.policy import Recompress, Writeback
 from zramfs.model.stats import BUCKET_BOUNDS, NO_LATENCY, OPERATIONS, Latency
-from zramfs.tree.tree import metrics
+from zramfs.tree import metrics
 from zramfs.views import scrape, watched
 from zramfs.views.screen import Curve, amount, fitted, screen
 from zramfs.views.watched import Rates, Reading, Watched, errors, percentile
@@ -99,7 +99,7 @@ async def two_readings(seconds: float = 2.0) -> Watched:
 async def test_rates_are_differences_over_time():
     watched_device = await two_readings()
     rates = watched_device.rates
-    assert rates.requests("read") == 1000 and rates.requests("write") == 10 and rates.requests("flush") == 0
+    assert rates.requests("read") == 1000 and rates.requests("write") == 10 and rates.requests("discard") == 0
     assert rates.bytes("read") == 1000 * PAGE
     assert rates.mean("read") == pytest.approx(3e-6) and rates.mean("discard") is None
     histogram = rates.histogram("read")

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import trio
 
-from allocator.reserve import prepare_thread
+from allocator.background import prepare_thread
 from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
 from zramfs.host import stacks
@@ -29,6 +29,7 @@ from zramfs.host.readable import wait_until_readable
 from zramfs.host.work_thread import run_in_thread
 from zramfs.lane.lane import Lane
 from zramfs.model.config import DeviceConfig
+from zramfs.model.kernel_pages import expect_kernel_pages
 from zramfs.tree.files import tree_of
 from zramfs.tree.watch import watch_errors
 
@@ -78,6 +79,7 @@ def serve_device(
     To be called in the main thread of a process that serves nothing else: pyfuse3 has one tree.
     """
     log_to_stderr()
+    expect_kernel_pages()
     with StopSignals(*STOP_SIGNALS).taken() as signals, stacks.written_on(signal.SIGUSR1):
         daemon = _Daemon(config, on_ready, teardown, may_end, notifier, signals)
         while True:

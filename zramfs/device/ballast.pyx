@@ -25,7 +25,7 @@ from allocator.prim cimport (
     MFD_CLOEXEC, PROT_READ, PROT_WRITE, add64, close, fallocate, ftruncate, load64, make_resident,
     memfd_create, mmap, munmap, store64, write,
 )
-from allocator.reserve cimport become_keeper, start_keeper
+from allocator.background cimport background_enter, background_start
 from zramfs.lane.crew cimport crew_served
 from zramfs.lane.lane cimport Lane
 from zramfs.lane.serve cimport POLLIN, crew_t, poll, pollfd
@@ -150,7 +150,7 @@ cdef void* watch(void* arg) noexcept nogil:
     cdef int quiet = 0, stuck = 0
     cdef weight_t memory
     cdef pollfd stop
-    become_keeper()
+    background_enter()
     while True:
         held = load64(&b.held)
         stop.fd, stop.events = b.stop_fd, POLLIN
@@ -208,7 +208,7 @@ cdef class Ballast:
             make_resident(b.text, TEXT)
             look(b)
         b.held = PIECES
-        err = start_keeper(&b.thread, watch, b, b"zramfs-ballast")
+        err = background_start(&b.thread, watch, b, b"zramfs-ballast")
         if err:
             raise OSError(err, f"no thread for a ballast: {os.strerror(err)}")
         self.running = True

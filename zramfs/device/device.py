@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from allocator.reserve import prepare_thread
+from allocator.background import prepare_thread
 from zramfs.codecs.spec import parse_spec
 from zramfs.errors import ZramfsError
 from zramfs.host.work_thread import WorkThread
@@ -94,7 +94,7 @@ class Device:
             self._ballast = Ballast(self._lane)
 
     def background_tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
-        """What is to run beside the lane, by name; each may be started again. task_stats: what became of it."""
+        """What is to run beside the lane, by name; each may be started again. See task_stats."""
         trimmer = self.backing_store.run
         return {"compactor": self.compactor.run, "trimmer": trimmer, "policies": self.policies.run}
 
@@ -134,7 +134,8 @@ class Device:
 
     async def _run_reset(self) -> None:
         """What `reset` would drop is worth no more work; but a device in use is not reset."""
-        if self._lane.open_count:
+        # Not in the worker thread, which a job may hold until it is cut short.
+        if self._lane.open_count and not await trio.to_thread.run_sync(self._lane.wait_unused):
             raise self._in_use()
         self.jobs.cut("reset")
         try:

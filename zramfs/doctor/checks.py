@@ -19,6 +19,7 @@ from zramfs.configuration import settings
 from zramfs.host import bounded, loops, memcg, mounts, safety
 from zramfs.host.machine import CAPABILITIES, Machine
 from zramfs.lifecycle import ramdisk, rundir
+from zramfs.model.kernel_pages import other_pages
 from zramfs.text.sizes import format_size
 
 State = Literal["ok", "degraded", "missing"]
@@ -133,6 +134,8 @@ def _version(program: Path) -> str | None:
 def _kernel(machine: Machine) -> Verdict:
     release = machine.text("/proc/sys/kernel/osrelease") or "unknown"
     found = f"Linux {release}"
+    if wrong := other_pages():
+        return "missing", f"{found}: {wrong}", "a kernel with pages of 4 KiB"
     # The latest call that there is no way around: madvise(MADV_POPULATE_WRITE), of `zramfs swap`.
     if machine.kernel < (5, 14):
         return "missing", found, "a kernel of 5.14 or later; 6.6 or later is best"

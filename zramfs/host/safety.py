@@ -170,7 +170,7 @@ SETTINGS = (
         "memory lock", True,
         "the server's own memory is swapped out to itself, and both wait for ever", _probe_lock, _lock,
     ),
-    # Made, and restored, with the swap area: lifecycle.py.
+    # Made, and restored, with the swap area: lifecycle/start.py.
     Setting(
         "vm.min_free_kbytes", True,
         "the kernel has no memory left for the requests that would free some", watermark.probe, _nothing,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # The counters of LaneStats that `reset` sets to zero, as the kernel does with those of its disk.
 _LANE_COUNTERS = (
     "read_ios", "read_sectors", "read_ms", "write_ios", "write_sectors", "write_ms", "io_ms", "queue_ms",
-    "discard_ios", "discard_sectors", "discard_ms", "flush_ios", "flush_ms",
+    "discard_ios", "discard_sectors", "discard_ms",
 )
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Lock order: slots.pxd. Chunks are pinned, and slots locked, one at a time.
-"""Access times and idle marks; see access.pxd."""
+"""Access times and idle marks; see access_times.pxd."""
 from libc.stdint cimport uint32_t, uint64_t
 
 from allocator.prim cimport *

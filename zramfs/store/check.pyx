@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # No locks: for a store at rest only.
-"""Invariants of a store, executable; see invariants.pxd."""
+"""Invariants of a store, executable; see check.pxd."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.pool cimport pool_stats

@@ -90,7 +90,7 @@ cdef struct store_t:
     uint32_t max_object         # largest compressed size that is kept; larger pages are huge
     bint stays_ready            # the slot table is resident and stays so, and contexts are made resident
     backing_t* backing          # NULL = none
-    # access times (access.pxd): seconds since boot, one for each slot, written without a lock
+    # access times (access_times.pxd): seconds since boot, one for each slot, written without a lock
     uint32_t* atime             # atomic: NULL until tracking was switched on for the first time
     uint64_t atime_len          # bytes of that mapping; under Store's GIL
     uint32_t atime_on           # atomic: 0 or 1

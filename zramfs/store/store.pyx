@@ -29,6 +29,7 @@ from zramfs.store.tables cimport chunks_of, store_ctx_free, store_ctx_new, store
 import os
 
 from zramfs.model.config import MAX_DISKSIZE as _MAX_DISKSIZE
+from zramfs.model.kernel_pages import expect_kernel_pages
 from zramfs.model.stats import StoreStats
 
 # A pool can need eight times the device's size (every zspage holding one object), but never more
@@ -62,6 +63,7 @@ cdef class Store:
         cdef uint64_t nr_slots
         cdef Codec codec
         cdef int prio
+        expect_kernel_pages()
         self.codecs = (Codec(algo, level, dictionary), *secondary, *(None,) * (NR_PRIO - 1 - len(secondary)))
         if len(self.codecs) != NR_PRIO:
             raise ValueError(f"at most {NR_PRIO - 1} secondary algorithms expected, got {len(secondary)}")

@@ -207,7 +207,7 @@ TABLE = (
     Metric(HISTOGRAM, "request_duration_seconds", "Time from taking a request up to its reply.",
            lambda f: _by(OPERATIONS, f.lane.latency), "seconds", ("operation",)),
     Metric(COUNTER, "request_bytes", "Bytes read, written and discarded.",
-           lambda f: _by(OPERATIONS[:3], (n * SECTOR for n in (
+           lambda f: _by(OPERATIONS, (n * SECTOR for n in (
                f.lane.read_sectors, f.lane.write_sectors, f.lane.discard_sectors))), "bytes", ("operation",)),
     Metric(GAUGE, "requests_in_flight", "Requests in hand.", lambda f: f.lane.in_flight),
     Metric(COUNTER, "io_time_seconds", "Time with at least one request in hand.",
@@ -222,6 +222,10 @@ TABLE = (
            lambda f: f.lane.protocol_errors),
     Metric(COUNTER, "reply_errors", "Replies that the kernel refused for an unexpected reason.",
            lambda f: f.lane.reply_errors),
+    Metric(COUNTER, "refused_truncations", "Truncations of disk that were refused: to more than its "
+           "size, and to 0 while others had it open.",
+           lambda f: _by(("size", "busy"), (f.lane.refused_sizes, f.lane.busy_truncations)),
+           labels=("reason",)),
     Metric(COUNTER, "helped_pieces", "Pieces of 32 KiB of large requests done by another thread.",
            lambda f: f.lane.helped_pieces),
     Metric(COUNTER, "put_off_requests", "Requests that waited for the backing store in a thread for that.",

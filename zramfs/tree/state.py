@@ -117,8 +117,8 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
         rows.append(("memory", limit))
     rows.append((
         "requests",
-        f"{lane.read_ios} reads, {lane.write_ios} writes, {lane.discard_ios} discards, {lane.flush_ios} "
-        f"flushes; the longest took {format_time(lane.longest_us / 1e6)}",
+        f"{lane.read_ios} reads, {lane.write_ios} writes, {lane.discard_ios} discards; "
+        f"the longest took {format_time(lane.longest_us / 1e6)}",
     ))
     alive = "" if stats.alive else "; it has ended, disk does not answer any more"
     rows.append((
