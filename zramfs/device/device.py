@@ -95,8 +95,7 @@ class Device:
 
     def background_tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """What is to run beside the lane, by name; each may be started again. See task_stats."""
-        trimmer = self.backing_store.run
-        return {"compactor": self.compactor.run, "trimmer": trimmer, "policies": self.policies.run}
+        return dict(compactor=self.compactor.run, trimmer=self.backing_store.run, policies=self.policies.run)
 
     def resume(self) -> None:
         """The trio loop has ended with all its tasks, whatever they were doing, and a new one runs."""
