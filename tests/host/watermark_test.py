@@ -2,7 +2,9 @@
 """vm.min_free_kbytes: raised for the first user, restored after the last, whoever ends first or dies."""
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -129,3 +131,44 @@ def test_a_setting_that_cannot_be_written_is_an_error_with_advice(
     with pytest.raises(
             ZramfsError, match="swap needs vm.min_free_kbytes of 30720, and /proc/uptime can't be"):
         watermark.raise_to(a, 30 * MIB)
+
+
+@pytest.mark.parametrize("stop_at", range(1, 12))
+def test_a_crash_at_any_step_loses_no_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    """Killed before each change of the record or the setting: whoever comes next restores what was before."""
+    setting = tmp_path / "min_free_kbytes"
+    setting.write_text("5000\n")
+    monkeypatch.setattr(watermark, "SETTING", setting)
+    monkeypatch.setattr(watermark, "RECORD", tmp_path / "record.json")
+    users = [tmp_path / "one", tmp_path / "two"]
+    for user in users:
+        user.mkdir()
+    steps = 0
+
+    class Killed(BaseException):
+        pass
+
+    def counted(change):
+        def step(*arguments, **more):
+            nonlocal steps
+            steps += 1
+            if steps == stop_at:
+                raise Killed
+            return change(*arguments, **more)
+        return step
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watermark.os, "rename", counted(os.rename))
+        patched.setattr(watermark, "_set", counted(watermark._set))
+        with contextlib.suppress(Killed):
+            watermark.raise_to(users[0], 20000 * 1024)
+            watermark.raise_to(users[1], 30000 * 1024)
+            watermark.release(users[1])
+            watermark.release(users[0])
+    steps = 0
+    for user in users:
+        watermark.release(user)
+    assert int(setting.read_text()) == 5000
+    assert not watermark.RECORD.exists()

@@ -55,3 +55,25 @@ def test_what_does_not(machine, available: int, areas: list[tuple[str, int, int]
     assert str(caught.value) == (
         f"100M are in swap on /dev/loop0, and {missing}, so nothing was changed; stop some programs, add "
         "other swap, or take --force, which may end programs for want of memory")
+
+
+@pytest.mark.parametrize(("available", "used", "made"), [(400, 100, True), (399, 100, False), (0, 0, True)])
+def test_the_daemon_makes_the_call_itself_only_where_memory_is_ample(
+    machine, monkeypatch: pytest.MonkeyPatch, available: int, used: int, made: bool
+) -> None:
+    """The kernel kills first whoever is in swapoff(2), and this process has the pages."""
+    machine(available, ("/dev/loop0", 500, used))
+    calls = []
+    monkeypatch.setattr(swap.system_calls, "end_swap", calls.append)
+
+    def no_process(command: list[str]) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(swap, "run", no_process)
+    if made:
+        swap.off("/dev/loop0")
+    else:
+        # No ZramfsError, which would be a refusal: this is worth another try.
+        with pytest.raises(OSError, match="memory is too short to do without it"):
+            swap.off("/dev/loop0")
+    assert calls == ["/dev/loop0"] * made

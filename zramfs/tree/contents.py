@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from zramfs.errors import ZramfsError
 
-# Open files; RLIMIT_NOFILE is 1024 for most processes, and one handle takes about 250 bytes here.
+# Open files; RLIMIT_NOFILE is 1024 for most processes, and one handle takes 180 bytes here.
 HANDLES_A_USER, HANDLES = 4096, 16384
 # Of copies. A screen of `zramfs top` and each scraper need none, since they read with buffers of 64 KiB.
 BYTES_A_USER, BYTES = 1 << 20, 4 << 20
