@@ -9,10 +9,10 @@ from .stats import HeadroomStats
 
 @disjoint_base
 class Headroom:
-    """Stops the growth of a pool while the host, or a memory cgroup around this process, has no memory to spare.
+    """Stops the growth of a pool while the host, or a memory cgroup around this process, has none to spare.
 
     keep_free: bytes of the host's available memory that are left to others, 0 = no such floor. meminfo: a
-    file like /proc/meminfo. Any thread may call any method. Raises ValueError for a keep_free of 2^62 or more.
+    file like /proc/meminfo. Any thread may call any method. Raises ValueError for a keep_free above 2^62 - 1.
     """
 
     @property
@@ -24,8 +24,8 @@ class Headroom:
     def __new__(cls, keep_free: int = 0, meminfo: str | PathLike[str] = "/proc/meminfo") -> Self: ...
 
     def set_groups(self, groups: Iterable[tuple[str | PathLike[str], int]]) -> None:
-        """The memory cgroups that bound this process: pairs of a directory and the version of its hierarchy (1
-        or 2). Those that were set before are forgotten. Raises ValueError for more than 16."""
+        """The memory cgroups that bound this process: pairs of a directory and the version of its hierarchy
+        (1 or 2). Those that were set before are forgotten. Raises ValueError for more than 16."""
 
     def look(self, pages: int) -> None:
         """Reads what host and groups can give now. pages: how many the pool has. To be called now and then,

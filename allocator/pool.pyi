@@ -45,8 +45,8 @@ class Pool:
         """Pages of 4096 bytes that the pool may use, 0 = no limit. What is stored stays."""
 
     def set_headroom(self, headroom: Headroom) -> None:
-        """Has the pool ask before it takes pages; malloc() raises OSError(ENOSPC) where there is no room. To be
-        called before the first object; a Headroom serves one pool."""
+        """Has the pool ask before it takes pages; malloc() raises OSError(ENOSPC) where there is no room. To
+        be called before the first object. A Headroom serves one pool."""
 
     @property
     def huge_size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,32 @@ def test_a_setting_that_cannot_be_written_is_an_error_with_advice(
     with pytest.raises(
             ZramfsError, match="swap needs vm.min_free_kbytes of 30720, and /proc/uptime can't be"):
         watermark.raise_to(a, 30 * MIB)
+
+
+def test_a_record_is_never_empty_or_cut_off_and_a_raised_setting_is_always_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon can be killed at any call."""
+    seen = []
+
+    def look(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*arguments: object) -> object:
+            done = real(*arguments)
+            if watermark.RECORD.exists() and watermark.RECORD.stat().st_size:
+                record = json.loads(watermark.RECORD.read_text())
+                seen.append(int(watermark.SETTING.read_text()) in (20000, *record["ours"]))
+            return done
+
+        monkeypatch.setattr(os, name, call)
+
+    one, other = users(tmp_path, "one", "a-much-longer-name-than-the-first")
+    for name in ("pwrite", "ftruncate", "unlink", "close"):
+        look(name)
+    watermark.raise_to(one, 40 * MIB)
+    watermark.raise_to(other, 50 * MIB)
+    watermark.release(other)
+    watermark.release(one)
+    assert len(seen) >= 5 and all(seen)
+    assert watermark.SETTING.read_text() == "20000"

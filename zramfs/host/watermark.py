@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """vm.min_free_kbytes: raised while there is swap on zramfs, and restored after the last.
 
-The setting is the machine's, whatever run directories its users chose, so there is one record for all:
-RECORD holds what the value was before the first, and who needs how much. It has a lock of its own,
-inside that of a run directory.
+The setting belongs to the machine, whatever run directories its users chose, so there is one record for all.
+RECORD holds what the value was before the first device, and how much each device needs. It has a lock of its
+own, which is taken inside that of a run directory.
 """
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _MIB = 1 << 20
 def needed(total: int | None = None) -> int:
     """Bytes that a machine with `total` bytes of RAM (None: this one) has to keep free.
 
-    With 351 MB 8 to 32 MB sufficed, and the kernel's own 2.4 MB did not. In between and above it is a
-    guess: a 64th of the RAM, from 16 to 64 MiB, and never more than a tenth of the RAM.
+    On a machine with 351 MB 8 to 32 MB sufficed, and the kernel's own 2.4 MB did not. For other machines the
+    rule is a guess: a 64th of the RAM, from 16 to 64 MiB, and never more than a tenth of the RAM.
     """
     if total is None:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -37,24 +37,26 @@ def needed(total: int | None = None) -> int:
 
 
 def probe() -> str | None:
-    """Why the value can't be raised to what is needed; None if it can, or need not."""
+    """Why the setting can't be raised to what is needed. None if it can be, or need not be."""
     if _current() * 1024 >= needed() or os.access(SETTING, os.W_OK):
         return None
     return f"{SETTING} is {_current()} kB and can't be raised to {needed() // 1024}"
 
 
 def raise_to(user: Path, nbytes: int) -> str | None:
-    """For the device with this run directory. What was done, or should have been, in a sentence; None if
-    nothing had to be. Raises ZramfsError."""
+    """Raises the setting for the device with this run directory. Returns a sentence on what was done or
+    should have been done, None if nothing had to be. Raises ZramfsError."""
     kib = -(-nbytes // 1024)
-    with _record() as record:
+    with _record() as (fd, record):
         _forget_the_gone(record)
         before = _current()
         record.setdefault("before", before)
         record["users"][str(user)] = kib
         if before < kib:
+            # Recorded first: a value that nobody has recorded is taken for somebody else's, and never restored.
+            record["ours"].append(kib)
+            _write(fd, record)
             _set(kib)
-            record["set"] = kib
     said = []
     if before < kib:
         said.append(f"raised vm.min_free_kbytes from {before} to {kib}; `zramfs stop` restores it")
@@ -64,21 +66,22 @@ def raise_to(user: Path, nbytes: int) -> str | None:
 
 
 def release(user: Path) -> None:
-    """The device with this run directory ends: the value goes back to what the others need, or after the
-    last one to what it was, unless somebody else has changed it since. Raises ZramfsError."""
+    """Forgets the device with this run directory, which ends. The setting goes back to what the others need,
+    and after the last one to what it was, unless somebody else has changed it since. Raises ZramfsError."""
     if not RECORD.exists():
         return
-    with _record() as record:
+    with _record() as (fd, record):
         record["users"].pop(str(user), None)
         _forget_the_gone(record)
         wanted = max([record.get("before", 0), *record["users"].values()])
-        if "set" in record and _current() == record["set"] != wanted:
+        if _current() in record["ours"] and _current() != wanted:
+            record["ours"].append(wanted)
+            _write(fd, record)
             _set(wanted)
-            record["set"] = wanted
 
 
 def users() -> list[str]:
-    """Run directories of the devices for which the value was raised, or looked at."""
+    """Run directories of the devices that have asked for the setting to be raised."""
     try:
         return list(json.loads(RECORD.read_text(encoding="utf-8"))["users"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -92,13 +95,14 @@ def _forget_the_gone(record: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _record() -> Iterator[dict[str, Any]]:
-    """What RECORD holds, locked, and written back; without users there is none. After a boot the
-    settings are the kernel's own again, so an older record says nothing."""
+def _record() -> Iterator[tuple[int, dict[str, Any]]]:
+    """RECORD, open and locked, and what it holds, which is written back at the end. Without users the file is
+    removed. A record from before the last boot counts as empty, because the setting is the kernel's own
+    again."""
     fd = _open()
     try:
         text = os.read(fd, 1 << 20)
-        fresh: dict[str, Any] = {"boot_id": process.boot_id(), "users": {}}
+        fresh: dict[str, Any] = {"boot_id": process.boot_id(), "users": {}, "ours": []}
         try:
             record = json.loads(text or b"{}")
         except ValueError:
@@ -106,18 +110,25 @@ def _record() -> Iterator[dict[str, Any]]:
         if not isinstance(record, dict) or record.get("boot_id") != fresh["boot_id"] or not isinstance(
                 record.get("users"), dict):
             record = fresh
-        yield record
+        # Values that were set here since the boot. A record of an older version has the last one alone.
+        record.setdefault("ours", [record["set"]] if "set" in record else [])
+        yield fd, record
         if not record["users"]:
             RECORD.unlink()
             return
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(record, indent=1).encode(), 0)
+        _write(fd, record)
     finally:
         os.close(fd)
 
 
+def _write(fd: int, record: dict[str, Any]) -> None:
+    """By one call, which nothing can cut short: the new text is at least as long as the old one."""
+    text = json.dumps(record, indent=1).encode()
+    os.pwrite(fd, text.ljust(os.fstat(fd).st_size), 0)
+
+
 def _open() -> int:
-    """RECORD, locked; what was locked may have been removed meanwhile by whoever had it before."""
+    """RECORD, locked. The process that had the lock before may have removed the file."""
     while True:
         fd = os.open(RECORD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
