@@ -53,7 +53,7 @@ def raise_to(user: Path, nbytes: int) -> str | None:
         record.setdefault("before", before)
         record["users"][str(user)] = kib
         if before < kib:
-            # Recorded first: a value that nobody has recorded is taken for somebody else's, and never restored.
+            # Recorded first: a value that is not recorded counts as somebody else's, and is never restored.
             record["ours"].append(kib)
             _write(fd, record)
             _set(kib)
