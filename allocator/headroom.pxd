@@ -43,4 +43,4 @@ cdef bint headroom_take(headroom_t* h, uint64_t pages, uint64_t n, uint64_t over
 
 cdef class Headroom:
     cdef headroom_t h
-    cdef dict files
+    cdef list group_fds             # guarded by the GIL

@@ -9,10 +9,10 @@ from .stats import HeadroomStats
 
 @disjoint_base
 class Headroom:
-    """Stops the growth of a pool while the host, or a memory cgroup of this process, has no memory to spare.
+    """Stops the growth of a pool while the host, or a memory cgroup around this process, has none to spare.
 
     keep_free: bytes of the host's available memory that are left to others, 0 = no such floor. meminfo: a
-    file like /proc/meminfo. Any thread may call any method. Raises ValueError for 2^62 bytes or more.
+    file like /proc/meminfo. Any thread may call any method. Raises ValueError for a keep_free above 2^62 - 1.
     """
 
     @property

@@ -138,6 +138,14 @@ cdef bint headroom_take(headroom_t* h, uint64_t pages, uint64_t n, uint64_t over
 
 # ---- for Python -----------------------------------------------------------------------------
 
+cdef int open_or_none(path) except -2:
+    """A descriptor of a file for reading, -1 if it can't be opened."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
 @cython.no_gc_clear
 cdef class Headroom:
     """Room for the growth of one pool. Every method may be called from any thread.
@@ -147,26 +155,17 @@ cdef class Headroom:
     """
 
     def __cinit__(self, keep_free=0, meminfo="/proc/meminfo"):
-        self.files = {}
+        self.group_fds = []
         pthread_mutex_init(&self.h.lock, NULL)
-        self.h.meminfo_fd = self._open(meminfo)
+        self.h.meminfo_fd = open_or_none(meminfo)
         self.h.host_room = self.h.group_room = ALL_ROOM
         self.keep_free = keep_free
 
     def __dealloc__(self):
-        for fd in self.files.values():
-            close(fd)
+        for fd in (self.h.meminfo_fd, *(self.group_fds or ())):
+            if fd >= 0:
+                close(fd)
         pthread_mutex_destroy(&self.h.lock)
-
-    def _open(self, path):
-        """A descriptor, which this object keeps; -1 if the file can't be opened."""
-        path = os.fspath(path)
-        if path not in self.files:
-            try:
-                self.files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                return -1
-        return self.files[path]
 
     @property
     def keep_free(self):
@@ -184,27 +183,30 @@ cdef class Headroom:
 
     def set_groups(self, groups):
         """The memory cgroups that bound this process: at most 16 pairs of directory and version (1 or 2).
-        Those that were set before are forgotten."""
-        cdef headroom_group_t opened[HEADROOM_GROUPS]
-        cdef int i, nr = 0
+        Those that were set before are forgotten. Their files are opened anew."""
+        cdef int i
+        groups = list(groups)
+        if len(groups) > HEADROOM_GROUPS:
+            raise ValueError(f"at most {HEADROOM_GROUPS} groups expected, got {len(groups)}")
+        before, self.group_fds = self.group_fds, []
         for place, version in groups:
-            names = (("memory.limit_in_bytes", None, "memory.usage_in_bytes") if version == 1 else
+            names = (("memory.limit_in_bytes", "", "memory.usage_in_bytes") if version == 1 else
                      ("memory.max", "memory.high", "memory.current"))
-            limit, second, usage = (self._open(os.path.join(place, name)) if name else -1 for name in names)
-            if nr == HEADROOM_GROUPS:
-                raise ValueError(f"at most {HEADROOM_GROUPS} groups expected")
-            opened[nr].limit_fd[0] = limit
-            opened[nr].limit_fd[1] = second
-            opened[nr].usage_fd = usage
-            opened[nr].stat_fd = self._open(os.path.join(place, "memory.stat"))
-            opened[nr].version1 = version == 1
-            nr += 1
+            for name in (*names, "memory.stat"):
+                self.group_fds.append(open_or_none(os.path.join(place, name)) if name else -1)
         pthread_mutex_lock(&self.h.lock)
-        for i in range(nr):
-            self.h.groups[i] = opened[i]
-        self.h.nr_groups = nr
+        for i, (_, version) in enumerate(groups):
+            self.h.groups[i].limit_fd[0] = self.group_fds[4 * i]
+            self.h.groups[i].limit_fd[1] = self.group_fds[4 * i + 1]
+            self.h.groups[i].usage_fd = self.group_fds[4 * i + 2]
+            self.h.groups[i].stat_fd = self.group_fds[4 * i + 3]
+            self.h.groups[i].version1 = version == 1
+        self.h.nr_groups = len(groups)
         store64(&self.h.granted, 0)
         pthread_mutex_unlock(&self.h.lock)
+        for fd in before:
+            if fd >= 0:
+                close(fd)
 
     def look(self, pages):
         """Reads the files at once, and grants anew. pages: how many pool pages are in use."""

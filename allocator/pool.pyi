@@ -46,7 +46,7 @@ class Pool:
 
     def set_headroom(self, headroom: Headroom) -> None:
         """Has the pool ask before it takes pages; malloc() raises OSError(ENOSPC) where there is no room. To
-        be called before the first object; a Headroom serves one pool."""
+        be called before the first object. A Headroom serves one pool."""
 
     @property
     def huge_size(self) -> int:

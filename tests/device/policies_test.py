@@ -156,6 +156,21 @@ async def test_looks_are_not_too_often_and_not_too_rare(
     assert device.rounds == pytest.approx([interval, 2 * interval, 3 * interval])
 
 
+async def test_looks_come_at_once_when_memory_is_short_but_not_more_than_once_a_second(
+    autojump_clock: MockClock
+) -> None:
+    """And at their usual times when nobody hurries any more."""
+    device = Device()
+    async with running(device, "recompress idle=10min") as policies:
+        await trio.sleep(20)
+        for _ in range(35):
+            policies.hurry()
+            await trio.sleep(0.1)
+        await trio.sleep(200)
+    assert device.rounds[:4] == pytest.approx([20, 21, 22, 23], abs=0.2)
+    assert device.rounds[4:] == pytest.approx([device.rounds[3] + 150], abs=0.2)
+
+
 async def test_nothing_is_done_without_a_store(autojump_clock: MockClock) -> None:
     device = Device(1)
     device.ready = False

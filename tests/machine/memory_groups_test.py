@@ -21,9 +21,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import capabilities, leftovers
-from tests.support.commands import state_of
+from tests.support.commands import rows, state_of
 from tests.support.users import NOBODY, fuse_for_everybody, zramfs_as_nobody
-from tests.support.whole import MIB, ZRAMFS, Device, run, stop, wait_until
+from tests.support.whole import MIB, ZRAMFS, Device, device, opened, run, stop, wait_until
 from zramfs.lifecycle import rundir
 
 pytestmark = [
@@ -153,6 +153,47 @@ def test_a_plain_device_leaves_a_group_with_a_limit(base: Path, group: Group) ->
         assert Device(place).mm_stat()["mem_used_total"] > 2 * LIMIT - 10 * MIB
     finally:
         stop(place)
+
+
+# ---- the host ------------------------------------------------------------------------------------------
+
+def test_a_device_does_not_grow_while_the_host_has_less_than_is_to_be_kept_free(base: Path) -> None:
+    """More than the machine has is kept free, so nothing has to be short."""
+    with device(base / "d", 64 * MIB, "--keep-free", "100%") as made:
+        data = os.urandom(4096)
+        with opened(made.disk) as fd:
+            with pytest.raises(OSError, match="No space") as caught:
+                os.pwrite(fd, data, 0)
+            assert caught.value.errno == errno.ENOSPC
+            os.pwrite(fd, bytes(4096), 4096)
+            assert made.mm_stat()["mem_limit"] == 0
+            [row] = rows(made.directory, "-b", "-o", "MEM-ROOM")
+            assert row == {"mem-room": 0}
+            said = "no memory for new data: less than"
+            wait_until(lambda: said in state_log(made.directory), "it is in the log")
+            made.write("control", "keep_free=0")
+            os.pwrite(fd, data, 0)
+            assert os.pread(fd, 4096, 0) == data
+
+
+def test_the_memory_of_a_device_is_locked_where_that_is_asked_for(base: Path) -> None:
+    for words, is_locked in (((), False), (("--lock",), True)):
+        with device(base / "d", 64 * MIB, *words) as made:
+            with opened(made.disk) as fd:
+                os.pwrite(fd, os.urandom(8 * MIB), 0)
+            assert (_locked_data(state_of(made.directory).pid) >= 8 * MIB) == is_locked
+
+
+def _locked_data(pid: int) -> int:
+    """Bytes of the memory file that are locked."""
+    total, is_data = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0]:
+            is_data = words[1][3] == "s"
+        elif words[0] == "Locked:" and is_data:
+            total += int(words[1]) << 10
+    return total
 
 
 # ---- where the group can't be left -----------------------------------------------------------------------

@@ -63,7 +63,6 @@ class HostMemory:
         self.headroom = Headroom(self._first_keep_free, meminfo)
         self._refused = 0
         self._is_full = False
-        self._place: Path | None = None
         if found := memcg.hierarchy():
             self._watch(found)
 
@@ -114,11 +113,11 @@ class HostMemory:
             refusal, note = safety.leave_group()
             log.warning("%s", refusal or note)
             found = memcg.hierarchy()
-        if found and found.here != self._place:
+        if found:
             self._watch(found)
 
     def _watch(self, found: memcg.Hierarchy) -> None:
-        self._place = found.here
+        """Has the files opened anew, since a group may have been removed and made again under its name."""
         self.headroom.set_groups([(group, found.version) for group in found.bounding()[:MOST_GROUPS]])
 
     def _say(self) -> None:
