@@ -75,7 +75,8 @@ class Full:
         """Mounted for writing, nothing in the kernel's log, no write refused, and the old files as they were."""
         sync_file_system(self.point)
         forget_pages()
-        line = next(each for each in Path("/proc/self/mounts").read_text(errors="replace").splitlines() if f" {self.point} " in each)
+        mounts = Path("/proc/self/mounts").read_text(errors="replace").splitlines()
+        [line] = [line for line in mounts if f" {self.point} " in line]
         assert line.split()[3].split(",")[0] == "rw", line
         assert self.alarms() == []
         assert self.device.io_stat()["failed_writes"] == 0

@@ -271,6 +271,7 @@ class _Daemon:
             await self.notifier.tell("STOPPING=1", f"STATUS=ending: {self.reason or 'the start failed'}")
         if self.device:
             self.device.end_jobs()  # whoever waits for one is answered, and can let go of the tree
+            await self.attempt("letting the file system go", self.device.governor.let_go)
         if self.teardown and self.lane:
             await self.attempt("undoing what was built on disk", in_thread, self.teardown)
         await self.attempt("unmounting the tree", self.unmount, self.config.directory)

@@ -194,15 +194,14 @@ class Governor:
                         await self._take(frozen=frozen)
                 return
             except ZramfsError as error:
-                if error.errno in (errno.ENOENT, errno.EINVAL):
+                if error.errno == errno.ENOENT or self._store() is None:
                     return
                 self._complain(f"the file system is not governed: {error}")
             await trio.sleep(pause)
 
     def _forget(self) -> None:
+        # The reserve stays: what the file system still writes, at its umount or after `govern=off`, may need it.
         self.stats = GovernorStats(freezes=self.stats.freezes, last_error=self.stats.last_error)
-        if (store := self._store()) is not None:
-            self._give(store, 0, 0)
 
     async def _looks(self, link: WardenLink, wake_fd: int) -> None:
         while (store := self._store()) is not None:
@@ -248,7 +247,8 @@ class Governor:
         rooms = [*([limit - used] if limit else []), *([host - reserve] if host is not None else [])]
         room = min(rooms, default=None)
         # How far into the reserve; what a lowered limit left above it does not count.
-        over = max([*([used - self._base] if limit else []), *([reserve - host] if host is not None else [])], default=0)
+        overs = [*([used - self._base] if limit else []), *([reserve - host] if host is not None else [])]
+        over = max(overs, default=0)
         self.stats = replace(self.stats, room=room, reserve=reserve, over=max(0, over))
         # The quick ones first: where blocks are slow to take back, these keep the pool in its reserve.
         await self._bound(link, reserve, braked=over > reserve // 4)

@@ -99,7 +99,6 @@ def run(new: Rundir, config: DeviceConfig, say: Say, on_top: OnTop = None) -> No
     it that wants to know. Raises ZramfsError."""
     from .service import Notifier  # brings trio
 
-
     def on_ready() -> None:
         _build(new, on_top, say)
         if state := new.read():
@@ -382,6 +381,8 @@ def _undo(old: Rundir, state: State) -> None:
         return
     for device in _standing(old, state):
         if state.mountpoint and ramdisk.mounted(device, Path(state.mountpoint)):
+            if state.pid != os.getpid():
+                ramdisk.let_go(Path(state.directory))
             ramdisk.unmount(Path(state.mountpoint))
         if state.kind == "swap":
             swap.off(device)

@@ -22,7 +22,7 @@ from zramfs.access cimport keep_access_times, mark_idle
 from zramfs.backing cimport Backing
 from zramfs.codecs cimport CODEC_NONE, Codec
 from zramfs.invariants cimport check_backing, check_slots
-from zramfs.ranges cimport store_disksize, store_read, store_seek, store_write, store_zero
+from zramfs.ranges cimport set_headroom, store_disksize, store_read, store_seek, store_write, store_zero
 from zramfs.slots cimport *
 from zramfs.tables cimport chunks_of, store_ctx_free, store_ctx_new, store_delete, store_new
 
@@ -52,9 +52,9 @@ cdef class Store:
     which belongs to the store from then on, or None. reserve: bytes of memory that is kept ready
     (allocator/reserve.pyx), rounded up to 2 MiB, 0 = none; with one the slot table (disksize / 512) is
     resident too, and no read, write or discard makes memory resident.
-    Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and
-    MemoryError when address space is short. Every method
-    may be called from any thread; the GIL is released while data moves.
+    Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and MemoryError
+    when address space is short. Every method may be called from any thread; the GIL is released while
+    data moves.
     """
 
     def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0,
@@ -111,8 +111,8 @@ cdef class Store:
         for i in range(self.nr_idle_ctx):
             store_ctx_free(self.idle_ctx[i])
         self.nr_idle_ctx = 0
-        for fd in (st.pool.wake_fd, st.change_fd) if st != NULL else ():
-            if fd >= 0:
+        if st != NULL:
+            for fd in {st.pool.wake_fd, st.change_fd} - {-1}:
                 os.close(fd)
         if self.reserve is not None:
             self.reserve.close()
@@ -365,16 +365,13 @@ cdef class Store:
         zs_wake_after(self.st.pool, frees)
 
     def set_headroom(self, uint32_t pages, uint32_t reserve):
-        """Pool pages beyond the limit that writes may take, of which the last are a reserve. Past its first
-        quarter writes are slow; the last is not for pages that do not compress: a file system's own do."""
+        """Pool pages beyond the limit that writes may take; the last of them are a reserve. Past its first
+        quarter writes are slow, and its last is not for pages that do not compress: a file system's own do."""
         self.check_range(0, 0)
-        store32(&self.st.headroom, pages)
-        store32(&self.st.raw_headroom, pages - reserve // 4)
-        store32(&self.st.slow_headroom, pages - reserve // 4 * 3)
-        store32(&self.st.slow_step, reserve // 16)
+        set_headroom(self.st, pages, reserve)
 
     def wake_after_change(self, nbytes, fd):
-        """As wake_after, with an eventfd of its own: bytes written or discarded are counted; 0 ends that."""
+        """As wake_after, with another eventfd, for bytes written or discarded; 0 ends that."""
         self.check_range(0, 0)
         if self.st.change_fd < 0:
             self.st.change_fd = os.dup(fd)
