@@ -220,15 +220,14 @@ class Governor:
                         await self._take(frozen=frozen)
                 return
             except ZramfsError as error:
-                if error.errno in (errno.ENOENT, errno.EINVAL):
+                if error.errno == errno.ENOENT or self._store() is None:
                     return
                 self._complain(f"the file system is not governed: {error}")
             await trio.sleep(pause)
 
     def _forget(self) -> None:
+        # The reserve stays: what the file system still writes, at its umount or after `govern=off`, may need it.
         self.stats = GovernorStats(freezes=self.stats.freezes, last_error=self.stats.last_error)
-        if (store := self._store()) is not None:
-            self._give(store, 0, 0)
 
     async def _looks(self, link: WardenLink, wake_fd: int) -> None:
         while (store := self._store()) is not None:

@@ -75,8 +75,8 @@ class Warden:
         self._directory = open_apart(mountpoint)
         self._device, self._dev = device, mount.dev
         if frozen:
-            self._frozen = "yes"
-            self.thaw()
+            with contextlib.suppress(OSError):  # it may be thawed already
+                fcntl.ioctl(self._directory, _FITHAW, 0)
         self._space = withheld.of(fstype, self._directory, device)
         if not self._space.quick:
             self._withholding = threading.Thread(target=self._keep_withholding, daemon=True)
@@ -192,9 +192,7 @@ class Warden:
                     return getattr(self, name)()
             raise OSError(errno.EINVAL, f"unknown request {line!r}")
         except OSError as error:
-            return {
-                "errno": error.errno or errno.EIO, "error": error.strerror or str(error),
-                "frozen": self._frozen}
+            return {"errno": error.errno or errno.EIO, "error": error.strerror or str(error)}
 
 
 def main() -> None:

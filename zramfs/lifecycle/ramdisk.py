@@ -2,6 +2,7 @@
 """A file system on a loop device on `disk`, and the way back."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zramfs.errors import ZramfsError
-from zramfs.host import mounts, system_calls
+from zramfs.host import bounded, mounts, system_calls
 from zramfs.host.programs import run
 
 # What comes after the program's name. The device is new, so it reads as zeros (nothing to discard or
@@ -26,6 +27,7 @@ MKFS = {
 PACKAGE = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
 
 
+LET_GO_TIMEOUT = 30.0  # seconds: a thaw, and on btrfs a commit, with writes that take from the reserve
 DEFAULT_OPTIONS = "discard"  # a deleted file gives its memory back
 
 
@@ -98,17 +100,27 @@ def _set_owner(wanted: FileSystem, device: str) -> None:
 
 def govern(tree: Path) -> None:
     """Has the daemon keep the new file system within the pool's limit. Raises ZramfsError."""
-    control = tree / "control"
     try:
-        fd = os.open(control, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, b"govern=on\n")
-        finally:
-            os.close(fd)
+        _command(tree, b"govern=on\n")
     except OSError as error:
         raise ZramfsError(
             error.errno or errno.EIO, f"the file system cannot be kept within the limit: {error.strerror}; "
             f"the reason is in {tree.parent / 'log'}") from None
+
+
+def let_go(tree: Path) -> None:
+    """Ends that, so that the next umount is the end of the file system. Without effect where the daemon does
+    not answer: then it ends a moment later. For a process of one thread."""
+    with contextlib.suppress(OSError):  # TimeoutError is one
+        bounded.call(lambda: _command(tree, b"govern=off\n"), LET_GO_TIMEOUT)
+
+
+def _command(tree: Path, line: bytes) -> None:
+    fd = os.open(tree / "control", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, line)
+    finally:
+        os.close(fd)
 
 
 def mounted(device: str, mountpoint: Path) -> bool:

@@ -157,6 +157,8 @@ def take_down_top(old: Rundir, state: State) -> None:
         return
     for device in _standing(old, state):
         if state.mountpoint and ramdisk.mounted(device, Path(state.mountpoint)):
+            if state.pid != os.getpid():
+                ramdisk.let_go(Path(state.directory))
             ramdisk.unmount(Path(state.mountpoint))
         if state.kind == "swap":
             swap.off(device)

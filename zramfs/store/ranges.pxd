@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """C interface of a device's data, for the lane. Every function is thread-safe, takes no GIL and makes
 no Python object. Results: 0 or a count, or a negative errno."""
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from zramfs.store.slots cimport store_ctx_t, store_t
 
@@ -20,3 +20,6 @@ cdef int64_t store_seek(store_t* st, uint64_t off, bint hole) noexcept nogil
 cdef uint64_t store_disksize(store_t* st) noexcept nogil
 # For STATFS: bytes of the device that hold data.
 cdef uint64_t store_data_bytes(store_t* st) noexcept nogil
+
+# See Store.set_overdraft().
+cdef void store_set_overdraft(store_t* st, uint32_t pages, uint32_t reserve) noexcept nogil

@@ -5,7 +5,7 @@ from libc.errno cimport EAGAIN, EINVAL, ENXIO
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from allocator.prim cimport add64, cas64, load32, load64, peek64, write
+from allocator.prim cimport add64, cas64, load32, load64, peek64, store32, write
 from zramfs.store.slots cimport *
 
 cdef enum:
@@ -126,6 +126,13 @@ cdef inline void slow_down(store_t* st) noexcept nogil:
     used = peek64(&st.pool.pages) + peek64(&st.arena.reserved)
     if used > slow:
         usleep(<unsigned int>SLOW_US << min((used - slow) // step, <uint64_t>MOST_SLOW_SHIFT))
+
+
+cdef void store_set_overdraft(store_t* st, uint32_t pages, uint32_t reserve) noexcept nogil:
+    store32(&st.overdraft, pages)
+    store32(&st.raw_overdraft, pages - reserve // 4)
+    store32(&st.slow_overdraft, pages - reserve // 4 * 3)
+    store32(&st.slow_step, reserve // 16)
 
 
 cdef int store_write(store_t* st, store_ctx_t* ctx, uint64_t off, const uint8_t* buf, uint64_t n,

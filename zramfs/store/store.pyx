@@ -25,7 +25,9 @@ from zramfs.store.access_times cimport keep_access_times, mark_idle
 from zramfs.store.backing cimport Backing
 from zramfs.codecs.codec cimport CODEC_NONE, Codec
 from zramfs.store.check cimport check_backing, check_slots
-from zramfs.store.ranges cimport store_disksize, store_read, store_seek, store_write, store_zero
+from zramfs.store.ranges cimport (
+    store_disksize, store_read, store_seek, store_set_overdraft, store_write, store_zero,
+)
 from zramfs.store.slots cimport *
 from zramfs.store.tables cimport chunks_of, store_ctx_free, store_ctx_new, store_delete, store_new
 
@@ -58,9 +60,9 @@ cdef class Store:
     resident too, and no read, write or discard makes memory resident. wipe: what was discarded, overwritten
     or moved is zeroed in the memory file at once. headroom: asked before the pool takes memory, None = nobody
     is; the store is its one user.
-    Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and
-    MemoryError when address space is short. Every method
-    may be called from any thread; the GIL is released while data moves.
+    Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and MemoryError
+    when address space is short. Every method may be called from any thread; the GIL is released while
+    data moves.
     """
 
     def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0,
@@ -125,8 +127,8 @@ cdef class Store:
         for i in range(self.nr_idle_ctx):
             store_ctx_free(self.idle_ctx[i])
         self.nr_idle_ctx = 0
-        for fd in (st.pool.wake_fd, st.change_fd) if st != NULL else ():
-            if fd >= 0:
+        if st != NULL:
+            for fd in {st.pool.wake_fd, st.change_fd} - {-1}:
                 os.close(fd)
         if self.reserve is not None:
             self.reserve.close()
@@ -381,16 +383,13 @@ cdef class Store:
         zs_wake_after(self.st.pool, frees)
 
     def set_overdraft(self, uint32_t pages, uint32_t reserve):
-        """Pool pages beyond the limit that writes may take, of which the last are a reserve. Past its first
-        quarter writes are slow; the last is not for pages that do not compress: a file system's own do."""
+        """Pool pages beyond the limit that writes may take; the last of them are a reserve. Past its first
+        quarter writes are slow, and its last is not for pages that do not compress: a file system's own do."""
         self.check_range(0, 0)
-        store32(&self.st.overdraft, pages)
-        store32(&self.st.raw_overdraft, pages - reserve // 4)
-        store32(&self.st.slow_overdraft, pages - reserve // 4 * 3)
-        store32(&self.st.slow_step, reserve // 16)
+        store_set_overdraft(self.st, pages, reserve)
 
     def wake_after_change(self, nbytes, fd):
-        """As wake_after, with an eventfd of its own: bytes written or discarded are counted; 0 ends that."""
+        """As wake_after, with another eventfd, for bytes written or discarded; 0 ends that."""
         self.check_range(0, 0)
         if self.st.change_fd < 0:
             self.st.change_fd = os.dup(fd)
