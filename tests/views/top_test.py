@@ -10,6 +10,7 @@ import re
 import time
 from pathlib import Path
 
+import pyte
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,7 +58,7 @@ def drawn(
 ) -> str:
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, **how)
     with console.capture() as capture:
-        console.print(screen(devices, chosen, 1.0, width), end="")
+        console.print(screen(devices, chosen, 1.0, width, height), end="")
     return capture.get()
 
 
@@ -167,7 +168,7 @@ async def test_the_screen_of_80_by_24_has_everything():
     for words in (
         "mnt-z0 on /mnt/mnt-z0", "ready", "size 64M", "of 32M (", "ratio ", "requests ", "99.9 %",
         "time they took, last 2 s", "ratio over time", "compaction", "winnable", "resident", "full up to",
-        "zspages", "errors none", "longest request 2.4 ms", "3 in hand", "every 1 s   q quits",
+        "zspages", "errors none", "longest request 2.4 ms", "3 under way", "every 1 s   q quits",
     ):
         assert words in text, words
     [read] = [line.split() for line in lines if line.startswith("read ")]
@@ -193,7 +194,7 @@ async def test_without_block_characters_plain_ones_stand_for_them():
     device = await two_readings()
     console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80, height=24,
                       force_terminal=True, color_system=None)
-    console.print(screen([device], 0, 1.0, 80), end="")
+    console.print(screen([device], 0, 1.0, 80, 24), end="")
     console.file.flush()
     text = console.file.buffer.getvalue().decode("ascii")
     assert "<= 4.1 us ##################" in text and "#####" in text.split("memory ")[-1]
@@ -257,8 +258,70 @@ async def test_several_devices_are_a_list_and_one_in_full():
     assert "no pool yet" in drawn(many, chosen=3, height=30, color_system=None)
     assert len(text.splitlines()) == 24
     assert "No zramfs device of yours is there" in drawn([], color_system=None)
-    never = Watched(Path("/mnt/never"), "never")
-    assert "not read yet" in drawn([never], color_system=None)
+
+
+def picture(devices: list[Watched], columns: int, lines: int, chosen: int = 0) -> list[str]:
+    """What a terminal of this size shows, line by line."""
+    terminal = pyte.Screen(columns, lines)
+    text = drawn(devices, width=columns, height=lines, chosen=chosen, color_system="standard")
+    # The end of the last line would scroll the first one away.
+    pyte.Stream(terminal).feed(text.removesuffix("\n").replace("\n", "\r\n"))
+    return [line.rstrip() for line in terminal.display]
+
+
+SIZES = pytest.mark.parametrize("columns, lines", [(80, 24), (120, 40), (200, 50)])
+
+
+@SIZES
+@pytest.mark.parametrize("state, words", [
+    ("dead", "The daemon is dead, and its data is lost. `zramfs stop /mnt/r` cleans up."),
+    ("not read yet", "No figures have come from it yet."),
+    ("it has ended", "No figures have come from it yet."),
+])
+def test_a_device_without_a_sample_is_explained(columns: int, lines: int, state: str, words: str) -> None:
+    never = Watched(Path("/run/zramfs/r/tree"), "r", "/mnt/r")
+    never.state = state
+    shown = picture([never], columns, lines)
+    assert shown[0].split() == ["r", "on", "/run/zramfs/r/tree", *state.split()]
+    assert shown[2] == words and not any(shown[3:-1]), "nothing else, and no box of rich's"
+    assert shown[-1].startswith("every 1 s   q quits")
+
+
+@SIZES
+async def test_a_device_that_died_keeps_its_last_figures(columns: int, lines: int) -> None:
+    device = await two_readings()
+    device.state = "dead"
+    shown = picture([device], columns, lines)
+    assert shown[1] == "The daemon is dead, and its data is lost. `zramfs stop /mnt/mnt-z0` cleans up."
+    assert shown[0].endswith(" dead") and any(line.startswith("read ") for line in shown)
+
+
+@SIZES
+@pytest.mark.parametrize("devices", [1, 2, 5, 6, 40])
+async def test_every_part_has_room_whatever_the_number_of_devices(
+    columns: int, lines: int, devices: int
+) -> None:
+    one = await two_readings()
+    others = [on(*one.readings, name=f"device-{n}") for n in range(devices - 1)]
+    shown = picture([*others, one], columns, lines, chosen=devices - 1)
+    text = "\n".join(shown)
+    for words in ("time they took", "ratio over time", "compaction", "moved", "emptied", "returned",
+                  "winnable", "errors none", "requests  "):
+        assert words in text, f"{words}\n{text}"
+    assert "<= 4.1 us" in text and "<= 131 us" in text and "inf" not in text, text
+    listed = [line for line in shown if re.match("[> ] +(device-|mnt-z0)", line)]
+    least, more = (0, 0) if devices == 1 else (min(devices, 5), min(devices, 6))
+    assert len(listed) >= least
+    assert [line.split()[1] for line in listed if line[0] == ">"] == ["mnt-z0"][:least]
+    assert shown[-1].startswith("every 1 s   q quits")
+    if lines > 24:
+        assert "full up to" in text and len(listed) >= more, text
+
+
+def test_one_line_of_a_histogram_stands_for_all() -> None:
+    assert fitted({1.0: 5, 2.0: 0, 4.0: 2, math.inf: 0}, 1) == [("<= 4.0 s", 7)]
+    assert fitted({1.0: 5, 2.0: 0, 4.0: 2, math.inf: 1}, 1) == [("any time", 8)]
+    assert fitted({1.0: 5, 2.0: 0, 4.0: 0, math.inf: 0}, 1) == [("<= 1.0 s", 5)]
 
 
 def test_text_that_is_not_ours():

@@ -72,7 +72,7 @@ class _Fleet:
         self._new = Watched
         self._all = not dirs
         self.devices: list[Watched] = [
-            Watched(place, place.name) for place in dict.fromkeys(map(tree, dirs))
+            Watched(place, place.name, dir) for place, dir in {tree(dir): dir for dir in dirs}.items()
         ]
         self.look_for_new()
 
@@ -82,9 +82,10 @@ class _Fleet:
         known = {device.directory for device in self.devices}
         for each in rundir.rundirs():
             state = each.read()
-            if state is None or not state.alive() or (place := Path(state.directory)) in known:
+            # A dead one is shown too: this is where people look for what is wrong.
+            if state is None or (directory := Path(state.directory)) in known:
                 continue
-            self.devices.append(self._new(place, each.name))
+            self.devices.append(self._new(directory, each.name, state.where))
 
     def poll(self, patience: float) -> None:
         from zramfs.views import watched
@@ -114,7 +115,8 @@ def _live(fleet: _Fleet, interval: float, count: int | None) -> None:
             fleet.poll(min(PATIENCE, interval))
             looks += 1
             while True:
-                live.update(screen(fleet.devices, chosen, interval, console.width), refresh=True)
+                picture = screen(fleet.devices, chosen, interval, console.width, console.height)
+                live.update(picture, refresh=True)
                 key = keys.wait(began + interval - time.monotonic())
                 if key is None:
                     break
@@ -238,7 +240,8 @@ def _rows(devices: Sequence[Watched]) -> Iterator[str]:
     for device in devices:
         rates, last = device.rates, device.last
         if not device.ready or rates is None or last is None:
-            yield f"{now} {device.name}: {device.state if not device.ready else 'just begun'}"
+            words = 'just begun' if device.ready else device.advice or device.state
+            yield f"{now} {device.name}: {words}"
             continue
         found = errors(device)
         cells = [
