@@ -81,7 +81,7 @@ def test_what_keeps_the_machine_from_hanging_is_set_up(base: Path) -> None:
     done = zramfs("swap", "--size", "64M", "--priority", "0", "--reserve", "5M", "--min-free", f"{raised}K")
     try:
         state = named("swap0")
-        said = [line.removeprefix("zramfs: ") for line in done.stderr.splitlines()]
+        said = [line.removeprefix("zramfs: note: ") for line in done.stderr.splitlines()]
         assert said[-1].startswith("raised vm.min_free_kbytes from ")
         assert said[-1].endswith(f" to {raised}; `zramfs stop` restores it")
         assert said[:-1] == state.notes

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from zramfs.configuration import apply, generator, settings
-from zramfs.configuration.settings import Configuration, Device
+from zramfs.configuration import apply, backing_file, generator, settings
+from zramfs.configuration.settings import Configuration, ConfiguredDevice
 from zramfs.errors import ZramfsError
 
 from . import completion
@@ -33,7 +33,7 @@ def up(names: tuple[str, ...], foreground: bool) -> int:
         _print(configuration.complaints)
     return _each(
         _outside_in(_chosen(configuration, names)),
-        lambda device: apply.up(_sound(device), say, foreground=foreground),
+        lambda device: apply.up(_expect_sound(device), say, foreground=foreground),
     )
 
 
@@ -46,15 +46,16 @@ def down(names: tuple[str, ...]) -> int:
     """
     configuration = settings.load()
     # A device whose configuration has been taken away must still go down.
-    left = [Device(name) for name in names if name not in configuration.devices and apply.known(name)]
+    left = [ConfiguredDevice(name) for name in names
+            if name not in configuration.devices and apply.known(name)]
     listed = [name for name in names if all(name != each.name for each in left)]
     chosen = [] if left and not listed else _chosen(configuration, listed)
 
-    def work(device: Device) -> None:
+    def work(device: ConfiguredDevice) -> None:
         if apply.down(device.name, say):
             say(f"{device.name} is down")
         elif names:
-            say(f"{device.name} is down already")
+            say(f"note: {device.name} is down already")
 
     return _each([*left, *reversed(_outside_in(chosen))], work)
 
@@ -90,7 +91,7 @@ def systemd_generator(directory: Path, others: tuple[str, ...]) -> None:
     generator.generate(settings.load(), directory, say)
 
 
-def _chosen(configuration: Configuration, names: Iterable[str]) -> list[Device]:
+def _chosen(configuration: Configuration, names: Iterable[str]) -> list[ConfiguredDevice]:
     """All, or the named ones. Raises ZramfsError."""
     names = list(names)
     for name in names:
@@ -102,12 +103,12 @@ def _chosen(configuration: Configuration, names: Iterable[str]) -> list[Device]:
     return [configuration.devices[name] for name in dict.fromkeys(names or configuration.devices)]
 
 
-def _outside_in(devices: Iterable[Device]) -> list[Device]:
+def _outside_in(devices: Iterable[ConfiguredDevice]) -> list[ConfiguredDevice]:
     """A directory before those inside it."""
     return sorted(devices, key=lambda each: str(each.settings and each.settings.place or ""))
 
 
-def _each(devices: Iterable[Device], work: Callable[[Device], None]) -> int:
+def _each(devices: Iterable[ConfiguredDevice], work: Callable[[ConfiguredDevice], None]) -> int:
     """1 if it failed for one of them."""
     status = 0
     for device in devices:
@@ -120,17 +121,19 @@ def _each(devices: Iterable[Device], work: Callable[[Device], None]) -> int:
     return status
 
 
-def _sound(device: Device) -> settings.Settings:
+def _expect_sound(device: ConfiguredDevice) -> settings.Settings:
+    backing_file.examine_backing_file(device)
     _print(device.complaints)
     if device.settings is None:
         raise ZramfsError(errno.EINVAL, "its configuration is wrong (above), so it is left down")
     return device.settings
 
 
-def _explain(devices: Iterable[Device], others: Iterable[settings.Complaint]) -> bool:
+def _explain(devices: Iterable[ConfiguredDevice], others: Iterable[settings.Complaint]) -> bool:
     """True if something is wrong."""
     wrong = any(_print(others))
     for device in devices:
+        backing_file.examine_backing_file(device)
         wrong |= any(_print(device.complaints))
         print(f"{device.name}  ({', '.join(map(str, device.files))})")
         wanted = device.settings

@@ -31,7 +31,7 @@ def up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
     if wanted.skip is not None:
         if foreground:
             raise ZramfsError(errno.ENODEV, f"it is left out: {wanted.skip}")
-        say(f"{wanted.name} is left out: {wanted.skip}")
+        say(f"note: {wanted.name} is left out: {wanted.skip}")
         return
     place = paths.resolve(wanted.place) if wanted.place else None
     standing = _standing(wanted.name)
@@ -39,7 +39,7 @@ def up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
         _expect_same(wanted, place, standing)
         if foreground:
             raise ZramfsError(errno.EBUSY, f"it is up already, served by pid {standing.pid}")
-        say(f"{wanted.name} is up already")
+        say(f"note: {wanted.name} is up already")
         return
     on_top = wanted.on_top
     match on_top:

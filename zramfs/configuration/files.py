@@ -37,7 +37,7 @@ _SETTING = re.compile(r"(?P<key>[^=\s][^=]*?)\s*=\s*(?P<value>.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Complaint:
-    """line, from 1, or None about the file as a whole; key None when it is about no key."""
+    """line: from 1, or None if it is about the file as a whole. key: None if it is about no key."""
 
     file: Path
     line: int | None
@@ -52,7 +52,9 @@ class Complaint:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Entry:
+    """One line KEY = VALUE."""
+
     file: Path
     line: int
     key: str
@@ -189,7 +191,7 @@ def _text(file: Path, data: bytes, complaints: list[Complaint]) -> str | None:
 
 def settings(
     file: Path, text: str, complaints: list[Complaint]
-) -> Iterator[tuple[str | None, int, Setting | None]]:
+) -> Iterator[tuple[str | None, int, Entry | None]]:
     """(section, line, setting) of each setting; the section None before the first heading, the
     setting None for a heading. Other lines are complained about and left out."""
     section: str | None = None
@@ -202,7 +204,7 @@ def settings(
                 continue
             yield section, number, None
         elif match := _SETTING.fullmatch(line):
-            yield section, number, Setting(file, number, match["key"], match["value"])
+            yield section, number, Entry(file, number, match["key"], match["value"])
         else:
             complaints.append(Complaint(file, number, None, f"expected KEY = VALUE, got {line!r}"))
 
