@@ -27,7 +27,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 @dataclass
 class Row:
-    """One device. files holds what the files of its tree said, nothing if it did not answer."""
+    """One device. files: the texts of files of its tree, empty if it did not answer."""
 
     name: str
     directory: Path
@@ -50,8 +50,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """human: how a number is shown unless --bytes; numbers stand on the right. file: one that value
-    needs beside those of FILES. digits: behind the point."""
+    """human: how a number is shown without --bytes. Numbers are aligned to the right. file: one that value
+    needs besides those of FILES. digits: after the decimal point."""
 
     help: str
     value: Callable[[Row], Value]
@@ -112,11 +112,11 @@ COLUMNS = {
     "MEM-LIMIT": Column("the most the pool may take, 0 = no limit", lambda row: row.mm_stat(3),
                         human=format_size),
     "MEM-USED": Column("the most that the pool has taken", lambda row: row.mm_stat(4), human=format_size),
-    # In pages; zramctl shows them as if they were bytes, and who reads its output gets the same here.
+    # In pages. zramctl shows them as if they were bytes, and scripts that read its output get the same here.
     "MIGRATED": Column("pages freed by compaction", lambda row: row.mm_stat(6), human=format_size),
     "COMP-RATIO": Column("DATA / TOTAL", _ratio, is_number=True),
     "MOUNTPOINT": Column("where a file system on the device is mounted, or [SWAP]", _mountpoint),
-    # Not DATA: what programs have in swap, without what they freed and the kernel has not discarded yet.
+    # Less than DATA, which also counts pages that programs have freed and the kernel has not discarded yet.
     "SWAP-USED": Column("swap in use on the device", lambda row: row.swap.used if row.swap else None,
                         human=format_size),
     "SWAP-PRIO": Column("priority of the swap area", lambda row: row.swap.priority if row.swap else None,
@@ -155,7 +155,7 @@ def _columns(text: str | None) -> list[str]:
 
 
 def _elsewhere(command: C) -> C:
-    """Answers zramctl's other options with the way to do the same, instead of that they are unknown."""
+    """Answers zramctl's other options with the way to do the same here."""
     for names, (words, sentence) in ELSEWHERE.items():
         def refuse(_ctx: click.Context, _param: click.Parameter, value: object, why: str = sentence) -> None:
             if value:
@@ -184,15 +184,15 @@ def status(
 ) -> int:
     """Show the devices, or the one on the directory DIR, as zramctl does.
 
-    Where one of them is swap, a column more shows how much of it is in use. A device that does not answer
-    within two seconds has a row all the same, and a STATE column says why; the exit status is 1 then.
+    If one of them is swap, one more column shows how much of it is in use. A device that does not answer
+    within two seconds has a row as well, a STATE column says why, and the exit status is 1.
     """
     rows = _rows(dir)
     output = list(COLUMNS) if output_all else output
     _ask(rows, [*FILES, *{file for name in output if (file := COLUMNS[name].file)}])
     for row in rows:
         if row.health not in ("ready", "starting"):
-            say(f"{row.name}: {_advice(row)}")
+            say(f"warning: {row.name}: {_advice(row)}")
     unwell = any(row.health != "ready" for row in rows)
     if output == DEFAULT:
         swap = ["SWAP-USED"] if any(row.swap for row in rows) else []
@@ -238,7 +238,7 @@ def _row(each: Rundir) -> Row:
 
 
 def _ask(rows: list[Row], files: Sequence[str]) -> None:
-    """All at once, so that ten that hang cost no more time than one."""
+    """Asks all of them at once, so that ten devices that hang take no more time than one."""
     asked = [row for row in rows if row.health != "dead"]
     calls = [(row, bounded.Call(partial(_read, row.directory, files))) for row in asked]
     deadline = time.monotonic() + bounded.ANSWER_TIMEOUT
@@ -252,7 +252,7 @@ def _ask(rows: list[Row], files: Sequence[str]) -> None:
                 raise
             if row.health == "ready":
                 row.health = "ending" if row.state.alive() else "dead"
-                say(f"{row.directory}: {error.strerror}")
+                say(f"warning: {row.directory}: {error.strerror}")
 
 
 def _read(directory: Path, files: Sequence[str]) -> dict[str, str]:

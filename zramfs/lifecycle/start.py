@@ -84,7 +84,7 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
         state = new.update(loop=device, attached=attached)
         for note in [*state.notes, _raise_watermark(new, wanted)]:
             if note and say:
-                say(note)
+                say(f"note: {note}")
         swap.make(device)
         swap.on(device, wanted)
     new.update(phase="ready")
