@@ -41,7 +41,7 @@ def test_a_file_with_text_is_no_backing_file(configured: Path, tmp_path: Path, t
 def test_a_file_that_is_too_short_or_no_file_is_none(configured: Path, tmp_path: Path) -> None:
     back = tmp_path / "back"
     back.write_bytes(b"\0" * 4095)
-    assert said(configured, 1).startswith(f"writeback-device: {back} has 4095 bytes, so it is no backing file")
+    assert f"{back} has 4095 bytes, so it is no backing file: expected at least 4096" in said(configured, 1)
     back.unlink()
     os.mkfifo(back)
     neither = f"writeback-device: expected a block device or a regular file, and {back} is neither"
@@ -60,5 +60,5 @@ def test_a_file_for_write_back_is_taken(configured: Path, tmp_path: Path) -> Non
     back.write_bytes(os.urandom(8192))
     assert said(configured, 0) == "", "used before"
     back.chmod(0o644)
-    assert said(configured, 0) == (f"warning: writeback-device: {back} has the mode 0644, so other users reach "
-                                   f"what is written back; `chmod 600 {back}`")
+    sentence = f"{back} has the mode 0644, so other users reach what is written back; `chmod 600 {back}`"
+    assert said(configured, 0) == f"warning: writeback-device: {sentence}"
