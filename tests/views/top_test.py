@@ -50,7 +50,7 @@ def made(size: int = 64 << 20, name: str = "mnt-z0", **more: object) -> Device:
 def reading(device: Device, when: float, **counters: object) -> Reading:
     lane = device._lane
     lane.counters = dataclasses.replace(lane.counters, **counters)
-    return Reading(when, scrape.parse(metrics.text(device).decode(), "metrics"))
+    return Reading(when, scrape.parse_metrics(metrics.text(device).decode(), "metrics"))
 
 
 def drawn(
@@ -240,10 +240,11 @@ async def test_what_only_some_devices_have_is_shown_where_it_is():
     for state, value in (("ready", 48 << 20), ("target", 64 << 20)):
         text = text.replace(f'zramfs_reserve_bytes{label},state="{state}"}} 0.0',
                             f'zramfs_reserve_bytes{label},state="{state}"}} {value}')
-    shown = drawn([on(Reading(1.0, scrape.parse(text, "x")))], height=40, color_system=None)
+    shown, without = (drawn([on(Reading(1.0, scrape.parse_metrics(each, "x")))], height=40, color_system=None)
+                      for each in (text, plain))
     for words in ("1200 pages written back", "48M of 64M, 0 misses"):
         assert words in shown, shown
-        assert words not in drawn([on(Reading(1.0, scrape.parse(plain, "x")))], height=40, color_system=None)
+        assert words not in without, without
 
 
 async def test_several_devices_are_a_list_and_one_in_full():
@@ -327,32 +328,32 @@ def test_one_line_of_a_histogram_stands_for_all() -> None:
 def test_text_that_is_not_ours():
     for text in ("", "x 1\n# EOF\n", "nonsense", '# TYPE a gauge\na{b="c"} 1\n# EOF\n', "a\n"):
         with pytest.raises(ZramfsError, match="somewhere/metrics does not read as OpenMetrics of zramfs"):
-            scrape.parse(text, "somewhere/metrics")
+            scrape.parse_metrics(text, "somewhere/metrics")
 
 
 def test_readings_of_files_come_and_go(tmp_path: Path):
     """A directory in place of a tree: what a reader meets whose device comes, is another, and goes."""
     device = Watched(tmp_path, "z")
-    watched.poll([device], 5)
+    watched.poll_devices([device], 5)
     assert device.state == "it has ended" and device.rates is None
     (tmp_path / "metrics").write_bytes(metrics.text(made(size=0, name="mine")))
-    watched.poll([device], 5)
+    watched.poll_devices([device], 5)
     assert (device.state, device.name) == ("ready", "mine")
     (tmp_path / "metrics").write_text("{}")
-    watched.poll([device], 5)
+    watched.poll_devices([device], 5)
     assert "does not read as OpenMetrics" in device.state and len(device.readings) == 1
     (tmp_path / "metrics").unlink()
     os.mkfifo(tmp_path / "metrics")  # whose reader waits, as behind a server that hangs
     began = time.monotonic()
-    watched.poll([device], 0.1)
+    watched.poll_devices([device], 0.1)
     assert time.monotonic() - began < 10 and "OpenMetrics" in device.state
     asked = device._call
     device._asked -= 7
-    watched.poll([device], 0.1)
+    watched.poll_devices([device], 0.1)
     assert device.state == "no answer for 7 s" and device._call is asked, "one read is under way, not two"
     with open(tmp_path / "metrics", "wb") as pipe:
         pipe.write(metrics.text(made(size=0)))
-    watched.poll([device], 5)
+    watched.poll_devices([device], 5)
     assert device.ready
     device.ask()
     device.close()

@@ -78,7 +78,7 @@ for command in (
 ):
     zramfs.add_command(command)
 
-# What people type who know other tools. It is status, and stands in no list.
+# Users of other tools type this. It is status, and the list of commands does not show it.
 _list = copy.copy(status)
 _list.hidden = True
 zramfs.add_command(_list, "list")

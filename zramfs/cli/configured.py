@@ -28,12 +28,12 @@ def up(names: tuple[str, ...], foreground: bool) -> int:
     """
     if foreground and len(names) != 1:
         raise click.UsageError("--foreground takes the NAME of one device")
-    configuration = settings.load()
+    configuration = settings.load_configuration()
     if not names:
         _print(configuration.complaints)
     return _each(
         _outside_in(_chosen(configuration, names)),
-        lambda device: apply.up(_expect_sound(device), say, foreground=foreground),
+        lambda device: apply.bring_up(_expect_sound(device), say, foreground=foreground),
     )
 
 
@@ -44,15 +44,15 @@ def down(names: tuple[str, ...]) -> int:
 
     One that is down already is no failure. One that is in use stays up; the exit status is 1 then.
     """
-    configuration = settings.load()
+    configuration = settings.load_configuration()
     # A device whose configuration has been taken away must still go down.
     left = [ConfiguredDevice(name) for name in names
-            if name not in configuration.devices and apply.known(name)]
+            if name not in configuration.devices and apply.is_there(name)]
     listed = [name for name in names if all(name != each.name for each in left)]
     chosen = [] if left and not listed else _chosen(configuration, listed)
 
     def work(device: ConfiguredDevice) -> None:
-        if apply.down(device.name, say):
+        if apply.bring_down(device.name, say):
             say(f"{device.name} is down")
         elif names:
             say(f"note: {device.name} is down already")
@@ -72,7 +72,7 @@ def check_config(what: tuple[str, ...]) -> int:
     names = [word for word in what if Path(word) not in files]
     wrong = False
     if names or not files:
-        configuration = settings.load()
+        configuration = settings.load_configuration()
         chosen = _chosen(configuration, names)
         wrong |= _explain(chosen, [] if names else configuration.complaints)
         if not names and not chosen and not configuration.complaints:
@@ -88,7 +88,7 @@ def check_config(what: tuple[str, ...]) -> int:
 @click.argument("others", nargs=-1)
 def systemd_generator(directory: Path, others: tuple[str, ...]) -> None:
     """What systemd calls at boot: write units for the configured devices into DIRECTORY."""
-    generator.generate(settings.load(), directory, say)
+    generator.write_units(settings.load_configuration(), directory, say)
 
 
 def _chosen(configuration: Configuration, names: Iterable[str]) -> list[ConfiguredDevice]:
@@ -137,7 +137,7 @@ def _explain(devices: Iterable[ConfiguredDevice], others: Iterable[settings.Comp
         wrong |= any(_print(device.complaints))
         print(f"{device.name}  ({', '.join(map(str, device.files))})")
         wanted = device.settings
-        for line in apply.describe(wanted) if wanted else ["wrong, so it would not be set up"]:
+        for line in apply.describe_settings(wanted) if wanted else ["wrong, so it would not be set up"]:
             print(f"    {line}")
         sys.stdout.flush()
     return wrong

@@ -56,6 +56,6 @@ def report(dir: str, output: Path, before: Path | None, data: Path | None) -> No
     files = ask_device(directory, lambda: sample.texts(directory), READ_TIMEOUT)
     mount = mounts.mount_at(directory)
     name = mount.source if mount else directory.name
-    now = sample.parse(files, name, str(directory))
-    reports.write(now, earlier, output)
+    now = sample.parse_sample(files, name, str(directory))
+    reports.write_report(now, earlier, output)
     data.write_text(now.to_json(), encoding="utf-8")

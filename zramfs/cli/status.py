@@ -90,7 +90,8 @@ def _pid(row: Row) -> int | None:
 def _longest(row: Row) -> float | None:
     if "metrics" not in row.files:
         return None
-    return scrape.parse(row.files["metrics"], f"{row.directory}/metrics").value("longest_request_seconds")
+    found = scrape.parse_metrics(row.files["metrics"], f"{row.directory}/metrics")
+    return found.value("longest_request_seconds")
 
 
 def _mountpoint(row: Row) -> str | None:
@@ -131,7 +132,7 @@ COLUMNS = {
 DEFAULT = ["NAME", "ALGORITHM", "DISKSIZE", "DATA", "COMPR", "TOTAL", "STREAMS", "MOUNTPOINT"]
 ZRAMCTL_SIZE = 5  # characters that a size has at least, in its table
 FILES = ("zram/disksize", "zram/comp_algorithm", "zram/mm_stat")
-# zramctl's options that set devices up, how many words they take, and who does that here.
+# zramctl's options that set devices up, how many words they take, and the command that does the same here.
 ELSEWHERE = {
     ("-a", "--algorithm"): (1, "the algorithm is chosen by `zramfs create DIR --algo NAME`"),
     ("-f", "--find"): (0, "no free device needs to be found: `zramfs create DIR` makes one"),
@@ -201,11 +202,11 @@ def status(
         values = [[_json(COLUMNS[name], row, in_bytes) for name in output] for row in rows]
         print_json("zramfs", output, values)
         return int(unwell)
-    show(rows, output, in_bytes=in_bytes, raw=raw, show_headings=not noheadings)
+    print_devices(rows, output, in_bytes=in_bytes, raw=raw, show_headings=not noheadings)
     return int(unwell)
 
 
-def show(
+def print_devices(
     rows: Sequence[Row], columns: Sequence[str], *, in_bytes: bool, raw: bool, show_headings: bool
 ) -> None:
     """Prints the table as zramctl does."""
@@ -223,7 +224,7 @@ def _rows(wanted: str | None) -> list[Row]:
         return [_row(each) for each in rundir.rundirs()]
     if found := rundir.find(wanted):
         return [_row(found)]
-    # Somebody else's device, if he lets us look (--allow-other).
+    # Another user's device, if it was made with --allow-other.
     place = paths.resolve(wanted)
     mount = mounts.mount_at(place)
     if mount is None or mount.fstype != mounts.FSTYPE:
@@ -248,7 +249,7 @@ def _ask(rows: list[Row], files: Sequence[str]) -> None:
         except TimeoutError:
             row.health = "hangs"
         except OSError as error:
-            if row.state is None:  # of somebody else: nothing is known of it but this
+            if row.state is None:  # another user's device, of which nothing else is known
                 raise
             if row.health == "ready":
                 row.health = "ending" if row.state.alive() else "dead"
@@ -265,7 +266,7 @@ def _advice(row: Row) -> str:
         pid = f" (pid {row.state.pid})" if row.state else ""
         return f"its daemon{pid} has not answered for {bounded.ANSWER_TIMEOUT:g} s"
     if row.health == "ending":
-        return "its tree is not mounted any more; the daemon ends when nobody uses its disk"
+        return "its tree is not mounted any more, and the daemon ends when its disk is not in use"
     return f"its daemon is dead, and its data lost; `zramfs stop {where}` cleans up"
 
 

@@ -18,7 +18,7 @@ UNITS = Path("/usr/lib/systemd/system")
 DROP_IN = "50-zramfs-generator.conf"
 
 
-def generate(configuration: Configuration, directory: Path, say: Say) -> None:
+def write_units(configuration: Configuration, directory: Path, say: Say) -> None:
     """Writes into `directory`, systemd's for generated units. Raises OSError.
 
     A device whose configuration is wrong is started too, so that its failure is seen where people

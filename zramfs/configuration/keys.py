@@ -19,7 +19,7 @@ from zramfs.lifecycle import ramdisk, rundir, swap
 from zramfs.model.config import ALGORITHMS, MAX_THREADS, SECONDARY, Algorithm
 from zramfs.model.policy import Policy, parse_policy
 
-from .expression import evaluate
+from .expression import evaluate_expression
 
 # Algorithms of zram that zramfs does not have, and what stands in for them: fast, and about as dense.
 REPLACED = {"lzo": "lz4", "lzo-rle": "lz4"}
@@ -33,7 +33,7 @@ SWAP_OPTIONS = {"discard": "both", "discard=once": "once", "discard=pages": "pag
 def _expression(text: str) -> str:
     """Checked with any amount of RAM. Its value on this machine is worked out when all lines are known."""
     try:
-        evaluate(text, {"ram": 4096.0})
+        evaluate_expression(text, {"ram": 4096.0})
     except ValueError as error:
         raise ValueError(f"{error}; sizes are in MiB (4096 is 4 GiB), and ram is the machine's") from None
     return text

@@ -18,7 +18,7 @@ from zramfs.text.sizes import format_size
 from zramfs.text.sizes import total_ram as host_ram
 
 from . import files
-from .expression import evaluate
+from .expression import evaluate_expression
 from .files import Complaint, Entry
 from .keys import ALIASES, KEYS, OBSOLETE, SWAP_OPTIONS
 
@@ -78,11 +78,11 @@ class Configuration:
 
 
 # ---- from files to devices -------------------------------------------------------------------------
-def load(top: Path | None = None, ram: int | None = None) -> Configuration:
+def load_configuration(top: Path | None = None, ram: int | None = None) -> Configuration:
     """Everything that is configured below `top` (None: files.root()). ram in bytes, None = this
     machine's. Whatever is wrong is a complaint; nothing is raised."""
     top = files.root() if top is None else top
-    found = files.find(top)
+    found = files.find_files(top)
     collector = _Collector(list(found.complaints))
     for name, file in found.main.items():
         collector.read(file, name)
@@ -122,7 +122,7 @@ class _Collector:
         """owner: the device that the file is about; None: its sections say. adds: to a device that
         another file must have named."""
         found: list[Complaint] = []
-        text = files.read(file, found)
+        text = files.read_text(file, found)
         if text is None and not found:
             return  # masked
         if owner is None:
@@ -154,7 +154,7 @@ class _Collector:
 
     def _sort(self, file: Path, text: str, owner: str | None) -> None:
         about = self.complaints if owner is None else self.devices[owner].complaints
-        for section, line, setting in files.settings(file, text, about):
+        for section, line, setting in files.parse_entries(file, text, about):
             name = owner if section is None else section
             if name is None:
                 assert setting is not None
@@ -383,7 +383,7 @@ def _kind(device: ConfiguredDevice, values: dict[str, Any], settings: dict[str, 
 def _size(device: ConfiguredDevice, setting: Entry | None, expression: str, ram: int) -> int:
     """Bytes. setting: where the expression stands; None for a default, which is never wrong."""
     try:
-        mib = evaluate(expression, {"ram": float(ram // MIB)})
+        mib = evaluate_expression(expression, {"ram": float(ram // MIB)})
         if mib < 0:
             raise ValueError(f"expected a size of at least 0 MiB, got {mib:g}")
         if mib * MIB > MAX_DISKSIZE:

@@ -51,7 +51,7 @@ class DeviceConfig:
     allow_other  other users may use the mounts (FUSE's option of that name)
     proactiveness  of compaction, 0 to 100
     writeback    block device or regular file for write-back; None = none
-    mode, owner, group  of `disk`; None = 0600 and whoever starts the device
+    mode, owner, group  of `disk`; None = 0600 and the user who starts the device
     """
 
     directory: Path = NOWHERE

@@ -98,8 +98,9 @@ class Plan:
 
 
 def plan(devices: int, height: int) -> Plan:
-    """For so many devices on a screen of so many lines. The middle, where latencies and compaction are,
-    keeps MIDDLE_LEAST lines as long as it can; the table of zspages goes first, then the blank lines."""
+    """For this number of devices on a screen of `height` lines. The middle, with latencies and compaction,
+    keeps MIDDLE_LEAST lines as long as possible: the blank lines are given up first, then the table of
+    zspages."""
     listed = min(devices, LIST_LINES) if devices > 1 else 0
 
     def middle(gap: int, has_fullness: bool) -> int:
@@ -115,8 +116,8 @@ def plan(devices: int, height: int) -> Plan:
 
 
 def screen(devices: Sequence[Watched], chosen: int, interval: float, width: int, height: int) -> Layout:
-    """What to show of all devices, of which the one with the number `chosen` is shown in full, on a screen
-    of so many columns and lines."""
+    """What to show of all devices on a screen of width x height characters. The device with the number
+    `chosen` is shown in full."""
     root = Layout()
     shares = plan(len(devices), height)
     parts = []

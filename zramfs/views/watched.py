@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices as `zramfs top` watches them: their `metrics` read again and again, whatever becomes of them.
+"""Devices as `zramfs top` watches them: their `metrics` are read again and again, also after the
+device has ended.
 
 At most one read of a device is under way. If the device hangs, that same read is waited for until it comes
 back, because nothing can end it (see bounded.py).
@@ -48,7 +49,7 @@ class Reading:
         return self.scrape.number("orig_data_bytes") / used if used else None
 
     def buckets(self, operation: str) -> dict[float, float]:
-        """Requests that took at most so many seconds."""
+        """How many requests took at most this number of seconds."""
         counts = self.scrape.by("request_duration_seconds_bucket", "le", operation=operation)
         return {float(bound): count for bound, count in counts.items()}
 
@@ -172,7 +173,7 @@ class Watched:
         call, self._call = self._call, None
         try:
             text = call.result(time.monotonic() + bounded.ANSWER_TIMEOUT)
-            reading = scrape.parse(text, f"{self.directory}/metrics")
+            reading = scrape.parse_metrics(text, f"{self.directory}/metrics")
         except ZramfsError as error:
             self.state = str(error)
         except OSError as error:
@@ -197,7 +198,7 @@ class Watched:
             self._call = None
 
 
-def poll(devices: Sequence[Watched], patience: float) -> None:
+def poll_devices(devices: Sequence[Watched], patience: float) -> None:
     """Reads all of them at once, and waits at most `patience` seconds for the slow ones."""
     deadline = time.monotonic() + patience
     waiting = {device.ask().fileno(): device for device in devices}
