@@ -295,6 +295,9 @@ async def test_a_device_that_died_keeps_its_last_figures(columns: int, lines: in
     shown = picture([device], columns, lines)
     assert shown[1] == "The daemon is dead, and its data is lost. `zramfs stop /mnt/mnt-z0` cleans up."
     assert shown[0].endswith(" dead") and any(line.startswith("read ") for line in shown)
+    shown = picture([device, on(*device.readings, name="other")], columns, lines, chosen=1)
+    [cells] = [line.split() for line in shown if re.match(" +mnt-z0 ", line)]
+    assert cells[1:3] == ["-", "-"] and cells[-1] == "dead", "what it held, but no rates"
 
 
 @SIZES

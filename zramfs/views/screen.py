@@ -161,7 +161,8 @@ def _list(devices: Sequence[Watched], chosen: int, room: int) -> Table:
     table.add_row(*(Text(word, HEAD) for word in (
         "", "device", "read/s", "write/s", "data", "memory", "ratio", "state")))
     for number, device in enumerate(devices[first:first + room], first):
-        rates, last = device.rates, device.last
+        # Of a device that does not answer there is no rate, only what it held.
+        rates, last = device.rates if device.ready else None, device.last
         cells = ["-"] * 5
         if last is not None:
             cells = [
