@@ -192,8 +192,8 @@ def _text(file: Path, data: bytes, complaints: list[Complaint]) -> str | None:
 def parse_entries(
     file: Path, text: str, complaints: list[Complaint]
 ) -> Iterator[tuple[str | None, int, Entry | None]]:
-    """(section, line, setting) of each setting; the section None before the first heading, the
-    setting None for a heading. Other lines are complained about and left out."""
+    """(section, line, entry) of each entry; the section None before the first heading, the
+    entry None for a heading. Other lines are complained about and left out."""
     section: str | None = None
     for number, line in _lines(text):
         if line.startswith("["):

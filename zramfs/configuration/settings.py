@@ -154,22 +154,22 @@ class _Collector:
 
     def _sort(self, file: Path, text: str, owner: str | None) -> None:
         about = self.complaints if owner is None else self.devices[owner].complaints
-        for section, line, setting in files.parse_entries(file, text, about):
+        for section, line, entry in files.parse_entries(file, text, about):
             name = owner if section is None else section
             if name is None:
-                assert setting is not None
-                hint = "; programs are not run for a configuration" if setting.key.startswith("set!") else ""
-                about.append(setting.complain(f"expected a heading [NAME] before the first setting{hint}"))
+                assert entry is not None
+                hint = "; programs are not run for a configuration" if entry.key.startswith("set!") else ""
+                about.append(entry.complain(f"expected a heading [NAME] before the first setting{hint}"))
             elif owner is not None and name != owner:
-                if setting is None:
+                if entry is None:
                     about.append(Complaint(
                         file, line, None, f"expected settings of {owner} only, got [{name}]; conf.d takes any"
                     ))
-            elif setting is None:
+            elif entry is None:
                 if owner is None and self._is_allowed_section(file, line, name):
                     self._device(name, file)
             elif name in self.devices:
-                self._put(self.devices[name], setting)
+                self._put(self.devices[name], entry)
 
     def _is_allowed_section(self, file: Path, line: int, name: str) -> bool:
         if name == NO_DEVICE and name not in self.devices:
@@ -183,26 +183,26 @@ class _Collector:
         self.complaints.append(Complaint(file, line, None, sentence))
         return False
 
-    def _put(self, device: ConfiguredDevice, setting: Entry) -> None:
-        key = ALIASES.get(setting.key, setting.key)
+    def _put(self, device: ConfiguredDevice, entry: Entry) -> None:
+        key = ALIASES.get(entry.key, entry.key)
         if key in OBSOLETE:
-            device.complaints.append(setting.complain(f"this key is obsolete; {OBSOLETE[key]}"))
+            device.complaints.append(entry.complain(f"this key is obsolete; {OBSOLETE[key]}"))
         elif key == "policy":
-            self._put_policy(device, setting)
+            self._put_policy(device, entry)
         elif key in KEYS:
-            device.entries[key] = setting
+            device.entries[key] = entry
         else:
             # zram-generator, and systemd, go on without it, and so can a file for a later version of us.
             close = difflib.get_close_matches(key, KEYS, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            device.complaints.append(setting.complain(f"unknown key, left out{hint}", is_error=False))
+            device.complaints.append(entry.complain(f"unknown key, left out{hint}", is_error=False))
 
-    def _put_policy(self, device: ConfiguredDevice, setting: Entry) -> None:
+    def _put_policy(self, device: ConfiguredDevice, entry: Entry) -> None:
         """There is one of each kind. An empty value removes them all."""
         entries = device.entries
-        if setting.value:
-            entries[f"{_POLICY}{setting.value.split()[0]}"] = setting
-        for key in [key for key in entries if key.startswith(_POLICY) and not setting.value]:
+        if entry.value:
+            entries[f"{_POLICY}{entry.value.split()[0]}"] = entry
+        for key in [key for key in entries if key.startswith(_POLICY) and not entry.value]:
             del entries[key]
 
     def configuration(self, ram: int) -> Configuration:
@@ -231,18 +231,18 @@ def _parse(device: ConfiguredDevice) -> tuple[dict[str, Any], dict[str, Policy]]
     """The values of the device's entries, and its policies, by key; complaints about what cannot be read."""
     values: dict[str, Any] = {}
     policies: dict[str, Policy] = {}
-    for key, setting in device.entries.items():
+    for key, entry in device.entries.items():
         # An empty value restores the default. Only options may be empty themselves.
-        if not setting.value and key != "options":
+        if not entry.value and key != "options":
             continue
         known = KEYS[key.split()[0]]
         try:
-            value = known.parse(setting.value)
+            value = known.parse(entry.value)
         except ValueError as error:
-            device.complaints.append(setting.complain(str(error)))
+            device.complaints.append(entry.complain(str(error)))
             continue
-        if sentence := known.warning(setting.value):
-            device.complaints.append(setting.complain(sentence, is_error=False))
+        if sentence := known.warning(entry.value):
+            device.complaints.append(entry.complain(sentence, is_error=False))
         if not key.startswith(_POLICY):
             values[key] = value
         elif value is not None:
@@ -252,33 +252,26 @@ def _parse(device: ConfiguredDevice) -> tuple[dict[str, Any], dict[str, Policy]]
 
 def _settle(device: ConfiguredDevice, ram: int) -> None:
     """Makes the device's settings of its entries, unless something is wrong with them."""
-    settings = device.entries
+    entries = device.entries
     values, policies = _parse(device)
     for key, policy in policies.items():
         if trouble := _lacking(policy, values):
-            device.complaints.append(settings[key].complain(trouble))
-    kind = _kind(device, values, settings)
+            device.complaints.append(entries[key].complain(trouble))
+    kind = _kind(device, values)
     for key in [key for key in values if kind not in KEYS[key].kinds]:
         del values[key]
         sentence = f"means nothing for a {_KIND_NAMES[kind]}"
-        device.complaints.append(settings[key].complain(sentence, is_error=False))
+        device.complaints.append(entries[key].complain(sentence, is_error=False))
     _expect_discard(device, values, kind)
-    mib = ram // MIB
     size, limit, reserve, min_free = (
-        _size(device, settings.get(key), values.get(key, default), ram) for key, default in (
+        _size(device, entries.get(key), values.get(key, default), ram) for key, default in (
             ("zram-size", DEFAULT_SIZE), ("zram-resident-limit", "0"),
             ("reserve", str(DEFAULT_RESERVE // MIB)), ("min-free", "0"),
         )
     )
     _expect_size(device, values, kind, size)
     if kind == "swap":
-        _expect_safe_swap(device, values, settings, reserve)
-    host = values.get("host-memory-limit")
-    skip = None
-    if host is not None and mib > host:
-        skip = f"the machine has {mib} MiB of RAM, more than host-memory-limit = {host}"
-    elif size == 0:
-        skip = f"zram-size = {values.get('zram-size', DEFAULT_SIZE)} is 0 with {mib} MiB of RAM"
+        _expect_safe_swap(device, values, reserve)
     device.complaints.sort(key=lambda each: (device.files.index(each.file), each.line or 0))
     if any(each.is_error for each in device.complaints):
         return
@@ -286,23 +279,40 @@ def _settle(device: ConfiguredDevice, ram: int) -> None:
         size=size, mem_limit=limit, policies=tuple(policies.values()),
         **{name: values[key] for name, key in _PLAIN.items() if key in values},
     )
+    if kind == "swap":
+        config = replace(config, reserve=reserve)
+    elif kind == "device":
+        config = replace(config, **_rights(values))
     place = values.get("mount-point") or values.get("directory")
-    on_top: OnTop = None
-    rights = {key: values[key] for key in _RIGHTS if key in values}
+    on_top = _on_top(kind, values, min_free if "min-free" in values else None)
+    device.settings = Settings(device.name, config, on_top, place, _reason_to_skip(values, size, ram // MIB))
+
+
+def _on_top(kind: str, values: dict[str, Any], min_free: int | None) -> OnTop:
+    options = values.get("options", ramdisk.DEFAULT_OPTIONS)
     match kind:
         case "swap":
-            config = replace(config, reserve=reserve)
-            on_top = Swap(
-                values.get("swap-priority", swap.DEFAULT_PRIORITY),
-                SWAP_OPTIONS[values.get("options", ramdisk.DEFAULT_OPTIONS)],
-                min_free if "min-free" in values else None)
+            priority = values.get("swap-priority", swap.DEFAULT_PRIORITY)
+            return Swap(priority, SWAP_OPTIONS[options], min_free)
         case "ramdisk":
-            assert place is not None
-            options = values.get("options", ramdisk.DEFAULT_OPTIONS)
-            on_top = FileSystem(values.get("fs-type", DEFAULT_FS), place, options, **rights)
-        case _:
-            config = replace(config, **rights)
-    device.settings = Settings(device.name, config, on_top, place, skip)
+            fs = values.get("fs-type", DEFAULT_FS)
+            return FileSystem(fs, values["mount-point"], options, **_rights(values))
+    return None
+
+
+def _rights(values: dict[str, Any]) -> dict[str, Any]:
+    """Of `disk`, or of the file system on it."""
+    return {key: values[key] for key in ("mode", "owner", "group") if key in values}
+
+
+def _reason_to_skip(values: dict[str, Any], size: int, mib: int) -> str | None:
+    """Why a machine with this many MiB of RAM does without the device."""
+    host = values.get("host-memory-limit")
+    if host is not None and mib > host:
+        return f"the machine has {mib} MiB of RAM, more than host-memory-limit = {host}"
+    if size == 0:
+        return f"zram-size = {values.get('zram-size', DEFAULT_SIZE)} is 0 with {mib} MiB of RAM"
+    return None
 
 
 def _expect_size(device: ConfiguredDevice, values: dict[str, Any], kind: str, size: int) -> None:
@@ -336,20 +346,18 @@ def _expect_discard(device: ConfiguredDevice, values: dict[str, Any], kind: str)
             f"without discard the memory of {what} is not given back", is_error=False))
 
 
-def _expect_safe_swap(
-    device: ConfiguredDevice, values: dict[str, Any], settings: dict[str, Entry], reserve: int
-) -> None:
+def _expect_safe_swap(device: ConfiguredDevice, values: dict[str, Any], reserve: int) -> None:
     if values.get("options", "") not in SWAP_OPTIONS:
         expected = ", ".join(filter(None, SWAP_OPTIONS))
         sentence = f"expected one of {expected} or nothing for swap, got {values['options']!r}"
-        device.complaints.append(settings["options"].complain(sentence))
+        device.complaints.append(device.entries["options"].complain(sentence))
     # An expression without a value gives 0 as well, and there is a complaint about it already.
     if reserve == 0 and not any(each.key == "reserve" for each in device.complaints if each.is_error):
         sentence = "swap needs a reserve of ready memory: expected more than 0 MiB, got 0"
-        device.complaints.append(settings["reserve"].complain(sentence))
+        device.complaints.append(device.entries["reserve"].complain(sentence))
     first, *_ = values.get("compression-algorithm") or (Algorithm(DEFAULT_ALGO),)
     if trouble := swap.trouble_with(first):
-        device.complaints.append(settings["compression-algorithm"].complain(trouble))
+        device.complaints.append(device.entries["compression-algorithm"].complain(trouble))
 
 
 _KIND_NAMES = {"swap": "swap device", "ramdisk": "RAM disk", "device": "plain device"}
@@ -358,30 +366,31 @@ _PLAIN = {
     "algorithms": "compression-algorithm", "writeback": "writeback-device", "threads": "threads",
     "proactiveness": "proactiveness", "allow_other": "allow-other",
 }
-_RIGHTS = ("mode", "owner", "group")  # of `disk`, or of the file system on it
 
 
-def _kind(device: ConfiguredDevice, values: dict[str, Any], settings: dict[str, Entry]) -> str:
+def _kind(device: ConfiguredDevice, values: dict[str, Any]) -> str:
     fs = values.get("fs-type")
     if "directory" in values:
         for other in ("mount-point", "fs-type"):
             if other in values:
-                device.complaints.append(settings[other].complain(
+                device.complaints.append(device.entries[other].complain(
                     "expected either directory, for a plain device, or mount-point, for a file system"
                 ))
         return "device"
     if "mount-point" in values:
         if fs == "swap":
-            device.complaints.append(settings["fs-type"].complain("swap has no mount-point: leave one out"))
+            sentence = "swap has no mount-point: leave one out"
+            device.complaints.append(device.entries["fs-type"].complain(sentence))
         return "ramdisk"
     if fs not in (None, "swap"):
-        device.complaints.append(settings["fs-type"].complain(f"a file system {fs} needs a mount-point"))
+        sentence = f"a file system {fs} needs a mount-point"
+        device.complaints.append(device.entries["fs-type"].complain(sentence))
         return "ramdisk"
     return "swap"
 
 
-def _size(device: ConfiguredDevice, setting: Entry | None, expression: str, ram: int) -> int:
-    """Bytes. setting: where the expression stands; None for a default, which is never wrong."""
+def _size(device: ConfiguredDevice, entry: Entry | None, expression: str, ram: int) -> int:
+    """Bytes. entry: where the expression stands; None for a default, which is never wrong."""
     try:
         mib = evaluate_expression(expression, {"ram": float(ram // MIB)})
         if mib < 0:
@@ -391,11 +400,11 @@ def _size(device: ConfiguredDevice, setting: Entry | None, expression: str, ram:
                 f"expected at most {MAX_DISKSIZE // MIB} MiB, got {mib:.0f}; sizes are in MiB (4096 is 4 GiB)"
             )
     except ValueError as error:
-        assert setting is not None
-        device.complaints.append(setting.complain(str(error)))
+        assert entry is not None
+        device.complaints.append(entry.complain(str(error)))
         return 0
-    if setting is not None and mib > IMPROBABLE_RATIO * (ram // MIB):
-        device.complaints.append(setting.complain(
+    if entry is not None and mib > IMPROBABLE_RATIO * (ram // MIB):
+        device.complaints.append(entry.complain(
             f"{mib:.0f} MiB are more than {IMPROBABLE_RATIO} times the machine's {ram // MIB}; sizes are in "
             "MiB", is_error=False,
         ))
