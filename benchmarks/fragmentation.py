@@ -163,7 +163,7 @@ def run(setting: Setting, image: Path, algo: str, wait: float, interrupt: Interr
 def moment(server: peers.Server) -> Moment:
     tree = server.tree
     assert tree is not None
-    return Moment(sample.parse(sample.texts(tree), tree.name, str(tree)), memory.resident(server.pids))
+    return Moment(sample.parse_sample(sample.texts(tree), tree.name, str(tree)), memory.resident(server.pids))
 
 
 def tell(tree: Path, line: str) -> None:
@@ -258,4 +258,4 @@ def write(outcomes: list[Outcome], size_mib: int, algo: str, output: Path) -> No
         for name in ("none", "migration")
     )
     for name in ("report.png", "report.html"):
-        report.write(after, before, output / name, titles=("no compaction", "with migration"))
+        report.write_report(after, before, output / name, titles=("no compaction", "with migration"))

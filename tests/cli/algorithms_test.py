@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.page_kinds import prose
 from tests.support.whole import MIB, device, opened, zramfs
-from zramfs.cli.mount import parse
+from zramfs.cli.mount import parse_options
 from zramfs.model.config import Algorithm
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
@@ -72,11 +72,11 @@ def test_four_secondary_algorithms_are_one_too_many(tmp_path: Path) -> None:
 
 
 def test_mount_options() -> None:
-    wanted = parse("size=1G,algo=lz4,recomp_algo=lz4hc,recomp_algo=zstd:9,access_times,wipe,rw")
+    wanted = parse_options("size=1G,algo=lz4,recomp_algo=lz4hc,recomp_algo=zstd:9,access_times,wipe,rw")
     assert wanted.secondary == (Algorithm("lz4hc", 9), Algorithm("zstd", 9))
     assert wanted.access_times and wanted.wipe
     with pytest.raises(click.UsageError, match="makes nothing smaller"):
-        parse("recomp_algo=none")
+        parse_options("recomp_algo=none")
 
 
 def test_a_device_in_use_is_recompressed(tmp_path: Path) -> None:

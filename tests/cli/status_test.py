@@ -14,7 +14,7 @@ from tests.support.commands import failure, rows, state_of
 from tests.support.kernel_zram import KernelZram, kernel_zram
 from tests.support.whole import MIB, ZRAMFS, Device, device, loop, opened, run, zramfs
 from zramfs import __version__
-from zramfs.cli.status import COLUMNS, DEFAULT, Row, show
+from zramfs.cli.status import COLUMNS, DEFAULT, Row, print_devices
 from zramfs.text.sizes import format_size
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
@@ -93,7 +93,7 @@ def test_a_kernel_device_looks_as_in_zramctl(zram: KernelZram, capsys: pytest.Ca
         for in_bytes, raw, show_headings in itertools.product((False, True), repeat=3):
             words = ["-b"] * in_bytes + ["--raw"] * raw + ["-n"] * (not show_headings)
             theirs = run("zramctl", *words, "-o", ",".join(columns), zram.disk).stdout
-            show([row], columns, in_bytes=in_bytes, raw=raw, show_headings=show_headings)
+            print_devices([row], columns, in_bytes=in_bytes, raw=raw, show_headings=show_headings)
             assert lines(capsys.readouterr().out) == lines(theirs)
     default = run("zramctl", zram.disk).stdout
     assert lines(default) == lines(run("zramctl", "-o", ",".join(DEFAULT), zram.disk).stdout)

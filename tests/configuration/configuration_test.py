@@ -18,9 +18,9 @@ from tests.support.whole import zramfs
 from zramfs.configuration import files, settings
 from zramfs.configuration.expression import FUNCTIONS
 from zramfs.configuration.files import MAX_FILE, MAX_FILES
-from zramfs.configuration.generator import generate
+from zramfs.configuration.generator import write_units
 from zramfs.configuration.keys import KEYS
-from zramfs.configuration.settings import Settings, load
+from zramfs.configuration.settings import Settings, load_configuration
 from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.lifecycle.swap import Swap
 from zramfs.model.config import Algorithm, DeviceConfig
@@ -87,7 +87,7 @@ def test_every_value_arrives(top: Path) -> None:
              "compression-algorithm=lz4hc(level=5) zstd(level=9,dict=/d)\npolicy=recompress idle=10min\n"
              "writeback-device=/dev/x\nthreads=7\nproactiveness=30\nwipe=yes\n"
              "mode=0750\nowner=1\ngroup=2\n")
-    got = load(top, RAM).devices["z"].settings
+    got = load_configuration(top, RAM).devices["z"].settings
     algorithms = (Algorithm("lz4hc", 5), Algorithm("zstd", 9, Path("/d")))
     assert got == Settings(
         "z", DeviceConfig(size=100 << 20, mem_limit=10 << 20, algorithms=algorithms,
@@ -95,10 +95,10 @@ def test_every_value_arrives(top: Path) -> None:
                           proactiveness=30, wipe=True),
         FileSystem("btrfs", Path("/m"), "noatime", mode=0o750, owner=1, group=2), Path("/m"))
     one(top, "directory=/d\nallow-other=on\nmode=0640\n")
-    got = load(top, RAM).devices["z"].settings
+    got = load_configuration(top, RAM).devices["z"].settings
     assert got == Settings("z", DeviceConfig(size=4 << 30, allow_other=True, mode=0o640), None, Path("/d"))
     one(top, "swap-priority=-1\nreserve=32\nmin-free=ram/64\noptions=discard=once\n")
-    got = load(top, RAM).devices["z"].settings
+    got = load_configuration(top, RAM).devices["z"].settings
     assert got == Settings("z", DeviceConfig(size=4 << 30, reserve=32 << 20), Swap(-1, "once", 128 << 20))
 
 
@@ -115,14 +115,14 @@ def test_every_value_arrives(top: Path) -> None:
 ])
 def test_lines(text: str, settings_of: list[tuple[str, str, int]], top: Path) -> None:
     file, complaints = one(top, text), []
-    read = files.read(file, complaints)
-    got = [each for _, _, each in files.settings(file, read, complaints)]
+    read = files.read_text(file, complaints)
+    got = [each for _, _, each in files.parse_entries(file, read, complaints)]
     assert [(each.key, each.value, each.line) for each in got] == settings_of
     assert complaints == []
 
 
 def errors(top: Path) -> str:
-    return "\n".join(map(str, load(top, RAM).errors)).replace(str(top), "")
+    return "\n".join(map(str, load_configuration(top, RAM).errors)).replace(str(top), "")
 
 
 def test_files_that_others_could_have_written_are_left_out(top: Path) -> None:
@@ -135,7 +135,7 @@ def test_files_that_others_could_have_written_are_left_out(top: Path) -> None:
     (top / "etc/zramfs").chmod(0o777)
     assert errors(top) == ("/etc/zramfs: expected a directory that only root can change, but its mode is "
                            "0777, so others can write to it")
-    assert load(top, RAM).devices == {}
+    assert load_configuration(top, RAM).devices == {}
 
 
 @pytest.mark.requires("root")
@@ -176,7 +176,7 @@ def test_what_is_too_large_is_left_out(top: Path) -> None:
 
 
 def test_there_may_be_no_directory_at_all(tmp_path: Path) -> None:
-    assert load(tmp_path, RAM) == settings.Configuration({}, [])
+    assert load_configuration(tmp_path, RAM) == settings.Configuration({}, [])
 
 
 def test_a_file_alone(top: Path) -> None:
@@ -194,7 +194,7 @@ def test_meminfo_is_that_of_the_root(top: Path) -> None:
     (top / "proc").mkdir()
     (top / "proc/meminfo").write_text("MemFree: 1 kB\nMemTotal:    2097152 kB\n")
     one(top, "zram-size = ram")
-    assert load(top).devices["z"].settings.config.size == 2 << 30
+    assert load_configuration(top).devices["z"].settings.config.size == 2 << 30
 
 
 PAGE = ROOT / "docs/configuration.md"
@@ -224,7 +224,7 @@ def test_the_page_and_the_manual_list_every_function() -> None:
 
 def test_the_examples_are_right(top: Path) -> None:
     shutil.copy(EXAMPLE, top / "etc/zramfs/conf.d/example.conf")
-    configuration = load(top, RAM)
+    configuration = load_configuration(top, RAM)
     assert configuration.complaints == []
     assert {name: (device.settings.kind, device.settings.skip, device.complaints)
             for name, device in configuration.devices.items()} == {
@@ -232,12 +232,12 @@ def test_the_examples_are_right(top: Path) -> None:
         "vm-disk": ("device", None, [])}
     for block in re.findall(r"^```\n# /etc/zramfs/fast.conf.*?\n(.*?)^```", PAGE.read_text(), re.M | re.S):
         one(top, block, "fast")
-        device = load(top, RAM).devices["fast"]
+        device = load_configuration(top, RAM).devices["fast"]
         assert (device.settings.kind, device.complaints) == ("ramdisk", [])
     assert re.findall(r"^(zram-size = .*)$", PAGE.read_text(), re.M)[1:]
     for line in re.findall(r"^(zram-size = .*)$", PAGE.read_text(), re.M):
         one(top, line, "fast")
-        assert load(top, RAM).devices["fast"].complaints == []
+        assert load_configuration(top, RAM).devices["fast"].complaints == []
 
 
 _line = st.one_of(
@@ -262,7 +262,7 @@ def test_any_file_gives_settings_or_complaints(tmp_path_factory: pytest.TempPath
     units.mkdir()
     one(top, data, "any")
     one(top, data, "conf.d/any")
-    configuration = load(top, RAM)
+    configuration = load_configuration(top, RAM)
     for complaint in configuration.errors:
         assert "\n" not in str(complaint)
     for device in configuration.devices.values():
@@ -272,7 +272,7 @@ def test_any_file_gives_settings_or_complaints(tmp_path_factory: pytest.TempPath
             path = got.place
             assert path is None or (path.is_absolute() and str(path) != "/" and ".." not in path.parts)
             assert str(got.on_top).isprintable() and str(got.place).isprintable()
-    generate(configuration, units, lambda line: None)
+    write_units(configuration, units, lambda line: None)
     for file in units.rglob("*.conf"):
         text = file.read_text()
         assert text.splitlines() == text.split("\n")[:-1]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from zramfs.configuration.expression import FUNCTIONS, MAX_DEPTH, MAX_LENGTH, evaluate
+from zramfs.configuration.expression import FUNCTIONS, MAX_DEPTH, MAX_LENGTH, evaluate_expression
 
 RAM = {"ram": 8000.0}
 
@@ -35,7 +35,7 @@ RAM = {"ram": 8000.0}
     ("1+2*3/4^5%6 + log(100K) + log(e(),100) + [3*(3-3)/3] + (2<3) && 1.23", 1.23),
 ])
 def test_values(text: str, value: float) -> None:
-    assert evaluate(text, RAM) == pytest.approx(value, rel=1e-12)
+    assert evaluate_expression(text, RAM) == pytest.approx(value, rel=1e-12)
 
 
 @pytest.mark.parametrize(("text", "complaint"), [
@@ -67,7 +67,7 @@ def test_values(text: str, value: float) -> None:
 ])
 def test_complaints(text: str, complaint: str) -> None:
     with pytest.raises(ValueError) as caught:
-        evaluate(text, RAM)
+        evaluate_expression(text, RAM)
     assert str(caught.value) == complaint
 
 
@@ -76,20 +76,20 @@ def test_complaints(text: str, complaint: str) -> None:
 ])
 def test_depth_is_bounded(text: str) -> None:
     with pytest.raises(ValueError, match=f"at most {MAX_DEPTH} levels"):
-        evaluate(text, RAM)
+        evaluate_expression(text, RAM)
 
 
 def test_length_is_bounded() -> None:
-    assert evaluate("1" + "+1" * ((MAX_LENGTH - 1) // 2), RAM) == 1 + (MAX_LENGTH - 1) // 2
+    assert evaluate_expression("1" + "+1" * ((MAX_LENGTH - 1) // 2), RAM) == 1 + (MAX_LENGTH - 1) // 2
     with pytest.raises(ValueError, match="at most 1000 characters, got 1001"):
-        evaluate(" " * MAX_LENGTH + "1", RAM)
+        evaluate_expression(" " * MAX_LENGTH + "1", RAM)
 
 
 @limits(deadline=None)  # a busy machine is no failure
 @given(st.one_of(st.text(max_size=60), st.text(alphabet="0123456789.()+-*/%^ ,<>=!&|[]eram", max_size=60)))
 def test_any_text_is_a_finite_number_or_a_complaint(text: str) -> None:
     try:
-        value = evaluate(text, RAM)
+        value = evaluate_expression(text, RAM)
     except ValueError as error:
         assert str(error)
     else:
@@ -116,7 +116,7 @@ def test_the_same_as_python_where_both_mean_the_same(text: str) -> None:
     except (ZeroDivisionError, OverflowError):
         expected = math.inf
     if math.isfinite(expected):
-        assert evaluate(text, RAM) == pytest.approx(expected)
+        assert evaluate_expression(text, RAM) == pytest.approx(expected)
     else:
         with pytest.raises(ValueError):
-            evaluate(text, RAM)
+            evaluate_expression(text, RAM)

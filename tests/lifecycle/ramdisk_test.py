@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.capabilities import require
-from tests.support.commands import nothing_left, state_of
+from tests.support.commands import failure, nothing_left, state_of
 from tests.support.whole import MIB, ZRAMFS, Device, drop_caches, loop, opened, run, wait_until, zramfs
 from zramfs.host import loops, mounts
 from zramfs.lifecycle import ramdisk, rundir
@@ -154,13 +154,32 @@ def test_a_second_ram_disk_is_refused(disk: Path) -> None:
 
 
 def test_a_mkfs_that_fails_undoes_everything_and_is_quoted(tmp_path: Path, base: Path) -> None:
-    require("xfs")
+    """mkfs.ext4 is a script that fails, which stands first in PATH."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/mkfs.ext4").write_text("#!/bin/sh\necho 'no file system today' >&2\nexit 1\n")
+    (tmp_path / "bin/mkfs.ext4").chmod(0o755)
     point = tmp_path / "disk"
-    done = zramfs("ramdisk", point, "--size", "16M", "--fs", "xfs", check=False)
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    done = run(*ZRAMFS, "ramdisk", point, "--size", "16M", check=False, env={**os.environ, "PATH": path})
     assert done.returncode == 1
-    assert "zramfs: `mkfs.xfs -q -K /dev/loop" in done.stderr
-    assert "300MB" in done.stderr  # xfs's own words
+    assert "zramfs: `mkfs.ext4 -q -F" in done.stderr and "` failed: no file system today" in done.stderr
     gone(point, base)
+
+
+def test_a_size_that_is_too_small_for_the_file_system_is_refused(tmp_path: Path, base: Path) -> None:
+    point = tmp_path / "disk"
+    for fs, size, least in (("xfs", "299M", "300M"), ("btrfs", "44M", "45M"), ("ext4", "100K", "200K")):
+        said = failure("ramdisk", point, "--size", size, "--fs", fs, code=2)
+        assert f"{fs} needs at least {least}" in said and f"got --size {size}" in said, said
+    assert not point.exists()
+
+
+@pytest.mark.parametrize("fs", sorted(ramdisk.MKFS))
+def test_the_least_size_of_each_file_system_is_enough(fs: str, tmp_path: Path) -> None:
+    require(fs)
+    with open(tmp_path / "image", "wb") as image:
+        image.truncate(ramdisk.MIN_SIZE[fs])
+    ramdisk.make_file_system(fs, str(tmp_path / "image"))
 
 
 def test_a_mount_that_fails_undoes_everything_and_is_quoted(tmp_path: Path, base: Path) -> None:

@@ -81,7 +81,7 @@ def test_what_keeps_the_machine_from_hanging_is_set_up(base: Path) -> None:
     done = zramfs("swap", "--size", "64M", "--priority", "0", "--reserve", "5M", "--min-free", f"{raised}K")
     try:
         state = named("swap0")
-        said = [line.removeprefix("zramfs: ") for line in done.stderr.splitlines()]
+        said = [line.removeprefix("zramfs: note: ") for line in done.stderr.splitlines()]
         assert said[-1].startswith("raised vm.min_free_kbytes from ")
         assert said[-1].endswith(f" to {raised}; `zramfs stop` restores it")
         assert said[:-1] == state.notes
@@ -132,9 +132,10 @@ def test_swap_without_a_reserve_is_refused(base: Path) -> None:
     gone(base)
 
 
-def test_names_are_given_in_order_and_a_taken_one_is_refused(swap0: State) -> None:
-    zramfs("swap", "--size", "64M", "--priority", "0")
+def test_names_are_given_in_order_and_printed_and_a_taken_one_is_refused(swap0: State) -> None:
+    done = zramfs("swap", "--size", "64M", "--priority", "0")
     try:
+        assert done.stdout == "swap1\n"
         assert named("swap1").loop != swap0.loop
         said = failure("swap", "swap0", "--size", "64M")
         assert f"a zramfs device is there on swap0 (daemon pid {swap0.pid}, since " in said

@@ -86,7 +86,7 @@ def keys(data: bytes) -> None:
 
 def size_expression(data: bytes) -> None:
     try:
-        assert math.isfinite(expression.evaluate(data.decode("utf-8", "replace"), {"ram": 8192.0}))
+        assert math.isfinite(expression.evaluate_expression(data.decode("utf-8", "replace"), {"ram": 8192.0}))
     except ValueError as error:
         assert str(error)
 

@@ -53,7 +53,7 @@ def test_before_and_after_compaction(tmp_path: Path) -> None:
         assert old.directory == str(place)
         assert old.name == paths.escape(place)
         # At rest the tree says the same after the report as it did in it.
-        again = sample.parse(sample.texts(place), old.name, old.directory)
+        again = sample.parse_sample(sample.texts(place), old.name, old.directory)
         assert again.to_json() == old.to_json().replace(old.taken, again.taken)
 
         made.write("control", "compact")

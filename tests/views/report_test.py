@@ -86,7 +86,7 @@ async def fill(device: Device) -> None:
 async def test_a_sample_says_what_the_store_says(device: Device) -> None:
     await fill(device)
     store = device._store
-    taken = sample.parse(texts(device), "z0", "/mnt/z0")
+    taken = sample.parse_sample(texts(device), "z0", "/mnt/z0")
     stats, memory = store.stats(), device.memory()
     assert (taken.name, taken.directory) == ("z0", "/mnt/z0")
     assert (taken.algorithm, taken.disksize) == ("lz4", 64 * MIB)
@@ -110,19 +110,19 @@ async def test_a_sample_says_what_the_store_says(device: Device) -> None:
 
 async def test_json_brings_the_same_sample_back(device: Device) -> None:
     await fill(device)
-    taken = sample.parse(texts(device), "z\udc80 \N{SNOWMAN} $1", "/mnt/<z>")
+    taken = sample.parse_sample(texts(device), "z\udc80 \N{SNOWMAN} $1", "/mnt/<z>")
     assert sample.from_json(taken.to_json(), "x.json") == taken
 
 
 async def test_an_empty_pool_has_no_shares(device: Device) -> None:
     await device.command("disksize=64M")
-    taken = sample.parse(texts(device), "z0", "/mnt/z0")
+    taken = sample.parse_sample(texts(device), "z0", "/mnt/z0")
     assert (taken.ratio, taken.whole_share, taken.pageblocks, taken.free) == (None, None, (), 0)
 
 
 async def test_a_device_without_a_size_has_nothing_to_report(device: Device) -> None:
     with pytest.raises(ZramfsError, match="/mnt/z0 has no pool yet") as caught:
-        sample.parse(texts(device), "z0", "/mnt/z0")
+        sample.parse_sample(texts(device), "z0", "/mnt/z0")
     assert caught.value.errno == errno.ENODATA
 
 
@@ -142,7 +142,7 @@ async def test_a_device_without_a_size_has_nothing_to_report(device: Device) -> 
 async def test_another_version_of_the_tree_is_refused(device: Device, file: str, text: str) -> None:
     await device.command("disksize=64M")
     with pytest.raises(ZramfsError, match=f"^/mnt/z0/{file} does not read as expected .*version") as caught:
-        sample.parse(texts(device) | {file: text}, "z0", "/mnt/z0")
+        sample.parse_sample(texts(device) | {file: text}, "z0", "/mnt/z0")
     assert caught.value.errno == errno.EBADMSG
 
 
@@ -197,7 +197,7 @@ def area(taken: Sample, colour: str, before: Sample | None = None) -> int:
     from zramfs.views import picture
 
     wanted = [int(colour[i:i + 2], 16) for i in (1, 3, 5)]
-    return int((abs(drawn(picture.draw(taken, before)) - wanted).max(axis=2) < 12).sum())
+    return int((abs(drawn(picture.draw_pool(taken, before)) - wanted).max(axis=2) < 12).sum())
 
 
 def test_every_full_pageblock_covers_the_same_area_in_dark() -> None:
@@ -264,7 +264,7 @@ def test_whatever_there_is_can_be_drawn(taken: Sample) -> None:
     """Without a warning, too: they are errors here."""
     from zramfs.views import picture
 
-    alone, both = drawn(picture.draw(taken)), drawn(picture.draw(taken, made(40)))
+    alone, both = drawn(picture.draw_pool(taken)), drawn(picture.draw_pool(taken, made(40)))
     assert both.shape[1] > alone.shape[1] > 1000
     assert alone.shape[0] < 1500 > both.shape[0]
 
@@ -349,9 +349,10 @@ def test_a_report_writes_what_its_name_asks_for(tmp_path: Path) -> None:
     from zramfs.views import report
 
     for name in ("x.png", "x.PNG"):
-        report.write(made(3), None, tmp_path / name)
+        report.write_report(made(3), None, tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    report.write(replace(made(3), name="a\udc80b"), made(4), tmp_path / "x.html", titles=("then", "now"))
+    odd = replace(made(3), name="a\udc80b")
+    report.write_report(odd, made(4), tmp_path / "x.html", titles=("then", "now"))
     text = (tmp_path / "x.html").read_text(encoding="utf-8")
     assert "<title>zramfs report: a?b on /mnt/z0</title>" in text
     assert "<th>then</th><th>now</th>" in text

@@ -168,7 +168,7 @@ def test_it_lives_through_what_becomes_of_a_device(tmp_path: Path, made: Device)
         made.write("zram/disksize", "4M")
         terminal.see("size 4M")
         kill_daemon(state)
-        terminal.see("it has ended")
+        terminal.see(r"The daemon is dead, and its data is lost\. `zramfs stop\s+/")
         zramfs("stop", made.directory)
         zramfs("create", made.directory, "--size", "2M")
         terminal.see(r"ready\nlz4   size 2M")
@@ -257,7 +257,7 @@ def test_lines_of_a_device_that_dies(made: Device) -> None:
         assert "ratio" not in process.stdout.readline()
         kill_daemon(state)
         for line in process.stdout:
-            if line.endswith(f"{state.name}: it has ended\n"):
+            if f"{state.name}: The daemon is dead" in line:
                 break
             assert "Traceback" not in line
         process.send_signal(signal.SIGINT)

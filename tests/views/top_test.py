@@ -10,6 +10,7 @@ import re
 import time
 from pathlib import Path
 
+import pyte
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +50,7 @@ def made(size: int = 64 << 20, name: str = "mnt-z0", **more: object) -> Device:
 def reading(device: Device, when: float, **counters: object) -> Reading:
     lane = device._lane
     lane.counters = dataclasses.replace(lane.counters, **counters)
-    return Reading(when, scrape.parse(metrics.openmetrics_text(device).decode(), "metrics"))
+    return Reading(when, scrape.parse_metrics(metrics.openmetrics_text(device).decode(), "metrics"))
 
 
 def drawn(
@@ -57,7 +58,7 @@ def drawn(
 ) -> str:
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, **how)
     with console.capture() as capture:
-        console.print(screen(devices, chosen, 1.0, width), end="")
+        console.print(screen(devices, chosen, 1.0, width, height), end="")
     return capture.get()
 
 
@@ -167,7 +168,7 @@ async def test_the_screen_of_80_by_24_has_everything():
     for words in (
         "mnt-z0 on /mnt/mnt-z0", "ready", "size 64M", "of 32M (", "ratio ", "requests ", "99.9 %",
         "time they took, last 2 s", "ratio over time", "compaction", "winnable", "resident", "full up to",
-        "zspages", "errors none", "longest request 2.4 ms", "3 in hand", "every 1 s   q quits",
+        "zspages", "errors none", "longest request 2.4 ms", "3 under way", "every 1 s   q quits",
     ):
         assert words in text, words
     [read] = [line.split() for line in lines if line.startswith("read ")]
@@ -193,7 +194,7 @@ async def test_without_block_characters_plain_ones_stand_for_them():
     device = await two_readings()
     console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80, height=24,
                       force_terminal=True, color_system=None)
-    console.print(screen([device], 0, 1.0, 80), end="")
+    console.print(screen([device], 0, 1.0, 80, 24), end="")
     console.file.flush()
     text = console.file.buffer.getvalue().decode("ascii")
     assert "<= 4.1 us ##################" in text and "#####" in text.split("memory ")[-1]
@@ -239,10 +240,11 @@ async def test_what_only_some_devices_have_is_shown_where_it_is():
     for state, value in (("ready", 48 << 20), ("target", 64 << 20)):
         text = text.replace(f'zramfs_reserve_bytes{label},state="{state}"}} 0.0',
                             f'zramfs_reserve_bytes{label},state="{state}"}} {value}')
-    shown = drawn([on(Reading(1.0, scrape.parse(text, "x")))], height=40, color_system=None)
+    shown, without = (drawn([on(Reading(1.0, scrape.parse_metrics(each, "x")))], height=40, color_system=None)
+                      for each in (text, plain))
     for words in ("1200 pages written back", "48M of 64M, 0 misses"):
         assert words in shown, shown
-        assert words not in drawn([on(Reading(1.0, scrape.parse(plain, "x")))], height=40, color_system=None)
+        assert words not in without, without
 
 
 async def test_several_devices_are_a_list_and_one_in_full():
@@ -257,39 +259,104 @@ async def test_several_devices_are_a_list_and_one_in_full():
     assert "no pool yet" in drawn(many, chosen=3, height=30, color_system=None)
     assert len(text.splitlines()) == 24
     assert "No zramfs device of yours is there" in drawn([], color_system=None)
-    never = Watched(Path("/mnt/never"), "never")
-    assert "not read yet" in drawn([never], color_system=None)
+
+
+def picture(devices: list[Watched], columns: int, lines: int, chosen: int = 0) -> list[str]:
+    """What a terminal of this size shows, line by line."""
+    terminal = pyte.Screen(columns, lines)
+    text = drawn(devices, width=columns, height=lines, chosen=chosen, color_system="standard")
+    # The end of the last line would scroll the first one away.
+    pyte.Stream(terminal).feed(text.removesuffix("\n").replace("\n", "\r\n"))
+    return [line.rstrip() for line in terminal.display]
+
+
+SIZES = pytest.mark.parametrize("columns, lines", [(80, 24), (120, 40), (200, 50)])
+
+
+@SIZES
+@pytest.mark.parametrize("state, words", [
+    ("dead", "The daemon is dead, and its data is lost. `zramfs stop /mnt/r` cleans up."),
+    ("not read yet", "No figures have come from it yet."),
+    ("it has ended", "No figures have come from it yet."),
+])
+def test_a_device_without_a_sample_is_explained(columns: int, lines: int, state: str, words: str) -> None:
+    never = Watched(Path("/run/zramfs/r/tree"), "r", "/mnt/r")
+    never.state = state
+    shown = picture([never], columns, lines)
+    assert shown[0].split() == ["r", "on", "/run/zramfs/r/tree", *state.split()]
+    assert shown[2] == words and not any(shown[3:-1]), "nothing else, and no box of rich's"
+    assert shown[-1].startswith("every 1 s   q quits")
+
+
+@SIZES
+async def test_a_device_that_died_keeps_its_last_figures(columns: int, lines: int) -> None:
+    device = await two_readings()
+    device.state = "dead"
+    shown = picture([device], columns, lines)
+    assert shown[1] == "The daemon is dead, and its data is lost. `zramfs stop /mnt/mnt-z0` cleans up."
+    assert shown[0].endswith(" dead") and any(line.startswith("read ") for line in shown)
+    shown = picture([device, on(*device.readings, name="other")], columns, lines, chosen=1)
+    [cells] = [line.split() for line in shown if re.match(" +mnt-z0 ", line)]
+    assert cells[1:3] == ["-", "-"] and cells[-1] == "dead", "what it held, but no rates"
+
+
+@SIZES
+@pytest.mark.parametrize("devices", [1, 2, 5, 6, 40])
+async def test_every_part_has_room_whatever_the_number_of_devices(
+    columns: int, lines: int, devices: int
+) -> None:
+    one = await two_readings()
+    others = [on(*one.readings, name=f"device-{n}") for n in range(devices - 1)]
+    shown = picture([*others, one], columns, lines, chosen=devices - 1)
+    text = "\n".join(shown)
+    for words in ("time they took", "ratio over time", "compaction", "moved", "emptied", "returned",
+                  "winnable", "errors none", "requests  "):
+        assert words in text, f"{words}\n{text}"
+    assert "<= 4.1 us" in text and "<= 131 us" in text and "inf" not in text, text
+    listed = [line for line in shown if re.match("[> ] +(device-|mnt-z0)", line)]
+    least, more = (0, 0) if devices == 1 else (min(devices, 5), min(devices, 6))
+    assert len(listed) >= least
+    assert [line.split()[1] for line in listed if line[0] == ">"] == ["mnt-z0"][:least]
+    assert shown[-1].startswith("every 1 s   q quits")
+    if lines > 24:
+        assert "full up to" in text and len(listed) >= more, text
+
+
+def test_one_line_of_a_histogram_stands_for_all() -> None:
+    assert fitted({1.0: 5, 2.0: 0, 4.0: 2, math.inf: 0}, 1) == [("<= 4.0 s", 7)]
+    assert fitted({1.0: 5, 2.0: 0, 4.0: 2, math.inf: 1}, 1) == [("any time", 8)]
+    assert fitted({1.0: 5, 2.0: 0, 4.0: 0, math.inf: 0}, 1) == [("<= 1.0 s", 5)]
 
 
 def test_text_that_is_not_ours():
     for text in ("", "x 1\n# EOF\n", "nonsense", '# TYPE a gauge\na{b="c"} 1\n# EOF\n', "a\n"):
         with pytest.raises(ZramfsError, match="somewhere/metrics does not read as OpenMetrics of zramfs"):
-            scrape.parse(text, "somewhere/metrics")
+            scrape.parse_metrics(text, "somewhere/metrics")
 
 
 def test_readings_of_files_come_and_go(tmp_path: Path):
     """A directory in place of a tree: what a reader meets whose device comes, is another, and goes."""
     device = Watched(tmp_path, "z")
-    watched.poll([device], 5)
+    watched.poll_devices([device], 5)
     assert device.state == "it has ended" and device.rates is None
     (tmp_path / "metrics").write_bytes(metrics.openmetrics_text(made(size=0, name="mine")))
-    watched.poll([device], 5)
+    watched.poll_devices([device], 5)
     assert (device.state, device.name) == ("ready", "mine")
     (tmp_path / "metrics").write_text("{}")
-    watched.poll([device], 5)
+    watched.poll_devices([device], 5)
     assert "does not read as OpenMetrics" in device.state and len(device.readings) == 1
     (tmp_path / "metrics").unlink()
     os.mkfifo(tmp_path / "metrics")  # whose reader waits, as behind a server that hangs
     began = time.monotonic()
-    watched.poll([device], 0.1)
+    watched.poll_devices([device], 0.1)
     assert time.monotonic() - began < 10 and "OpenMetrics" in device.state
     asked = device._call
     device._asked -= 7
-    watched.poll([device], 0.1)
+    watched.poll_devices([device], 0.1)
     assert device.state == "no answer for 7 s" and device._call is asked, "one read is under way, not two"
     with open(tmp_path / "metrics", "wb") as pipe:
         pipe.write(metrics.openmetrics_text(made(size=0)))
-    watched.poll([device], 5)
+    watched.poll_devices([device], 5)
     assert device.ready
     device.ask()
     device.close()

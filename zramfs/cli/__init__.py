@@ -2,6 +2,8 @@
 """The command line. Nothing here imports trio, pyfuse3 or rich before a command needs it."""
 from __future__ import annotations
 
+import copy
+import difflib
 import errno
 import os
 import sys
@@ -15,6 +17,7 @@ from .configured import check_config, down, systemd_generator, up
 from .control import control
 from .create import create, ramdisk
 from .doctor import doctor
+from .help import help_command
 from .mount import is_mount_call, mount
 from .options import version
 from .output import say
@@ -31,6 +34,8 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # How the scripts in completions/ ask; click takes the name from that of the program.
 _COMPLETE = "_ZRAMFS_COMPLETE"
 
+_SENTENCE = 500  # characters: more than the first sentence of any help has
+
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # as a shell reports SIGINT; 143 and 129 are those of SIGTERM and SIGHUP
@@ -40,6 +45,21 @@ class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of a device's life, not of the alphabet."""
         return list(self.commands)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        # click cuts its own short help off in the middle of a sentence; a given one is wrapped.
+        cmd.short_help = cmd.get_short_help_str(limit=_SENTENCE)
+        super().add_command(cmd, name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            visible = [name for name, command in self.commands.items() if not command.hidden]
+            close = difflib.get_close_matches(args[0], visible, 1)
+            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(visible)}"
+            raise click.UsageError(f"no such command: {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(
@@ -54,9 +74,14 @@ def zramfs() -> None:
 
 for command in (
     create, ramdisk, swap, stop, up, down, check_config, status, top, report, train, control, doctor,
-    systemd_generator,
+    help_command, systemd_generator,
 ):
     zramfs.add_command(command)
+
+# Users of other tools type this. It is status, and the list of commands does not show it.
+_list = copy.copy(status)
+_list.hidden = True
+zramfs.add_command(_list, "list")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             mount(words)
             return 0
         result = zramfs.main(words, prog_name="zramfs", standalone_mode=False)
-        # At the interpreter's end nobody could catch that the reader has left.
+        # Here, because an error of the flush at the interpreter's end cannot be caught.
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
@@ -87,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILURE
     except OSError as error:
         if error.errno == errno.EPIPE:
-            # The reader of our output has what it wants (| head). Python would complain at exit.
+            # The reader of our output has gone (| head). Without this, Python complains at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_FAILURE
         where = f"{error.filename}: " if error.filename else ""

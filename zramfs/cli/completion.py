@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the shell offers while somebody types. Never asks a device anything, so nothing hangs on one
-that does not answer; the scripts for bash, zsh and fish are in completions/."""
+"""What the shell offers when TAB is pressed. Nothing here asks a device, so a device that does not answer
+cannot hang the shell. The scripts for bash, zsh and fish are in completions/."""
 from __future__ import annotations
 
 import re
@@ -21,7 +21,7 @@ def files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list
 
 
 def devices(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """This user's devices, by directory; by name as soon as that is what is being typed."""
+    """This user's devices, by directory, or by name once the text begins like one."""
     from zramfs.lifecycle import rundir
 
     found = []
@@ -39,7 +39,7 @@ def devices(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> li
 def configured(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from zramfs.configuration import settings
 
-    return _fitting(settings.load().devices, incomplete)
+    return _fitting(settings.load_configuration().devices, incomplete)
 
 
 def configured_or_files(
@@ -71,8 +71,8 @@ def one_of(words: Iterable[str]) -> Complete:
 
 
 def list_of(words: Iterable[str]) -> Complete:
-    """Completes the last of several, separated by commas, without those that are there; a + may stand
-    in front of all."""
+    """Completes the last of several words separated by commas, without those that stand there already. The
+    list may begin with a +."""
     offered = list(words)
 
     def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:

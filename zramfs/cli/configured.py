@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from zramfs.configuration import apply, generator, settings
-from zramfs.configuration.settings import Configuration, Device
+from zramfs.configuration import apply, backing_file, generator, settings
+from zramfs.configuration.settings import Configuration, ConfiguredDevice
 from zramfs.errors import ZramfsError
 
 from . import completion
@@ -28,12 +28,12 @@ def up(names: tuple[str, ...], foreground: bool) -> int:
     """
     if foreground and len(names) != 1:
         raise click.UsageError("--foreground takes the NAME of one device")
-    configuration = settings.load()
+    configuration = settings.load_configuration()
     if not names:
         _print(configuration.complaints)
     return _each(
         _outside_in(_chosen(configuration, names)),
-        lambda device: apply.up(_sound(device), say, foreground=foreground),
+        lambda device: apply.bring_up(_expect_sound(device), say, foreground=foreground),
     )
 
 
@@ -44,17 +44,18 @@ def down(names: tuple[str, ...]) -> int:
 
     One that is down already is no failure. One that is in use stays up; the exit status is 1 then.
     """
-    configuration = settings.load()
+    configuration = settings.load_configuration()
     # A device whose configuration has been taken away must still go down.
-    left = [Device(name) for name in names if name not in configuration.devices and apply.known(name)]
+    left = [ConfiguredDevice(name) for name in names
+            if name not in configuration.devices and apply.is_there(name)]
     listed = [name for name in names if all(name != each.name for each in left)]
     chosen = [] if left and not listed else _chosen(configuration, listed)
 
-    def work(device: Device) -> None:
-        if apply.down(device.name, say):
+    def work(device: ConfiguredDevice) -> None:
+        if apply.bring_down(device.name, say):
             say(f"{device.name} is down")
         elif names:
-            say(f"{device.name} is down already")
+            say(f"note: {device.name} is down already")
 
     return _each([*left, *reversed(_outside_in(chosen))], work)
 
@@ -71,7 +72,7 @@ def check_config(what: tuple[str, ...]) -> int:
     names = [word for word in what if Path(word) not in files]
     wrong = False
     if names or not files:
-        configuration = settings.load()
+        configuration = settings.load_configuration()
         chosen = _chosen(configuration, names)
         wrong |= _explain(chosen, [] if names else configuration.complaints)
         if not names and not chosen and not configuration.complaints:
@@ -87,10 +88,10 @@ def check_config(what: tuple[str, ...]) -> int:
 @click.argument("others", nargs=-1)
 def systemd_generator(directory: Path, others: tuple[str, ...]) -> None:
     """What systemd calls at boot: write units for the configured devices into DIRECTORY."""
-    generator.generate(settings.load(), directory, say)
+    generator.write_units(settings.load_configuration(), directory, say)
 
 
-def _chosen(configuration: Configuration, names: Iterable[str]) -> list[Device]:
+def _chosen(configuration: Configuration, names: Iterable[str]) -> list[ConfiguredDevice]:
     """All, or the named ones. Raises ZramfsError."""
     names = list(names)
     for name in names:
@@ -102,12 +103,12 @@ def _chosen(configuration: Configuration, names: Iterable[str]) -> list[Device]:
     return [configuration.devices[name] for name in dict.fromkeys(names or configuration.devices)]
 
 
-def _outside_in(devices: Iterable[Device]) -> list[Device]:
+def _outside_in(devices: Iterable[ConfiguredDevice]) -> list[ConfiguredDevice]:
     """A directory before those inside it."""
     return sorted(devices, key=lambda each: str(each.settings and each.settings.place or ""))
 
 
-def _each(devices: Iterable[Device], work: Callable[[Device], None]) -> int:
+def _each(devices: Iterable[ConfiguredDevice], work: Callable[[ConfiguredDevice], None]) -> int:
     """1 if it failed for one of them."""
     status = 0
     for device in devices:
@@ -120,21 +121,23 @@ def _each(devices: Iterable[Device], work: Callable[[Device], None]) -> int:
     return status
 
 
-def _sound(device: Device) -> settings.Settings:
+def _expect_sound(device: ConfiguredDevice) -> settings.Settings:
+    backing_file.examine_backing_file(device)
     _print(device.complaints)
     if device.settings is None:
         raise ZramfsError(errno.EINVAL, "its configuration is wrong (above), so it is left down")
     return device.settings
 
 
-def _explain(devices: Iterable[Device], others: Iterable[settings.Complaint]) -> bool:
+def _explain(devices: Iterable[ConfiguredDevice], others: Iterable[settings.Complaint]) -> bool:
     """True if something is wrong."""
     wrong = any(_print(others))
     for device in devices:
+        backing_file.examine_backing_file(device)
         wrong |= any(_print(device.complaints))
         print(f"{device.name}  ({', '.join(map(str, device.files))})")
         wanted = device.settings
-        for line in apply.describe(wanted) if wanted else ["wrong, so it would not be set up"]:
+        for line in apply.describe_settings(wanted) if wanted else ["wrong, so it would not be set up"]:
             print(f"    {line}")
         sys.stdout.flush()
     return wrong

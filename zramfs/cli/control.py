@@ -15,6 +15,7 @@ from zramfs.host import bounded
 
 from . import completion
 from .options import tree
+from .questions import ask_device
 
 
 @click.command()
@@ -23,31 +24,29 @@ from .options import tree
 def control(dir: str, commands: tuple[str, ...]) -> None:
     """Send each COMMAND to the device DIR, or without one show its state and its commands.
 
-    A COMMAND is a line such as compact or mem_limit=2G; one with blanks needs quotes. Stops at
-    the first that fails.
+    A COMMAND is a line such as compact or mem_limit=2G. Put it in quotes if it has blanks. When one
+    fails, the others are not sent.
     """
     for command in commands:
         if "\n" in command or not command.strip():
             raise click.UsageError(f"expected a command of one line, got {command!r}")
-    file = tree(dir) / "control"
+    directory = tree(dir)
+    file = directory / "control"
     if not commands:
-        try:
-            sys.stdout.write(bounded.call(file.read_text, bounded.ANSWER_TIMEOUT))
-        except TimeoutError:
-            raise ZramfsError(
-                errno.ETIMEDOUT, f"{file} has not answered for {bounded.ANSWER_TIMEOUT:g} s"
-            ) from None
+        sys.stdout.write(ask_device(directory, file.read_text, bounded.ANSWER_TIMEOUT))
         return
     for command in commands:
         try:
-            # Packing a large pool takes as long as it takes.
-            bounded.call(partial(_send, file, command), None)
+            # No time limit: packing a large pool takes minutes.
+            ask_device(directory, partial(_write_line, file, command), None)
+        except ZramfsError:
+            raise
         except OSError as error:
-            reason = _reason(file, command, error)
+            reason = _reason(directory, command, error)
             raise ZramfsError(error.errno or errno.EIO, f"{command}: {reason}") from None
 
 
-def _send(file: Path, command: str) -> None:
+def _write_line(file: Path, command: str) -> None:
     fd = os.open(file, os.O_WRONLY)
     try:
         os.write(fd, command.encode() + b"\n")
@@ -55,10 +54,10 @@ def _send(file: Path, command: str) -> None:
         os.close(fd)
 
 
-def _reason(file: Path, command: str, error: OSError) -> str:
-    """The sentence `control` has for what write(2) could only answer with an errno."""
+def _reason(directory: Path, command: str, error: OSError) -> str:
+    """The sentence in `control` about a command that write(2) could only answer with an errno."""
     try:
-        text: str = bounded.call(file.read_text, bounded.ANSWER_TIMEOUT)
+        text: str = ask_device(directory, (directory / "control").read_text, bounded.ANSWER_TIMEOUT)
     except OSError:
         text = ""
     for line in text.splitlines():

@@ -9,6 +9,7 @@ import click
 from zramfs.host import paths
 from zramfs.lifecycle import claim, start
 from zramfs.lifecycle import ramdisk as file_systems
+from zramfs.text.sizes import format_size
 
 from . import completion
 from .options import DEVICE_SIZE, described, device_options, lock_option
@@ -54,7 +55,10 @@ def ramdisk(dir: str, fs: str, **values: Any) -> None:
 
     Returns when files can be written.
     """
+    wanted = described(**values)
+    if trouble := file_systems.trouble_with_size(fs, wanted.size):
+        raise click.UsageError(f"{trouble}, got --size {format_size(wanted.size)}")
     file_systems.expect_able(fs)
     place = paths.resolve(dir)
-    new, config = claim.claim_place(place, "ramdisk", described(**values), say=say)
+    new, config = claim.claim_place(place, "ramdisk", wanted, say=say)
     start.start_device(new, config, file_systems.FileSystem(fs, place), say)

@@ -19,8 +19,8 @@ from zramfs.model.config import DeviceConfig
 from .options import PARSERS, described
 from .output import say
 
-# Words every file system takes in fstab. The mounts are nosuid and nodev whatever stands here, and
-# hold no programs; so the words that allow or forbid these things have nothing to decide.
+# Words that every file system takes in fstab. The mounts are always nosuid and nodev, and hold no programs,
+# so the words that allow or forbid these things decide nothing.
 _FOR_ALL = frozenset((
     "defaults", "rw", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev",
     "silent", "loud", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "async", "sync", "dirsync",
@@ -51,11 +51,11 @@ def mount(words: Sequence[str]) -> None:
     """Makes the device and returns when it is ready. Raises click.UsageError, ZramfsError."""
     if len(words) != 4 or words[2] != "-o":
         raise click.UsageError(f"expected NAME DIR -o OPTIONS as mount.fuse3 calls it, got {' '.join(words)}")
-    new, config = claim.claim_place(paths.resolve(words[1]), "device", parse(words[3]), say=say)
+    new, config = claim.claim_place(paths.resolve(words[1]), "device", parse_options(words[3]), say=say)
     start.start_device(new, replace(config, name=words[0]), say=say)
 
 
-def parse(text: str) -> DeviceConfig:
+def parse_options(text: str) -> DeviceConfig:
     """Our own options in a list of mount options. Raises click.UsageError about the first bad one."""
     values: dict[str, Any] = {}
     for word in filter(None, text.split(",")):

@@ -150,8 +150,8 @@ def device(text: str) -> Rundir:
 
 
 def tree(text: str) -> Path:
-    """The directory with `control` and the rest: of a device of ours, or of somebody else's that is
-    mounted on the very directory. Raises ZramfsError."""
+    """The directory with `control` and the rest: of a device of this user, or of another user's device that
+    is mounted on this very directory. Raises ZramfsError."""
     place = paths.resolve(text)
     mount = mounts.mount_at(place)
     if mount is not None and mount.fstype == mounts.FSTYPE:

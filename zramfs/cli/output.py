@@ -10,6 +10,7 @@ Value = str | int | float | None
 
 
 def say(message: str) -> None:
+    """A result or an error. A message that is neither begins with `note: ` or `warning: `."""
     print(f"zramfs: {message}", file=sys.stderr, flush=True)
 
 
@@ -17,8 +18,8 @@ def print_table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool], least: Sequence[int], *,
     show_headings: bool,
 ) -> None:
-    """Columns one space apart, as util-linux prints them; never cut, however narrow the terminal. least:
-    the width of each column at least, beside that of its heading, which counts also where it is not shown."""
+    """Columns one space apart, as util-linux prints them. They are not cut on a narrow terminal. least: the
+    least width of each column. A column is never narrower than its heading, even without headings."""
     from rich.console import Console
     from rich.table import Table
 
@@ -38,7 +39,7 @@ def print_table(
 
 
 def print_raw(headings: Sequence[str], rows: Sequence[Sequence[str]], *, show_headings: bool) -> None:
-    """One space between the cells; blanks in cells as \\x20, and nothing for an empty one."""
+    """One space between the cells, blanks inside cells as \\x20. An empty cell prints nothing."""
     for row in [headings, *rows] if show_headings else rows:
         print(" ".join("".join(map(_escape, cell)) for cell in row))
 

@@ -2,16 +2,15 @@
 """zramfs report"""
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 import click
 
-from zramfs.errors import ZramfsError
-from zramfs.host import bounded, mounts
+from zramfs.host import mounts
 
 from . import completion
 from .options import tree
+from .questions import ask_device
 
 # A pool of 100 GiB has 51 200 pageblocks, a line of about 30 bytes each.
 READ_TIMEOUT = 5.0
@@ -34,8 +33,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 def report(dir: str, output: Path, before: Path | None, data: Path | None) -> None:
     """Draw the pool of the device DIR: pageblocks, free memory by order, size classes by fullness.
 
-    Its raw figures go into a JSON file beside the picture; given to a later report as --before,
-    they make a picture of both.
+    The raw figures go into a JSON file beside the picture. Give that file to a later report as
+    --before, and the picture shows both.
     """
     from zramfs.views import report as reports
     from zramfs.views import sample
@@ -53,13 +52,10 @@ def report(dir: str, output: Path, before: Path | None, data: Path | None) -> No
     reports.expect_able()
     earlier = sample.from_json(before.read_text(), str(before)) if before else None
     directory = tree(dir)
-    # In a child, which may hang; before matplotlib, whose libraries start threads.
-    try:
-        files = bounded.call(lambda: sample.texts(directory), READ_TIMEOUT)
-    except TimeoutError:
-        raise ZramfsError(errno.ETIMEDOUT, f"{directory} has not answered for {READ_TIMEOUT:g} s") from None
+    # Before matplotlib, whose libraries start threads: this forks.
+    files = ask_device(directory, lambda: sample.texts(directory), READ_TIMEOUT)
     mount = mounts.mount_at(directory)
     name = mount.source if mount else directory.name
-    now = sample.parse(files, name, str(directory))
-    reports.write(now, earlier, output)
+    now = sample.parse_sample(files, name, str(directory))
+    reports.write_report(now, earlier, output)
     data.write_text(now.to_json(), encoding="utf-8")

@@ -29,7 +29,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 @dataclass
 class Row:
-    """One device. files holds what the files of its tree said, nothing if it did not answer."""
+    """One device. files: the texts of files of its tree, empty if it did not answer."""
 
     name: str
     directory: Path
@@ -53,8 +53,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """human: how a number is shown unless --bytes; numbers stand on the right. file: one that value
-    needs beside those of FILES. digits: behind the point."""
+    """human: how a number is shown without --bytes. Numbers are aligned to the right. file: one that value
+    needs besides those of FILES. digits: after the decimal point."""
 
     help: str
     value: Callable[[Row], Value]
@@ -93,13 +93,14 @@ def _pid(row: Row) -> int | None:
 def _longest(row: Row) -> float | None:
     if "metrics" not in row.files:
         return None
-    return scrape.parse(row.files["metrics"], f"{row.directory}/metrics").value("longest_request_seconds")
+    found = scrape.parse_metrics(row.files["metrics"], f"{row.directory}/metrics")
+    return found.value("longest_request_seconds")
 
 
 def _room(row: Row) -> int | None:
     if "metrics" not in row.files:
         return None
-    rooms = scrape.parse(row.files["metrics"], f"{row.directory}/metrics").by("room_bytes", "bound")
+    rooms = scrape.parse_metrics(row.files["metrics"], f"{row.directory}/metrics").by("room_bytes", "bound")
     return int(min(rooms.values())) if rooms else None
 
 
@@ -124,11 +125,11 @@ COLUMNS = {
     "MEM-ROOM": Column("what the pool may still take, by its limit, the host and memory cgroups", _room,
                        human=format_size, file="metrics"),
     "MEM-USED": Column("the most that the pool has taken", lambda row: row.mm_stat(4), human=format_size),
-    # In pages; zramctl shows them as if they were bytes, and who reads its output gets the same here.
+    # In pages. zramctl shows them as if they were bytes, and scripts that read its output get the same here.
     "MIGRATED": Column("pages freed by compaction", lambda row: row.mm_stat(6), human=format_size),
     "COMP-RATIO": Column("DATA / TOTAL", _ratio, is_number=True),
     "MOUNTPOINT": Column("where a file system on the device is mounted, or [SWAP]", _mountpoint),
-    # Not DATA: what programs have in swap, without what they freed and the kernel has not discarded yet.
+    # Less than DATA, which also counts pages that programs have freed and the kernel has not discarded yet.
     "SWAP-USED": Column("swap in use on the device", lambda row: row.swap.used if row.swap else None,
                         human=format_size),
     "SWAP-PRIO": Column("priority of the swap area", lambda row: row.swap.priority if row.swap else None,
@@ -144,7 +145,7 @@ DEFAULT = ["NAME", "ALGORITHM", "DISKSIZE", "DATA", "COMPR", "TOTAL", "STREAMS",
 ZRAMCTL_SIZE = 5  # characters that a size has at least, in its table
 GOVERNOR = "memory/governor"
 FILES = ("zram/disksize", "zram/comp_algorithm", "zram/mm_stat")
-# zramctl's options that set devices up, how many words they take, and who does that here.
+# zramctl's options that set devices up, how many words they take, and the command that does the same here.
 ELSEWHERE = {
     ("-a", "--algorithm"): (1, "the algorithm is chosen by `zramfs create DIR --algo NAME`"),
     ("-f", "--find"): (0, "no free device needs to be found: `zramfs create DIR` makes one"),
@@ -168,7 +169,7 @@ def _columns(text: str | None) -> list[str]:
 
 
 def _elsewhere(command: C) -> C:
-    """Answers zramctl's other options with the way to do the same, instead of that they are unknown."""
+    """Answers zramctl's other options with the way to do the same here."""
     for names, (words, sentence) in ELSEWHERE.items():
         def refuse(_ctx: click.Context, _param: click.Parameter, value: object, why: str = sentence) -> None:
             if value:
@@ -197,15 +198,15 @@ def status(
 ) -> int:
     """Show the devices, or the one on the directory DIR, as zramctl does.
 
-    Where one of them is swap, a column more shows how much of it is in use. A device that does not answer
-    within two seconds has a row all the same, and a STATE column says why; the exit status is 1 then.
+    If one of them is swap, one more column shows how much of it is in use. A device that does not answer
+    within two seconds has a row as well, a STATE column says why, and the exit status is 1.
     """
     rows = _rows(dir)
     output = list(COLUMNS) if output_all else output
     _ask(rows, [*FILES, *{file for name in output if (file := COLUMNS[name].file)}])
     for row in rows:
         if row.health not in ("ready", "starting"):
-            say(f"{row.name}: {_advice(row)}")
+            say(f"warning: {row.name}: {_advice(row)}")
     unwell = any(row.health != "ready" for row in rows)
     if output == DEFAULT:
         swap = ["SWAP-USED"] if any(row.swap for row in rows) else []
@@ -214,11 +215,11 @@ def status(
         values = [[_json(COLUMNS[name], row, in_bytes) for name in output] for row in rows]
         print_json("zramfs", output, values)
         return int(unwell)
-    show(rows, output, in_bytes=in_bytes, raw=raw, show_headings=not noheadings)
+    print_devices(rows, output, in_bytes=in_bytes, raw=raw, show_headings=not noheadings)
     return int(unwell)
 
 
-def show(
+def print_devices(
     rows: Sequence[Row], columns: Sequence[str], *, in_bytes: bool, raw: bool, show_headings: bool
 ) -> None:
     """Prints the table as zramctl does."""
@@ -236,7 +237,7 @@ def _rows(wanted: str | None) -> list[Row]:
         return [_row(each) for each in rundir.rundirs()]
     if found := rundir.find(wanted):
         return [_row(found)]
-    # Somebody else's device, if he lets us look (--allow-other).
+    # Another user's device, if it was made with --allow-other.
     place = paths.resolve(wanted)
     mount = mounts.mount_at(place)
     if mount is None or mount.fstype != mounts.FSTYPE:
@@ -254,8 +255,8 @@ def _row(each: Rundir) -> Row:
 
 
 def _ask(rows: list[Row], files: Sequence[str]) -> None:
-    """All at once, so that ten that hang cost no more time than one. The tree is asked and the lane, which
-    have threads of their own: data is where the lane is."""
+    """Asks all of them at once, so that ten devices that hang take no more time than one. It asks the tree and
+    the lane, which have threads of their own: data is where the lane is."""
     asked = [row for row in rows if row.health not in ("dead", "failed")]
     calls = [(row, bounded.Call(partial(_read, row.directory, files)),
               bounded.Call(partial(_ask_lane, row.disk or row.directory / "disk"))) for row in asked]
@@ -268,7 +269,7 @@ def _ask(rows: list[Row], files: Sequence[str]) -> None:
         except TimeoutError:
             row.health = "hangs"
         except OSError as error:
-            if row.state is None:  # of somebody else: nothing is known of it but this
+            if row.state is None:  # another user's device, of which nothing else is known
                 lane.abandon()
                 raise
             _note_end(row, error)
@@ -284,7 +285,7 @@ def _ask(rows: list[Row], files: Sequence[str]) -> None:
 def _note_end(row: Row, error: OSError) -> None:
     if row.health == "ready":
         row.health = "ending" if row.state is None or row.state.alive() else "dead"
-        say(f"{error.filename or row.directory}: {error.strerror}")
+        say(f"warning: {error.filename or row.directory}: {error.strerror}")
 
 
 def _ask_lane(disk: Path) -> None:

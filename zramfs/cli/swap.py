@@ -43,8 +43,8 @@ class _Size(click.ParamType):
 )
 @click.option(
     "--discard", type=click.Choice(areas.DISCARDS), default="both", show_default=True,
-    help="When the kernel tells the device what it no longer needs: at once for the whole area, for "
-         "pages that were freed, or both.",
+    help="When the kernel tells the device what it no longer needs: once for the whole area, for "
+         "pages as they are freed, or both.",
 )
 @click.option(
     "--reserve", type=_Size(), default=DEFAULT_RESERVE, metavar="SIZE",
@@ -61,11 +61,11 @@ def swap(
     name: str | None, priority: int, discard: str, reserve: int, min_free: int | None, force: bool,
     foreground: bool, **values: Any,
 ) -> None:
-    """Make a device and swap on it, NAME or else the first free of swap0, swap1, ... Needs root.
+    """Make a device and swap on it, NAME or else the first free of swap0, swap1 and so on. Needs root.
 
-    Locks its process in memory, keeps memory ready, and raises the memory that the kernel keeps free:
-    without these a machine short of memory hangs. Refuses when one of them can't be had. `zramfs stop
-    NAME` brings every page back and undoes it all.
+    Prints the name that it chose. Its process is locked in memory and keeps memory ready, and the
+    kernel is told to keep more memory free. Without these a machine short of memory hangs, so this
+    refuses if one of them is not possible. `zramfs stop NAME` brings every page back and undoes it all.
     """
     areas.expect_able()
     if name is not None and not _NAME.fullmatch(name):
@@ -81,6 +81,8 @@ def swap(
         start.serve_in_foreground(new, config, say, on_top)
     else:
         start.start_device(new, config, on_top, say)
+    if name is None:
+        click.echo(new.name)
 
 
 def _free_name() -> str:

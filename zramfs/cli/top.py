@@ -36,13 +36,14 @@ UP, DOWN = (b"\x1b[A", b"\x1bOA", b"k"), (b"\x1b[B", b"\x1bOB", b"j", b"\t")
 @click.command()
 @click.argument("dirs", nargs=-1, metavar="[DIR]...", shell_complete=completion.devices)
 @click.option("-i", "--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True,
-              metavar="SECONDS", help="Between two looks.")
-@click.option("-c", "--count", type=click.IntRange(1), metavar="NUMBER", help="End after so many looks.")
+              metavar="SECONDS", help="Time between two readings.")
+@click.option("-c", "--count", type=click.IntRange(1), metavar="NUMBER",
+              help="End after this number of readings.")
 def top(dirs: tuple[str, ...], interval: float, count: int | None) -> None:
     """Watch the devices on the directories DIR, or all of them, on a screen that changes.
 
-    Where the output is no terminal, a line a look; q or Ctrl-C ends it. A device that ends, hangs
-    or is reset stays on the screen, and is watched on when it comes back.
+    q or Ctrl-C ends it. If the output is no terminal, it prints one line for each reading. A device
+    that ends, hangs or is reset stays on the screen, and is watched again when it comes back.
     """
     fleet = _Fleet(dirs)
     signal.signal(signal.SIGTERM, _leave)
@@ -72,7 +73,7 @@ class _Fleet:
         self._new = Watched
         self._all = not dirs
         self.devices: list[Watched] = [
-            Watched(place, place.name) for place in dict.fromkeys(map(tree, dirs))
+            Watched(place, place.name, dir) for place, dir in {tree(dir): dir for dir in dirs}.items()
         ]
         self.look_for_new()
 
@@ -82,15 +83,16 @@ class _Fleet:
         known = {device.directory for device in self.devices}
         for each in rundir.rundirs():
             state = each.read()
-            if state is None or not state.alive() or (place := Path(state.directory)) in known:
+            # A dead one is shown too: this is where people look for what is wrong.
+            if state is None or (directory := Path(state.directory)) in known:
                 continue
-            self.devices.append(self._new(place, each.name))
+            self.devices.append(self._new(directory, each.name, state.where))
 
     def poll(self, patience: float) -> None:
         from zramfs.views import watched
 
         self.look_for_new()
-        watched.poll(self.devices, patience)
+        watched.poll_devices(self.devices, patience)
 
 
 # ---- a screen ------------------------------------------------------------------------------------
@@ -114,7 +116,8 @@ def _live(fleet: _Fleet, interval: float, count: int | None) -> None:
             fleet.poll(min(PATIENCE, interval))
             looks += 1
             while True:
-                live.update(screen(fleet.devices, chosen, interval, console.width), refresh=True)
+                picture = screen(fleet.devices, chosen, interval, console.width, console.height)
+                live.update(picture, refresh=True)
                 key = keys.wait(began + interval - time.monotonic())
                 if key is None:
                     break
@@ -126,8 +129,8 @@ def _live(fleet: _Fleet, interval: float, count: int | None) -> None:
 
 
 class _Keys:
-    """Keys without Enter and without echo, and a screen that comes back after Ctrl-Z. Also answers when
-    the size of the terminal changes. Without a terminal as stdin there are no keys."""
+    """Keys without Enter and without echo. The screen comes back after Ctrl-Z, and is drawn again when the
+    size of the terminal changes. If stdin is no terminal there are no keys."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
@@ -175,7 +178,7 @@ class _Keys:
         self._live.start()
 
     def wait(self, seconds: float) -> bytes | None:
-        """The next key; empty when the screen should be drawn anew; None when the time is over."""
+        """The next key; empty when the screen should be drawn again; None when the time is over."""
         watched = [self._woken] + ([self._fd] if self._fd is not None else [])
         readable, _, _ = select.select(watched, [], [], max(0.0, seconds))
         if self._woken in readable:
@@ -194,8 +197,8 @@ class _Keys:
 
 # ---- lines ---------------------------------------------------------------------------------------
 def _lines(fleet: _Fleet, interval: float, count: int | None) -> None:
-    """A heading, then a line for each device and interval, as vmstat; the first after one interval. Like
-    that it ends without a word when its reader has left (| head)."""
+    """A heading, then a line for each device and interval, the first after one interval, as vmstat prints
+    them. As vmstat, it ends silently when its reader has gone (| head)."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     fleet.poll(PATIENCE)
     shown = looks = 0
@@ -238,7 +241,8 @@ def _rows(devices: Sequence[Watched]) -> Iterator[str]:
     for device in devices:
         rates, last = device.rates, device.last
         if not device.ready or rates is None or last is None:
-            yield f"{now} {device.name}: {device.state if not device.ready else 'just begun'}"
+            words = 'just begun' if device.ready else device.advice or device.state
+            yield f"{now} {device.name}: {words}"
             continue
         found = errors(device)
         cells = [

@@ -18,6 +18,7 @@ from zramfs.text import sizes
 from . import completion
 from .options import tree
 from .output import say
+from .questions import ask_device
 
 READ_TIMEOUT = 120.0  # seconds for the sample: a page takes about 0.2 ms
 LEAST_SAMPLE = 64  # train.LEAST, whose module loads the compressors
@@ -34,7 +35,7 @@ DEFAULT_SAMPLE = 5000  # pages, 20 MB: the trainer wants a hundred times the dic
     "--algo", default="zstd", metavar="ALGO[:LEVEL]", show_default=True,
     help="What it is for: zstd, lz4 or lz4hc.", shell_complete=completion.one_of(("lz4", "lz4hc", "zstd")),
 )
-@click.option("--size", default="64K", metavar="SIZE", show_default=True, help="At most so large.")
+@click.option("--size", default="64K", metavar="SIZE", show_default=True, help="Limit on the dictionary.")
 @click.option(
     "--sample", type=click.IntRange(min=LEAST_SAMPLE, max=1 << 20), default=DEFAULT_SAMPLE, metavar="NUMBER",
     show_default=True, help="Pages to train on and to judge by.",
@@ -42,8 +43,8 @@ DEFAULT_SAMPLE = 5000  # pages, 20 MB: the trainer wants a hundred times the dic
 def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
     """Train a dictionary on a sample of the pages of the device DIR, and say what it would win.
 
-    Pages are looked at without being used, and nothing on the device is changed. If the dictionary
-    would win nothing on pages that it was not trained on, no file is written.
+    The pages are read without counting as used, and nothing on the device is changed. If the
+    dictionary wins nothing on pages that it was not trained on, no file is written.
     """
     from zramfs.codecs import train as training
 
@@ -65,11 +66,9 @@ def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
         found = training.sample(directory, sample, random.Random())
         return [[base64.b64encode(page).decode() for page in found.pages], found.stored]
 
-    # In a child, because the device may hang.
-    try:
-        pages, stored = bounded.call(take, READ_TIMEOUT)
-    except TimeoutError:
-        raise ZramfsError(errno.ETIMEDOUT, f"{directory} has not answered for {READ_TIMEOUT:g} s") from None
+    # A device that hangs is found out at once, and not after the time that a sample may take.
+    ask_device(directory, (directory / "zram/disksize").read_text, bounded.ANSWER_TIMEOUT)
+    pages, stored = ask_device(directory, take, READ_TIMEOUT)
     taken = training.Sample([base64.b64decode(page) for page in pages], stored)
     assert chosen.level is not None
     dictionary, verdict = training.train(taken, chosen.name, chosen.level, most)
@@ -80,5 +79,5 @@ def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
             errno.EINVAL,
             f"a dictionary would lose, so {output} was not written; device and pages stay as they are")
     training.write(dictionary, output)
-    say(f"{output}: {len(dictionary)} bytes, with pieces of the device's data in them; to use it: "
+    say(f"note: {output}: {len(dictionary)} bytes, which contain pieces of the device's data; to use it: "
         f"--recomp-algo {chosen.name}:{chosen.level}:dict={output.absolute()}")

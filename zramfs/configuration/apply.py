@@ -22,7 +22,7 @@ from .keys import SWAP_OPTIONS
 from .settings import Settings
 
 
-def up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
+def bring_up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
     """Brings a device up, unless it is up already or this machine is to go without it: says so then.
 
     foreground: returns when the device has ended, and nothing to serve is a failure. To be called
@@ -31,7 +31,7 @@ def up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
     if wanted.skip is not None:
         if foreground:
             raise ZramfsError(errno.ENODEV, f"it is left out: {wanted.skip}")
-        say(f"{wanted.name} is left out: {wanted.skip}")
+        say(f"note: {wanted.name} is left out: {wanted.skip}")
         return
     place = paths.resolve(wanted.place) if wanted.place else None
     standing = _standing(wanted.name)
@@ -39,7 +39,7 @@ def up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
         _expect_same(wanted, place, standing)
         if foreground:
             raise ZramfsError(errno.EBUSY, f"it is up already, served by pid {standing.pid}")
-        say(f"{wanted.name} is up already")
+        say(f"note: {wanted.name} is up already")
         return
     on_top = wanted.on_top
     match on_top:
@@ -69,7 +69,7 @@ def _make_parents(place: Path) -> None:
         ) from None
 
 
-def down(name: str, say: Say) -> bool:
+def bring_down(name: str, say: Say) -> bool:
     """Ends the device that was brought up under this name. False if there is none.
 
     Raises ZramfsError: EBUSY with what uses it.
@@ -80,7 +80,7 @@ def down(name: str, say: Say) -> bool:
     return found is not None
 
 
-def known(name: str) -> bool:
+def is_there(name: str) -> bool:
     """Whether a device of this name is there, alive or dead."""
     return _find(name) is not None
 
@@ -122,7 +122,7 @@ def _algorithm(algorithm: Algorithm) -> str:
     return algorithm.name + (f"({','.join(parameters)})" if parameters else "")
 
 
-def describe(wanted: Settings) -> Iterator[str]:
+def describe_settings(wanted: Settings) -> Iterator[str]:
     """Lines for people: what a device is, with everything that is not left to its default."""
     config = wanted.config
     rights: DeviceConfig | FileSystem = config

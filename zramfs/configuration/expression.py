@@ -68,7 +68,7 @@ _UNARY: dict[str, Callable[[float], float]] = {
 }
 
 
-def evaluate(text: str, variables: Mapping[str, float]) -> float:
+def evaluate_expression(text: str, variables: Mapping[str, float]) -> float:
     """The value, a finite number. ValueError with a sentence about `text`."""
     if len(text) > MAX_LENGTH:
         raise ValueError(f"expected an expression of at most {MAX_LENGTH} characters, got {len(text)}")

@@ -7,8 +7,8 @@
 and the same below /usr/share/zramfs, for packages; a file in /etc hides the one of that name there.
 Later ones override earlier ones, in this order, and within a directory by name.
 
-The syntax is that of systemd.syntax(7), which zram-generator.conf has too, and not what configparser
-takes: that knows no line numbers, joins lines by indentation, and makes keys of colons.
+The syntax is that of systemd.syntax(7), which zram-generator.conf has too. configparser does not fit: it
+knows no line numbers, joins lines by indentation, and takes a colon for an equals sign.
 """
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SETTING = re.compile(r"(?P<key>[^=\s][^=]*?)\s*=\s*(?P<value>.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Complaint:
-    """line, from 1, or None about the file as a whole; key None when it is about no key."""
+    """line: from 1, or None if it is about the file as a whole. key: None if it is about no key."""
 
     file: Path
     line: int | None
@@ -52,7 +52,9 @@ class Complaint:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Entry:
+    """One line KEY = VALUE."""
+
     file: Path
     line: int
     key: str
@@ -78,7 +80,7 @@ def root() -> Path:
     return Path(os.path.abspath(os.environ.get("ZRAMFS_ROOT") or "/"))
 
 
-def find(top: Path) -> Files:
+def find_files(top: Path) -> Files:
     """All configuration files below `top`; nothing is read yet."""
     found: dict[str, dict[str, Path]] = {"": {}}
     complaints = []
@@ -126,7 +128,7 @@ def _files(directory: Path, names: list[str]) -> dict[str, Path]:
 
 
 def _distrust(seen: os.stat_result) -> str | None:
-    """Why somebody else than root, or than who runs this, could have written it; None if nobody."""
+    """Why a user other than root and the one who runs this could have written it; None if none could."""
     if seen.st_uid not in (0, os.geteuid()):
         return f"it belongs to uid {seen.st_uid}"
     if seen.st_mode & 0o022:
@@ -138,7 +140,7 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def read(file: Path, complaints: list[Complaint]) -> str | None:
+def read_text(file: Path, complaints: list[Complaint]) -> str | None:
     """The text of a file; None if it is masked by a link to /dev/null, or was complained about."""
     try:
         # O_NONBLOCK: a FIFO would wait for a writer.
@@ -187,11 +189,11 @@ def _text(file: Path, data: bytes, complaints: list[Complaint]) -> str | None:
     return text
 
 
-def settings(
+def parse_entries(
     file: Path, text: str, complaints: list[Complaint]
-) -> Iterator[tuple[str | None, int, Setting | None]]:
-    """(section, line, setting) of each setting; the section None before the first heading, the
-    setting None for a heading. Other lines are complained about and left out."""
+) -> Iterator[tuple[str | None, int, Entry | None]]:
+    """(section, line, entry) of each entry; the section None before the first heading, the
+    entry None for a heading. Other lines are complained about and left out."""
     section: str | None = None
     for number, line in _lines(text):
         if line.startswith("["):
@@ -202,7 +204,7 @@ def settings(
                 continue
             yield section, number, None
         elif match := _SETTING.fullmatch(line):
-            yield section, number, Setting(file, number, match["key"], match["value"])
+            yield section, number, Entry(file, number, match["key"], match["value"])
         else:
             complaints.append(Complaint(file, number, None, f"expected KEY = VALUE, got {line!r}"))
 

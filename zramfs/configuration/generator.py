@@ -12,13 +12,13 @@ from pathlib import Path
 from zramfs.host.paths import escape, resolve
 from zramfs.lifecycle.stop import Say
 
-from .settings import Configuration, Device
+from .settings import Configuration, ConfiguredDevice
 
 UNITS = Path("/usr/lib/systemd/system")
 DROP_IN = "50-zramfs-generator.conf"
 
 
-def generate(configuration: Configuration, directory: Path, say: Say) -> None:
+def write_units(configuration: Configuration, directory: Path, say: Say) -> None:
     """Writes into `directory`, systemd's for generated units. Raises OSError.
 
     A device whose configuration is wrong is started too, so that its failure is seen where people
@@ -28,7 +28,7 @@ def generate(configuration: Configuration, directory: Path, say: Say) -> None:
         say(str(complaint))
     for device in configuration.devices.values():
         if device.settings is not None and device.settings.skip is not None:
-            say(f"{device.name} is left out: {device.settings.skip}")
+            say(f"note: {device.name} is left out: {device.settings.skip}")
             continue
         swap = device.settings is not None and device.settings.kind == "swap"
         template = "zramfs-swap@" if swap else "zramfs@"
@@ -41,7 +41,7 @@ def generate(configuration: Configuration, directory: Path, say: Say) -> None:
         drop_in.write_text(_drop_in(device), encoding="utf-8")
 
 
-def _drop_in(device: Device) -> str:
+def _drop_in(device: ConfiguredDevice) -> str:
     lines = ["# Made by zramfs-generator; `systemctl daemon-reload` makes it anew.", "[Unit]",
              f"SourcePath={_plain(device.files[0])}"]
     settings = device.settings

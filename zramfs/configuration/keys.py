@@ -19,19 +19,21 @@ from zramfs.lifecycle import ramdisk, rundir, swap
 from zramfs.model.config import ALGORITHMS, MAX_THREADS, SECONDARY, Algorithm
 from zramfs.model.policy import Policy, parse_policy
 
-from .expression import evaluate
+from .expression import evaluate_expression
 
+# Algorithms of zram that zramfs does not have, and what stands in for them: fast, and about as dense.
+REPLACED = {"lzo": "lz4", "lzo-rle": "lz4"}
 # swapon's words in the options of fstab and zram-generator.conf, as `zramfs swap --discard` has them.
 SWAP_OPTIONS = {"discard": "both", "discard=once": "once", "discard=pages": "pages", "": "none"}
 
 
-# Each parser answers the value or raises ValueError with what was expected.
+# Each parser returns the value, or raises ValueError that says what was expected.
 
 
 def _expression(text: str) -> str:
-    """Checked with some RAM; its value on this machine is found when all is known."""
+    """Checked with any amount of RAM. Its value on this machine is worked out when all lines are known."""
     try:
-        evaluate(text, {"ram": 4096.0})
+        evaluate_expression(text, {"ram": 4096.0})
     except ValueError as error:
         raise ValueError(f"{error}; sizes are in MiB (4096 is 4 GiB), and ram is the machine's") from None
     return text
@@ -125,7 +127,12 @@ def _algorithms(text: str) -> tuple[Algorithm, ...]:
                 "expected names with parameters, such as `lz4 zstd(level=3)`, without blanks inside the "
                 f"parentheses, got {word!r}{more}"
             )
-        algorithm = _with_parameters(match["name"], match["inside"] or "")
+        if match["name"] in REPLACED:
+            algorithm = Algorithm(REPLACED[match["name"]])
+            if algorithm in found:
+                continue
+        else:
+            algorithm = _with_parameters(match["name"], match["inside"] or "")
         if found and algorithm.name not in SECONDARY:
             known = ", ".join(SECONDARY)
             raise ValueError(f"{algorithm.name} makes nothing smaller: expected one of {known}")
@@ -135,8 +142,15 @@ def _algorithms(text: str) -> tuple[Algorithm, ...]:
     return tuple(found)
 
 
+def _replaced_algorithms(text: str) -> str | None:
+    names = [match["name"] for word in text.split() if (match := _ALGORITHM.fullmatch(word))]
+    replaced = [name for name in names if name in REPLACED]
+    return ", ".join(f"there is no {name} here, so {REPLACED[name]} is taken" for name in replaced) or None
+
+
 def _with_parameters(name: str, inside: str) -> Algorithm:
-    """Raises ValueError for what no device could use. The dictionary is read when the device starts."""
+    """Raises ValueError for a name or level that no device has. A dictionary is read when the device
+    starts."""
     if name not in ALGORITHMS:
         raise ValueError(f"expected one of {', '.join(ALGORITHMS)}, got {name!r}")
     level = dictionary = None
@@ -160,10 +174,12 @@ def _policy(text: str) -> Policy | None:
 
 @dataclass(frozen=True)
 class Key:
-    """kinds: of devices for which it means something."""
+    """kinds: of devices for which it means something. warning: a sentence about a value that is taken for
+    something else, None for one that is taken as it stands."""
 
     parse: Callable[[str], Any]
     kinds: tuple[str, ...] = ("swap", "ramdisk", "device")
+    warning: Callable[[str], str | None] = lambda _text: None
 
 
 KEYS: dict[str, Key] = {
@@ -172,7 +188,7 @@ KEYS: dict[str, Key] = {
     "zram-resident-limit": Key(_expression),
     "keep-free": Key(_expression),
     "lock": Key(_boolean, ("ramdisk", "device")),
-    "compression-algorithm": Key(_algorithms),
+    "compression-algorithm": Key(_algorithms, warning=_replaced_algorithms),
     "policy": Key(_policy),
     "writeback-device": Key(_path),
     "swap-priority": Key(_whole(-1, swap.MAX_PRIORITY), ("swap",)),

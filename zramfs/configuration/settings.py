@@ -14,23 +14,27 @@ from zramfs.lifecycle.start import OnTop
 from zramfs.lifecycle.swap import Swap
 from zramfs.model.config import DEFAULT_ALGO, DEFAULT_RESERVE, MAX_DISKSIZE, Algorithm, DeviceConfig
 from zramfs.model.policy import Policy, Writeback
+from zramfs.text.sizes import format_size
+from zramfs.text.sizes import total_ram as host_ram
 
 from . import files
-from .expression import evaluate
-from .files import Complaint, Setting
+from .expression import evaluate_expression
+from .files import Complaint, Entry
 from .keys import ALIASES, KEYS, OBSOLETE, SWAP_OPTIONS
 
 MIB = 1 << 20
+PAGE = 4096
 DEFAULT_SIZE = "min(ram / 2, 4096)"
 DEFAULT_FS = "ext4"
-# zram-generator warns from there: nothing but zeros compresses that well.
+NO_DEVICE = "default"  # a section of zram-generator.conf whose name does not begin with zram
+# zram-generator warns above this ratio: only zeros compress that well.
 IMPROBABLE_RATIO = 32
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One device. skip: why this machine is to go without it, None = it is wanted. place: the directory that
-    it is known by, None for swap. on_top: the file system or the swap area on it, None for a plain device."""
+    """One device. skip: why this machine does without it, None if it is wanted. place: its directory, None
+    for swap. on_top: the file system or the swap area on it, None for a plain device."""
 
     name: str
     config: DeviceConfig
@@ -49,11 +53,13 @@ class Settings:
 
 
 @dataclass
-class Device:
-    """What is known of a name; settings None if there is an error among the complaints about it."""
+class ConfiguredDevice:
+    """What is known of a name. entries: the last line of each key. settings: None if there is an error among
+    the complaints about it."""
 
     name: str
     files: list[Path] = field(default_factory=list)
+    entries: dict[str, Entry] = field(default_factory=dict)
     settings: Settings | None = None
     complaints: list[Complaint] = field(default_factory=list)
 
@@ -62,7 +68,7 @@ class Device:
 class Configuration:
     """complaints: about files and sections that belong to no device."""
 
-    devices: dict[str, Device]
+    devices: dict[str, ConfiguredDevice]
     complaints: list[Complaint]
 
     @property
@@ -72,11 +78,11 @@ class Configuration:
 
 
 # ---- from files to devices -------------------------------------------------------------------------
-def load(top: Path | None = None, ram: int | None = None) -> Configuration:
-    """Everything that is configured below `top` (None: conffiles.root()). ram in bytes, None = this
+def load_configuration(top: Path | None = None, ram: int | None = None) -> Configuration:
+    """Everything that is configured below `top` (None: files.root()). ram in bytes, None = this
     machine's. Whatever is wrong is a complaint; nothing is raised."""
     top = files.root() if top is None else top
-    found = files.find(top)
+    found = files.find_files(top)
     collector = _Collector(list(found.complaints))
     for name, file in found.main.items():
         collector.read(file, name)
@@ -89,8 +95,8 @@ def load(top: Path | None = None, ram: int | None = None) -> Configuration:
 
 
 def load_file(file: Path, ram: int | None = None) -> Configuration:
-    """What one file says, wherever it stands: in conf.d of several devices, else of the one that it is
-    named after."""
+    """What one file says, wherever it lies. A file in a directory conf.d is about several devices, any other
+    about the one that it is named after."""
     collector = _Collector([])
     shared = file.parent.name == files.SHARED
     own = file.parent.name.removesuffix(f"{files.SUFFIX}.d")
@@ -101,10 +107,8 @@ def load_file(file: Path, ram: int | None = None) -> Configuration:
 
 def total_ram(top: Path) -> int:
     """MemTotal in bytes: of `top`, so that a test or an image can bring its own, else this machine's."""
-    from zramfs.text import sizes
-
     own = top / "proc/meminfo"
-    return sizes.total_ram(own if own.exists() else Path("/proc/meminfo"))
+    return host_ram(own if own.exists() else Path("/proc/meminfo"))
 
 
 class _Collector:
@@ -112,26 +116,25 @@ class _Collector:
 
     def __init__(self, complaints: list[Complaint]) -> None:
         self.complaints = complaints
-        self.devices: dict[str, Device] = {}
-        self.values: dict[str, dict[str, Setting]] = {}
+        self.devices: dict[str, ConfiguredDevice] = {}
 
     def read(self, file: Path, owner: str | None, *, adds: bool = False) -> None:
         """owner: the device that the file is about; None: its sections say. adds: to a device that
         another file must have named."""
         found: list[Complaint] = []
-        text = files.read(file, found)
+        text = files.read_text(file, found)
         if text is None and not found:
             return  # masked
         if owner is None:
             self.complaints += found
-        elif not self._allowed(file, owner, adds):
+        elif not self._is_allowed(file, owner, adds):
             return
         else:
             self._device(owner, file).complaints += found
         if text is not None:
             self._sort(file, text, owner)
 
-    def _allowed(self, file: Path, name: str, adds: bool) -> bool:
+    def _is_allowed(self, file: Path, name: str, adds: bool) -> bool:
         if not files.NAME.fullmatch(name) or len(name) > files.MAX_NAME:
             sentence = (f"expected a name of at most {files.MAX_NAME} letters, digits and _ . -, "
                         f"got {name!r}")
@@ -143,65 +146,69 @@ class _Collector:
             return False
         return True
 
-    def _device(self, name: str, file: Path) -> Device:
-        device = self.devices.setdefault(name, Device(name))
+    def _device(self, name: str, file: Path) -> ConfiguredDevice:
+        device = self.devices.setdefault(name, ConfiguredDevice(name))
         if file not in device.files:
             device.files.append(file)
-        self.values.setdefault(name, {})
         return device
 
     def _sort(self, file: Path, text: str, owner: str | None) -> None:
         about = self.complaints if owner is None else self.devices[owner].complaints
-        for section, line, setting in files.settings(file, text, about):
+        for section, line, entry in files.parse_entries(file, text, about):
             name = owner if section is None else section
             if name is None:
-                assert setting is not None
-                hint = "; programs are not run for a configuration" if setting.key.startswith("set!") else ""
-                about.append(setting.complain(f"expected a heading [NAME] before the first setting{hint}"))
+                assert entry is not None
+                hint = "; programs are not run for a configuration" if entry.key.startswith("set!") else ""
+                about.append(entry.complain(f"expected a heading [NAME] before the first setting{hint}"))
             elif owner is not None and name != owner:
-                if setting is None:
+                if entry is None:
                     about.append(Complaint(
                         file, line, None, f"expected settings of {owner} only, got [{name}]; conf.d takes any"
                     ))
-            elif setting is None:
-                if owner is None and self._allowed_section(file, line, name):
+            elif entry is None:
+                if owner is None and self._is_allowed_section(file, line, name):
                     self._device(name, file)
             elif name in self.devices:
-                self._put(self.devices[name], setting)
+                self._put(self.devices[name], entry)
 
-    def _allowed_section(self, file: Path, line: int, name: str) -> bool:
+    def _is_allowed_section(self, file: Path, line: int, name: str) -> bool:
+        if name == NO_DEVICE and name not in self.devices:
+            sentence = (f"[{name}] is left out: zram-generator makes no device of it either; write the "
+                        "settings under the heading of each device")
+            self.complaints.append(Complaint(file, line, None, sentence, is_error=False))
+            return False
         if files.NAME.fullmatch(name) and len(name) <= files.MAX_NAME:
             return True
         sentence = f"expected the name of a device, of letters, digits and _ . -, got [{name}]"
         self.complaints.append(Complaint(file, line, None, sentence))
         return False
 
-    def _put(self, device: Device, setting: Setting) -> None:
-        key = ALIASES.get(setting.key, setting.key)
+    def _put(self, device: ConfiguredDevice, entry: Entry) -> None:
+        key = ALIASES.get(entry.key, entry.key)
         if key in OBSOLETE:
-            device.complaints.append(setting.complain(f"this key is obsolete; {OBSOLETE[key]}"))
+            device.complaints.append(entry.complain(f"this key is obsolete; {OBSOLETE[key]}"))
         elif key == "policy":
-            self._put_policy(device, setting)
+            self._put_policy(device, entry)
         elif key in KEYS:
-            self.values[device.name][key] = setting
+            device.entries[key] = entry
         else:
             # zram-generator, and systemd, go on without it, and so can a file for a later version of us.
             close = difflib.get_close_matches(key, KEYS, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            device.complaints.append(setting.complain(f"unknown key, left out{hint}", is_error=False))
+            device.complaints.append(entry.complain(f"unknown key, left out{hint}", is_error=False))
 
-    def _put_policy(self, device: Device, setting: Setting) -> None:
-        """There is one of each kind, and nothing behind the = takes all away."""
-        values = self.values[device.name]
-        if setting.value:
-            values[f"{_POLICY}{setting.value.split()[0]}"] = setting
-        for key in [key for key in values if key.startswith(_POLICY) and not setting.value]:
-            del values[key]
+    def _put_policy(self, device: ConfiguredDevice, entry: Entry) -> None:
+        """There is one of each kind. An empty value removes them all."""
+        entries = device.entries
+        if entry.value:
+            entries[f"{_POLICY}{entry.value.split()[0]}"] = entry
+        for key in [key for key in entries if key.startswith(_POLICY) and not entry.value]:
+            del entries[key]
 
     def configuration(self, ram: int) -> Configuration:
         for device in self.devices.values():
-            _settle(device, self.values[device.name], ram)
-        _expect_own_places(self.devices.values(), self.values)
+            _settle(device, ram)
+        _expect_own_places(self.devices.values())
         return Configuration(dict(sorted(self.devices.items())), self.complaints)
 
 
@@ -220,45 +227,51 @@ def _lacking(policy: Policy, values: dict[str, Any]) -> str | None:
 _POLICY = "policy "  # and its kind: where the values keep it
 
 
-def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
-    """Makes the device's settings of the values, unless something is wrong with them."""
+def _parse(device: ConfiguredDevice) -> tuple[dict[str, Any], dict[str, Policy]]:
+    """The values of the device's entries, and its policies, by key; complaints about what cannot be read."""
     values: dict[str, Any] = {}
     policies: dict[str, Policy] = {}
-    for key, setting in settings.items():
-        # Nothing behind the = is the default again, but for options, which may be none at all.
-        if setting.value or key == "options":
-            try:
-                value = KEYS[key.split()[0]].parse(setting.value)
-            except ValueError as error:
-                device.complaints.append(setting.complain(str(error)))
-            else:
-                if not key.startswith(_POLICY):
-                    values[key] = value
-                elif value is not None:
-                    policies[key] = value
+    for key, entry in device.entries.items():
+        # An empty value restores the default. Only options may be empty themselves.
+        if not entry.value and key != "options":
+            continue
+        known = KEYS[key.split()[0]]
+        try:
+            value = known.parse(entry.value)
+        except ValueError as error:
+            device.complaints.append(entry.complain(str(error)))
+            continue
+        if sentence := known.warning(entry.value):
+            device.complaints.append(entry.complain(sentence, is_error=False))
+        if not key.startswith(_POLICY):
+            values[key] = value
+        elif value is not None:
+            policies[key] = value
+    return values, policies
+
+
+def _settle(device: ConfiguredDevice, ram: int) -> None:
+    """Makes the device's settings of its entries, unless something is wrong with them."""
+    entries = device.entries
+    values, policies = _parse(device)
     for key, policy in policies.items():
         if trouble := _lacking(policy, values):
-            device.complaints.append(settings[key].complain(trouble))
-    kind = _kind(device, values, settings)
+            device.complaints.append(entries[key].complain(trouble))
+    kind = _kind(device, values)
     for key in [key for key in values if kind not in KEYS[key].kinds]:
         del values[key]
         sentence = f"means nothing for a {_KIND_NAMES[kind]}"
-        device.complaints.append(settings[key].complain(sentence, is_error=False))
-    mib = ram // MIB
+        device.complaints.append(entries[key].complain(sentence, is_error=False))
+    _expect_discard(device, values, kind)
     size, limit, reserve, min_free, keep_free = (
-        _size(device, settings.get(key), values.get(key, default), ram) for key, default in (
+        _size(device, entries.get(key), values.get(key, default), ram) for key, default in (
             ("zram-size", DEFAULT_SIZE), ("zram-resident-limit", "0"),
             ("reserve", str(DEFAULT_RESERVE // MIB)), ("min-free", "0"), ("keep-free", "0"),
         )
     )
+    _expect_size(device, values, kind, size)
     if kind == "swap":
-        _expect_safe_swap(device, values, settings, reserve)
-    host = values.get("host-memory-limit")
-    skip = None
-    if host is not None and mib > host:
-        skip = f"the machine has {mib} MiB of RAM, more than host-memory-limit = {host}"
-    elif size == 0:
-        skip = f"zram-size = {values.get('zram-size', DEFAULT_SIZE)} is 0 with {mib} MiB of RAM"
+        _expect_safe_swap(device, values, reserve)
     device.complaints.sort(key=lambda each: (device.files.index(each.file), each.line or 0))
     if any(each.is_error for each in device.complaints):
         return
@@ -267,39 +280,85 @@ def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
         keep_free=keep_free if "keep-free" in values else None,
         **{name: values[key] for name, key in _PLAIN.items() if key in values},
     )
+    if kind == "swap":
+        config = replace(config, reserve=reserve)
+    elif kind == "device":
+        config = replace(config, **_rights(values))
     place = values.get("mount-point") or values.get("directory")
-    on_top: OnTop = None
-    rights = {key: values[key] for key in _RIGHTS if key in values}
+    on_top = _on_top(kind, values, min_free if "min-free" in values else None)
+    device.settings = Settings(device.name, config, on_top, place, _reason_to_skip(values, size, ram // MIB))
+
+
+def _on_top(kind: str, values: dict[str, Any], min_free: int | None) -> OnTop:
+    options = values.get("options", ramdisk.DEFAULT_OPTIONS)
     match kind:
         case "swap":
-            config = replace(config, reserve=reserve)
-            on_top = Swap(
-                values.get("swap-priority", swap.DEFAULT_PRIORITY),
-                SWAP_OPTIONS[values.get("options", ramdisk.DEFAULT_OPTIONS)],
-                min_free if "min-free" in values else None)
+            priority = values.get("swap-priority", swap.DEFAULT_PRIORITY)
+            return Swap(priority, SWAP_OPTIONS[options], min_free)
         case "ramdisk":
-            assert place is not None
-            options = values.get("options", ramdisk.DEFAULT_OPTIONS)
-            on_top = FileSystem(values.get("fs-type", DEFAULT_FS), place, options, **rights)
-        case _:
-            config = replace(config, **rights)
-    device.settings = Settings(device.name, config, on_top, place, skip)
+            fs = values.get("fs-type", DEFAULT_FS)
+            return FileSystem(fs, values["mount-point"], options, **_rights(values))
+    return None
 
 
-def _expect_safe_swap(
-    device: Device, values: dict[str, Any], settings: dict[str, Setting], reserve: int
-) -> None:
+def _rights(values: dict[str, Any]) -> dict[str, Any]:
+    """Of `disk`, or of the file system on it."""
+    return {key: values[key] for key in ("mode", "owner", "group") if key in values}
+
+
+def _reason_to_skip(values: dict[str, Any], size: int, mib: int) -> str | None:
+    """Why a machine with this many MiB of RAM does without the device."""
+    host = values.get("host-memory-limit")
+    if host is not None and mib > host:
+        return f"the machine has {mib} MiB of RAM, more than host-memory-limit = {host}"
+    if size == 0:
+        return f"zram-size = {values.get('zram-size', DEFAULT_SIZE)} is 0 with {mib} MiB of RAM"
+    return None
+
+
+def _expect_size(device: ConfiguredDevice, values: dict[str, Any], kind: str, size: int) -> None:
+    """size: bytes; 0 is no device, or has been complained about."""
+    sentence = None
+    if any(each.key == "fs-type" and each.is_error for each in device.complaints):
+        return
+    if kind == "swap" and 0 < size < swap.MIN_SIZE:
+        sentence = f"swap needs at least {format_size(swap.MIN_SIZE)}"
+    elif kind == "ramdisk" and size:
+        sentence = ramdisk.trouble_with_size(values.get("fs-type", DEFAULT_FS), size)
+    elif kind == "device" and 0 < size < PAGE:
+        sentence = f"a device needs at least {PAGE} bytes"
+    if sentence:
+        # The default of a small machine may be too small as well; then no line says the size.
+        line = device.entries.get("zram-size") or next(iter(device.entries.values()), None)
+        text = f"{sentence}, got {size} bytes; sizes are in MiB (4096 is 4 GiB)"
+        device.complaints.append(
+            line.complain(text) if line else Complaint(device.files[0], None, "zram-size", text))
+
+
+def _expect_discard(device: ConfiguredDevice, values: dict[str, Any], kind: str) -> None:
+    """Without discard the device never learns that data is not needed any more."""
+    if "options" not in values or kind == "device":
+        return
+    words = values["options"].split(",")
+    wrong = kind == "swap" and values["options"] not in SWAP_OPTIONS
+    if not wrong and not any(word.partition("=")[0] == "discard" for word in words):
+        what = "pages that programs free" if kind == "swap" else "deleted files"
+        device.complaints.append(device.entries["options"].complain(
+            f"without discard the memory of {what} is not given back", is_error=False))
+
+
+def _expect_safe_swap(device: ConfiguredDevice, values: dict[str, Any], reserve: int) -> None:
     if values.get("options", "") not in SWAP_OPTIONS:
         expected = ", ".join(filter(None, SWAP_OPTIONS))
         sentence = f"expected one of {expected} or nothing for swap, got {values['options']!r}"
-        device.complaints.append(settings["options"].complain(sentence))
-    # What can't be evaluated is 0 too, and has been complained about.
+        device.complaints.append(device.entries["options"].complain(sentence))
+    # An expression without a value gives 0 as well, and there is a complaint about it already.
     if reserve == 0 and not any(each.key == "reserve" for each in device.complaints if each.is_error):
         sentence = "swap needs a reserve of ready memory: expected more than 0 MiB, got 0"
-        device.complaints.append(settings["reserve"].complain(sentence))
+        device.complaints.append(device.entries["reserve"].complain(sentence))
     first, *_ = values.get("compression-algorithm") or (Algorithm(DEFAULT_ALGO),)
     if trouble := swap.trouble_with(first):
-        device.complaints.append(settings["compression-algorithm"].complain(trouble))
+        device.complaints.append(device.entries["compression-algorithm"].complain(trouble))
 
 
 _KIND_NAMES = {"swap": "swap device", "ramdisk": "RAM disk", "device": "plain device"}
@@ -309,32 +368,33 @@ _PLAIN = {
     "proactiveness": "proactiveness", "allow_other": "allow-other", "wipe": "wipe",
     "lock": "lock",
 }
-_RIGHTS = ("mode", "owner", "group")  # of `disk`, or of the file system on it
 
 
-def _kind(device: Device, values: dict[str, Any], settings: dict[str, Setting]) -> str:
+def _kind(device: ConfiguredDevice, values: dict[str, Any]) -> str:
     fs = values.get("fs-type")
     if "directory" in values:
         for other in ("mount-point", "fs-type"):
             if other in values:
-                device.complaints.append(settings[other].complain(
+                device.complaints.append(device.entries[other].complain(
                     "expected either directory, for a plain device, or mount-point, for a file system"
                 ))
         return "device"
     if "mount-point" in values:
         if fs == "swap":
-            device.complaints.append(settings["fs-type"].complain("swap has no mount-point: leave one out"))
+            sentence = "swap has no mount-point: leave one out"
+            device.complaints.append(device.entries["fs-type"].complain(sentence))
         return "ramdisk"
     if fs not in (None, "swap"):
-        device.complaints.append(settings["fs-type"].complain(f"a file system {fs} needs a mount-point"))
+        sentence = f"a file system {fs} needs a mount-point"
+        device.complaints.append(device.entries["fs-type"].complain(sentence))
         return "ramdisk"
     return "swap"
 
 
-def _size(device: Device, setting: Setting | None, expression: str, ram: int) -> int:
-    """Bytes. setting: where the expression stands; None for a default, which is never wrong."""
+def _size(device: ConfiguredDevice, entry: Entry | None, expression: str, ram: int) -> int:
+    """Bytes. entry: where the expression stands; None for a default, which is never wrong."""
     try:
-        mib = evaluate(expression, {"ram": float(ram // MIB)})
+        mib = evaluate_expression(expression, {"ram": float(ram // MIB)})
         if mib < 0:
             raise ValueError(f"expected a size of at least 0 MiB, got {mib:g}")
         if mib * MIB > MAX_DISKSIZE:
@@ -342,18 +402,18 @@ def _size(device: Device, setting: Setting | None, expression: str, ram: int) ->
                 f"expected at most {MAX_DISKSIZE // MIB} MiB, got {mib:.0f}; sizes are in MiB (4096 is 4 GiB)"
             )
     except ValueError as error:
-        assert setting is not None
-        device.complaints.append(setting.complain(str(error)))
+        assert entry is not None
+        device.complaints.append(entry.complain(str(error)))
         return 0
-    if setting is not None and mib > IMPROBABLE_RATIO * (ram // MIB):
-        device.complaints.append(setting.complain(
+    if entry is not None and mib > IMPROBABLE_RATIO * (ram // MIB):
+        device.complaints.append(entry.complain(
             f"{mib:.0f} MiB are more than {IMPROBABLE_RATIO} times the machine's {ram // MIB}; sizes are in "
             "MiB", is_error=False,
         ))
     return int(mib * MIB)
 
 
-def _expect_own_places(devices: Iterable[Device], values: dict[str, dict[str, Setting]]) -> None:
+def _expect_own_places(devices: Iterable[ConfiguredDevice]) -> None:
     """Two devices cannot have one directory; the later one, by name, is the wrong one."""
     taken: dict[Path, str] = {}
     for device in sorted(devices, key=lambda each: each.name):
@@ -362,7 +422,7 @@ def _expect_own_places(devices: Iterable[Device], values: dict[str, dict[str, Se
             continue
         if place in taken:
             key = "mount-point" if device.settings.kind == "ramdisk" else "directory"
-            device.complaints.append(values[device.name][key].complain(
+            device.complaints.append(device.entries[key].complain(
                 f"expected a directory of its own, but {place} is that of {taken[place]}"
             ))
             device.settings = None

@@ -6,6 +6,7 @@ table for its help and its completion, so it loads no compiled part.
 """
 from __future__ import annotations
 
+import difflib
 import errno
 import re
 from collections.abc import Callable
@@ -176,8 +177,10 @@ def parse(line: str) -> tuple[Command, str]:
     command = COMMANDS.get(match["name"]) if match else None
     if match is None or command is None:
         usages = ", ".join(known.usage for known in COMMANDS.values())
+        close = difflib.get_close_matches(re.split(r"[\s=]", line)[0].lower(), COMMANDS, 1)
+        hint = f"; did you mean {COMMANDS[close[0]].usage}?" if close else ";"
         raise ZramfsError(
-            errno.EINVAL, f"unknown command {shown(line)}; expected one of {usages}"
+            errno.EINVAL, f"unknown command {shown(line)}{hint} expected one of {usages}"
         )
     value = match["value"]
     if command.argument is None and value is not None:

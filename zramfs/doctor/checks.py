@@ -383,7 +383,7 @@ def _container(machine: Machine) -> Verdict:
 
 
 def _configuration(machine: Machine) -> Verdict:
-    configuration = settings.load(machine.root)
+    configuration = settings.load_configuration(machine.root)
     complaints = [*configuration.complaints]
     for device in configuration.devices.values():
         complaints += device.complaints

@@ -13,6 +13,7 @@ from pathlib import Path
 from zramfs.errors import ZramfsError
 from zramfs.host import bounded, mounts, system_calls
 from zramfs.host.programs import run
+from zramfs.text.sizes import format_size
 
 # What comes after the program's name. The device is new, so it reads as zeros (nothing to discard or
 # to zero), and what it holds dies with it (nothing to repair after a crash, so no second copies).
@@ -24,6 +25,9 @@ MKFS = {
     "xfs": ["-q", "-K"],
     "btrfs": ["-q", "-K", "-M", "-m", "single", "-d", "single"],
 }
+# Bytes; with less, mkfs only prints its usage (xfs), or refuses with a number of blocks. Measured with the
+# options above: e2fsprogs 1.47, xfsprogs 6.1, btrfs-progs 6.2.
+MIN_SIZE = {"ext4": 200 << 10, "xfs": 300 << 20, "btrfs": 45 << 20}
 PACKAGE = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
 
 
@@ -59,6 +63,15 @@ def expect_able(fs: str) -> None:
                 f"a RAM disk with {fs} needs {program}, which is not in PATH ({os.environ.get('PATH')}); "
                 f"Debian has it in the package {package}",
             )
+
+
+def trouble_with_size(fs: str, size: int) -> str | None:
+    """Why a device of `size` bytes is too small for the file system; None if it is not."""
+    if size >= MIN_SIZE[fs]:
+        return None
+    smaller = [f"{name} {format_size(least)}" for name, least in MIN_SIZE.items() if least <= size]
+    hint = f" ({', '.join(smaller)})" if smaller else ""
+    return f"{fs} needs at least {format_size(MIN_SIZE[fs])}{hint}"
 
 
 def make_file_system(fs: str, device: str) -> None:

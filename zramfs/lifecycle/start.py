@@ -75,7 +75,7 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
     """Each step stands in the state or in the kernel's tables before the next, for take_down_top()."""
     if say and (state := new.read()):
         for note in state.notes:
-            say(note)
+            say(f"note: {note}")
     if wanted is None:
         return
     device = loops.attach(new.disk)
@@ -88,7 +88,7 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
     else:
         new.update(loop=device, attached=attached)
         if (note := _raise_watermark(new, wanted)) and say:
-            say(note)
+            say(f"note: {note}")
         swap.make(device)
         swap.on(device, wanted)
     new.update(phase="ready")

@@ -55,7 +55,7 @@ class DeviceConfig:
     proactiveness  of compaction, 0 to 100
     writeback    block device or regular file for write-back; None = none
     wipe         what was discarded, overwritten or moved is zeroed, in memory and on the backing store
-    mode, owner, group  of `disk`; None = 0600 and whoever starts the device
+    mode, owner, group  of `disk`; None = 0600 and the user who starts the device
     """
 
     directory: Path = NOWHERE

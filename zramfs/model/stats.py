@@ -34,7 +34,7 @@ NO_LATENCY = Latency((0,) * (len(BUCKET_BOUNDS) + 1), 0)
 @dataclass(frozen=True, slots=True)
 class LaneStats:
     """What a lane has done. The first 12 fields are those of the block layer's `stat` file (sectors
-    of 512 bytes, ms), where in_flight counts requests in hand, not those in the kernel's queue."""
+    of 512 bytes, ms), where in_flight counts requests being served, not those in the kernel's queue."""
 
     read_ios: int
     read_sectors: int
@@ -43,7 +43,7 @@ class LaneStats:
     write_sectors: int
     write_ms: int
     in_flight: int
-    io_ms: int  # with at least one request in hand
+    io_ms: int  # with at least one request being served
     queue_ms: int  # of all requests together
     discard_ios: int
     discard_sectors: int

@@ -47,7 +47,7 @@ def memparse(data: bytes) -> tuple[int, int]:
 
 def decimal(text: bytes) -> int | None:
     """The value of a decimal number with a sign or without, and at most one newline behind it; None for
-    anything else. A number that 64 bits cannot hold is one whatever follows it."""
+    anything else. A number that 64 bits cannot hold is one as well, with any text behind it."""
     match = _DECIMAL.match(text)
     if match is None:
         return None

@@ -70,5 +70,5 @@ def number(key: str, value: str, lowest: int, highest: int, out_of_range: int = 
 
 
 def shown(text: str) -> str:
-    """Text of a stranger for a message: quoted, escaped, cut."""
+    """Text from outside, made fit for a message: quoted, escaped, cut."""
     return printable(text.encode("utf-8", "surrogateescape"))

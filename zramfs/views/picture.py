@@ -40,7 +40,9 @@ RETURNED, BALLOON, RULE = "#ffffff", "#d55e00", "#b0b0b0"
 BEFORE, AFTER = "#e69f00", "#0072b2"
 
 
-def draw(after: Sample, before: Sample | None = None, titles: tuple[str, str] = ("before", "after")) -> bytes:
+def draw_pool(
+    after: Sample, before: Sample | None = None, titles: tuple[str, str] = ("before", "after")
+) -> bytes:
     """A PNG of one sample, or of two beside each other."""
     samples = [after] if before is None else [before, after]
     names = [""] if before is None else list(titles)

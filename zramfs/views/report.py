@@ -41,13 +41,13 @@ def expect_able() -> None:
         )
 
 
-def write(
+def write_report(
     after: Sample, before: Sample | None, output: Path, titles: tuple[str, str] = ("before", "after")
 ) -> None:
     """Draws one sample, or two beside each other under their titles, into a .png or .html file."""
     from . import picture  # matplotlib takes half a second to load
 
-    png = picture.draw(after, before, titles)
+    png = picture.draw_pool(after, before, titles)
     if output.suffix.lower() == ".png":
         output.write_bytes(png)
     else:

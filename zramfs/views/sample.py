@@ -121,7 +121,7 @@ def texts(directory: Path) -> dict[str, str]:
     return {name: (directory / name).read_text() for name in FILES}
 
 
-def parse(files: Mapping[str, str], name: str, directory: str) -> Sample:
+def parse_sample(files: Mapping[str, str], name: str, directory: str) -> Sample:
     """Raises ZramfsError: ENODATA for a device that is not set up, EBADMSG for text that is not a tree's."""
 
     def parsed(file: str, how: Callable[[str], T]) -> T:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file `metrics` of a device as a reader has it: numbers by name and labels."""
+"""The file `metrics` of a device, read into numbers by name and labels."""
 from __future__ import annotations
 
 import errno
@@ -20,7 +20,7 @@ class Sample:
 
 
 class Scrape:
-    """One reading. Names are without the prefix zramfs_; what the device does not say is None or empty."""
+    """One reading. Names have no prefix zramfs_. A metric that the device does not have is None or empty."""
 
     def __init__(self, device: str, samples: dict[str, list[Sample]]) -> None:
         self.device = device
@@ -37,7 +37,7 @@ class Scrape:
         return self.value(name, **labels) or 0.0
 
     def by(self, name: str, label: str, **labels: str) -> dict[str, float]:
-        """The values by one label, those with the same one added up, of the samples with `labels`."""
+        """Of the samples with `labels`: the sums of their values, by the value of the label `label`."""
         found: dict[str, float] = {}
         for sample in self._samples.get(name, ()):
             if all(sample.labels.get(other) == wanted for other, wanted in labels.items()):
@@ -50,14 +50,14 @@ class Scrape:
         return self._samples[name][0].labels if name in self._samples else {}
 
     def forget(self, prefix: str) -> None:
-        """Drops the samples whose names begin so."""
+        """Drops the samples whose names begin with `prefix`."""
         for name in [name for name in self._samples if name.startswith(prefix)]:
             del self._samples[name]
 
 
-def parse(text: str, where: str) -> Scrape:
+def parse_metrics(text: str, where: str) -> Scrape:
     """Raises ZramfsError(EBADMSG) with `where` in its sentence."""
-    # Takes 50 to 100 ms to load: only for who needs it.
+    # Here, because it takes 50 to 100 ms to load, and few commands need it.
     from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
     samples: dict[str, list[Sample]] = {}

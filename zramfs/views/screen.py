@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The screen of `zramfs top`: what watched devices look like on 80 x 24 characters or more.
 
-Nothing is said by colour alone, and where the terminal has no block characters plain ones stand for them.
+Colour only repeats what a word says too. A terminal without block characters gets plain ones.
 """
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.layout import Layout
@@ -23,11 +24,15 @@ from .watched import WINDOW, Rates, Watched, errors, percentile
 MIB = 1 << 20
 BLOCKS, PLAIN = " ▁▂▃▄▅▆▇█", " .:-=+*%#"
 HEAD, DIM, GOOD, BAD = "bold", "dim", "green", "bold red"
-IO_LINES = 6  # heading and four kinds of requests, and a blank line
-LIST_LINES = 5  # of other devices, where there are several
+REQUEST_LINES = 5  # a heading and four kinds of requests
+FULLNESS_LINES = 3  # a heading and two rows
+LIST_LINES = 5  # devices in the list, where the screen has room for no more
+# Lines of the part in the middle. Fewer cut the compaction panel off, which begins in its third line
+# and has its first four rows there; with more than the second, further devices are worth more.
+MIDDLE_LEAST, MIDDLE_ENOUGH = 7, 16
 NAME = 20  # characters of a device's name in it
 LEFT = 39  # columns of the histogram
-WIDE, RIGHT = 110, 32  # from so many columns on there is room for so many more with the size classes
+WIDE, RIGHT = 110, 32  # a screen of WIDE columns has room for the size classes, in RIGHT columns
 
 
 def amount(value: float) -> str:
@@ -49,7 +54,8 @@ def span(seconds: float | None) -> str:
 
 
 class Curve:
-    """The latest of `values`, as many as fit, each as high as its place between the least and the most."""
+    """As many of the latest `values` as fit. The height of each shows where it lies between the least and
+    the greatest of them."""
 
     def __init__(self, values: Sequence[float]) -> None:
         self._values = values
@@ -70,7 +76,7 @@ def glyphs(console: Console) -> str:
 
 
 class Bar:
-    """A share, 0 to 1, of `width` columns; what is less than half a column has a thin mark."""
+    """A share, 0 to 1, of `width` columns. Less than half a column is shown as a thin mark."""
 
     def __init__(self, share: float, width: int) -> None:
         self._share, self._width = share, width
@@ -81,15 +87,44 @@ class Bar:
         yield Text(full * long or thin * (self._share > 0), no_wrap=True)
 
 
-def screen(devices: Sequence[Watched], chosen: int, interval: float, width: int) -> Layout:
-    """What to show of all devices, of which the one with the number `chosen` is shown in full, on a screen
-    of so many columns."""
+@dataclass(frozen=True)
+class Plan:
+    """How the lines of a screen are shared out. listed: devices in the list, 0 without a list. gap: blank
+    lines below each part, 0 or 1. has_fullness: whether the table of zspages is there."""
+
+    listed: int
+    gap: int
+    has_fullness: bool
+
+
+def plan(devices: int, height: int) -> Plan:
+    """For this number of devices on a screen of `height` lines. The middle, with latencies and compaction,
+    keeps MIDDLE_LEAST lines as long as possible: the blank lines are given up first, then the table of
+    zspages."""
+    listed = min(devices, LIST_LINES) if devices > 1 else 0
+
+    def middle(gap: int, has_fullness: bool) -> int:
+        heading = 1 + gap if listed else 0
+        fixed = 1 + (1 + gap) + (REQUEST_LINES + gap) + 2  # title, summary, requests; errors and keys
+        return height - listed - heading - fixed - has_fullness * (FULLNESS_LINES + gap)
+
+    choices = [(1, True), (0, True), (1, False), (0, False)]
+    gap, has_fullness = next((each for each in choices if middle(*each) >= MIDDLE_LEAST), (0, False))
+    if listed:
+        listed = min(devices, listed + max(0, middle(gap, has_fullness) - MIDDLE_ENOUGH))
+    return Plan(listed, gap, has_fullness)
+
+
+def screen(devices: Sequence[Watched], chosen: int, interval: float, width: int, height: int) -> Layout:
+    """What to show of all devices on a screen of width x height characters. The device with the number
+    `chosen` is shown in full."""
     root = Layout()
+    shares = plan(len(devices), height)
     parts = []
-    if len(devices) > 1:
-        parts.append(Layout(_list(devices, chosen), size=min(len(devices), LIST_LINES) + 2))
+    if shares.listed:
+        parts.append(Layout(_list(devices, chosen, shares.listed), size=shares.listed + 1 + shares.gap))
     if devices:
-        parts += _device(devices[chosen], width >= WIDE)
+        parts += _device(devices[chosen], shares, width >= WIDE)
     else:
         parts.append(Layout(Text("No zramfs device of yours is there; this goes on looking for one.")))
     keys = "q quits" + ("   up, down: another device" if len(devices) > 1 else "")
@@ -119,13 +154,15 @@ def _state(device: Watched) -> Text:
     return Text(device.state, GOOD if device.ready else BAD)
 
 
-def _list(devices: Sequence[Watched], chosen: int) -> Table:
-    first = max(0, min(chosen - LIST_LINES // 2, len(devices) - LIST_LINES))
+def _list(devices: Sequence[Watched], chosen: int, room: int) -> Table:
+    """A heading and `room` of the devices, with the chosen one among them."""
+    first = max(0, min(chosen - room // 2, len(devices) - room))
     table = _columns(False, False, True, True, True, True, True, False)
     table.add_row(*(Text(word, HEAD) for word in (
         "", "device", "read/s", "write/s", "data", "memory", "ratio", "state")))
-    for number, device in enumerate(devices[first:first + LIST_LINES], first):
-        rates, last = device.rates, device.last
+    for number, device in enumerate(devices[first:first + room], first):
+        # Of a device that does not answer there is no rate, only what it held.
+        rates, last = device.rates if device.ready else None, device.last
         cells = ["-"] * 5
         if last is not None:
             cells = [
@@ -140,18 +177,26 @@ def _list(devices: Sequence[Watched], chosen: int) -> Table:
     return table
 
 
-def _device(device: Watched, wide: bool) -> list[Layout]:
+def _device(device: Watched, shares: Plan, wide: bool) -> list[Layout]:
     title = _line(Text.assemble((device.name, HEAD), f" on {device.directory}"), _state(device))
+    # rich draws a box of its own in place of an empty text, so none of these is empty.
     if device.last is None:
-        return [Layout(title, size=2), Layout(Text(""))]
+        return [Layout(title, size=2), Layout(Text(device.advice or "No figures have come from it yet."))]
     below = Layout()
     below.split_row(Layout(Latencies(device), size=LEFT), Layout(_memory(device)))
     if wide:
         below.add_split(Layout(Classes(device), size=RIGHT))
-    return [
-        Layout(title, size=1), Layout(_summary(device), size=2), Layout(_requests(device), size=IO_LINES),
-        Layout(below), Layout(Fullness(device), size=4), Layout(_errors(device), size=1),
+    # With a long path the advice takes two lines.
+    summary = Layout(_summary(device), size=1 + shares.gap)
+    if device.advice is not None:
+        summary = Layout(Text(device.advice, BAD), size=2)
+    parts = [
+        Layout(title, size=1), summary,
+        Layout(_requests(device), size=REQUEST_LINES + shares.gap), Layout(below),
     ]
+    if shares.has_fullness:
+        parts.append(Layout(Fullness(device), size=FULLNESS_LINES + shares.gap))
+    return [*parts, Layout(_errors(device), size=1)]
 
 
 def _summary(device: Watched) -> Text:
@@ -192,8 +237,8 @@ def _requests(device: Watched) -> Table:
 
 
 class Latencies:
-    """How long requests took, a line a bucket; where they do not all fit, the lines with the most requests,
-    the first and the last of which take in what lies beyond."""
+    """How long requests took, one line for each bucket. Where they do not all fit, the lines with the most
+    requests are shown, and the first and the last of them include what lies beyond."""
 
     def __init__(self, device: Watched) -> None:
         self._window = device.window
@@ -216,7 +261,8 @@ class Latencies:
 
 
 def fitted(histogram: Mapping[float, float], room: int) -> list[tuple[str, float]]:
-    """(label, requests) of at most `room` buckets, from the first to the last in use."""
+    """(label, requests) of at most `room` buckets, from the first to the last in use. Where only one fits,
+    it stands for all."""
     bounds = sorted(histogram)
     used = [i for i, bound in enumerate(bounds) if histogram[bound]]
     if not used:
@@ -230,6 +276,9 @@ def fitted(histogram: Mapping[float, float], room: int) -> list[tuple[str, float
         shown = shown[first:first + room]
     else:
         below = above = []
+    if room == 1 and (below or above):
+        last = bounds[used[-1]]
+        return [(f"<= {span(last)}" if last != float("inf") else "any time", sum(histogram.values()))]
     rows = [(f"<= {span(bound)}" if bound != float("inf") else f"> {span(bounds[-2])}", histogram[bound])
             for bound in shown]
     label, count = rows[0]
@@ -297,7 +346,7 @@ def _rate(rates: Rates | None, name: str) -> str:
 
 
 class Classes:
-    """The size classes that take the most memory, as many as fit."""
+    """As many size classes as fit, those that take the most memory first."""
 
     def __init__(self, device: Watched) -> None:
         assert device.last is not None
@@ -317,7 +366,7 @@ class Classes:
 
 
 class Fullness:
-    """The zspages by how full they are: how many, and a mark as high as their share of the memory."""
+    """The zspages by how full they are: their number, and a mark as high as their share of the memory."""
 
     def __init__(self, device: Watched) -> None:
         assert device.last is not None
@@ -351,7 +400,7 @@ def _errors(device: Watched) -> Text:
     last = device.last
     assert last is not None
     longest = f"   longest request {span(last.scrape.number('longest_request_seconds'))}"
-    flying = f"   {last.scrape.number('requests_in_flight'):.0f} in hand"
+    flying = f"   {last.scrape.number('requests_in_flight'):.0f} under way"
     found = errors(device)
     if not found:
         return Text.assemble(("errors", HEAD), " none", longest, flying)

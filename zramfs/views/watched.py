@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices as `zramfs top` watches them: their `metrics` read again and again, whatever becomes of them.
+"""Devices as `zramfs top` watches them: their `metrics` are read again and again, also after the
+device has ended.
 
-At most one read of a device is under way: of one that hangs the same read is waited for until it comes
-back, since nothing can end it (see bounded.py).
+At most one read of a device is under way. If the device hangs, that same read is waited for until it comes
+back, because nothing can end it (see bounded.py).
 """
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ from .scrape import Scrape
 
 WINDOW = 60.0  # seconds of requests that percentiles and the histogram are of
 CURVE = 240  # points of a curve: more than a wide terminal has columns
-KEPT = 120  # readings, of 100 KiB each once the size classes are dropped from them
+KEPT = 120  # readings; each takes 100 KiB once the size classes are dropped from it
+DEAD = "dead"
+# A tree that is still mounted, but whose daemon is gone, answers the first two.
+_STATES = {errno.ENOTCONN: DEAD, errno.ECONNABORTED: DEAD, errno.ENOENT: "it has ended"}
 ERRORS = {
     "failed_reads_total": "failed reads", "failed_writes_total": "failed writes",
     "protocol_errors_total": "protocol errors", "reply_errors_total": "reply errors",
@@ -45,7 +49,7 @@ class Reading:
         return self.scrape.number("orig_data_bytes") / used if used else None
 
     def buckets(self, operation: str) -> dict[float, float]:
-        """Requests that took at most so many seconds."""
+        """How many requests took at most this number of seconds."""
         counts = self.scrape.by("request_duration_seconds_bucket", "le", operation=operation)
         return {float(bound): count for bound, count in counts.items()}
 
@@ -114,11 +118,13 @@ def percentile(histogram: Mapping[float, float], share: float) -> float | None:
 
 
 class Watched:
-    """One device. state: "ready", or why there is nothing new of it."""
+    """One device. state: "ready", or why there is nothing new of it. place: what `zramfs stop` takes for it,
+    which for a RAM disk is not the directory of its tree."""
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, place: str | None = None) -> None:
         self.directory = directory
         self.name = name
+        self.place = place or str(directory)
         self.state = "not read yet"
         self.readings: deque[Reading] = deque(maxlen=KEPT)
         self.ratios: deque[float] = deque(maxlen=CURVE)
@@ -128,6 +134,13 @@ class Watched:
     @property
     def ready(self) -> bool:
         return self.state == "ready"
+
+    @property
+    def advice(self) -> str | None:
+        """What to do about the state, None if there is nothing to do but to wait."""
+        if self.state == DEAD:
+            return f"The daemon is dead, and its data is lost. `zramfs stop {self.place}` cleans up."
+        return None
 
     @property
     def last(self) -> Reading | None:
@@ -160,12 +173,11 @@ class Watched:
         call, self._call = self._call, None
         try:
             text = call.result(time.monotonic() + bounded.ANSWER_TIMEOUT)
-            reading = scrape.parse(text, f"{self.directory}/metrics")
+            reading = scrape.parse_metrics(text, f"{self.directory}/metrics")
         except ZramfsError as error:
             self.state = str(error)
         except OSError as error:
-            gone = error.errno in (errno.ENOENT, errno.ENOTCONN, errno.ECONNABORTED)
-            self.state = "it has ended" if gone else f"cannot be read: {error.strerror}"
+            self.state = _STATES.get(error.errno or 0) or f"cannot be read: {error.strerror}"
         else:
             self.state = "ready"
             if self.last is not None:
@@ -186,8 +198,8 @@ class Watched:
             self._call = None
 
 
-def poll(devices: Sequence[Watched], patience: float) -> None:
-    """Reads all of them at once, and waits `patience` seconds at most for those that are slow."""
+def poll_devices(devices: Sequence[Watched], patience: float) -> None:
+    """Reads all of them at once, and waits at most `patience` seconds for the slow ones."""
     deadline = time.monotonic() + patience
     waiting = {device.ask().fileno(): device for device in devices}
     while waiting:
@@ -201,7 +213,7 @@ def poll(devices: Sequence[Watched], patience: float) -> None:
 
 
 def errors(device: Watched) -> dict[str, tuple[float, float]]:
-    """Kind of error -> (how many in all, how many of them are new since the reading before)."""
+    """By the kind of error: how many there were in all, and how many since the reading before."""
     found = {}
     if device.last is not None:
         for name, words in ERRORS.items():
