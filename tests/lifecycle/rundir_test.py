@@ -257,7 +257,7 @@ def test_lock_excludes_other_processes(base: Path, monkeypatch: pytest.MonkeyPat
 def _claim(directory: Path, go: Event, results: object, stay: Event) -> None:
     go.wait(20)
     try:
-        new = claim.claim(directory, "device", DeviceConfig(), say=lambda _: None)
+        new, _ = claim.claim_place(directory, "device", DeviceConfig(), say=lambda _: None)
     except ZramfsError as error:
         results.put((error.errno, error.sentence))
     else:
@@ -286,7 +286,7 @@ def test_of_many_creates_at_once_one_wins(base: Path, tmp_path: Path) -> None:
 
 
 def _claim_and_die(directory: Path) -> None:
-    claim.claim(directory, "device", DeviceConfig(), say=lambda _: None)
+    claim.claim_place(directory, "device", DeviceConfig(), say=lambda _: None)
     os._exit(0)
 
 
@@ -297,7 +297,7 @@ def test_what_a_dead_process_left_is_cleaned_up_aloud(base: Path, tmp_path: Path
     child.join(20)
     assert (base / paths.escape(directory) / "state.json").exists()
     said: list[str] = []
-    new = claim.claim(directory, "device", DeviceConfig(), say=said.append)
+    new, _ = claim.claim_place(directory, "device", DeviceConfig(), say=said.append)
     assert len(said) == 1
     assert f"cleaned up {directory}: its daemon (pid {child.pid}, since " in said[0]
     state = new.read()
@@ -307,7 +307,7 @@ def test_what_a_dead_process_left_is_cleaned_up_aloud(base: Path, tmp_path: Path
     # And a start that was killed between the directory and its state.
     (new.path / "state.json").unlink()
     said.clear()
-    claim.claim(directory, "device", DeviceConfig(), say=said.append)
+    claim.claim_place(directory, "device", DeviceConfig(), say=said.append)
     assert said == [f"cleaned up {new.path}, left by a start that never finished"]
 
 
@@ -325,7 +325,7 @@ def test_claim_refuses_what_is_no_directory(tmp_path: Path, base: Path) -> None:
         (base.parent, errno.EINVAL, "which would hide"),
     ):
         with pytest.raises(ZramfsError, match=sentence) as caught:
-            claim.claim(path, "device", DeviceConfig(), say=lambda _: None)
+            claim.claim_place(path, "device", DeviceConfig(), say=lambda _: None)
         assert caught.value.errno == code
     assert rundir.rundirs() == []
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from zramfs.host import paths
+from zramfs.host import safe_paths
 from zramfs.lifecycle import claim, start
 from zramfs.lifecycle import ramdisk as file_systems
 
@@ -29,7 +29,7 @@ def create(dir: str, foreground: bool, **values: Any) -> None:
 
     Returns when the device is ready.
     """
-    new, config = claim.claim_place(paths.resolve(dir), "device", described(**values), say=say)
+    new, config = claim.claim_place(safe_paths.resolve(dir), "device", described(**values), say=say)
     if foreground:
         start.serve_in_foreground(new, config, say)
     else:
@@ -53,6 +53,6 @@ def ramdisk(dir: str, fs: str, **values: Any) -> None:
     Returns when files can be written.
     """
     file_systems.expect_able(fs)
-    place = paths.resolve(dir)
+    place = safe_paths.resolve(dir)
     new, config = claim.claim_place(place, "ramdisk", described(**values), say=say)
     start.start_device(new, config, file_systems.FileSystem(fs, place))

@@ -157,10 +157,15 @@ class _Daemon:
         self.mounts[path] = mounts.mount_at(path)
         return fd
 
+    def place_of(self, path: Path) -> Path | None:
+        """Where ours is that was mounted on `path`, which somebody may have renamed; None when it is gone, or
+        something else is mounted over it."""
+        ours = self.mounts.get(path)
+        found = next((each for each in mounts.mounts() if ours and (each.id, each.dev) == (ours.id, ours.dev)), None)
+        return found.mountpoint if found and mounts.mount_at(found.mountpoint) == found else None
+
     def mounted(self, path: Path) -> bool:
-        """Whether what is mounted there is ours, and not what it stood on, or came after it."""
-        found = mounts.mount_at(path)
-        return found is not None and found == self.mounts.get(path)
+        return self.place_of(path) is not None
 
     def expect_gone(self, path: Path) -> None:
         """What was mounted over ours is somebody else's, and keeps ours where it is."""
@@ -309,26 +314,27 @@ class _Daemon:
     async def unmount(self, path: Path) -> bool:
         """True if it was in use, and could only be detached from the directories."""
         for _ in range(UNMOUNT_TRIES):
-            if not self.mounted(path):
+            place = self.place_of(path)
+            if place is None:
                 self.expect_gone(path)
                 return False
             try:
-                await in_thread(partial(fusermount.unmount, path))
+                await in_thread(partial(fusermount.unmount, place))
                 return False
             except OSError as error:
                 reason = error
             await trio.sleep(UNMOUNT_PAUSE)
         self.status = 1
-        users = await in_thread(partial(in_use.users_of, [path]))
+        users = await in_thread(partial(in_use.users_of, [place]))
         log.warning(
             "%s: %s could not be unmounted (%s); it is cut off from its users, who get I/O errors from here "
             "on: %s",
-            self.config.name, path, reason, "; ".join(users) or "nobody that is to be seen from here",
+            self.config.name, place, reason, "; ".join(users) or "nobody that is to be seen from here",
         )
         try:
-            await in_thread(partial(fusermount.unmount, path, lazy=True))
+            await in_thread(partial(fusermount.unmount, place, lazy=True))
         except OSError as error:
-            log.error("%s: %s could not even be detached: %s", self.config.name, path, error)
+            log.error("%s: %s could not even be detached: %s", self.config.name, place, error)
         return True
 
     async def end_lane(self, abort: bool) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from zramfs.errors import ZramfsError
+from zramfs.host import safe_paths
 from zramfs.model.stats import BackingSettings, BackingStats, WritebackStats
 from zramfs.store.backing import Backing
 from zramfs.store.writeback import MODES, Writeback
@@ -114,7 +115,7 @@ class BackingStore:
                 errno.ENOENT,
                 f"expected an absolute path, got {shown(path)}: a device has no working directory")
         try:
-            opened = await self._in_thread(partial(Backing, path))
+            opened = await self._in_thread(partial(Backing, path, safe_paths.open_path))
         except ZramfsError:
             raise
         except MemoryError as error:

@@ -3,8 +3,11 @@
 a FUSE server that does not answer."""
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 FSTYPE = "fuse.zramfs"  # of the tree of a device
@@ -13,18 +16,25 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of mountinfo. dev is "major:minor"; id is what fdinfo calls mnt_id."""
+    """One line of mountinfo. dev is "major:minor"; id is what fdinfo calls mnt_id.
+
+    Two are the same mount whatever has become of the rest: parent, the id of the mount below; peers, as
+    "shared:7" or "master:3"; options, those of the file system itself.
+    """
 
     id: int
     dev: str
     mountpoint: Path
     fstype: str
     source: str
+    parent: int = field(default=0, compare=False)
+    peers: tuple[str, ...] = field(default=(), compare=False)
+    options: str = field(default="", compare=False)
 
 
-def unescape(field: str) -> str:
+def unescape(text: str) -> str:
     """A field of mountinfo, mounts or swaps, where space, tab, newline and backslash are octal."""
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
 
 
 def mounts(pid: int | str = "self") -> list[Mount]:
@@ -34,11 +44,25 @@ def mounts(pid: int | str = "self") -> list[Mount]:
     with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             fields = line.rstrip("\n").split(" ")
-            fstype, source = fields[fields.index("-") + 1 :][:2]
-            found.append(
-                Mount(int(fields[0]), fields[2], Path(unescape(fields[4])), fstype, unescape(source))
-            )
+            dash = fields.index("-")
+            fstype, source, *options = fields[dash + 1:]
+            found.append(Mount(
+                int(fields[0]), fields[2], Path(unescape(fields[4])), fstype, unescape(source), int(fields[1]),
+                tuple(fields[6:dash]), " ".join(options)))
     return found
+
+
+def namespaces() -> Iterator[tuple[int, list[Mount]]]:
+    """A process and the mounts it sees, for each mount namespace but this process's own; of those alone that
+    this user may look into."""
+    seen = {os.readlink("/proc/self/ns/mnt")}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            namespace = os.readlink(f"/proc/{name}/ns/mnt")
+            if namespace not in seen:
+                found = mounts(int(name))
+                seen.add(namespace)
+                yield int(name), found
 
 
 def mount_at(path: Path) -> Mount | None:
