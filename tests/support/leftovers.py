@@ -80,7 +80,7 @@ def _unescape(word: str) -> str:
 def _mounts() -> list[tuple[str, str, str]]:
     """(mount point, type, source), the latest mount last."""
     rows = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         head, _, tail = line.partition(" - ")
         kind, source = tail.split()[:2]
         rows.append((_unescape(head.split()[4]), kind, _unescape(source)))

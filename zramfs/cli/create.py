@@ -11,7 +11,7 @@ from zramfs.lifecycle import claim, start
 from zramfs.lifecycle import ramdisk as file_systems
 
 from . import completion
-from .options import DEVICE_SIZE, described, device_options
+from .options import DEVICE_SIZE, described, device_options, over_contents
 from .output import say
 
 
@@ -22,6 +22,7 @@ from .output import say
     help="Size of the device: 512M, 4G, 50% (of the RAM). Without it, set it up later: zram/disksize.",
 )
 @device_options
+@over_contents
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--foreground", is_flag=True, help="Stay attached until the device ends.")
 def create(dir: str, foreground: bool, **values: Any) -> None:
@@ -47,6 +48,7 @@ def create(dir: str, foreground: bool, **values: Any) -> None:
     help="File system.",
 )
 @device_options
+@over_contents
 def ramdisk(dir: str, fs: str, **values: Any) -> None:
     """Make a device, put a file system on it and mount that on the directory DIR. Needs root.
 

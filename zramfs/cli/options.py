@@ -118,6 +118,13 @@ def device_options(command: C) -> C:
     return command
 
 
+def over_contents(command: C) -> C:
+    """--force; `swap` has one of its own, which does more."""
+    return click.option(
+        "--force", "forced", is_flag=True,
+        help="Take what --writeback names although it holds something, which is lost.")(command)
+
+
 def version(command: C, **more: Any) -> C:
     """-V and --version; more: what else click.option() knows."""
     return click.version_option(

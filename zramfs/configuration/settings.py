@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zramfs.lifecycle import ramdisk, swap
+from zramfs.host import signatures
+from zramfs.lifecycle import mount_points, ramdisk, swap
 from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.lifecycle.start import OnTop
 from zramfs.lifecycle.swap import Swap
@@ -253,6 +254,7 @@ def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
     )
     if kind == "swap":
         _expect_safe_swap(device, values, settings, reserve)
+    _expect_places(device, values, settings, kind)
     host = values.get("host-memory-limit")
     skip = None
     if host is not None and mib > host:
@@ -283,6 +285,28 @@ def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
         case _:
             config = replace(config, **rights)
     device.settings = Settings(device.name, config, on_top, place, skip)
+
+
+def _expect_places(
+    device: Device, values: dict[str, Any], settings: dict[str, Setting], kind: str
+) -> None:
+    """What only the other keys, or the machine, tell of places."""
+    place, mode = values.get("mount-point") or values.get("directory"), values.get("mode")
+    if place and (trouble := mount_points.needs_mode(place, mode if kind == "ramdisk" else None)):
+        key = "mount-point" if kind == "ramdisk" else "directory"
+        device.complaints.append(settings[key].complain(trouble))
+    if "writeback-device" in values and (held := _held_by(values["writeback-device"])):
+        device.complaints.append(settings["writeback-device"].complain(
+            f"expected a block device, or a file that is there for this alone; {values['writeback-device']} "
+            f"holds {held}"))
+
+
+def _held_by(path: Path) -> str | None:
+    """Of files only: a device is looked at when it is taken. What cannot be read now may be there then."""
+    try:
+        return signatures.held_by(path) if path.is_file() else None
+    except OSError:
+        return None
 
 
 def _expect_safe_swap(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from zramfs.host import system_calls
 from zramfs.host.mounts import Mount, mount_id, mounts, namespaces
+from zramfs.host.paths import AS_PATH
 from zramfs.host.swaps import swaps
 
 _OVERLAY_KEYS = ("upperdir", "workdir", "lowerdir")
@@ -188,7 +189,7 @@ def _uses(pid: int, target: _Target, table: Iterable[Mount]) -> str | None:
                 if path.startswith("/") and number not in known and (
                         system_calls.device_of(f"{proc}/fd/{fd}") in target.devs):
                     return f"has {path} open, of a mount that was detached"
-        with open(f"{proc}/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        with open(f"{proc}/maps", **AS_PATH) as maps:
             for line in maps:
                 fields = line.rstrip("\n").split(maxsplit=5)
                 if len(fields) == 6 and fields[5].startswith("/") and (
@@ -211,7 +212,7 @@ def _runs_or_has(pid: int, directory: Path) -> str | None:
                 path = os.readlink(f"{proc}/fd/{fd}")
                 if _below(path, [directory]) and path != str(directory):
                     return f"has {path} open"
-        with open(f"{proc}/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        with open(f"{proc}/maps", **AS_PATH) as maps:
             for line in maps:
                 fields = line.rstrip("\n").split(maxsplit=5)
                 if len(fields) == 6 and _below(fields[5], [directory]):

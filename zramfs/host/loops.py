@@ -14,6 +14,7 @@ from pathlib import Path
 from zramfs.errors import ZramfsError
 
 from . import programs
+from .paths import AS_PATH
 from .programs import run
 
 # The size of a page of the device: a smaller sector makes every small write a read-modify-write.
@@ -122,7 +123,7 @@ def backing_file(device: str) -> str | None:
     """The file a loop device stands on, or None."""
     path = f"/sys/block/{Path(device).name}/loop/backing_file"
     with contextlib.suppress(OSError):
-        return Path(path).read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n")
+        return Path(path).read_text(**AS_PATH).removesuffix("\n")
     return None
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .paths import AS_PATH
+
 FSTYPE = "fuse.zramfs"  # of the tree of a device
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -40,8 +42,7 @@ def unescape(text: str) -> str:
 def mounts(pid: int | str = "self") -> list[Mount]:
     """The mounts a process sees, in the order of mounting: of several on one directory the last is on top."""
     found = []
-    # surrogateescape: a path is bytes, and need not be UTF-8.
-    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    with open(f"/proc/{pid}/mountinfo", **AS_PATH) as lines:
         for line in lines:
             fields = line.rstrip("\n").split(" ")
             dash = fields.index("-")

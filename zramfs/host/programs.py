@@ -14,6 +14,8 @@ from collections.abc import Collection, Mapping
 
 from zramfs.errors import ZramfsError
 
+from .paths import AS_PATH
+
 PLACES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")  # after those of PATH
 
 
@@ -47,8 +49,8 @@ def run(command: list[str], pass_fds: Collection[int] = ()) -> subprocess.Comple
     """Runs a command to its end, without input. What it said and how it ended is for the caller to judge; args
     is the command as it was given. pass_fds: descriptors that it inherits."""
     done = subprocess.run(
-        [find(command[0]) or command[0], *command[1:]], capture_output=True, text=True,
-        errors="surrogateescape", stdin=subprocess.DEVNULL, check=False, env=environment(),
+        [find(command[0]) or command[0], *command[1:]], capture_output=True, **AS_PATH,
+        stdin=subprocess.DEVNULL, check=False, env=environment(),
         pass_fds=tuple(pass_fds))
     done.args = command
     return done

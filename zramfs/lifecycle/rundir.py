@@ -28,7 +28,7 @@ from typing import Any
 
 from zramfs.errors import ZramfsError
 from zramfs.host import locks, safe_paths
-from zramfs.host.paths import ROOT_BASE, escape, resolve
+from zramfs.host.paths import AS_PATH, ROOT_BASE, escape, resolve
 
 from .device_state import State, correct, rebuild
 
@@ -65,7 +65,7 @@ class Rundir:
 
     def _read_file(self) -> State | None:
         try:
-            text = (self.path / "state.json").read_text(encoding="utf-8", errors="surrogateescape")
+            text = (self.path / "state.json").read_text(**AS_PATH)
             found = json.loads(text)
             # A daemon of another version may say more, or less. It is alive all the same, and what took it
             # for an unfinished start would drop its data.
@@ -83,7 +83,7 @@ class Rundir:
         temporary = self.path / "state.json.new"
         text = json.dumps(asdict(state), indent=1, ensure_ascii=False) + "\n"
         try:
-            with open(temporary, "w", encoding="utf-8", errors="surrogateescape", opener=_private) as out:
+            with open(temporary, "w", **AS_PATH, opener=_private) as out:
                 out.write(text)
             os.replace(temporary, self.path / "state.json")
         except OSError as error:

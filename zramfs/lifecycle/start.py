@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from zramfs.errors import ZramfsError
-from zramfs.host import detach, loops, mounts, process, safety, watermark
+from zramfs.host import detach, limits, loops, mounts, process, safety, watermark
 from zramfs.lifecycle.stop import Say, clean_up, end_daemon, may_end, take_down_top, teardown
 from zramfs.model.config import DeviceConfig
 
@@ -129,6 +129,7 @@ def _serve(
     rundir.keep(new)
     new.update(pid=os.getpid(), pid_start=process.process_start(os.getpid()))
     try:
+        limits.lift_file_size()
         state = new.read()
         if state and state.kind == "swap" and not config.reserve and not config.forced:
             raise ZramfsError(

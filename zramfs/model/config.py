@@ -47,7 +47,7 @@ class DeviceConfig:
     name         shown as the file system's source in /proc/mounts
     reserve      memory kept ready for writes, rounded up to 2 MiB; above 0 the process is also locked in
                  memory and set up for swap (safety.py); 0 = none of that
-    forced       go on without a setting that swap needs
+    forced       go on without a setting that swap needs, and over what the write-back file or device holds
     allow_other  other users may use the mounts (FUSE's option of that name)
     proactiveness  of compaction, 0 to 100
     writeback    block device or regular file for write-back; None = none
