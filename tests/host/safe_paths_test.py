@@ -55,8 +55,9 @@ def test_a_link_in_a_directory_of_another_user_is_refused(alone: Path, his: Path
     (alone / "etc").mkdir()
     (his / "link").symlink_to("/etc/cron.d")
     (his / "way").symlink_to(alone / "etc")
-    sentence = f"{his}/link leads through the link {his}/link, which root does not follow, because {his} belongs "
-    assert refused(his / "link").startswith(sentence + "to uid 65534: expected a path without links")
+    assert refused(his / "link").startswith(
+        f"{his}/link leads through the link {his}/link, which root does not follow, because {his} belongs "
+        "to uid 65534: expected a path without links")
     assert f"through the link {his}/way" in refused(his / "way/below")
 
 
@@ -84,8 +85,8 @@ def test_a_link_of_roots_to_another_users_directory_is_followed_and_what_is_belo
 
 
 def test_what_a_user_shows_on_fuse_is_not_taken_for_roots(alone: Path) -> None:
-    """Whoever serves a FUSE mount says whose its directories are. Nobody serves this one: the walk does not ask
-    about the last name, and the first name below hangs, so only the table of mounts is looked at."""
+    """Whoever serves a FUSE mount says whose its directories are. Nobody serves this one: the walk does not
+    ask about the last name, and the first name below hangs, so only the table of mounts is looked at."""
     (alone / "point").mkdir()
     fd = fusermount.mount_file(alone / "point", options={"fsname": "test"})
     try:
@@ -109,7 +110,8 @@ def test_paths_resolve_as_for_everybody_where_all_is_roots(alone: Path) -> None:
     (alone / "a/up").symlink_to("../a/b")
     (alone / "absolute").symlink_to(alone / "a")
     (alone / "circle").symlink_to("circle")
-    for text in ("a/b", "a/up", "a/up/none/below", "absolute/up/x", "a/b/", "a/./b", "absolute/../a", "none", "."):
+    for text in ("a/b", "a/up", "a/up/none/below", "absolute/up/x", "a/b/", "a/./b", "absolute/../a", "none",
+                 "."):
         assert safe_paths.resolve(f"{alone}/{text}") == paths.resolve(f"{alone}/{text}"), text
     assert safe_paths.resolve("/") == Path("/")
     with pytest.raises(ZramfsError, match="runs in a circle of symbolic links"):

@@ -21,10 +21,11 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
-SYSTEM = ["/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/proc", "/root", "/run", "/sbin", "/sys", "/usr",
-          "/usr/lib", "/usr/lib/systemd", "/usr/bin", "/usr/local", "/usr/share", "/var", "/var/lib", "/proc/1"]
-PYTHON = [sys.prefix, sys.base_prefix, os.path.dirname(os.__file__), f"{os.path.dirname(os.__file__)}/encodings",
-          os.path.dirname(sys.executable)]
+SYSTEM = ["/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/proc", "/root", "/run", "/sbin", "/sys",
+          "/usr", "/usr/lib", "/usr/lib/systemd", "/usr/bin", "/usr/local", "/usr/share", "/var",
+          "/var/lib", "/proc/1"]
+PYTHON = [sys.prefix, sys.base_prefix, os.path.dirname(os.__file__),
+          f"{os.path.dirname(os.__file__)}/encodings", os.path.dirname(sys.executable)]
 
 
 @pytest.mark.parametrize("place", [*SYSTEM, *PYTHON, *map(str, Path(sys.base_prefix).parents)])
@@ -34,8 +35,9 @@ def test_what_the_machine_needs_is_not_hidden(place: str) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-@pytest.mark.parametrize("place", ["/mnt", "/mnt/z0", "/srv/x", "/home/user/disk", "/var/cache/x", "/var/lib/x",
-                                   "/usr/local/scratch", "/opt/x", "/run/x", "/media/x", "/var/tmp/x"])
+@pytest.mark.parametrize("place", ["/mnt", "/mnt/z0", "/srv/x", "/home/user/disk", "/var/cache/x",
+                                   "/var/lib/x", "/usr/local/scratch", "/opt/x", "/run/x", "/media/x",
+                                   "/var/tmp/x"])
 def test_other_places_are_anybodys(place: str) -> None:
     mount_points.expect_allowed(Path(place))
 
@@ -63,5 +65,6 @@ def test_a_directory_in_use_is_refused_with_the_user(tmp_path: Path) -> None:
         with pytest.raises(ZramfsError, match=rf"\(pid {pid}\) has {place}/data open") as caught:
             mount_points.expect_idle(place)
         assert caught.value.errno == errno.EBUSY
-        assert f"{place} is in use, and a mount there would hide it" in failure("create", place, "--size", "1M")
+        said = failure("create", place, "--size", "1M")
+        assert f"{place} is in use, and a mount there would hide it" in said
     assert sorted(os.listdir(place)) == ["data"]

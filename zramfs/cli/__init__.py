@@ -61,8 +61,8 @@ for command in (
 
 
 def _open_standard_files() -> None:
-    """Fills what the caller has closed of the descriptors 0 to 2 (`>&-`): no file of ours may get one of these.
-    What is written there fails, as it would without. Output takes any path, in whatever locale."""
+    """Fills what the caller has closed of the descriptors 0 to 2 (`>&-`): no file of ours may get one of
+    them. What is written there fails, as it would without. Output takes any path, in whatever locale."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

@@ -68,9 +68,9 @@ def _make_parents(place: Path) -> None:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise
+        number = error.errno or errno.EIO
         raise ZramfsError(
-            error.errno or errno.EIO, f"{place.parent} is not there and cannot be made: {os.strerror(error.errno or errno.EIO)}"
-        ) from None
+            number, f"{place.parent} is not there and cannot be made: {os.strerror(number)}") from None
 
 
 def down(name: str, say: Say) -> bool:

@@ -161,7 +161,8 @@ class _Daemon:
         """Where ours is that was mounted on `path`, which somebody may have renamed; None when it is gone, or
         something else is mounted over it."""
         ours = self.mounts.get(path)
-        found = next((each for each in mounts.mounts() if ours and (each.id, each.dev) == (ours.id, ours.dev)), None)
+        found = next(
+            (each for each in mounts.mounts() if ours and (each.id, each.dev) == (ours.id, ours.dev)), None)
         return found.mountpoint if found and mounts.mount_at(found.mountpoint) == found else None
 
     def mounted(self, path: Path) -> bool:

@@ -83,7 +83,8 @@ def _expect_free(path: Path) -> None:
     except OSError:
         return  # opening it for writing says it better
     if held:
-        advice = f"wipefs --all {path}" if path.is_block_device() else f"truncate -s 0 {path}, then -s its size"
+        is_device = path.is_block_device()
+        advice = f"wipefs --all {path}" if is_device else f"truncate -s 0 {path}, then -s its size"
         raise ZramfsError(
             errno.EEXIST,
             f"{path} holds {held}, which write-back would overwrite; nothing was changed. If it may "
@@ -124,8 +125,8 @@ class BackingStore:
     async def open(self, path: str, *, overwrite: bool = False) -> None:
         """Opens a block device or file in place of the last one. overwrite: whatever it holds.
 
-        ZramfsError: what open(2) says, ENOTBLK, EBUSY, EINVAL, ENOMEM, EEXIST for one that holds something; the
-        last one stays then.
+        ZramfsError: what open(2) says, ENOTBLK, EBUSY, EINVAL, ENOMEM, EEXIST for one that holds something;
+        the last one stays then.
         """
         if not path:
             raise ZramfsError(errno.ENOENT, "expected the path of a block device or a file, got nothing")

@@ -147,6 +147,17 @@ def unmount_exactly(path: str | os.PathLike[str], *, lazy: bool = False) -> None
         system_calls.unmount(f"/proc/self/fd/{parent}/{name}", flags)
 
 
+def unmount_without_proc(path: Path) -> None:
+    """As unmount_exactly(), in a process that has entered another mount namespace, whose /proc may be that of
+    other pids: no link at all is followed, and the process's directory is another afterwards."""
+    os.chdir("/")
+    for name in path.parts[1:-1]:
+        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        os.fchdir(fd)
+        os.close(fd)
+    system_calls.unmount(path.name, system_calls.UMOUNT_NOFOLLOW)
+
+
 def is_mounted(path: str | os.PathLike[str]) -> bool:
     """True if path itself is a mount point in this process's mount namespace."""
     return mount_at(_absolute(path)) is not None

@@ -39,8 +39,9 @@ def users_of(
 ) -> list[str]:
     """One phrase for each thing that keeps the mounts at `paths`, or the block `devices`, in use.
 
-    Mounts below; mounts of the same elsewhere, also in other mount namespaces, but for copies(); overlays on it; swap areas; and processes that have a file of it open or mapped, work in it, or have it as
-    root, also after it was detached. Processes in `but`, swap areas in `own_swaps` and this process do not
+    Mounts below; mounts of the same elsewhere, also in other mount namespaces, but for copies(); overlays on
+    it; swap areas; and processes that have a file of it open or mapped, work in it, or have it as root, also
+    after it was detached. Processes in `but`, swap areas in `own_swaps` and this process do not
     count. Of the processes of others an ordinary user sees nothing.
     """
     table = mounts()
@@ -64,16 +65,22 @@ def users_of(
         if area not in own_swaps
         and (area in devices or any(Path(area).is_relative_to(path) for path in paths))
     ]
+    phrases += _built_on(devices)
+    skip = {os.getpid(), *but}
+    for pid in _pids():
+        if pid not in skip and (way := _uses(pid, target, table)):
+            phrases.append(f"{process_name(pid)} (pid {pid}) {way}")
+    return phrases
+
+
+def _built_on(devices: Collection[str]) -> list[str]:
+    phrases = []
     for device in devices:
         with contextlib.suppress(FileNotFoundError):
             phrases += [
                 f"/dev/{holder} is built on {device}"
                 for holder in os.listdir(f"/sys/block/{Path(device).name}/holders")
             ]
-    skip = {os.getpid(), *but}
-    for pid in _pids():
-        if pid not in skip and (way := _uses(pid, target, table)):
-            phrases.append(f"{process_name(pid)} (pid {pid}) {way}")
     return phrases
 
 
@@ -133,8 +140,8 @@ def copies(paths: Collection[Path], devices: Collection[str] = ()) -> list[tuple
 
 
 def _is_copy(mount: Mount, theirs: Iterable[Mount], ours: Iterable[Mount]) -> bool:
-    """On the same place below the same root. A container has another root, and what is mounted there was asked
-    for."""
+    """On the same place below the same root. A container has another root, and what is mounted there was
+    asked for."""
     return {(mount.dev, mount.mountpoint), (_root(theirs), Path("/"))} <= {
         (each.dev, each.mountpoint) for each in ours}
 

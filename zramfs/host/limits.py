@@ -10,8 +10,8 @@ from zramfs.errors import ZramfsError
 
 
 def lift_file_size() -> None:
-    """Takes the limit on the size of files away (ulimit -f): the pool is a memory file, sparse, and many times
-    as long as the memory that it takes. Raises ZramfsError(EFBIG) where it cannot be taken away."""
+    """Takes the limit on the size of files away (ulimit -f): the pool is a memory file, sparse, and many
+    times as long as the memory that it takes. Raises ZramfsError(EFBIG) where it cannot be taken away."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if soft == resource.RLIM_INFINITY:
         return
@@ -23,5 +23,5 @@ def lift_file_size() -> None:
     if left != resource.RLIM_INFINITY:
         raise ZramfsError(
             errno.EFBIG,
-            f"files may have at most {left} bytes here (ulimit -f), and a device keeps its data in a memory file "
-            "that is longer: expected `ulimit -f unlimited`")
+            f"files may have at most {left} bytes here (ulimit -f), and a device keeps its data in a memory "
+            "file that is longer: expected `ulimit -f unlimited`")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who has locked a directory with flock(2).
 
-The kernel gives the pids as this pid namespace knows them, and takes the lock away with the process. So a lock
-tells who serves a device better than a pid in a file.
+The kernel gives the pids as this pid namespace knows them, and takes the lock away with the process. So a
+lock tells who serves a device better than a pid in a file.
 """
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def _is_on(place: str, dev: str, inode: int) -> bool:
 
 
 def is_locked(directory: Path) -> bool:
-    """Whether any process has a lock on it, of whatever pid namespace. Another one that looks at the same time
-    has it for a moment, and is not meant."""
+    """Whether any process has a lock on it, of whatever pid namespace. Another one that looks at the same
+    time has it for a moment, and is not meant."""
     for _ in range(_TRIES):
         if not _try_lock(directory):
             return False

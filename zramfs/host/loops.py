@@ -22,7 +22,7 @@ SECTOR_SIZE = 4096
 # losetup picks a free device and then claims it; between the two somebody else may have been faster.
 _TRIES = 20
 _PAUSE = 0.05
-_SILENCE = 1.0  # seconds that a command may wait without a word
+_SILENCE = 3.0  # seconds that a command may wait without a word
 
 
 def attach(disk: Path) -> str:
@@ -84,7 +84,8 @@ def detach(
     then it goes with its last user, who can no longer be found.
 
     losetup -d of a device in use succeeds and acts at the last close; so success is what sysfs says.
-    say: gets a sentence when the wait becomes longer than _SILENCE. Raises ZramfsError: EBUSY when it is in use after `timeout` seconds.
+    say: gets a sentence when the wait becomes longer than _SILENCE.
+    Raises ZramfsError: EBUSY when it is in use after `timeout` seconds.
     """
     if not stands_on(device, disk, attached) or (backing_file(device) != str(disk) and _told(device)):
         return

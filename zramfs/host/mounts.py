@@ -48,8 +48,8 @@ def mounts(pid: int | str = "self") -> list[Mount]:
             dash = fields.index("-")
             fstype, source, *options = fields[dash + 1:]
             found.append(Mount(
-                int(fields[0]), fields[2], Path(unescape(fields[4])), fstype, unescape(source), int(fields[1]),
-                tuple(fields[6:dash]), " ".join(options)))
+                int(fields[0]), fields[2], Path(unescape(fields[4])), fstype, unescape(source),
+                int(fields[1]), tuple(fields[6:dash]), " ".join(options)))
     return found
 
 

@@ -16,7 +16,8 @@ from zramfs.errors import ZramfsError
 
 from .paths import AS_PATH
 
-PLACES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")  # after those of PATH
+# After those of PATH.
+PLACES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 
 def search_path() -> str:
@@ -36,7 +37,7 @@ def environment() -> dict[str, str]:
 
 
 def expect(needed: Mapping[str, str], purpose: str) -> None:
-    """Raises ZramfsError(ENOENT) about the first program that is missing. needed: program to Debian package."""
+    """Raises ZramfsError(ENOENT) about the first missing program. needed: program to Debian package."""
     for name, package in needed.items():
         if find(name) is None:
             raise ZramfsError(
@@ -46,8 +47,8 @@ def expect(needed: Mapping[str, str], purpose: str) -> None:
 
 
 def run(command: list[str], pass_fds: Collection[int] = ()) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end, without input. What it said and how it ended is for the caller to judge; args
-    is the command as it was given. pass_fds: descriptors that it inherits."""
+    """Runs a command to its end, without input. What it said and how it ended is for the caller to judge;
+    args is the command as it was given. pass_fds: descriptors that it inherits."""
     done = subprocess.run(
         [find(command[0]) or command[0], *command[1:]], capture_output=True, **AS_PATH,
         stdin=subprocess.DEVNULL, check=False, env=environment(),

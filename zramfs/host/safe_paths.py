@@ -3,9 +3,9 @@
 
 A path is walked one name at a time, each opened with O_NOFOLLOW below the descriptor of the last. A link is
 followed only while every directory so far is root's alone: it belongs to root, neither group nor others may
-write to it (a sticky one like /tmp counts as theirs), and it is not on FUSE, where a user's program says whose
-everything is. Below the first directory that is not, a link is refused with a sentence. What is used then is
-the descriptor, so a later rename changes nothing.
+write to it (a sticky one like /tmp counts as theirs), and it is not on FUSE, where a user's program says
+whose everything is. Below the first directory that is not, a link is refused with a sentence. What is used
+then is the descriptor, so a later rename changes nothing.
 
 An ordinary user walks with his own rights alone: his links are followed as ever.
 """
@@ -220,8 +220,8 @@ def remove_directory(path: str | Path) -> None:
 
 
 def replaceable(path: Path) -> str | None:
-    """Why somebody but root can put something else in the place of `path`; None if nobody can, or this process
-    is an ordinary user's. A sticky directory keeps what root made in it."""
+    """Why somebody but root can put something else in the place of `path`; None if nobody can, or this
+    process is an ordinary user's. A sticky directory keeps what root made in it."""
     if not _is_root():
         return None
     for above in path.parents:

@@ -24,8 +24,8 @@ _HOW = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def held_by(path: Path) -> str | None:
-    """What `path` holds, as a phrase; None for nothing that one knows of. Raises OSError if it cannot be read,
-    ZramfsError(ELOOP) for a link that root must not follow."""
+    """What `path` holds, as a phrase; None for nothing that one knows of. Raises OSError if it cannot be
+    read, ZramfsError(ELOOP) for a link that root must not follow."""
     fd = safe_paths.open_path(path, _HOW)
     try:
         kind = os.fstat(fd).st_mode

@@ -14,7 +14,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_DIRSYNC, MS_NOATIME = 1, 2, 4, 8, 16, 128, 1024
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
-CLONE_NEWNS = 0x20000
+CLONE_NEWNS, CLONE_NEWPID = 0x20000, 0x20000000
 # <linux/stat.h>, and the place of stx_dev_major and stx_dev_minor in struct statx, of 256 bytes
 _AT_FDCWD, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC = -100, 0x800, 0x4000
 _STATX_SIZE, _STATX_DEV = 256, 136
@@ -32,7 +32,7 @@ def unmount(target: str, flags: int = 0) -> None:
 
 
 def enter_namespace(fd: int, kind: int) -> None:
-    """setns(2), for a process with one thread. kind: CLONE_NEWNS and the like."""
+    """setns(2), for a process with one thread. kind: CLONE_NEWNS; CLONE_NEWPID, for its later children."""
     _expect_zero(_LIBC.setns(fd, kind), None)
 
 

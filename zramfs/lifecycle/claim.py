@@ -12,7 +12,15 @@ from pathlib import Path
 from zramfs.errors import ZramfsError
 from zramfs.host import mounts, paths, process, safe_paths
 from zramfs.host.mounts import FSTYPE
-from zramfs.lifecycle.stop import END_TIMEOUT, Say, clean_up, expect_unserved, expect_unused, remove_rundir, stale_message
+from zramfs.lifecycle.stop import (
+    END_TIMEOUT,
+    Say,
+    clean_up,
+    expect_unserved,
+    expect_unused,
+    remove_rundir,
+    stale_message,
+)
 from zramfs.model.config import DeviceConfig
 
 from . import mount_points, rundir
@@ -28,8 +36,9 @@ def claim_place(
     """A run directory for a new device, and the device's description with its place in it.
 
     directory: where the tree goes, or the file system of a RAM disk; None for swap. It is made if only its
-    last part is missing. kind: as State.kind. name: of the device; None = its directory's, escaped. mode: of the root
-    directory of a RAM disk's file system. Cleans up what a dead daemon left there, and says so. Raises ZramfsError: EBUSY when a device is there,
+    last part is missing. kind: as State.kind. name: of the device; None = its directory's, escaped. mode: of
+    the root directory of a RAM disk's file system.
+    Cleans up what a dead daemon left there, and says so. Raises ZramfsError: EBUSY when a device is there,
     ENOTDIR, ENOENT, EPERM; EINVAL and EBUSY for what a mount would hide.
     """
     if directory is not None:
@@ -142,7 +151,7 @@ def _make_directory(directory: Path) -> list[str]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise
+        number = error.errno or errno.EIO
         raise ZramfsError(
-            error.errno or errno.EIO, f"{directory} does not exist and could not be created: {os.strerror(error.errno or errno.EIO)}"
-        ) from None
+            number, f"{directory} does not exist and could not be created: {os.strerror(number)}") from None
     return [str(directory)]

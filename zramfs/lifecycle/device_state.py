@@ -84,8 +84,8 @@ def _moved(state: State, which: str, found: list[mounts.Mount]) -> State:
 
 
 def rebuild(path: Path, holders: list[int]) -> State | None:
-    """The state of a device whose state.json is gone, while its daemon serves: from what is mounted. path: its
-    run directory."""
+    """The state of a device whose state.json is gone, while its daemon serves: from what is mounted. path:
+    its run directory."""
     disk, tree = path / "disk", path / "tree"
     lane = mounts.mount_at(disk)
     if not holders or lane is None or not lane.source.startswith(DISK_SOURCE):

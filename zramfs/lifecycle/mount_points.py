@@ -16,11 +16,13 @@ from . import rundir
 
 # Every command needs these, also the one that is to take the mount away.
 _NEEDED = ("/proc", "/sys", "/dev", "/usr", "/bin", "/lib", "/etc")
-_SYSTEM = ("/boot", "/home", "/root", "/run", "/sbin", "/usr/local", "/usr/share", "/var", "/var/lib", "/var/log")
+_SYSTEM = (
+    "/boot", "/home", "/root", "/run", "/sbin", "/usr/local", "/usr/share", "/var", "/var/lib", "/var/log",
+)
 # Programs and what they load: no directory below these is anybody's to mount on.
 _PROGRAMS = (
-    "/bin", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sbin", "/sys", "/usr/bin", "/usr/lib", "/usr/lib32",
-    "/usr/lib64", "/usr/libexec", "/usr/sbin",
+    "/bin", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sbin", "/sys",
+    "/usr/bin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec", "/usr/sbin",
 )
 _FOR_ALL = ("/tmp", "/var/tmp", "/dev/shm")
 _MODE_FOR_ALL = 0o1777
@@ -62,8 +64,8 @@ def _home() -> list[Path]:
 
 
 def needs_mode(directory: Path, mode: int | None) -> str | None:
-    """Why `directory` needs another mode than `mode` of what is mounted there; None when it does not. mode None:
-    as mkfs or the device has it, for one user."""
+    """Why `directory` needs another mode than `mode` of what is mounted there; None when it does not. mode
+    None: as mkfs or the device has it, for one user."""
     if str(directory) not in _FOR_ALL or mode is not None and mode & _MODE_FOR_ALL == _MODE_FOR_ALL:
         return None
     got = "none" if mode is None else f"{mode:04o}"
@@ -83,13 +85,13 @@ def expect_idle(directory: Path) -> None:
     if not _is_empty(directory) and (phrases := in_use.holders_below(directory)):
         listed = "".join(f"\n  {phrase}" for phrase in phrases)
         raise ZramfsError(
-            errno.EBUSY, f"{directory} is in use, and a mount there would hide it; take an empty directory, or "
-            f"stop these first:{listed}")
+            errno.EBUSY, f"{directory} is in use, and a mount there would hide it; take an empty directory, "
+            f"or stop these first:{listed}")
 
 
 def _is_empty(directory: Path) -> bool:
-    """True also for one that is not there, or cannot be read: claim_place() says so; and for one on FUSE, whose
-    server may not answer."""
+    """True also for one that is not there, or cannot be read: claim_place() says so; and for one on FUSE,
+    whose server may not answer."""
     mount = mounts.mount_at(directory)
     if mount is not None and mount.fstype.startswith("fuse"):
         return True

@@ -88,7 +88,7 @@ def mount(wanted: FileSystem, device: str) -> None:
 
 
 def _set_owner(wanted: FileSystem, device: str) -> None:
-    """Of the new root directory, and of nothing else. Raises ZramfsError(EXDEV) if it is not under its name."""
+    """Of the new root directory alone. Raises ZramfsError(EXDEV) if that is not under its name."""
     fd = -1
     try:
         with contextlib.suppress(OSError):
@@ -97,8 +97,8 @@ def _set_owner(wanted: FileSystem, device: str) -> None:
         if not any(each.id == number and each.source == device for each in mounts.mounts()):
             raise ZramfsError(
                 errno.EXDEV,
-                f"{device} was mounted on {wanted.mountpoint}, and something else is there now, so it was taken "
-                "away again: somebody has renamed a directory on the way meanwhile")
+                f"{device} was mounted on {wanted.mountpoint}, and something else is there now, so it was "
+                "taken away again: somebody has renamed a directory on the way meanwhile")
         if wanted.owner is not None or wanted.group is not None:
             os.fchown(fd, *(-1 if each is None else each for each in (wanted.owner, wanted.group)))
         if wanted.mode is not None:

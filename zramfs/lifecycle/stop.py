@@ -14,7 +14,16 @@ from pathlib import Path
 
 from zramfs.errors import ZramfsError
 from zramfs.host import (
-    bounded, fusermount, in_use, locks, loops, mounts, programs, safe_paths, system_calls, watermark,
+    bounded,
+    fusermount,
+    in_use,
+    locks,
+    loops,
+    mounts,
+    programs,
+    safe_paths,
+    system_calls,
+    watermark,
 )
 from zramfs.host.bounded import ANSWER_TIMEOUT
 
@@ -25,7 +34,7 @@ log = logging.getLogger(__name__)
 
 # Freeing some 10 GiB of pool takes about a second; the rest is for a loaded machine.
 END_TIMEOUT = 30.0
-SILENCE = 1.0  # seconds that a wait may take before it is announced
+SILENCE = 3.0  # seconds that a wait may take before it is announced; on a loaded machine an end takes 1 to 2
 # A file system that nobody holds is gone when umount2 returns, but for somebody who had just a look at it.
 GONE_TIMEOUT = 2.0
 
@@ -50,7 +59,7 @@ def stop_device(old: Rundir, say: Say, *, force: bool = False) -> None:
         say(stale_message(old, state))
         return
     if _is_elsewhere(state.pid):
-        bounded.call(functools.partial(_stop_inside, old, state.pid, say, force), None)
+        bounded.call(functools.partial(_stop_elsewhere, old, state.pid, say, force), None)
     else:
         _stop_living(old, state, say, force)
 
@@ -63,14 +72,26 @@ def _is_elsewhere(pid: int) -> bool:
     return False
 
 
-def _stop_inside(old: Rundir, pid: int, say: Say, force: bool) -> None:
-    """In a child process, which stays in the other namespace."""
-    _enter_mounts_of(pid)
+def _stop_elsewhere(old: Rundir, pid: int, say: Say, force: bool) -> None:
+    """In a child process, whose own child is in the namespaces of the daemon: of its mounts, and of its pids,
+    because /proc there may show no others."""
+    mount_space = _open_namespace(pid, "mnt")
+    system_calls.enter_namespace(_open_namespace(pid, "pid"), system_calls.CLONE_NEWPID)
+    bounded.call(functools.partial(_stop_inside, old, mount_space, say, force), None)
+
+
+def _open_namespace(pid: int, kind: str) -> int:
+    return os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _stop_inside(old: Rundir, mount_space: int, say: Say, force: bool) -> None:
+    system_calls.enter_namespace(mount_space, system_calls.CLONE_NEWNS)
     state = old.read()
     if state is None or not state.alive():
         raise ZramfsError(
-            errno.ENOENT, f"{old.path} of pid {pid} is not to be seen in that process's mount namespace: stop the "
-            f"device there, with `nsenter --target {pid} --mount`")
+            errno.ENOENT,
+            f"{old.path} is not to be seen in the mount namespace of its daemon: expected the same run "
+            "directory there; stop the device from within")
     _stop_living(old, state, say, force)
 
 
@@ -92,8 +113,8 @@ def _stop_living(old: Rundir, state: State, say: Say, force: bool) -> None:
 
 
 def _take_copies_away(old: Rundir, state: State) -> None:
-    """Unmounts in other mount namespaces what is there only because they began as copies of this one, and which
-    nobody uses (expect_unused). Raises ZramfsError(EBUSY) where a file system would live on in one."""
+    """Unmounts in other mount namespaces what is there only because they began as copies of this one, and
+    which nobody uses (expect_unused). Raises ZramfsError(EBUSY) where a file system would live on in one."""
     if os.geteuid() != 0:
         return
     standing = _standing(old, state) if state.kind == "ramdisk" else []
@@ -115,8 +136,8 @@ def _take_copies_away(old: Rundir, state: State) -> None:
 
 def _unmount_inside(pid: int, place: Path) -> None:
     """In a child process, which stays in the other namespace."""
-    _enter_mounts_of(pid)
-    fusermount.unmount_exactly(place)
+    system_calls.enter_namespace(_open_namespace(pid, "mnt"), system_calls.CLONE_NEWNS)
+    fusermount.unmount_without_proc(place)
 
 
 def _is_there(pid: int, place: Path) -> bool:
@@ -124,14 +145,6 @@ def _is_there(pid: int, place: Path) -> bool:
         return any(each.mountpoint == place for each in mounts.mounts(pid))
     except OSError:
         return False
-
-
-def _enter_mounts_of(pid: int) -> None:
-    namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        system_calls.enter_namespace(namespace, system_calls.CLONE_NEWNS)
-    finally:
-        os.close(namespace)
 
 
 def _expect_programs(state: State) -> None:
@@ -237,7 +250,8 @@ def expect_unused(old: Rundir, state: State | None) -> None:
         phrases = [
             f"a file system still holds {device}, and is mounted nowhere to be seen: it was detached (umount "
             "--lazy) while frozen or in use, or the kernel itself uses it"
-            for device in own if not ramdisk.places(device) and not loops.wait_unclaimed(device, GONE_TIMEOUT)]
+            for device in own
+            if not ramdisk.places(device) and not loops.wait_unclaimed(device, GONE_TIMEOUT)]
     if phrases:
         where = state.where if state else str(old.path)
         listed = "".join(f"\n  {phrase}" for phrase in phrases)
@@ -245,8 +259,8 @@ def expect_unused(old: Rundir, state: State | None) -> None:
 
 
 def own_place(state: State, device: str) -> Path | None:
-    """Where the file system of the RAM disk is mounted; None if it is not. Others may have mounted it elsewhere
-    too: the first mount is ours, unless one has our mount point's name."""
+    """Where the file system of the RAM disk is mounted; None if it is not. Others may have mounted it
+    elsewhere too: the first mount is ours, unless one has our mount point's name."""
     if not state.mountpoint:
         return None
     found = ramdisk.places(device)
@@ -285,8 +299,9 @@ def _take_down_file_system(state: State, device: str, place: Path, say: Say | No
         ramdisk.freeze(place)
     raise ZramfsError(
         errno.EBUSY,
-        f"the file system on {device} was unmounted from {place} and still lived after {GONE_TIMEOUT:g} s, so "
-        "somebody uses it who is not to be seen from here; it is mounted again, and nothing else was changed")
+        f"the file system on {device} was unmounted from {place} and still lived after {GONE_TIMEOUT:g} s, "
+        "so somebody uses it who is not to be seen from here; it is mounted again, and nothing else was "
+        "changed")
 
 
 def end_daemon(state: State, say: Say | None = None) -> None:
@@ -320,16 +335,16 @@ def _expect_server(state: State) -> None:
     if state.pid not in locks.holders(place) and locks.is_locked(place):
         raise ZramfsError(
             errno.EBUSY,
-            f"{state.where} is not served by pid {state.pid}, but by a process of another pid namespace: stop it "
-            "there; no signal was sent")
+            f"{state.where} is not served by pid {state.pid}, but by a process of another pid namespace: "
+            "stop it there; no signal was sent")
 
 
 def _wait_end(pidfd: int, state: State, say: Say | None) -> bool:
     if select.select([pidfd], [], [], SILENCE)[0]:
         return True
     if say:
-        say(f"waiting up to {END_TIMEOUT:g} s until the daemon (pid {state.pid}) has let go of its users and of "
-            "its memory")
+        say(f"waiting up to {END_TIMEOUT:g} s until the daemon (pid {state.pid}) has let go of its users "
+            "and of its memory")
     return bool(select.select([pidfd], [], [], END_TIMEOUT - SILENCE)[0])
 
 
