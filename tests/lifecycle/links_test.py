@@ -148,3 +148,20 @@ def test_what_holds_something_is_no_backing_store_without_force(tmp_path: Path, 
     zramfs(*words, "--force")
     zramfs("stop", tmp_path / "d")
     nothing_left(tmp_path / "d", base)
+
+
+def test_check_config_names_the_line_of_a_file_that_holds_something_and_of_a_place_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZRAMFS_ROOT", str(tmp_path))
+    (tmp_path / "etc/zramfs").mkdir(parents=True)
+    file = tmp_path / "etc/zramfs/r.conf"
+    file.write_text("mount-point = /var/tmp\nwriteback-device = /etc/passwd\n")
+    done = zramfs("check-config", check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert f"{file}:2: writeback-device: expected a block device, or a file that is there for this alone; " \
+           "/etc/passwd holds data that zramfs has not put there" in said
+    assert f"{file}:1: mount-point: everybody writes to /var/tmp, so a file system there needs mode = 1777" in said
+    file.write_text("mount-point = /var/tmp\nmode = 1777\n")
+    assert zramfs("check-config").returncode == 0

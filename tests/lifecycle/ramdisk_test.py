@@ -210,7 +210,8 @@ def test_a_missing_program_is_named_before_anything_happens(
         (tmp_path / other).symlink_to("/bin/true")
     monkeypatch.setattr(programs, "PLACES", ())
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ZramfsError, match=f"a RAM disk with ext4 needs {program}, which is in none of {tmp_path}"):
+    sentence = f"a RAM disk with ext4 needs {program}, which is in none of {tmp_path}"
+    with pytest.raises(ZramfsError, match=sentence):
         ramdisk.expect_able("ext4")
 
 
