@@ -93,6 +93,10 @@ class _Walk:
             return True
         try:
             there = os.open(name, _WAY | os.O_NOFOLLOW, dir_fd=self.fd)
+        except NotADirectoryError:
+            if make_parents:
+                raise
+            return False
         except FileNotFoundError:
             if len(self.left) == 1 or not make_parents:
                 return False
