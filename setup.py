@@ -70,9 +70,12 @@ def extension(name: str, *packages: tuple[str, str]) -> Extension:
 COMPRESSORS = (("liblz4", "1.9.0"), ("libzstd", "1.5.0"))
 
 EXTENSIONS = [
+    extension("allocator.populate"),
+    extension("allocator.background"),
     extension("allocator.buddy"),
     extension("allocator.isolation"),
     extension("allocator.arena"),
+    extension("allocator.headroom"),
     extension("allocator.migrate"),
     extension("allocator.compaction"),
     extension("allocator.zsmalloc"),
@@ -96,6 +99,7 @@ EXTENSIONS = [
     extension("zramfs.store.writeback"),
     extension("zramfs.store.block_state"),
     extension("zramfs.lane.metadata"),
+    extension("zramfs.lane.opens"),
     extension("zramfs.lane.pieces"),
     extension("zramfs.lane.requests"),
     extension("zramfs.lane.slow"),

@@ -3,7 +3,8 @@
 
 An Arena is one memory file cut into 4 KiB frames; a Pool packs objects of 1 to 4096 bytes into its
 frames, by size class (zsmalloc); Migration empties sparse 2 MiB pageblocks, whose memory then
-returns to the OS; a Balloon keeps frames from the pool. Device, file system and policy are not
+returns to the OS; a Balloon keeps frames from the pool; a Headroom stops the pool's growth where the host
+or a memory cgroup would run short. Device, file system and policy are not
 known here. The compiled modules have C interfaces in their .pxd files.
 
     >>> from allocator import Arena, Pool
@@ -20,6 +21,7 @@ from allocator.arena import Arena
 from allocator.balloon import Balloon
 from allocator.check import CheckError
 from allocator.compaction import Migration
+from allocator.headroom import Headroom
 from allocator.pool import Pool
 from allocator.reserve import Reserve
 from allocator.stats import (
@@ -27,6 +29,7 @@ from allocator.stats import (
     BalloonStats,
     ClassStats,
     CompactionStats,
+    HeadroomStats,
     PageblockStats,
     PoolStats,
 )
@@ -39,6 +42,8 @@ __all__ = [
     "CheckError",
     "ClassStats",
     "CompactionStats",
+    "Headroom",
+    "HeadroomStats",
     "Migration",
     "PageblockStats",
     "Pool",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see frames.pxd.
+# Locks: see frames.pxd.
 """C interface of the arena: its making, its end and its statistics."""
 from libc.stdint cimport uint64_t
 

@@ -1,19 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-from typing import Final
+from typing import Final, Self
+
+from typing_extensions import disjoint_base
 
 from .stats import ArenaStats
 
-# 2 MiB each.
+# Of 2 MiB each: 16 TiB less one pageblock.
 MAX_PAGEBLOCKS: Final[int]
 
+@disjoint_base
 class Arena:
-    def __init__(self, user_size: int, nr_pageblocks: int) -> None: ...
-    def close(self) -> None: ...
-    def alloc(self, order: int = 0) -> int: ...
-    def free(self, frame: int, order: int = 0) -> None: ...
-    # Of 4096 bytes; writable.
-    def frame(self, frame: int) -> memoryview: ...
-    def inject_failure(self, after: int) -> None: ...
-    def fileno(self) -> int: ...
-    def buddyinfo(self) -> tuple[int, ...]: ...
-    def stats(self) -> ArenaStats: ...
+    """Page frames of 4096 bytes in one memory file.
+
+    user_size: bytes of the user region, 0 to 2^46 - 1, which the arena keeps for its user and does not
+    look at. nr_pageblocks: blocks of 2 MiB that it may hand out at most, 1 to MAX_PAGEBLOCKS. A large arena
+    costs nothing until it is used. As a context manager it is closed at the end.
+    Raises ValueError for sizes out of range and MemoryError when the system gives no address space.
+    """
+
+    def __new__(cls, user_size: int, nr_pageblocks: int) -> Self: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+    def close(self) -> None:
+        """Gives all memory back. No other call may be under way on the arena or on what was made on it;
+        later calls raise ValueError. A second close() does nothing. Raises ValueError for an arena whose
+        reserve is not closed."""
+
+    def alloc(self, order: int = 0) -> int:
+        """The number of the first frame of a free block of 2^order frames, order 0 to 9. The block is aligned
+        to its size. Raises MemoryError when no block is left, or the system refuses its memory."""
+
+    def free(self, frame: int, order: int = 0) -> None:
+        """Takes back what alloc(order) gave; a block may also be given back in aligned parts. Raises
+        ValueError for anything else, and changes nothing then."""
+
+    def frame(self, frame: int) -> memoryview:
+        """The 4096 bytes of a frame in use, as a writable memoryview. It must not be used after free() or
+        close(). Raises ValueError for a frame that is not in use."""
+
+    def inject_failure(self, after: int) -> None:
+        """Fault injection: the after-th frame allocation from here on fails as if memory were short. 0: none
+        does."""
+
+    def fileno(self) -> int:
+        """The descriptor of the memory file, which stays the arena's."""
+
+    def buddyinfo(self) -> tuple[int, ...]:
+        """The number of free blocks of each order, 0 to 9. Order 9 counts whole pageblocks: given back to
+        the system, or in the reserve."""
+
+    def stats(self) -> ArenaStats:
+        """ArenaStats of this moment."""

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see frames.pxd.
-"""The arena: 4 KiB page frames in 2 MiB pageblocks of one memory file, its statistics, and its use from
-Python.
+# Locks: see frames.pxd.
+"""The arena: 4 KiB page frames in 2 MiB pageblocks of one memory file.
+
+Its making and its end, its statistics, and the class Arena for Python. How frames are taken and given
+back is in buddy.pyx, how they get their memory in populate.pyx.
 """
+from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -17,20 +20,9 @@ from allocator.stats import ArenaStats
 MAX_PAGEBLOCKS = (1 << 23) - 1
 
 
-cdef inline uint64_t round_up(uint64_t n, uint64_t to) noexcept nogil:
-    return (n + to - 1) // to * to
-
-
-cdef arena_t* arena_new(uint64_t user_size, uint64_t nr_pageblocks) noexcept nogil:
-    """NULL if the memory file or its mapping can't be had. Costs a few pages of memory however
-    large it is: everything else appears when it is first touched."""
-    cdef arena_t* a = <arena_t*>calloc(1, sizeof(arena_t))
+cdef void superblock_fill(superblock_t* sb, uint64_t user_size, uint64_t nr_pageblocks) noexcept nogil:
+    """Where each array lies: one behind the other, the frames from a multiple of 2 MiB on."""
     cdef uint64_t nr_frames = nr_pageblocks * PAGEBLOCK_FRAMES
-    cdef superblock_t sb
-    cdef void* base
-    cdef int order
-    if a == NULL:
-        return NULL
     sb.magic = SUPERBLOCK_MAGIC
     sb.version = LAYOUT_VERSION
     sb.chain_max = 0
@@ -43,43 +35,59 @@ cdef arena_t* arena_new(uint64_t user_size, uint64_t nr_pageblocks) noexcept nog
     sb.nr_pageblocks = nr_pageblocks
     sb.file_size = sb.frames_off + nr_pageblocks * PAGEBLOCK_SIZE
 
+
+cdef int arena_map(arena_t* a, const superblock_t* sb) noexcept nogil:
+    """Makes the memory file, maps it and writes its superblock: 0, or -ENOMEM and nothing is left."""
+    cdef void* base
     a.fd = memfd_create(b"zramfs", MFD_CLOEXEC)
     if a.fd < 0:
-        free(a)
-        return NULL
-    if ftruncate(a.fd, <int64_t>sb.file_size) != 0:
+        return -ENOMEM
+    base = map_sparse(sb.file_size, a.fd) if ftruncate(a.fd, <int64_t>sb.file_size) == 0 else NULL
+    if base == NULL or try_populate(base, sizeof(superblock_t)) != 0:
+        if base != NULL:
+            munmap(base, sb.file_size)
         close(a.fd)
-        free(a)
-        return NULL
-    base = mmap(NULL, sb.file_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, a.fd, 0)
-    if base == MAP_FAILED:
-        close(a.fd)
-        free(a)
-        return NULL
+        return -ENOMEM
     # A core dump must not carry what users stored.
     madvise(base, sb.file_size, MADV_DONTDUMP)
     a.base = <uint8_t*>base
     a.file_size = sb.file_size
     a.sb = <superblock_t*>base
-    a.sb[0] = sb
+    a.sb[0] = sb[0]
     a.user = a.base + sb.user_off
     a.pageblocks = <pageblock_desc_t*>(a.base + sb.pageblock_off)
     a.pages = <page_desc_t*>(a.base + sb.page_off)
     a.zspages = <zspage_desc_t*>(a.base + sb.zspage_off)
     a.frames = a.base + sb.frames_off
-    a.nr_pageblocks = <uint32_t>nr_pageblocks
-    a.nr_frames = <uint32_t>nr_frames
+    a.nr_pageblocks = <uint32_t>sb.nr_pageblocks
+    a.nr_frames = a.nr_pageblocks * PAGEBLOCK_FRAMES
     # Where the machine lets memory files have huge pages (shmem_enabled: advise), a pageblock is one of
     # them: 4 KiB random reads take 0.9 us of user time instead of 1.1, by their TLB misses. Not for the
     # arrays before the frames, which are used sparsely.
-    madvise(a.frames, nr_pageblocks * PAGEBLOCK_SIZE, MADV_HUGEPAGE)
+    madvise(a.frames, sb.nr_pageblocks * PAGEBLOCK_SIZE, MADV_HUGEPAGE)
+    return 0
+
+
+cdef arena_t* arena_new(uint64_t user_size, uint64_t nr_pageblocks) noexcept nogil:
+    """NULL if the memory file or its mapping can't be had. An arena costs a few pages of memory however
+    large it is: everything else appears when it is first used."""
+    cdef arena_t* a = <arena_t*>calloc(1, sizeof(arena_t))
+    cdef superblock_t sb
+    cdef int order
+    if a == NULL:
+        return NULL
+    superblock_fill(&sb, user_size, nr_pageblocks)
+    if arena_map(a, &sb) != 0:
+        free(a)
+        return NULL
     for order in range(NR_ORDERS):
         a.free_head[0][order] = NONE32
         a.free_head[1][order] = NONE32
     a.returned = NONE32
     a.ready = NONE32
-    sem_init(&a.keeper_wake, 0, 0)
+    sem_init(&a.filler_wake, 0, 0)
     short_mutex_init(&a.lock)
+    short_mutex_init(&a.populate_lock)
     pthread_mutex_init(&a.migrate_lock, NULL)
     return a
 
@@ -90,16 +98,19 @@ cdef void arena_delete(arena_t* a) noexcept nogil:
     munmap(a.base, a.file_size)
     close(a.fd)
     pthread_mutex_destroy(&a.lock)
+    pthread_mutex_destroy(&a.populate_lock)
     pthread_mutex_destroy(&a.migrate_lock)
-    sem_destroy(&a.keeper_wake)
+    sem_destroy(&a.filler_wake)
     free(a)
 
 
 cdef class Arena:
-    """Page frames in one memory file.
+    """Page frames of 4096 bytes in one memory file.
 
-    user_size: bytes of the user region; nr_pageblocks: 2 MiB blocks that it may hand out at most.
-    Raises ValueError for sizes out of range and MemoryError when the OS gives no address space.
+    user_size: bytes of the user region, 0 to 2^46 - 1, which the arena keeps for its user and does not
+    look at. nr_pageblocks: blocks of 2 MiB that it may hand out at most, 1 to MAX_PAGEBLOCKS. A large arena
+    costs nothing until it is used. As a context manager it is closed at the end.
+    Raises ValueError for sizes out of range and MemoryError when the system gives no address space.
     """
 
     def __cinit__(self, user_size, nr_pageblocks):
@@ -119,11 +130,30 @@ cdef class Arena:
             )
 
     def __dealloc__(self):
+        # A reserve that still ran would have kept this object alive.
+        arena_delete(self.a)
+
+    def __enter__(self):
+        self.open()
+        return self
+
+    def __exit__(self, *exception):
         self.close()
 
+    def __repr__(self):
+        if self.a == NULL:
+            return "<Arena, closed>"
+        now = self.stats()
+        return (f"<Arena of {now.pageblocks_total} pageblocks: {now.pageblocks_in_use} in use, "
+                f"{now.frames_used} frames used, {now.frames_free} free>")
+
     def close(self):
-        """Gives all memory back. Nobody may be at work on the arena; later calls raise ValueError."""
+        """Gives all memory back. No other call may be under way on the arena or on what was made on it;
+        later calls raise ValueError. A second close() does nothing. Raises ValueError for an arena whose
+        reserve is not closed."""
         cdef arena_t* a = self.a
+        if a != NULL and load64(&a.ready_target) != 0:
+            raise ValueError("the arena has a reserve, whose thread works on it: close the reserve first")
         self.a = NULL
         with nogil:
             arena_delete(a)
@@ -134,7 +164,8 @@ cdef class Arena:
         return self.a
 
     def alloc(self, order=0):
-        """First frame number of a free block of 2^order frames. Raises MemoryError when none is left."""
+        """The number of the first frame of a free block of 2^order frames, order 0 to 9. The block is aligned
+        to its size. Raises MemoryError when no block is left, or the system refuses its memory."""
         cdef arena_t* a = self.open()
         cdef int k = order
         cdef uint32_t frame
@@ -143,11 +174,13 @@ cdef class Arena:
         with nogil:
             frame = arena_alloc_block(a, k, OWNER_NONE, 0)
         if frame == NONE32:
-            raise MemoryError(f"no free block of order {order} in {a.nr_pageblocks} pageblocks")
+            raise MemoryError(f"no free block of order {order} in {a.nr_pageblocks} pageblocks, or the "
+                              "system refuses its memory")
         return frame
 
     def free(self, frame, order=0):
-        """Takes back what alloc(order) gave. Raises ValueError for anything else."""
+        """Takes back what alloc(order) gave; a block may also be given back in aligned parts. Raises
+        ValueError for anything else, and changes nothing then."""
         cdef arena_t* a = self.open()
         cdef uint32_t first, i
         cdef int k = order
@@ -161,7 +194,8 @@ cdef class Arena:
             arena_free_block(a, first, k)
 
     def frame(self, frame):
-        """The 4096 bytes of a frame in use, as a writable memoryview; not to be kept past free()."""
+        """The 4096 bytes of a frame in use, as a writable memoryview. It must not be used after free() or
+        close(). Raises ValueError for a frame that is not in use."""
         cdef arena_t* a = self.open()
         cdef uint32_t n
         if not 0 <= frame < a.nr_frames or not a.pages[<uint32_t>frame].flags & PG_USED:
@@ -170,7 +204,8 @@ cdef class Arena:
         return <uint8_t[:FRAME_SIZE]>frame_ptr(a, n)
 
     def inject_failure(self, after):
-        """The after-th frame allocation from now fails as if memory were short (0 = none does)."""
+        """Fault injection: the after-th frame allocation from here on fails as if memory were short. 0: none
+        does."""
         cdef arena_t* a = self.open()
         cdef uint64_t allocations = after
         pthread_mutex_lock(&a.lock)
@@ -178,15 +213,16 @@ cdef class Arena:
         pthread_mutex_unlock(&a.lock)
 
     def fileno(self):
-        """Descriptor of the memory file, owned by the arena."""
+        """The descriptor of the memory file, which stays the arena's."""
         return self.open().fd
 
     def buddyinfo(self):
-        """Free blocks per order, 0 to 9; order 9 counts whole pageblocks, given back to the OS or in the
-        reserve."""
+        """The number of free blocks of each order, 0 to 9. Order 9 counts whole pageblocks: given back to
+        the system, or in the reserve."""
         return arena_buddyinfo(self.open())
 
     def stats(self):
+        """ArenaStats of this moment."""
         return arena_stats(self.open())
 
 
@@ -224,4 +260,5 @@ cdef object arena_stats(arena_t* a):
         reserve=ready * PAGEBLOCK_SIZE,
         reserve_target=peek64(&a.ready_target) * PAGEBLOCK_SIZE,
         reserve_misses=misses,
+        refused=peek64(&a.refused),
     )

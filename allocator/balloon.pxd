@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: the page lock, then balloon_t.lock, then arena_t.lock.
+# Locks, outermost first: the page lock, balloon_t.lock, the locks of the arena (frames.pxd).
 """C interface of the balloon: frames kept from the pool so that the host has their memory."""
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -14,7 +14,7 @@ cdef struct balloon_t:
     # guarded by lock
     uint32_t head               # list of frames, by page_desc_t.next and prev
     uint64_t pages              # all, also isolated ones
-    uint64_t isolated           # those in the hands of the migration core
+    uint64_t isolated           # those that the migration core has taken for a move
     uint64_t migrated           # since creation
 
 

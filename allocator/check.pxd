@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Executable invariants of layout.h, for allocator users that have their own to add."""
+"""C interface of the checks, for users of the allocator that have sums of their own to add."""
 from allocator.frames cimport arena_t
 from allocator.zspage cimport pool_t
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: zspage.pxd. Takes one class lock or the arena lock at a time, so a pool may be in use
-# while it is checked; the sums over several classes are exact only when it is at rest.
-"""The sums that layout.h states, as code."""
+# Locks: see zspage.pxd. One class lock or the arena lock is held at a time, so that a pool may be in use
+# while it is checked. Sums over several classes are exact only when the pool is at rest.
+"""The sums that layout.h states, as code. A sum is named by its label there ([A1], [Z3])."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -17,7 +17,7 @@ class CheckError(AssertionError):
     """An invariant is broken: the message begins with its label in layout.h."""
 
 
-cdef int fail(str label, str text) except -1:
+cdef int check_fail(str label, str text) except -1:
     raise CheckError(f"[{label}] {text}")
 
 
@@ -34,24 +34,24 @@ cdef int check_pageblock_locked(arena_t* a, uint32_t pb, uint64_t* listed) excep
         flags = load16(&page.flags)
         if flags & PG_USED:
             if flags & PG_FREE:
-                fail("A1", f"frame {frame} is both used and free")
+                check_fail("A1", f"frame {frame} is both used and free")
             frame += 1
             continue
         if not flags & PG_FREE or page.order > PAGEBLOCK_ORDER:
-            fail("A1", f"frame {frame} is neither used nor in a free block (flags {flags:#x})")
+            check_fail("A1", f"frame {frame} is neither used nor in a free block (flags {flags:#x})")
         if frame & ((1u << page.order) - 1):
-            fail("A4", f"free block of order {page.order} at frame {frame} is not aligned")
+            check_fail("A4", f"free block of order {page.order} at frame {frame} is not aligned")
         buddy = frame ^ (1u << page.order)
         if (page.order < PAGEBLOCK_ORDER and load16(&a.pages[buddy].flags) & PG_FREE
                 and a.pages[buddy].order == page.order):
-            fail("A4", f"free buddies {frame} and {buddy} of order {page.order} did not merge")
+            check_fail("A4", f"free buddies {frame} and {buddy} of order {page.order} did not merge")
         listed[page.order] += 1
         nr_free += 1u << page.order
         frame += 1u << page.order
     if nr_free != a.pageblocks[pb].nr_free:
-        fail("A2", f"pageblock {pb} has {nr_free} free frames and says {a.pageblocks[pb].nr_free}")
+        check_fail("A2", f"pageblock {pb} has {nr_free} free frames and says {a.pageblocks[pb].nr_free}")
     if nr_free == PAGEBLOCK_FRAMES and not a.pageblocks[pb].flags & PB_ISOLATED:
-        fail("A3", f"pageblock {pb} is free and still counts as in use")
+        check_fail("A3", f"pageblock {pb} is free and still counts as in use")
     return 0
 
 
@@ -61,18 +61,19 @@ cdef uint64_t check_free_list_locked(arena_t* a, int which, int order) except? 0
     cdef uint32_t frame = a.free_head[which][order], prev = NONE32
     while frame != NONE32:
         if not load16(&a.pages[frame].flags) & PG_FREE or a.pages[frame].order != order:
-            fail("A2", f"frame {frame} in the list of order {order} is no free block of it")
+            check_fail("A2", f"frame {frame} in the list of order {order} is no free block of it")
         if a.pages[frame].prev != prev:
-            fail("A2", f"frame {frame} in the list of order {order} has a wrong back link")
+            check_fail("A2", f"frame {frame} in the list of order {order} has a wrong back link")
         if ((a.pageblocks[frame // PAGEBLOCK_FRAMES].flags & PB_ISOLATED) != 0) != (which == 1):
-            fail("A2", f"frame {frame} of order {order} stands in the list of the wrong kind of pageblock")
+            check_fail("A2", f"frame {frame} of order {order} is listed with the wrong kind of pageblock")
         prev = frame
         frame = a.pages[frame].next
         in_list += 1
         if in_list > a.nr_frames:
-            fail("A2", f"the list of order {order} has no end")
+            check_fail("A2", f"the list of order {order} has no end")
     if in_list != a.free_count[which][order]:
-        fail("A2", f"{in_list} blocks of order {order} are listed, {a.free_count[which][order]} are counted")
+        check_fail("A2", f"{in_list} blocks of order {order} are listed, "
+                         f"{a.free_count[which][order]} are counted")
     return in_list
 
 
@@ -82,11 +83,11 @@ cdef int check_ready_locked(arena_t* a) except -1:
     cdef uint32_t pb = a.ready
     while pb != NONE32 and in_list <= a.nr_ready:
         if pb >= a.fresh or a.pageblocks[pb].flags != 0:
-            fail("A5", f"pageblock {pb} is in reserve and in use, or was never used")
+            check_fail("A5", f"pageblock {pb} is in reserve and in use, or was never used")
         pb = a.pageblocks[pb].next
         in_list += 1
     if in_list != a.nr_ready or pb != NONE32:
-        fail("A5", f"{in_list} or more pageblocks are in reserve, {a.nr_ready} are counted")
+        check_fail("A5", f"{in_list} or more pageblocks are in reserve, {a.nr_ready} are counted")
     return 0
 
 
@@ -104,12 +105,12 @@ cdef int check_arena_locked(arena_t* a, int level) except -1:
             if level >= 2:
                 check_pageblock_locked(a, pb, listed)
     if in_use != a.pageblocks_in_use:
-        fail("A1", f"{in_use} pageblocks are in use, {a.pageblocks_in_use} are counted")
+        check_fail("A1", f"{in_use} pageblocks are in use, {a.pageblocks_in_use} are counted")
     if used != a.frames_used:
-        fail("A1", f"{used} frames are used, {a.frames_used} are counted")
+        check_fail("A1", f"{used} frames are used, {a.frames_used} are counted")
     # A pageblock between the lists, on its way to the OS or into the reserve, is in none of these counts.
     if in_use + a.nr_returned + a.nr_ready > a.fresh:
-        fail("A3", f"{in_use} pageblocks in use, {a.nr_returned} returned and {a.nr_ready} in reserve, "
+        check_fail("A3", f"{in_use} pageblocks in use, {a.nr_returned} returned and {a.nr_ready} in reserve, "
                    f"of {a.fresh} ever used")
     check_ready_locked(a)
     for order in range(NR_ORDERS):
@@ -117,7 +118,7 @@ cdef int check_arena_locked(arena_t* a, int level) except -1:
         for which in range(2):
             in_lists += check_free_list_locked(a, which, order)
         if level >= 2 and listed[order] != in_lists:
-            fail("A2", f"{listed[order]} free blocks of order {order} exist, {in_lists} are listed")
+            check_fail("A2", f"{listed[order]} free blocks of order {order} exist, {in_lists} are listed")
     return 0
 
 
@@ -138,29 +139,29 @@ cdef int check_zspage_locked(pool_t* pool, size_class_t* c, uint32_t number, uin
     cdef uint64_t header
     for i in range(c.pages):
         if z.frames[i] >= pool.arena.nr_frames:
-            fail("Z4", f"zspage {number} lists frame {z.frames[i]}, which does not exist")
+            check_fail("Z4", f"zspage {number} lists frame {z.frames[i]}, which does not exist")
         if (pool.arena.pages[z.frames[i]].owner != OWNER_ZSMALLOC
                 or pool.arena.pages[z.frames[i]].ref != number):
-            fail("Z4", f"frame {z.frames[i]} of zspage {number} names another owner")
+            check_fail("Z4", f"frame {z.frames[i]} of zspage {number} names another owner")
     for i in range(c.objs):
         is_free[i] = 0
     while idx < c.objs:
         if is_free[idx]:
-            fail("Z1", f"the free chain of zspage {number} has a loop at object {idx}")
+            check_fail("Z1", f"the free chain of zspage {number} has a loop at object {idx}")
         is_free[idx] = 1
         nr_free += 1
         header = header_ptr(pool, z, c, idx)[0]
         if header & HDR_ALLOCATED:
-            fail("Z1", f"object {idx} of zspage {number} is in the free chain and allocated")
+            check_fail("Z1", f"object {idx} of zspage {number} is in the free chain and allocated")
         idx = <uint32_t>(header >> 1)
     if z.inuse + nr_free != c.objs:
-        fail("Z1", f"zspage {number}: {z.inuse} in use + {nr_free} free, {c.objs} expected")
+        check_fail("Z1", f"zspage {number}: {z.inuse} in use + {nr_free} free, {c.objs} expected")
     for i in range(c.objs):
         header = header_ptr(pool, z, c, i)[0]
         if not is_free[i] and not header & HDR_ALLOCATED:
-            fail("Z1", f"object {i} of zspage {number} is neither allocated nor in the free chain")
+            check_fail("Z1", f"object {i} of zspage {number} is neither allocated nor in the free chain")
         if header & HDR_ALLOCATED and c.objs != 1 and ((header >> 1) & HDR_SIZE_MASK) + OBJ_HEADER > c.size:
-            fail("Z1", f"object {i} of zspage {number} is larger than its class of {c.size}")
+            check_fail("Z1", f"object {i} of zspage {number} is larger than its class of {c.size}")
     return 0
 
 
@@ -177,11 +178,12 @@ cdef int check_class_locked(pool_t* pool, size_class_t* c, int level, uint8_t* i
         while number != NONE32:
             z = &pool.arena.zspages[number]
             if z.magic != ZSPAGE_MAGIC or z.class_idx != c.index:
-                fail("Z2", f"zspage {number} in a list of class {c.size} is not of that class")
+                check_fail("Z2", f"zspage {number} in a list of class {c.size} is not of that class")
             if z.prev != prev or z.fullness != group:
-                fail("Z2", f"zspage {number} has a wrong link or group in list {group} of class {c.size}")
+                check_fail("Z2", f"zspage {number} has a wrong link or group in list {group} of class "
+                                 f"{c.size}")
             if fullness_group(z.inuse, c.objs) != group:
-                fail("Z5", f"zspage {number}, {z.inuse} of {c.objs} in use, stands in group {group}")
+                check_fail("Z5", f"zspage {number}, {z.inuse} of {c.objs} in use, stands in group {group}")
             if level >= 2:
                 check_zspage_locked(pool, c, number, is_free)
             inuse += z.inuse
@@ -189,17 +191,17 @@ cdef int check_class_locked(pool_t* pool, size_class_t* c, int level, uint8_t* i
             number = z.next
             in_list += 1
             if in_list > c.zspages:
-                fail("Z2", f"list {group} of class {c.size} has no end")
+                check_fail("Z2", f"list {group} of class {c.size} has no end")
         if in_list != c.nr[group]:
-            fail("Z2", f"{in_list} zspages in group {group} of class {c.size}, {c.nr[group]} counted")
+            check_fail("Z2", f"{in_list} zspages in group {group} of class {c.size}, {c.nr[group]} counted")
         zspages += in_list
     if c.nr[FULLNESS_EMPTY]:
-        fail("Z5", f"class {c.size} keeps {c.nr[FULLNESS_EMPTY]} empty zspages")
+        check_fail("Z5", f"class {c.size} keeps {c.nr[FULLNESS_EMPTY]} empty zspages")
     if zspages + c.isolated != c.zspages:
-        fail("Z2", f"class {c.size}: {zspages} zspages in the lists and {c.isolated} isolated, "
+        check_fail("Z2", f"class {c.size}: {zspages} zspages in the lists and {c.isolated} isolated, "
                    f"{c.zspages} counted")
     if inuse != c.inuse and c.isolated == 0:
-        fail("Z3", f"class {c.size}: {inuse} objects in the lists, {c.inuse} counted")
+        check_fail("Z3", f"class {c.size}: {inuse} objects in the lists, {c.inuse} counted")
     pages[0] += c.zspages * c.pages
     return 0
 
@@ -245,13 +247,14 @@ cdef int check_pool(pool_t* pool, int level) except -1:
                 pthread_mutex_unlock(&c.lock)
         pages += deferred_pages(pool)
         if pages != peek64(&pool.pages):
-            fail("Z4", f"the classes have {pages} pages, the pool counts {peek64(&pool.pages)}")
+            check_fail("Z4", f"the classes have {pages} pages, the pool counts {peek64(&pool.pages)}")
         if level >= 2:
             owned = owned_frames(pool.arena)
             if owned != pages:
-                fail("Z4", f"the classes have {pages} pages, {owned} frames say that they are zsmalloc's")
+                check_fail("Z4", f"the classes have {pages} pages, {owned} frames say that they are "
+                                 "zsmalloc's")
         if corrupt:
-            fail("Z4", f"{corrupt} locations named no object")
+            check_fail("Z4", f"{corrupt} locations named no object")
     finally:
         free(is_free)
     return 0

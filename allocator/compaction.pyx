@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see migrate.pxd.
+# Locks: see migrate.pxd.
 """Compaction: pageblocks that hold little are emptied into those that hold much, and go back to the OS.
 
-A run lists the pageblocks in use, sparsest first; two scanners work on that list from its ends until
-they meet (compact_run_t). Migration drives it from Python, a step at a time.
+A run lists the pageblocks in use, the sparsest first. Two scanners work on that list from its ends: one
+finds frames to move, the other free frames to move them to. The run is over when they meet
+(compact_run_t). The class Migration drives a run from Python, a step at a time.
 """
 from libc.errno cimport EBUSY, EINVAL, ENOMEM
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
@@ -30,7 +31,7 @@ cdef inline uint32_t used_in(arena_t* a, uint32_t pb) noexcept nogil:
 
 
 cdef inline bint has_both_locked(arena_t* a, uint32_t pb) noexcept nogil:
-    """In use, with frames to move and free ones to move to."""
+    """It is in use, and has free frames: it can be emptied, or filled."""
     return a.pageblocks[pb].flags == PB_IN_USE and a.pageblocks[pb].nr_free != 0
 
 
@@ -57,9 +58,10 @@ cdef void list_blocks_locked(arena_t* a, compact_run_t* run, uint32_t fresh, bin
         run.cursor = run.blocks[run.free_pos] * PAGEBLOCK_FRAMES
 
 
-cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats, bint all_blocks) noexcept nogil:
-    """Lists the pageblocks in use, sparsest first; without all_blocks those that failed lately are
-    passed by, each failure doubling for how many runs. -ENOMEM."""
+cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats,
+                       bint all_blocks) noexcept nogil:
+    """Lists the pageblocks in use, the sparsest first. Without all_blocks those that failed lately are passed
+    by; each failure doubles the number of runs that do so. 0 or -ENOMEM."""
     cdef uint32_t fresh
     cdef int r = -ENOMEM
     pthread_mutex_lock(&a.migrate_lock)
@@ -68,10 +70,10 @@ cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats, b
     pthread_mutex_lock(&a.lock)
     fresh = a.fresh
     pthread_mutex_unlock(&a.lock)
-    # malloc() of 4 bytes a pageblock: 2 KiB for each GiB of the pool, on the compactor's thread.
+    # 4 bytes a pageblock, so 2 KiB for each GiB of the pool; on the compactor's thread.
     run.blocks = <uint32_t*>malloc((fresh + 1) * sizeof(uint32_t))
     if run.blocks != NULL:
-        # Resident before the lock: who waits for memory under it keeps everybody waiting.
+        # Resident before the lock: a page fault under it would stall every other thread.
         make_resident(run.blocks, (fresh + 1) * sizeof(uint32_t))
         pthread_mutex_lock(&a.lock)
         list_blocks_locked(a, run, fresh, all_blocks)
@@ -95,8 +97,8 @@ cdef bint worth_emptying_locked(arena_t* a, compact_run_t* run) noexcept nogil:
     return False
 
 
-cdef bint pass_by_locked(arena_t* a, migrate_stats_t* stats, uint32_t pb) noexcept nogil:
-    """Given back since the run began, or deferred for a failure."""
+cdef bint block_pass_by_locked(arena_t* a, migrate_stats_t* stats, uint32_t pb) noexcept nogil:
+    """True if it was given back since the run began, or is deferred for a failure."""
     if a.pageblocks[pb].flags != PB_IN_USE:
         return True
     if a.pageblocks[pb].skip == 0:
@@ -117,16 +119,16 @@ cdef bint empty_block(arena_t* a, compact_run_t* run, migrate_stats_t* stats, ui
             stats.blocks_freed += 1
     if r == -EBUSY:
         pthread_mutex_lock(&a.lock)
-        desc.defer = min(<uint32_t>MAX_DEFER, desc.defer * 2 if desc.defer else 1u)
-        desc.skip = <uint16_t>desc.defer
+        desc.defer = <uint16_t>min(<uint32_t>MAX_DEFER, desc.defer * 2u if desc.defer else 1u)
+        desc.skip = desc.defer
         pthread_mutex_unlock(&a.lock)
     return r != -ENOMEM
 
 
 cdef bint compact_step(arena_t* a, compact_run_t* run, migrate_stats_t* stats) noexcept nogil:
-    """Empties one pageblock, which goes back to the OS. At 2 us a frame, 3 us where its target was never
-    touched and 4 us where the balloon has it, a half-full one takes 0.5 to 1.1 ms. False when the
-    scanners have met and the run is over."""
+    """Empties one pageblock, which goes back to the OS. False when the scanners have met and the run is over.
+    A frame takes 2 us, 3 us if its target has no memory yet, and 4 us if the balloon has it. So a half-full
+    pageblock takes 0.5 to 1.1 ms."""
     cdef uint64_t began = now_ns()
     cdef bint go_on, pass_by = False
     cdef uint32_t pb
@@ -136,7 +138,7 @@ cdef bint compact_step(arena_t* a, compact_run_t* run, migrate_stats_t* stats) n
         pb = run.blocks[run.migrate_pos]
         pthread_mutex_lock(&a.lock)
         go_on = worth_emptying_locked(a, run)
-        pass_by = go_on and pass_by_locked(a, stats, pb)
+        pass_by = go_on and block_pass_by_locked(a, stats, pb)
         pthread_mutex_unlock(&a.lock)
     if go_on:
         run.migrate_pos += 1
@@ -154,20 +156,28 @@ cdef bint compact_step(arena_t* a, compact_run_t* run, migrate_stats_t* stats) n
 cdef class Migration:
     """Page migration on an arena: compaction runs and contiguous allocation.
 
-    There is one run at a time, which any thread may drive; the pages' users go on meanwhile. step()
-    empties one pageblock, in about a millisecond, for which a call from another thread waits.
+    A Migration has one run at a time, which any thread may drive; the pages' users go on meanwhile. step()
+    empties one pageblock in about a millisecond, and a call from another thread waits for that. Every
+    method raises ValueError once the arena is closed.
     """
 
     def __cinit__(self, Arena arena not None):
         self.arena = arena
 
     def __dealloc__(self):
-        # Nobody can be at work on it any more; the arena may be closed.
+        # No call can be under way; the arena may be closed.
         free(self.run_.blocks)
 
+    def __repr__(self):
+        if self.arena.a == NULL:
+            return "<Migration, its arena is closed>"
+        now = self.stats()
+        return (f"<Migration: {now.runs} runs, {now.migrated} frames moved, {now.blocks_freed} pageblocks "
+                f"emptied>")
+
     def begin(self, bint all_blocks=False):
-        """Starts a run over the pageblocks in use, sparsest first. all_blocks: also those that are
-        passed by for a while because they failed. Raises MemoryError."""
+        """Starts a run over the pageblocks in use, the sparsest first, and drops a run that was not finished.
+        all_blocks: also those that are passed by for a while because they failed. Raises MemoryError."""
         cdef arena_t* a = self.arena.open()
         cdef int r
         with nogil:
@@ -184,15 +194,15 @@ cdef class Migration:
         return more
 
     def run(self):
-        """A whole run over all pageblocks: how many were emptied and given back."""
+        """A whole run over all pageblocks. The number of pageblocks that were emptied and given back."""
         self.begin(True)
         while self.step():
             pass
         return self.run_.freed
 
     def alloc_contig(self, order):
-        """First frame of 2^order neighbouring frames, which are emptied for it where need be.
-        Raises MemoryError; then no page is lost, though some may have moved."""
+        """The first of 2^order neighbouring frames, order 0 to 9, which are emptied where need be.
+        Arena.free() takes them back. Raises MemoryError; then no page is lost, though some may have moved."""
         cdef arena_t* a = self.arena.open()
         cdef int k = order
         cdef uint32_t frame
@@ -205,8 +215,9 @@ cdef class Migration:
         return frame
 
     def alloc_contig_range(self, first, n):
-        """Takes frames [first, first + n) of one pageblock in use. Raises ValueError for another range,
-        OSError(EBUSY) if something in it can't be moved, MemoryError if there is nowhere to move it."""
+        """Takes frames [first, first + n), which have to lie in one pageblock in use. Raises ValueError for
+        another range, OSError(EBUSY) if something in it can't be moved, MemoryError if there is nowhere to
+        move it."""
         cdef arena_t* a = self.arena.open()
         cdef uint32_t frame, count
         cdef int r
@@ -233,8 +244,8 @@ cdef class Migration:
         return CompactionStats(**now)
 
     def pageblocks(self):
-        """PageblockStats of every pageblock that was ever used, in order: 16 bytes are read for each,
-        and 512 flags for those in use."""
+        """PageblockStats of every pageblock that was ever used, in order. 16 bytes are read for each, and 512
+        flags for each that is in use."""
         return pageblock_stats(self.arena.open())
 
 

@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: arena_t.migrate_lock is the outermost lock of the allocator (migrate.pyx), arena_t.lock
-# the innermost lock of the whole program; nothing is taken under it, and no system call is made under it:
-# a pageblock is given back to the OS between two holds. Functions named _locked hold it.
-"""Page frames in pageblocks: the struct of an arena, and the buddy free lists.
+# Locks of the arena, outermost first:
+#   arena_t.migrate_lock    the outermost lock of the allocator (migrate.pyx)
+#   arena_t.populate_lock   one thread at a time asks the OS for memory (populate.pyx)
+#   arena_t.lock            the innermost lock of the whole program
+# Rules:
+#   - Nothing is taken under arena_t.lock, and no system call is made under it. A pageblock is taken
+#     from the OS, and given back to it, between two holds.
+#   - Functions named _locked hold arena_t.lock.
+"""Page frames in pageblocks: the struct of an arena, and the free lists of the buddy allocator.
 
-Free blocks of order 0 to 8 inside the pageblocks in use stand in lists by order, those of isolated
-pageblocks in a second set. All code here is inline: each allocation calls it several times.
+The free blocks of order 0 to 8 inside the pageblocks in use stand in lists by order. Those of isolated
+pageblocks stand in a second set of lists, which serves no allocation. All code here is inline, because
+each allocation calls it several times.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from allocator.layout cimport (
     FRAME_SHIFT, NONE32, NR_ORDERS, NR_OWNERS, OWNER_NONE, PAGEBLOCK_FRAMES, PB_ISOLATED, PG_FREE, PG_USED,
-    page_desc_t, pageblock_desc_t, superblock_t, zspage_desc_t,
+    UNIT_FRAMES, page_desc_t, pageblock_desc_t, superblock_t, zspage_desc_t,
 )
+from allocator.lists cimport page_list_push, page_list_remove
 from allocator.prim cimport pthread_mutex_t, sem_t, store16
 
 
@@ -39,6 +46,9 @@ cdef struct arena_t:
     uint32_t nr_frames
     pthread_mutex_t migrate_lock    # one migration at a time; guards owners
     page_owner_t owners[NR_OWNERS]  # ctx NULL = nobody
+    pthread_mutex_t populate_lock   # guards nothing by itself: who changes described or a pageblock's
+                                    # ready has it, and lock
+    uint64_t refused                # atomic: times that the OS refused memory
     pthread_mutex_t lock
     # all below: guarded by lock
     # Frame numbers. [0] serves allocations; [1] holds the free blocks of isolated pageblocks.
@@ -46,7 +56,8 @@ cdef struct arena_t:
     uint32_t free_head[2][NR_ORDERS]
     uint64_t free_count[2][NR_ORDERS]
     uint32_t fresh                  # pageblocks from here on were never used
-    uint32_t returned               # list of whole free pageblocks, given back to the OS
+    uint32_t described              # the descriptors of pageblocks below this have their memory
+    uint32_t returned               # stack of whole free pageblocks, given back to the OS
     uint64_t nr_returned            # its length
     uint64_t frames_used
     uint64_t pageblocks_in_use
@@ -54,12 +65,12 @@ cdef struct arena_t:
     uint64_t punch_errors           # a pageblock that the OS did not take back
     uint64_t reserved               # atomic: frames that the balloon keeps from the pool
     # The reserve (reserve.pyx): whole free pageblocks that are resident
-    uint32_t ready                  # their list; with a reserve there is no other to allocate from
+    uint32_t ready                  # their stack; with a reserve there is no other to allocate from
     uint64_t nr_ready               # its length; read without the lock for a first look
     uint64_t ready_target           # pageblocks to keep there; 0 = no reserve. Atomic
     uint64_t reserve_misses         # atomic: allocations that found it empty
-    uint64_t keeper_called          # atomic: 1 from a call of the keeper until it looks
-    sem_t keeper_wake
+    uint64_t filler_called          # atomic: 1 from a call of the reserve's thread until it looks
+    sem_t filler_wake
     uint64_t fail_after             # fault injection: allocations until one fails, 0 = never
 
 
@@ -67,36 +78,39 @@ cdef inline uint8_t* frame_ptr(arena_t* a, uint32_t frame) noexcept nogil:
     return a.frames + (<uint64_t>frame << FRAME_SHIFT)
 
 
+# ---- units: parts of a pageblock that get their memory together -----------------------------
+
+cdef inline uint32_t units_of(uint32_t first, uint32_t n) noexcept nogil:
+    """The units of frames [first, first + n) of one pageblock, as bits of pageblock_desc_t.ready."""
+    cdef uint32_t low = first % PAGEBLOCK_FRAMES // UNIT_FRAMES
+    cdef uint32_t high = (first + n - 1) % PAGEBLOCK_FRAMES // UNIT_FRAMES
+    return (NONE32 >> (31 - (high - low))) << low
+
+
+cdef inline bint lacks_memory_locked(arena_t* a, uint32_t first, uint32_t n) noexcept nogil:
+    return (units_of(first, n) & ~a.pageblocks[first // PAGEBLOCK_FRAMES].ready) != 0
+
+
 # ---- free lists ---------------------------------------------------------------------------
 
-cdef inline int list_of_locked(arena_t* a, uint32_t frame) noexcept nogil:
+cdef inline int free_list_of_locked(arena_t* a, uint32_t frame) noexcept nogil:
     return 1 if a.pageblocks[frame // PAGEBLOCK_FRAMES].flags & PB_ISOLATED else 0
 
 
-cdef inline void push_free_locked(arena_t* a, uint32_t frame, int order) noexcept nogil:
+cdef inline void free_list_push_locked(arena_t* a, uint32_t frame, int order) noexcept nogil:
     cdef page_desc_t* page = &a.pages[frame]
-    cdef int which = list_of_locked(a, frame)
-    cdef uint32_t head = a.free_head[which][order]
+    cdef int which = free_list_of_locked(a, frame)
     store16(&page.flags, PG_FREE)
     page.order = <uint8_t>order
     page.owner = OWNER_NONE
-    page.prev = NONE32
-    page.next = head
-    if head != NONE32:
-        a.pages[head].prev = frame
-    a.free_head[which][order] = frame
+    page_list_push(a.pages, &a.free_head[which][order], frame)
     a.free_count[which][order] += 1
 
 
-cdef inline void remove_free_locked(arena_t* a, uint32_t frame) noexcept nogil:
+cdef inline void free_list_remove_locked(arena_t* a, uint32_t frame) noexcept nogil:
     cdef page_desc_t* page = &a.pages[frame]
-    cdef int which = list_of_locked(a, frame)
-    if page.prev != NONE32:
-        a.pages[page.prev].next = page.next
-    else:
-        a.free_head[which][page.order] = page.next
-    if page.next != NONE32:
-        a.pages[page.next].prev = page.prev
+    cdef int which = free_list_of_locked(a, frame)
+    page_list_remove(a.pages, &a.free_head[which][page.order], frame)
     store16(&page.flags, 0)
     a.free_count[which][page.order] -= 1
 

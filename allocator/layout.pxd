@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "layout.h" nogil:
     enum:
-        FRAME_SHIFT, FRAME_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_FRAMES, NR_ORDERS
+        FRAME_SHIFT, FRAME_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_FRAMES, UNIT_FRAMES, NR_ORDERS
         LAYOUT_VERSION, CHAIN_MAX, ZSPAGE_MAGIC
         PG_FREE, PG_USED, PG_MOVABLE, PG_ISOLATED, PG_LOCKED, PB_IN_USE, PB_ISOLATED
         OWNER_NONE, OWNER_ZSMALLOC, OWNER_BALLOON, NR_OWNERS
@@ -39,10 +39,10 @@ cdef extern from "layout.h" nogil:
     ctypedef struct pageblock_desc_t:
         uint16_t nr_free
         uint16_t flags
-        uint16_t nr_isolated
         uint16_t skip
+        uint16_t defer
         uint32_t next
-        uint32_t defer
+        uint32_t ready
 
     ctypedef struct zspage_desc_t:
         uint32_t frames[8]

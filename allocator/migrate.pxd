@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: arena_t.migrate_lock (one migration at a time; outermost, taken with nothing held), the
-# page lock (PG_LOCKED; waited for only by a thread that holds no other lock but migrate_lock), then
-# whatever an owner's calls take, then arena_t.lock.
-"""C interface of the movable-page core: it knows nothing of what is in a page."""
+# Locks of migration, outermost first:
+#   arena_t.migrate_lock    one migration at a time; taken while nothing is held
+#   the page lock           PG_LOCKED in page_desc_t.flags
+#   what an owner's calls take
+#   the other locks of the arena (frames.pxd)
+# Rule:
+#   - A thread may wait for a page lock only if it holds no other lock than migrate_lock.
+"""C interface of the movable-page core, which knows nothing of what is in a page."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.frames cimport arena_t, page_owner_t
@@ -15,7 +19,7 @@ cdef struct migrate_stats_t:
     uint64_t migrated
     uint64_t owner_gone         # freed by their owner after isolation
     uint64_t unmovable          # ranges with a frame that no owner can move
-    uint64_t busy               # page lock or owner said not now
+    uint64_t busy               # the page was locked, or its owner refused for now
     uint64_t again              # -EAGAIN until the last pass
     uint64_t refused            # any other error of the owner
     uint64_t no_target          # no free frame to move to
@@ -25,8 +29,8 @@ cdef struct migrate_stats_t:
     uint64_t ns                 # time in compaction runs
 
 
-# One compaction run: the pageblocks in use, sparsest first. The migrate scanner goes up from the
-# sparse end, the free scanner down from the full end, until they meet.
+# One compaction run: the pageblocks in use, the sparsest first. The migrate scanner goes up from the
+# sparse end and the free scanner goes down from the full end, until they meet.
 cdef struct compact_run_t:
     uint32_t* blocks
     uint32_t nr_blocks
@@ -36,23 +40,23 @@ cdef struct compact_run_t:
     uint32_t freed              # pageblocks emptied so far
 
 
-# An owner is registered before its first page becomes movable, and unregistered after its last one
-# has ceased to be, or before it takes them all back; the latter waits for a migration under way.
-# False: the number is taken.
+# An owner is registered before its first page becomes movable. False: another has this number. It is
+# unregistered when it has no movable page any more, or before it takes them all back. Unregistering
+# waits for a migration that is under way.
 cdef bint owner_register(arena_t* a, uint8_t owner, const page_owner_t* ops) noexcept nogil
 cdef void owner_unregister(arena_t* a, uint8_t owner) noexcept nogil
 
 cdef bint page_trylock(arena_t* a, uint32_t frame) noexcept nogil
 cdef void page_lock(arena_t* a, uint32_t frame) noexcept nogil
 cdef void page_unlock(arena_t* a, uint32_t frame) noexcept nogil
-# The page is complete and not reachable by anyone else yet, or locked.
+# The page is complete. Either it is locked, or no other thread can reach it yet.
 cdef void set_page_movable(arena_t* a, uint32_t frame, uint8_t owner, uint32_t ref) noexcept nogil
-# The page is locked; ends its ownership. An isolated page keeps the mark, and is then freed by the
-# core: True says that the caller has to free it.
+# Ends the ownership of a locked page. True: the caller has to free the page. False: the page is isolated
+# and keeps its mark, and the core frees it.
 cdef bint clear_page_movable(arena_t* a, uint32_t frame) noexcept nogil
 
-# Moves everything out of frames [first, first + n) of one isolated pageblock. 0 when all are free;
-# -EBUSY or -ENOMEM when some had to stay, and were put back.
+# Moves everything out of frames [first, first + n) of one isolated pageblock. 0: all are free. -EBUSY or
+# -ENOMEM: some had to stay, and were put back.
 cdef int migrate_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint32_t n,
                        compact_run_t* run) noexcept nogil
 

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see migrate.pxd.
+# Locks: see migrate.pxd.
 """The movable-page core: isolate, migrate, put back, and ranges of frames that are emptied for an owner.
 
-An owner registers three calls (page_owner_t). The page is locked in each:
+An owner registers three calls (page_owner_t). The page is locked in each of them:
   isolate(frame)        True: nothing new will be put into the page. False: not now.
-  migrate(new, old)     Move the content, redirect all who point at old, make new movable and old
-                        not. 0, -EAGAIN (busy: tried again, at most 10 passes), or another error
-                        (given up for this run). Both pages are locked.
-  putback(frame)        The isolated page was not moved: take it back.
-The core marks a page isolated after isolate(), and unmarks it after migrate() or putback(). A page
-whose owner has freed it meanwhile has lost its owner but keeps the movable mark: that counts as
-success, and the core frees it. After the "Support non-lru page migration" series of 2016, whose
-protocol docs/concurrency.md restates.
+  migrate(new, old)     Moves the content, redirects every reference from old to new, makes new movable and
+                        old not. 0; -EAGAIN when the page is busy, after which it is tried again, in at most
+                        10 passes; or another error, which ends it for this run. Both pages are locked.
+  putback(frame)        The isolated page was not moved: the owner takes it back.
+The core marks a page isolated after isolate(), and unmarks it after migrate() or putback(). A page that
+its owner has freed in between has no owner but keeps the movable mark. That counts as success, and the
+core frees the page. This is the protocol of the kernel's "Support non-lru page migration" of 2016, which
+docs/concurrency.md restates.
 """
 from libc.errno cimport EAGAIN, EBUSY, EINVAL, ENOMEM
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
@@ -27,8 +27,8 @@ from allocator.prim cimport *
 
 cdef enum:
     PASSES = 10             # over the pages that said -EAGAIN, as in the kernel
-    # Frames isolated at a time: a page under migration can't take new objects, so few are held at
-    # once; 32 of them are copied in about 30 us.
+    # Frames isolated at a time. A page under migration can't take new objects, so that only few are held at
+    # once. 32 of them are copied in about 30 us.
     BATCH = 32
     # Ranges that alloc_contig() tries to empty. Each costs a look at all frames in use, 16 bytes each.
     CONTIG_TRIES = 16
@@ -44,7 +44,7 @@ cdef bint page_trylock(arena_t* a, uint32_t frame) noexcept nogil:
 
 
 cdef void page_lock(arena_t* a, uint32_t frame) noexcept nogil:
-    """Waits. The page is movable and stays so: the caller owns it or has isolated it."""
+    """Waits. The page is movable and stays so, because the caller owns it or has isolated it."""
     cdef unsigned int round = 0
     while not page_trylock(a, frame):
         relax(round)
@@ -87,8 +87,8 @@ cdef void owner_unregister(arena_t* a, uint8_t owner) noexcept nogil:
 
 # ---- isolate, migrate, put back -------------------------------------------------------------------
 
-cdef bint isolate_page(arena_t* a, migrate_stats_t* stats, uint32_t frame) noexcept nogil:
-    """Takes a used frame out of its owner's hands for a move. Never waits."""
+cdef bint page_isolate(arena_t* a, migrate_stats_t* stats, uint32_t frame) noexcept nogil:
+    """Takes a used frame from its owner for a move. Never waits."""
     cdef page_owner_t* owner
     cdef uint8_t number
     cdef bint taken = False
@@ -106,19 +106,19 @@ cdef bint isolate_page(arena_t* a, migrate_stats_t* stats, uint32_t frame) noexc
     return taken
 
 
-cdef void drop_locked(arena_t* a, uint32_t frame) noexcept nogil:
-    """Ends the isolation of a locked page that nobody owns any more, and frees it."""
+cdef void page_drop_locked(arena_t* a, uint32_t frame) noexcept nogil:
+    """Ends the isolation of a locked page that has no owner any more, and frees it."""
     clear_bits16(&a.pages[frame].flags, PG_ISOLATED | PG_MOVABLE)
     page_unlock(a, frame)
     arena_free_block(a, frame, 0)
 
 
-cdef void put_back(arena_t* a, migrate_stats_t* stats, uint32_t frame) noexcept nogil:
+cdef void page_put_back(arena_t* a, migrate_stats_t* stats, uint32_t frame) noexcept nogil:
     cdef page_owner_t* owner
     page_lock(a, frame)
     if a.pages[frame].owner == OWNER_NONE:
         stats.owner_gone += 1
-        drop_locked(a, frame)
+        page_drop_locked(a, frame)
         return
     owner = &a.owners[a.pages[frame].owner]
     owner.putback(owner.ctx, frame)
@@ -127,8 +127,8 @@ cdef void put_back(arena_t* a, migrate_stats_t* stats, uint32_t frame) noexcept 
     stats.put_back += 1
 
 
-cdef int move_page(arena_t* a, migrate_stats_t* stats, uint32_t old, uint32_t* spare) noexcept nogil:
-    """0: old is free, and *spare is NONE32 if that frame was used. Else the owner's word, and nothing
+cdef int page_move(arena_t* a, migrate_stats_t* stats, uint32_t old, uint32_t* spare) noexcept nogil:
+    """0: old is free, and *spare is NONE32 if that frame was used. Otherwise the owner's error, and nothing
     has changed."""
     cdef page_owner_t* owner
     cdef uint32_t new = spare[0]
@@ -136,18 +136,18 @@ cdef int move_page(arena_t* a, migrate_stats_t* stats, uint32_t old, uint32_t* s
     page_lock(a, old)
     if a.pages[old].owner == OWNER_NONE:
         stats.owner_gone += 1
-        drop_locked(a, old)
+        page_drop_locked(a, old)
         return 0
     owner = &a.owners[a.pages[old].owner]
-    # Nobody else knows the new page: its lock is there so that no second isolator can take it
-    # between the owner's set_page_movable() and the end of the move.
+    # No other thread knows the new page. Its lock keeps a second isolator from taking it between the owner's
+    # set_page_movable() and the end of the move.
     set_bits16(&a.pages[new].flags, PG_LOCKED)
     r = owner.migrate(owner.ctx, new, old)
     if r != 0:
         clear_bits16(&a.pages[new].flags, PG_LOCKED)
         page_unlock(a, old)
         return r
-    drop_locked(a, old)
+    page_drop_locked(a, old)
     page_unlock(a, new)
     spare[0] = NONE32
     stats.migrated += 1
@@ -155,8 +155,8 @@ cdef int move_page(arena_t* a, migrate_stats_t* stats, uint32_t old, uint32_t* s
 
 
 cdef uint32_t target_frame(arena_t* a, compact_run_t* run) noexcept nogil:
-    """A free frame to move to: with a run, from the fullest pageblocks that the scanners have left
-    between them; without, any."""
+    """A free frame to move to. With a run it comes from the fullest pageblocks between the scanners, without
+    one from anywhere."""
     cdef uint32_t frame
     if run == NULL:
         return arena_alloc_block(a, 0, OWNER_NONE, 0)
@@ -172,9 +172,10 @@ cdef uint32_t target_frame(arena_t* a, compact_run_t* run) noexcept nogil:
 
 cdef int migrate_pages(arena_t* a, migrate_stats_t* stats, uint32_t* pages, int n,
                        compact_run_t* run) noexcept nogil:
-    """Moves isolated pages; those that can't be moved are put back, and the first cause returned:
-    -ENOMEM without a target, -EBUSY where the owner would not."""
-    # A target that was not used serves the next page: given back, it would be behind the free scanner.
+    """Moves isolated pages, and puts back those that can't be moved. 0, or the cause of the first that
+    stayed: -ENOMEM where there was no target, -EBUSY where the owner refused."""
+    # A target that was not used serves the next page. If it were given back, it would lie behind the free
+    # scanner.
     cdef uint32_t spare = NONE32
     cdef int first = 0, r, i, left, current_pass
     for current_pass in range(PASSES):
@@ -185,16 +186,16 @@ cdef int migrate_pages(arena_t* a, migrate_stats_t* stats, uint32_t* pages, int 
             if spare == NONE32:
                 stats.no_target += 1
                 first = first if first != 0 else -ENOMEM
-                put_back(a, stats, pages[i])
+                page_put_back(a, stats, pages[i])
                 continue
-            r = move_page(a, stats, pages[i], &spare)
+            r = page_move(a, stats, pages[i], &spare)
             if r == -EAGAIN:
                 pages[left] = pages[i]
                 left += 1
             elif r != 0:
                 stats.refused += 1
                 first = first if first != 0 else -EBUSY
-                put_back(a, stats, pages[i])
+                page_put_back(a, stats, pages[i])
         n = left
         if n == 0:
             break
@@ -202,7 +203,7 @@ cdef int migrate_pages(arena_t* a, migrate_stats_t* stats, uint32_t* pages, int 
     for i in range(n):
         stats.again += 1
         first = first if first != 0 else -EBUSY
-        put_back(a, stats, pages[i])
+        page_put_back(a, stats, pages[i])
     if spare != NONE32:
         arena_free_block(a, spare, 0)
     return first
@@ -218,14 +219,14 @@ cdef int migrate_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint3
         stats.scanned += 1
         flags = load16(&a.pages[frame].flags)
         if flags & PG_USED:
-            if not isolate_page(a, stats, frame):
+            if not page_isolate(a, stats, frame):
                 if not load16(&a.pages[frame].flags) & PG_USED:
                     continue    # freed since the look
                 stats.busy += 1
-                # One that can't be moved decides for all: what was isolated goes back unmoved.
+                # One page that can't be moved decides for the range: what was isolated goes back unmoved.
                 while nr > 0:
                     nr -= 1
-                    put_back(a, stats, batch[nr])
+                    page_put_back(a, stats, batch[nr])
                 return -EBUSY
             batch[nr] = frame
             nr += 1
@@ -238,7 +239,7 @@ cdef int migrate_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint3
 
 
 cdef bint range_is_movable(arena_t* a, uint32_t first, uint32_t n) noexcept nogil:
-    """A cheap look without locks, so that a range that can't win is not begun."""
+    """A cheap look without locks, so that no range is begun that can't be emptied."""
     cdef uint32_t frame
     cdef uint16_t flags
     for frame in range(first, first + n):
@@ -249,7 +250,7 @@ cdef bint range_is_movable(arena_t* a, uint32_t first, uint32_t n) noexcept nogi
 
 
 cdef int isolate_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint32_t n) noexcept nogil:
-    """Isolates the pageblock around a range that could win: 0 or -EBUSY."""
+    """Isolates the pageblock around a range that may be emptied: 0 or -EBUSY."""
     if not range_is_movable(a, first, n):
         stats.unmovable += 1
         return -EBUSY
@@ -260,9 +261,9 @@ cdef int isolate_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint3
 
 cdef int alloc_contig_range(arena_t* a, migrate_stats_t* stats, uint32_t first, uint32_t n,
                             uint8_t owner, uint32_t ref) noexcept nogil:
-    """Frames [first, first + n) of one pageblock in use. -EINVAL for another range; -EBUSY if
-    something in the way can't be moved; -ENOMEM if there is nowhere to move it. Then every page is
-    whole at its old or a new place, outside or inside the range."""
+    """Frames [first, first + n) of one pageblock in use. -EINVAL: another range. -EBUSY: something in the
+    way can't be moved. -ENOMEM: there is nowhere to move it, or the OS refuses memory. After an error every
+    page is whole, at its old or at a new place, outside or inside the range."""
     cdef int r
     if n == 0 or first >= a.nr_frames or first // PAGEBLOCK_FRAMES != (first + n - 1) // PAGEBLOCK_FRAMES:
         return -EINVAL
@@ -270,8 +271,8 @@ cdef int alloc_contig_range(arena_t* a, migrate_stats_t* stats, uint32_t first, 
     r = isolate_range(a, stats, first, n)
     if r == 0:
         r = migrate_range(a, stats, first, n, NULL)
-        if r == 0 and not arena_claim_range(a, first, n, owner, ref):
-            r = -EBUSY
+        if r == 0:
+            r = arena_claim_range(a, first, n, owner, ref)
         # Of a whole pageblock that was claimed nothing is free: it stays in use.
         arena_unisolate_pageblock(a, first // PAGEBLOCK_FRAMES)
     pthread_mutex_unlock(&a.migrate_lock)
@@ -279,8 +280,9 @@ cdef int alloc_contig_range(arena_t* a, migrate_stats_t* stats, uint32_t first, 
 
 
 cdef uint32_t next_range(arena_t* a, uint32_t n, uint32_t last, uint32_t* used) noexcept nogil:
-    """Of the aligned ranges of n frames that can be emptied the next one after last, which has *used
-    frames in use, in the order of frames in use (at least one), then of place. NONE32: no more."""
+    """The aligned range of n frames to try next, or NONE32. Ranges that may be emptied are tried in the order
+    of their frames in use (at least one), then of their place; last is the previous one, with *used frames
+    in use."""
     cdef uint32_t best = NONE32, least = n + 1, found, frame = 0, i, end
     pthread_mutex_lock(&a.lock)
     end = a.fresh * PAGEBLOCK_FRAMES
@@ -300,13 +302,13 @@ cdef uint32_t next_range(arena_t* a, uint32_t n, uint32_t last, uint32_t* used) 
 
 cdef uint32_t alloc_contig(arena_t* a, migrate_stats_t* stats, int order, uint8_t owner,
                            uint32_t ref) noexcept nogil:
-    """A block of 2^order frames: a free one, or one that is emptied for it, the aligned range with
-    the fewest frames in use first. NONE32 if none can be had."""
+    """A block of 2^order frames: a free one, or else one that is emptied for it, beginning with the range
+    that has the fewest frames in use. NONE32 if none can be had."""
     cdef uint32_t n = 1u << order, frame = arena_alloc_block(a, order, owner, ref), used = 0
-    cdef int attempt
+    cdef int _attempt
     if frame != NONE32:
         return frame
-    for attempt in range(CONTIG_TRIES):
+    for _attempt in range(CONTIG_TRIES):
         frame = next_range(a, n, frame, &used)
         if frame == NONE32 or alloc_contig_range(a, stats, frame, n, owner, ref) == 0:
             return frame

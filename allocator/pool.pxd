@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see zspage.pxd.
+# Locks: see zspage.pxd.
 """C interface of a pool: its making, its end and its statistics."""
 from libc.stdint cimport uint32_t, uint64_t
 
 from allocator.arena cimport Arena
 from allocator.frames cimport arena_t
+from allocator.headroom cimport Headroom
 from allocator.zspage cimport pool_ops_t, pool_t
 
 
 cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noexcept nogil
-# Ends the pool, after a migration under way has ended. arena_stays: every zspage, also those queued,
-# is freed; otherwise its frames go with the arena.
+# Ends the pool; waits for a migration that is under way. arena_stays: every zspage is freed, also those on
+# the deferred list. Otherwise their frames go with the arena.
 cdef void pool_delete(pool_t* pool, bint arena_stays) noexcept nogil
 cdef list pool_classes(pool_t* pool)
 cdef object pool_stats(pool_t* pool)
@@ -19,6 +20,7 @@ cdef object pool_stats(pool_t* pool)
 cdef class Pool:
     cdef pool_t* pool
     cdef readonly Arena arena
+    cdef Headroom headroom      # or None; keeps what the pool points to
     cdef dict places            # stand-alone use: tag -> location
 
     cdef pool_t* open(self) except NULL

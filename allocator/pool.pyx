@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see zspage.pxd.
-"""A pool: its size classes, its making and end, its statistics, and its use from Python.
+# Locks: see zspage.pxd.
+"""A pool of objects: its size classes, its making and end, its statistics, and the class Pool for Python.
 
-255 raw classes of 32 to 4096 bytes, step 16; each takes the chain length that wastes least, and
-classes with the same chain and number of objects are merged into the largest of them.
+There are 255 raw classes, of 32 to 4096 bytes in steps of 16. Each takes the chain length that wastes
+least. Classes with the same chain and the same number of objects are merged into the largest of them.
+How objects are stored is in zsmalloc.pyx.
 """
 cimport cython
 from libc.errno cimport EIO, ENOMEM
@@ -12,12 +13,13 @@ from libc.stdlib cimport calloc, free
 
 from allocator.arena cimport Arena
 from allocator.frames cimport arena_t, page_owner_t
+from allocator.headroom cimport Headroom
 from allocator.layout cimport *
 from allocator.migrate cimport owner_register, owner_unregister
 from allocator.prim cimport *
 from allocator.zscompact cimport zs_compact
 from allocator.zsmalloc cimport (
-    disown_pages, zs_flush_deferred, zs_free, zs_malloc, zs_map, zs_unmap, zs_write, zspage_delete,
+    zs_flush_deferred, zs_free, zs_malloc, zs_map, zs_unmap, zs_write, zspage_delete, zspage_disown_pages,
 )
 from allocator.zsmovable cimport zs_isolate, zs_migrate, zs_putback
 from allocator.zspage cimport loc_idx, loc_zspage, pool_ops_t, pool_t, size_class_t
@@ -40,23 +42,12 @@ cdef uint32_t chain_length(uint32_t size, uint32_t chain_max) noexcept nogil:
     return best
 
 
-cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noexcept nogil:
-    """NULL when memory is short. The arena stays the caller's and must outlive the pool."""
-    cdef pool_t* pool = <pool_t*>calloc(1, sizeof(pool_t))
+cdef void pool_make_classes(pool_t* pool, uint32_t chain_max) noexcept nogil:
+    """From the largest down, so that a class is merged into the one above it."""
     cdef size_class_t* c
     cdef size_class_t* larger = NULL
-    cdef page_owner_t owner
     cdef uint32_t size, pages, objs
     cdef int i, group
-    if pool == NULL:
-        return NULL
-    pool.arena = a
-    pool.ops = ops[0]
-    pool.free_number = NONE32
-    pool.deferred = NONE32
-    pool.wake_fd = -1
-    short_mutex_init(&pool.number_lock)
-    a.sb.chain_max = chain_max
     for i in range(NR_RAW_CLASSES - 1, -1, -1):
         size = <uint32_t>(ZS_MIN_ALLOC + i * ZS_CLASS_DELTA)
         pages = chain_length(size, chain_max)
@@ -78,6 +69,22 @@ cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noe
             c.head[group] = NONE32
         pool.by_index[i] = c
         larger = c
+
+
+cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noexcept nogil:
+    """NULL when memory is short. The arena stays the caller's and must outlive the pool."""
+    cdef pool_t* pool = <pool_t*>calloc(1, sizeof(pool_t))
+    cdef page_owner_t owner
+    if pool == NULL:
+        return NULL
+    pool.arena = a
+    pool.ops = ops[0]
+    pool.free_number = NONE32
+    pool.deferred = NONE32
+    pool.wake_fd = -1
+    short_mutex_init(&pool.number_lock)
+    a.sb.chain_max = chain_max
+    pool_make_classes(pool, chain_max)
     owner.ctx = pool
     owner.isolate = zs_isolate
     owner.migrate = zs_migrate
@@ -100,7 +107,7 @@ cdef void pool_delete(pool_t* pool, bint arena_stays) noexcept nogil:
             z = &pool.arena.zspages[number]
             if z.magic == ZSPAGE_MAGIC:
                 c = pool.by_index[z.class_idx]
-                disown_pages(pool, c, z, True)
+                zspage_disown_pages(pool, c, z, True)
                 zspage_delete(pool, c, number)
         pool.arena.sb.chain_max = 0
     for number in range(pool.nr_classes):
@@ -162,13 +169,12 @@ cdef void python_moved(void* ctx, uint64_t tag, uint64_t loc) noexcept with gil:
 # The collector must not take the arena away before __dealloc__ has used it.
 @cython.no_gc_clear
 cdef class Pool:
-    """A pool for Python programs; the block device uses the C interface.
+    """Objects of 1 to 4096 bytes in the frames of an arena, packed by size class (zsmalloc).
 
-    Objects are named by a tag (an integer below 2^48, unique among live objects); where an object
-    lies may change in compact(), so it is always looked up by its tag.
-    chain_max: frames of the longest zspage, 1 to 8. An arena takes one pool at a time.
-    Raises ValueError for a bad chain_max or an arena that has a pool, and MemoryError. Once the arena
-    is closed, so is the pool.
+    An object has a name, its tag: an integer from 0 to 2^48 - 1 that no other live object has. compact() and
+    migration move objects, so an object is always found by its tag. chain_max: frames of the longest zspage,
+    1 to 8. An arena takes one pool at a time; once the arena is closed, so is the pool.
+    Raises ValueError for a bad chain_max or an arena that has a pool, and MemoryError.
     """
 
     def __cinit__(self, Arena arena not None, chain_max=CHAIN_MAX):
@@ -195,6 +201,12 @@ cdef class Pool:
         with nogil:
             pool_delete(self.pool, True)
 
+    def __repr__(self):
+        if self.arena.a == NULL:
+            return "<Pool, closed>"
+        now = self.stats()
+        return f"<Pool of {now.objects} objects in {now.pages} pages, {now.zspages} zspages>"
+
     cdef pool_t* open(self) except NULL:
         self.arena.open()
         return self.pool
@@ -207,8 +219,8 @@ cdef class Pool:
     def malloc(self, tag, data):
         """Stores 1 to 4096 bytes under a new tag.
 
-        Raises ValueError (size, tag in use), OSError(ENOSPC) at the limit, MemoryError; nothing
-        is changed then.
+        Raises ValueError for another size, a tag out of range or in use, OSError(ENOSPC) at the limit, and
+        MemoryError when the arena is full or the system refuses memory. Then nothing is changed.
         """
         cdef uint64_t loc = 0, name
         cdef bytes payload = bytes(data)
@@ -221,7 +233,7 @@ cdef class Pool:
         name = tag
         r = zs_malloc(pool, <uint32_t>len(payload), name, &loc)
         if r == -ENOMEM:
-            raise MemoryError("the arena has no free frame left")
+            raise MemoryError("the arena has no free frame left, or the system refuses its memory")
         if r != 0:
             raise OSError(-r, f"the pool's limit of {pool.limit_pages} pages is reached")
         zs_write(pool, loc, payload, <uint32_t>len(payload))
@@ -241,7 +253,7 @@ cdef class Pool:
             zs_unmap(self.pool, loc)
 
     def free(self, tag):
-        """Frees the object and returns its size. Raises KeyError."""
+        """Frees the object: its size in bytes. Raises KeyError, or OSError(EIO) for a damaged pool."""
         cdef int size = zs_free(self.open(), self.find(tag))
         if size < 0:
             raise OSError(-size, f"object {tag} is damaged")
@@ -249,12 +261,13 @@ cdef class Pool:
         return size
 
     def location(self, tag):
-        """(zspage number, object index) at this moment."""
+        """Where the object lies at this moment: (zspage number, object index). Raises KeyError."""
         cdef uint64_t loc = self.find(tag)
         return loc_zspage(loc), loc_idx(loc)
 
     def compact(self):
-        """Object compaction, to the end: pool pages freed."""
+        """Moves objects out of sparse zspages into full ones, until no more zspages can be freed. The number
+        of pages freed."""
         # The GIL is kept: python_pin() needs it under a class lock, and malloc() takes a class lock
         # with the GIL held.
         freed = zs_compact(self.open())
@@ -263,17 +276,23 @@ cdef class Pool:
         return freed
 
     def set_limit(self, pages):
-        """Pool pages that may be in use; 0 = no limit. What is stored stays."""
-        store64(&self.pool.limit_pages, pages)
+        """Pages of 4096 bytes that the pool may use, 0 = no limit. What is stored stays."""
+        store64(&self.open().limit_pages, pages)
+
+    def set_headroom(self, Headroom headroom):
+        """Asked before the pool takes pages, from here on; to be called before the first object."""
+        self.headroom = headroom
+        self.open().headroom = &headroom.h
 
     @property
     def huge_size(self):
         """Objects of this many bytes and more take a page of their own."""
-        return self.pool.huge_size
+        return self.open().huge_size
 
     def classes(self):
         """ClassStats of every class that was not merged into a larger one, smallest first."""
-        return pool_classes(self.pool)
+        return pool_classes(self.open())
 
     def stats(self):
-        return pool_stats(self.pool)
+        """PoolStats of this moment."""
+        return pool_stats(self.open())

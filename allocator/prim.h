@@ -1,15 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Atomic operations and waits that Cython has no words for. All are C11 memory-model builtins,
- * which the thread sanitizer understands. */
+ *
+ * What Cython has no words for: atomic operations, short waits, the clock, memory that is made
+ * resident, and address space.
+ *
+ * All atomic operations are builtins of the C11 memory model, which the thread sanitizer
+ * understands. load and store order what comes after and before them; peek, add and sub order
+ * nothing; cas and swap do both.
+ */
 #ifndef ZRAMFS_PRIM_H
 #define ZRAMFS_PRIM_H
 
+#include <errno.h>
 #include <stdint.h>
 #include <stdbool.h>
 #include <string.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <time.h>
+
+#define PAGE_BYTES ((size_t)4096)
+
+/* For n up to 2^64 - to. */
+static inline uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
 static inline uint64_t load64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void store64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
@@ -92,8 +105,9 @@ static inline void relax(unsigned round)
 	}
 }
 
-/* A mutex for holds of well under a microsecond: who waits spins a little before he sleeps. Two threads
- * that write pages of one size class slept and woke each other twice for each MiB without that. */
+/* A mutex for holds of well under a microsecond: a thread that waits for it spins a little before it
+ * sleeps. Two threads that write pages of one size class slept and woke each other twice for each MiB
+ * without that. */
 static inline void short_mutex_init(pthread_mutex_t *m)
 {
 	pthread_mutexattr_t attr;
@@ -104,13 +118,38 @@ static inline void short_mutex_init(pthread_mutex_t *m)
 }
 
 /* Makes every page of a range resident and writable, and changes nothing: adding 0 is a write that
- * cannot undo another thread's. By touching, not by a system call: fallocate(2) would hold the
- * file's lock while it waits for memory, and whoever punches a hole needs that lock. */
+ * cannot undo another thread's. For memory that is no file's; see try_populate() for a memory file. */
 static inline void make_resident(void *start, size_t n)
 {
 	uintptr_t at = (uintptr_t)start, end = at + n;
-	for (; at < end; at = (at | 4095) + 1)
+	for (; at < end; at = at / PAGE_BYTES * PAGE_BYTES + PAGE_BYTES)
 		__atomic_fetch_add((unsigned char *)at, 0, __ATOMIC_RELAXED);
+}
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14, which libc's headers may not know */
+#endif
+
+/* Makes every page of a shared mapping's range resident and writable, as make_resident() does, but by
+ * a call that can fail: 0, or -ENOMEM when the kernel refuses a page. A touch would be answered with
+ * SIGBUS then. Pages that the call came to before that stay resident. It waits for memory as long as
+ * the kernel does, and holds the process's map of memory for reading meanwhile.
+ * 512 pages: 1.44 ms, against 1.73 ms for 512 touches and 1.52 ms for fallocate(2) and the touches
+ * that follow it, which also holds the file's lock. */
+static inline int try_populate(void *start, size_t n)
+{
+	uintptr_t first = (uintptr_t)start / PAGE_BYTES * PAGE_BYTES;
+	uintptr_t end = round_up((uintptr_t)start + n, PAGE_BYTES);
+	return madvise((void *)first, end - first, MADV_POPULATE_WRITE) == 0 ? 0 : -ENOMEM;
+}
+
+/* n bytes of address space that take memory only where they are touched: private ones, filled with 0,
+ * or with fd >= 0 those of a file, shared. NULL when there are none. Ended by munmap(). */
+static inline void *map_sparse(size_t n, int fd)
+{
+	int kind = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+	void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, kind | MAP_NORESERVE, fd, 0);
+	return p == MAP_FAILED ? NULL : p;
 }
 
 /* Makes 64 KiB of the calling thread's stack resident, far more than anything in the core uses: a
@@ -118,7 +157,7 @@ static inline void make_resident(void *start, size_t n)
 static __attribute__((noinline, unused)) void ready_stack(void)
 {
 	volatile unsigned char stack[64 * 1024];
-	for (size_t i = 0; i < sizeof(stack); i += 4096)
+	for (size_t i = 0; i < sizeof(stack); i += PAGE_BYTES)
 		stack[i] = 0;
 }
 

@@ -40,7 +40,11 @@ cdef extern from "prim.h" nogil:
     void relax(unsigned int round) noexcept
     void fetch_object(const void* p) noexcept
     void short_mutex_init(pthread_mutex_t* m) noexcept
+    const size_t PAGE_BYTES
+    uint64_t round_up(uint64_t n, uint64_t to) noexcept
     void make_resident(void* start, size_t n) noexcept
+    int try_populate(void* start, size_t n) noexcept
+    void* map_sparse(size_t n, int fd) noexcept
     void ready_stack() noexcept
 
 cdef extern from "<stdlib.h>" nogil:

@@ -15,6 +15,7 @@ class ArenaStats:
     reserve: int  # bytes of free pageblocks that are resident, so that using them waits for nothing
     reserve_target: int  # bytes to be kept so, 0 = none
     reserve_misses: int  # allocations that found it empty, and waited up to 0.1 s
+    refused: int  # times that the OS refused memory, each a failed allocation or one that was tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,20 @@ class PoolStats:
     objects: int
     zspages: int
     corrupt: int  # locations that named no object: 0 in a sound pool
+
+
+@dataclass(frozen=True, slots=True)
+class HeadroomStats:
+    keep_free: int  # bytes of the host's memory that stay available to others, 0 = no floor
+    host_room: int | None  # bytes above that floor; None = not bounded
+    group_room: int | None  # bytes below the limits of memory cgroups, with a margin; None = not bounded
+    looks: int  # at the host's and the groups' files, since creation
+    refused: int  # requests for pool pages that found no room
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that the pool may take; None = not bounded."""
+        return min((each for each in (self.host_room, self.group_room) if each is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)

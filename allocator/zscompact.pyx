@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see zspage.pxd. Functions named _locked hold the lock of the class they are given.
+# Locks: see zspage.pxd. Functions named _locked hold the lock of the class they are given.
 """Object compaction: the objects of the sparsest zspages of a class move into its fullest ones, and
 zspages that are empty then are freed.
 
-The user of the pool is asked to hold still (pool_ops_t.pin) and told where its object lies now. One that
-it holds stays where it is, and its zspage with it, until the next pass.
+For each object the user of the pool is asked for a pin (pool_ops_t.pin), and told where the object lies
+afterwards. An object that is in use stays where it is, and its zspage with it, until the next pass.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.layout cimport FRAME_SIZE, HDR_ALLOCATED, HDR_SIZE_MASK, HDR_TAG_SHIFT, NONE32, zspage_desc_t
 from allocator.prim cimport add64, pthread_mutex_lock, pthread_mutex_unlock
-from allocator.zsmalloc cimport free_zspage
+from allocator.zsmalloc cimport zspage_free
 from allocator.zspage cimport (
-    copy_in, data_offset, find_fullest_locked, find_sparsest_locked, header_ptr, insert_locked, is_huge,
-    loc_idx, location, obj_alloc_locked, obj_free_locked, pool_t, remove_locked, size_class_t, view,
+    data_offset, find_fullest_locked, find_sparsest_locked, header_ptr, is_huge, loc_idx, loc_of,
+    obj_alloc_locked, obj_free_locked, object_copy_in, object_view, pool_t, size_class_t,
+    zspage_insert_locked, zspage_remove_locked,
 )
 
 cdef enum:
@@ -30,13 +31,13 @@ cdef bint move_object_locked(pool_t* pool, size_class_t* c, uint32_t src, uint32
     cdef uint32_t dst = find_fullest_locked(c)
     cdef uint64_t loc
     cdef uint8_t scratch[FRAME_SIZE]
-    if dst == NONE32 or not pool.ops.pin(pool.ops.ctx, tag, location(src, idx)):
+    if dst == NONE32 or not pool.ops.pin(pool.ops.ctx, tag, loc_of(src, idx)):
         return False
     loc = obj_alloc_locked(pool, c, dst, size, tag)
-    copy_in(pool, &pool.arena.zspages[dst], data_offset(c, loc_idx(loc)),
-            view(pool, from_, data_offset(c, idx), size, scratch), size)
+    object_copy_in(pool, &pool.arena.zspages[dst], data_offset(c, loc_idx(loc)),
+            object_view(pool, from_, data_offset(c, idx), size, scratch), size)
     pool.ops.moved(pool.ops.ctx, tag, loc)
-    obj_free_locked(pool, c, location(src, idx))
+    obj_free_locked(pool, c, loc_of(src, idx))
     return True
 
 
@@ -53,9 +54,10 @@ cdef bint empty_zspage_locked(pool_t* pool, size_class_t* c, uint32_t src) noexc
     return z.inuse == 0
 
 
-cdef uint64_t zs_compact_class(pool_t* pool, size_class_t* c, uint32_t max_zspages, bint* more) noexcept nogil:
-    """The lock is dropped after each zspage: the longest hold is the copy of one zspage's objects,
-    at most 32 KiB, about 10 us."""
+cdef uint64_t zs_compact_class(pool_t* pool, size_class_t* c, uint32_t max_zspages,
+                               bint* more) noexcept nogil:
+    """Drops the class lock after each zspage, so that it is held for the copy of one zspage's objects at
+    most: 32 KiB, about 10 us."""
     cdef uint64_t freed = 0
     cdef uint32_t src
     cdef bint emptied
@@ -73,16 +75,16 @@ cdef uint64_t zs_compact_class(pool_t* pool, size_class_t* c, uint32_t max_zspag
             pthread_mutex_unlock(&c.lock)
             break
         max_zspages -= 1
-        remove_locked(pool, c, src)
+        zspage_remove_locked(pool, c, src)
         emptied = empty_zspage_locked(pool, c, src)
         if emptied:
             c.zspages -= 1
         else:
-            insert_locked(pool, c, src)
+            zspage_insert_locked(pool, c, src)
         pthread_mutex_unlock(&c.lock)
         if not emptied:
             break
-        free_zspage(pool, c, src)
+        zspage_free(pool, c, src)
         freed += c.pages
     add64(&pool.pages_compacted, freed)
     return freed
@@ -91,9 +93,9 @@ cdef uint64_t zs_compact_class(pool_t* pool, size_class_t* c, uint32_t max_zspag
 cdef uint64_t zs_compact(pool_t* pool) noexcept nogil:
     cdef uint64_t freed = 0
     cdef uint32_t i
-    cdef int compact_pass
+    cdef int _pass
     cdef bint more
-    for compact_pass in range(COMPACT_PASSES):
+    for _pass in range(COMPACT_PASSES):
         for i in range(pool.nr_classes):
             freed += zs_compact_class(pool, &pool.classes[i], NONE32, &more)
     return freed

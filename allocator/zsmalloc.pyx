@@ -1,55 +1,83 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see zspage.pxd. Functions named _locked hold the lock of the class they are given.
+# Locks: see zspage.pxd. Functions named _locked hold the lock of the class they are given.
 """zsmalloc: objects packed into zspages, by size class.
 
-New objects go into the fullest zspage that has room; a zspage without objects is freed. The rules are
-those of the kernel's mm/zsmalloc.c, restated in its words in Documentation/mm/zsmalloc.rst.
+A new object goes into the fullest zspage that has room; a zspage without objects is freed. The rules are
+those of the kernel's mm/zsmalloc.c and Documentation/mm/zsmalloc.rst.
 """
 from libc.errno cimport EINVAL, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.buddy cimport arena_alloc_frames, arena_free_frames
 from allocator.frames cimport frame_ptr
+from allocator.headroom cimport headroom_take
 from allocator.layout cimport *
 from allocator.migrate cimport clear_page_movable, page_lock, page_trylock, page_unlock, set_page_movable
+from allocator.lists cimport zspage_stack_pop, zspage_stack_push
+from allocator.populate cimport arena_populate_zspages
 from allocator.prim cimport *
 from allocator.zspage cimport (
-    class_for, copy_in, data_offset, find_fullest_locked, fix_fullness_locked, header_ptr, insert_locked,
-    is_huge, loc_idx, loc_zspage, obj_alloc_locked, obj_free_locked, pool_t, read_lock, read_unlock,
-    remove_locked, size_class_t, view,
+    class_for, data_offset, find_fullest_locked, header_ptr, is_huge, loc_idx, loc_zspage, obj_alloc_locked,
+    obj_free_locked, object_copy_in, object_view, pool_t, size_class_t, zspage_fix_fullness_locked,
+    zspage_insert_locked, zspage_read_lock, zspage_read_unlock, zspage_remove_locked,
 )
+
+
+cdef enum:
+    NUMBERS_A_PAGE = 64     # zspage descriptors of 64 bytes
 
 
 # ---- zspages --------------------------------------------------------------------------------
 
-cdef uint32_t take_number(pool_t* pool) noexcept nogil:
-    cdef uint32_t number
+cdef uint32_t number_take_locked(pool_t* pool) noexcept nogil:
+    """Under number_lock. A number whose descriptor has its memory, or NONE32."""
+    cdef uint32_t number = zspage_stack_pop(pool.arena.zspages, &pool.free_number)
+    if number != NONE32 or pool.next_number == pool.arena.nr_frames:
+        return number
+    # A reserve brings the descriptors of all numbers with it.
+    if pool.next_number >= pool.described and peek64(&pool.arena.ready_target) == 0:
+        return NONE32
+    pool.next_number += 1
+    return pool.next_number - 1
+
+
+cdef uint32_t number_take(pool_t* pool) noexcept nogil:
+    """NONE32: the arena has no more, or the OS refuses the memory of more descriptors."""
+    cdef uint32_t number, first
+    while True:
+        pthread_mutex_lock(&pool.number_lock)
+        number = number_take_locked(pool)
+        first = pool.next_number
+        pthread_mutex_unlock(&pool.number_lock)
+        if number != NONE32 or first == pool.arena.nr_frames:
+            return number
+        # Without the lock: another thread may do the same meanwhile, which does no harm.
+        first -= first % NUMBERS_A_PAGE
+        if arena_populate_zspages(pool.arena, first, NUMBERS_A_PAGE) != 0:
+            return NONE32
+        pthread_mutex_lock(&pool.number_lock)
+        if pool.described < first + NUMBERS_A_PAGE:
+            pool.described = first + NUMBERS_A_PAGE
+        pthread_mutex_unlock(&pool.number_lock)
+
+
+cdef void number_put(pool_t* pool, uint32_t number) noexcept nogil:
     pthread_mutex_lock(&pool.number_lock)
-    number = pool.free_number
-    if number != NONE32:
-        pool.free_number = pool.arena.zspages[number].next
-    elif pool.next_number < pool.arena.nr_frames:
-        number = pool.next_number
-        pool.next_number += 1
-    pthread_mutex_unlock(&pool.number_lock)
-    return number
-
-
-cdef void put_number(pool_t* pool, uint32_t number) noexcept nogil:
-    pthread_mutex_lock(&pool.number_lock)
-    pool.arena.zspages[number].next = pool.free_number
-    pool.free_number = number
+    zspage_stack_push(pool.arena.zspages, &pool.free_number, number)
     pthread_mutex_unlock(&pool.number_lock)
 
 
-cdef uint64_t reserve_pages(pool_t* pool, uint32_t n, uint32_t over) noexcept nogil:
-    """Pool pages with n more of them, or 0 where that is more than over above the limit. Nothing is counted that is then taken back:
-    that would turn away another thread's smaller zspage that still fits."""
+cdef uint64_t pool_claim_pages(pool_t* pool, uint32_t n, uint32_t over) noexcept nogil:
+    """Counts n pages more and returns the pool's pages with them; 0, and nothing is counted, if they would be
+    more than over above the limit, or above what the host can give. A count that had to be taken back could
+    turn away another thread's smaller zspage, which still fits."""
     cdef uint64_t limit = peek64(&pool.limit_pages), pages
     while True:
         pages = peek64(&pool.pages)
-        # What the balloon holds is not the pool's to use.
+        # The pool may not use what the balloon holds.
         if limit != 0 and pages + n + peek64(&pool.arena.reserved) > limit + over:
+            return 0
+        if pool.headroom != NULL and not headroom_take(pool.headroom, pages, n, over):
             return 0
         if cas64(&pool.pages, pages, pages + n):
             return pages + n
@@ -57,20 +85,20 @@ cdef uint64_t reserve_pages(pool_t* pool, uint32_t n, uint32_t over) noexcept no
 
 cdef int zspage_new(pool_t* pool, size_class_t* c, uint32_t over, uint32_t* number) noexcept nogil:
     """A complete empty zspage, in no list: 0, -ENOSPC at the limit, or -ENOMEM."""
-    cdef uint64_t pages = reserve_pages(pool, c.pages, over)
+    cdef uint64_t pages = pool_claim_pages(pool, c.pages, over)
     cdef zspage_desc_t* z
     cdef uint32_t i
     cdef int r
     if pages == 0:
         return -ENOSPC
-    number[0] = take_number(pool)
+    number[0] = number_take(pool)
     if number[0] == NONE32:
         sub64(&pool.pages, c.pages)
         return -ENOMEM
     z = &pool.arena.zspages[number[0]]
     r = arena_alloc_frames(pool.arena, <int>c.pages, OWNER_ZSMALLOC, number[0], z.frames)
     if r != 0:
-        put_number(pool, number[0])
+        number_put(pool, number[0])
         sub64(&pool.pages, c.pages)
         return r
     max64(&pool.max_pages, pages)
@@ -88,9 +116,9 @@ cdef int zspage_new(pool_t* pool, size_class_t* c, uint32_t over, uint32_t* numb
     return 0
 
 
-cdef bint disown_pages(pool_t* pool, size_class_t* c, zspage_desc_t* z, bint wait) noexcept nogil:
-    """Locks all pages of a zspage and ends their ownership. Without wait: False, and nothing done, if
-    one of them is locked; the migration core has it in its hands just now."""
+cdef bint zspage_disown_pages(pool_t* pool, size_class_t* c, zspage_desc_t* z, bint wait) noexcept nogil:
+    """Locks all pages of a zspage and ends their ownership. Without wait: False, and nothing is done, if the
+    migration core has locked one of them."""
     cdef uint32_t i, locked
     for locked in range(c.pages):
         if wait:
@@ -106,27 +134,26 @@ cdef bint disown_pages(pool_t* pool, size_class_t* c, zspage_desc_t* z, bint wai
 
 
 cdef void zspage_delete(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
-    """Frees a zspage whose pages nobody owns any more."""
+    """Frees a zspage whose pages have no owner any more."""
     cdef zspage_desc_t* z = &pool.arena.zspages[number]
     z.magic = 0
     arena_free_frames(pool.arena, <int>c.pages, z.frames)
-    put_number(pool, number)
+    number_put(pool, number)
     sub64(&pool.pages, c.pages)
 
 
-cdef void defer_free(pool_t* pool, uint32_t number) noexcept nogil:
+cdef void zspage_defer_free(pool_t* pool, uint32_t number) noexcept nogil:
     pthread_mutex_lock(&pool.number_lock)
-    pool.arena.zspages[number].next = pool.deferred
-    pool.deferred = number
+    zspage_stack_push(pool.arena.zspages, &pool.deferred, number)
     pthread_mutex_unlock(&pool.number_lock)
 
 
-cdef void free_zspage(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
-    """An empty zspage that stands in no list and is no longer counted in its class; nobody waits."""
-    if disown_pages(pool, c, &pool.arena.zspages[number], False):
+cdef void zspage_free(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
+    """An empty zspage that stands in no list and is no longer counted in its class. Never waits."""
+    if zspage_disown_pages(pool, c, &pool.arena.zspages[number], False):
         zspage_delete(pool, c, number)
     else:
-        defer_free(pool, number)
+        zspage_defer_free(pool, number)
 
 
 cdef uint32_t zs_flush_deferred(pool_t* pool) noexcept nogil:
@@ -134,14 +161,12 @@ cdef uint32_t zs_flush_deferred(pool_t* pool) noexcept nogil:
     cdef size_class_t* c
     while True:
         pthread_mutex_lock(&pool.number_lock)
-        number = pool.deferred
-        if number != NONE32:
-            pool.deferred = pool.arena.zspages[number].next
+        number = zspage_stack_pop(pool.arena.zspages, &pool.deferred)
         pthread_mutex_unlock(&pool.number_lock)
         if number == NONE32:
             return n
         c = pool.by_index[pool.arena.zspages[number].class_idx]
-        disown_pages(pool, c, &pool.arena.zspages[number], True)
+        zspage_disown_pages(pool, c, &pool.arena.zspages[number], True)
         zspage_delete(pool, c, number)
         n += 1
 
@@ -165,7 +190,8 @@ cdef int zs_malloc(pool_t* pool, uint32_t size, uint64_t tag, uint64_t* loc) noe
     return zs_malloc_over(pool, size, tag, 0, loc)
 
 
-cdef int zs_malloc_over(pool_t* pool, uint32_t size, uint64_t tag, uint32_t over, uint64_t* loc) noexcept nogil:
+cdef int zs_malloc_over(pool_t* pool, uint32_t size, uint64_t tag, uint32_t over,
+                        uint64_t* loc) noexcept nogil:
     cdef size_class_t* c
     cdef uint32_t number
     cdef int r
@@ -182,7 +208,7 @@ cdef int zs_malloc_over(pool_t* pool, uint32_t size, uint64_t tag, uint32_t over
             return r
         pthread_mutex_lock(&c.lock)
         c.zspages += 1
-        insert_locked(pool, c, number)
+        zspage_insert_locked(pool, c, number)
     loc[0] = obj_alloc_locked(pool, c, number, size, tag)
     pthread_mutex_unlock(&c.lock)
     return 0
@@ -192,7 +218,7 @@ cdef void zs_wake_after(pool_t* pool, uint64_t n) noexcept nogil:
     store64(&pool.wake_at, peek64(&pool.frees) + n)
 
 
-cdef inline void count_free(pool_t* pool) noexcept nogil:
+cdef inline void pool_count_free(pool_t* pool) noexcept nogil:
     cdef uint64_t frees = add64(&pool.frees, 1), at = peek64(&pool.wake_at), one = 1
     if at != 0 and frees >= at and cas64(&pool.wake_at, at, 0):
         # An eventfd takes any number of these; nothing is lost if it is full.
@@ -212,14 +238,14 @@ cdef int zs_free(pool_t* pool, uint64_t loc) noexcept nogil:
     empty = (size >= 0 and pool.arena.zspages[number].inuse == 0
              and pool.arena.zspages[number].isolated == 0)
     if empty:
-        remove_locked(pool, c, number)
+        zspage_remove_locked(pool, c, number)
         c.zspages -= 1
     elif size >= 0:
-        fix_fullness_locked(pool, c, number)
+        zspage_fix_fullness_locked(pool, c, number)
     pthread_mutex_unlock(&c.lock)
     if empty:
-        free_zspage(pool, c, number)
-    count_free(pool)
+        zspage_free(pool, c, number)
+    pool_count_free(pool)
     return size
 
 
@@ -228,9 +254,9 @@ cdef int zs_write(pool_t* pool, uint64_t loc, const uint8_t* src, uint32_t n) no
     cdef zspage_desc_t* z = &pool.arena.zspages[loc_zspage(loc)]
     if c == NULL:
         return -EIO
-    read_lock(z)
-    copy_in(pool, z, data_offset(c, loc_idx(loc)), src, n)
-    read_unlock(z)
+    zspage_read_lock(z)
+    object_copy_in(pool, z, data_offset(c, loc_idx(loc)), src, n)
+    zspage_read_unlock(z)
     return 0
 
 
@@ -241,18 +267,18 @@ cdef const uint8_t* zs_map(pool_t* pool, uint64_t loc, uint8_t* scratch, uint32_
     cdef uint32_t n, off
     if c == NULL:
         return NULL
-    read_lock(z)
+    zspage_read_lock(z)
     off = data_offset(c, loc_idx(loc))
     fetch_object(frame_ptr(pool.arena, z.frames[off >> FRAME_SHIFT]) + (off & (FRAME_SIZE - 1)))
     header = header_ptr(pool, z, c, loc_idx(loc))[0]
     n = <uint32_t>((header >> 1) & HDR_SIZE_MASK)
     if not header & HDR_ALLOCATED or n > ZS_MAX_ALLOC or (n > c.size - OBJ_HEADER and not is_huge(c)):
-        read_unlock(z)
+        zspage_read_unlock(z)
         add64(&pool.corrupt, 1)
         return NULL
     size[0] = n
-    return view(pool, z, off, n, scratch)
+    return object_view(pool, z, off, n, scratch)
 
 
 cdef void zs_unmap(pool_t* pool, uint64_t loc) noexcept nogil:
-    read_unlock(&pool.arena.zspages[loc_zspage(loc)])
+    zspage_read_unlock(&pool.arena.zspages[loc_zspage(loc)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see zspage.pxd.
+# Locks: see zspage.pxd.
 """What zsmalloc answers as an owner of movable pages; contracts in migrate.pyx. ctx is the pool."""
 from libc.stdint cimport uint32_t
 

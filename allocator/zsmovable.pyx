@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: see zspage.pxd. Functions named _locked hold the lock of the class they are given.
-"""zsmalloc as an owner of movable pages: isolate, migrate and put back frames of zspages. See migrate.pyx
-for the contracts.
+# Locks: see zspage.pxd. Functions named _locked hold the lock of the class they are given.
+"""zsmalloc as an owner of movable pages: how frames of zspages are isolated, migrated and put back. The
+contracts of these calls are in migrate.pyx.
 """
 from libc.errno cimport EAGAIN, EBUSY, EIO
 from libc.stdint cimport uint32_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from allocator.frames cimport frame_ptr
 from allocator.layout cimport *
 from allocator.migrate cimport clear_page_movable, set_page_movable
 from allocator.prim cimport add64, pthread_mutex_lock, pthread_mutex_unlock
-from allocator.zsmalloc cimport defer_free
-from allocator.zspage cimport insert_locked, pool_t, remove_locked, size_class_t, write_trylock, write_unlock
+from allocator.zsmalloc cimport zspage_defer_free
+from allocator.zspage cimport (
+    pool_t, size_class_t, zspage_insert_locked, zspage_remove_locked, zspage_write_trylock,
+    zspage_write_unlock,
+)
 
 
 cdef size_class_t* class_of_page(pool_t* pool, uint32_t frame, uint32_t* number) noexcept nogil:
@@ -42,12 +45,12 @@ cdef bint zs_isolate(void* ctx, uint32_t frame) noexcept nogil:
         return False
     z = &pool.arena.zspages[number]
     pthread_mutex_lock(&c.lock)
-    # Empty: it is being freed. Off the lists and not isolated: it is being made or freed.
+    # An empty zspage is being freed. One that is off the lists and not isolated is being made or freed.
     taken = z.inuse != 0 and (z.fullness != FULLNESS_OFF_LIST or z.isolated != 0)
     if taken:
         # Off the list with the first page, so that no allocation can hit it.
         if z.isolated == 0:
-            remove_locked(pool, c, number)
+            zspage_remove_locked(pool, c, number)
             c.isolated += 1
         z.isolated += 1
     pthread_mutex_unlock(&c.lock)
@@ -55,23 +58,23 @@ cdef bint zs_isolate(void* ctx, uint32_t frame) noexcept nogil:
 
 
 cdef bint end_isolation_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
-    """One page less is isolated. True if that leaves an empty zspage, which is no longer counted and
-    has to be freed."""
+    """Ends the isolation of one page. True if that leaves an empty zspage, which is no longer counted and has
+    to be freed."""
     cdef zspage_desc_t* z = &pool.arena.zspages[number]
     z.isolated -= 1
     if z.isolated != 0:
         return False
     c.isolated -= 1
     if z.inuse != 0:
-        insert_locked(pool, c, number)
+        zspage_insert_locked(pool, c, number)
         return False
     c.zspages -= 1
     return True
 
 
 cdef int zs_migrate(void* ctx, uint32_t new, uint32_t old) noexcept nogil:
-    """The move changes one word of the zspage: locations, and so slots, stay as they are. Whoever
-    reads or writes the zspage's bytes has it locked for reading; then it is busy."""
+    """The move changes one word of the zspage. Locations, and so slots, stay as they are. A thread that reads
+    or writes the zspage's bytes has it locked for reading, and the zspage is busy then."""
     cdef pool_t* pool = <pool_t*>ctx
     cdef uint32_t number = 0, i = 0
     cdef size_class_t* c = class_of_page(pool, old, &number)
@@ -79,22 +82,24 @@ cdef int zs_migrate(void* ctx, uint32_t new, uint32_t old) noexcept nogil:
     if c == NULL:
         return -EIO
     z = &pool.arena.zspages[number]
-    if not write_trylock(z):
+    if not zspage_write_trylock(z):
         return -EAGAIN
     pthread_mutex_lock(&c.lock)
     if z.inuse == 0:
         pthread_mutex_unlock(&c.lock)
-        write_unlock(z)
+        zspage_write_unlock(z)
         return -EBUSY
     while z.frames[i] != old:
         i += 1
     memcpy(frame_ptr(pool.arena, new), frame_ptr(pool.arena, old), FRAME_SIZE)
     set_page_movable(pool.arena, new, OWNER_ZSMALLOC, number)
     z.frames[i] = new
+    if pool.wipe:
+        memset(frame_ptr(pool.arena, old), 0, FRAME_SIZE)
     clear_page_movable(pool.arena, old)
     end_isolation_locked(pool, c, number)
     pthread_mutex_unlock(&c.lock)
-    write_unlock(z)
+    zspage_write_unlock(z)
     return 0
 
 
@@ -109,5 +114,5 @@ cdef void zs_putback(void* ctx, uint32_t frame) noexcept nogil:
     empty = end_isolation_locked(pool, c, number)
     pthread_mutex_unlock(&c.lock)
     if empty:
-        # Its page is locked just now, by the caller.
-        defer_free(pool, number)
+        # The caller holds the lock of its page.
+        zspage_defer_free(pool, number)

@@ -1,37 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order, outermost first:
+# Locks of a pool, outermost first:
 #   the user's pin (a slot's lock bit)
-#   the page lock             held by the migration core around the owner's calls; freeing a zspage
-#                             only tries it, and leaves it to the deferred list otherwise
-#   zspage_desc_t.rwlock      readers may wait for a writer; a writer only ever tries
-#   size_class_t.lock         under it the user's pin is only ever tried (pool_ops_t.pin)
+#   the page lock
+#   zspage_desc_t.rwlock
+#   size_class_t.lock
 #   pool_t.number_lock
-#   arena_t.lock
-# Functions named _locked hold the lock of the class they are given.
+#   the locks of the arena (frames.pxd), or headroom_t.lock; neither inside the other
+# Rules:
+#   - The migration core holds the page lock around the owner's calls. Freeing a zspage only tries the
+#     page lock; if it is taken, the zspage goes to the deferred list.
+#   - Readers of a zspage may wait for its writer. A writer only tries.
+#   - Under size_class_t.lock the user's pin is only tried (pool_ops_t.pin).
+#   - Nobody allocates frames under size_class_t.lock or number_lock: that may wait for memory.
+#   - Functions named _locked hold the lock of the class that they are given.
 """Zspages: 1 to 8 frames that hold the objects of one size class, and the structs of a pool of them.
 
-An object carries an 8-byte header with its size and its user's tag; one too large to share a page is
-huge: a page of its own, its header in the zspage descriptor. It is found by its location, never by
-address. All code here is inline: allocating, reading and freeing an object call it several times each.
+An object carries an 8-byte header with its size and its user's tag. An object that is too large to share a
+page is called huge: it has a page of its own, and its header stands in the zspage descriptor. An object is
+found by its location (zspage, index), never by an address. All code here is inline, because allocating,
+reading and freeing an object call it several times each.
 """
 from libc.errno cimport EIO
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from allocator.frames cimport arena_t, frame_ptr
+from allocator.headroom cimport headroom_t
 from allocator.layout cimport (
     FRAME_SHIFT, FRAME_SIZE, FULLNESS_99, FULLNESS_EMPTY, FULLNESS_FULL, FULLNESS_OFF_LIST, HDR_ALLOCATED,
     HDR_SIZE_MASK, HDR_TAG_SHIFT, LOC_IDX_BITS, NONE32, NR_FULLNESS, NR_RAW_CLASSES, OBJ_HEADER,
     ZS_CLASS_DELTA, ZS_MAX_ALLOC, ZS_MIN_ALLOC, zspage_desc_t,
 )
+from allocator.lists cimport zspage_list_push, zspage_list_remove
 from allocator.prim cimport add64, cas_i32, load_i32, pthread_mutex_t, relax, store_i32, sub_i32
 
 
 # What object compaction asks of the pool's user, by the tag that the user gave an object.
 cdef struct pool_ops_t:
     void* ctx
-    # Try to pin the object that is named tag and, as far as the pool knows, lies at loc. True: its
-    # user holds still and says that loc is right. Never waits.
+    # Tries to pin the object that is named tag and, as far as the pool knows, lies at loc. True: the
+    # user will not touch the object, and agrees that it lies at loc. Never waits.
     bint (*pin)(void* ctx, uint64_t tag, uint64_t loc) noexcept nogil
     # The pinned object lies at loc now: record that, and unpin.
     void (*moved)(void* ctx, uint64_t tag, uint64_t loc) noexcept nogil
@@ -57,13 +65,16 @@ cdef struct pool_t:
     # constant
     arena_t* arena
     pool_ops_t ops
+    headroom_t* headroom            # asked before pages are taken; NULL = nobody is
     size_class_t* by_index[NR_RAW_CLASSES]
     size_class_t classes[NR_RAW_CLASSES]
     uint32_t nr_classes
     uint32_t huge_size              # objects of this many bytes and more take a page of their own
+    bint wipe                       # bytes of objects that were freed or moved away are zeroed at once
     pthread_mutex_t number_lock
     uint32_t free_number            # guarded by number_lock: list of free zspage numbers
     uint32_t next_number            # guarded by number_lock: never used from here on
+    uint32_t described              # guarded by number_lock: descriptors below this have their memory
     uint32_t deferred               # guarded by number_lock: list of empty zspages to be freed
     # atomic
     uint64_t pages
@@ -78,7 +89,7 @@ cdef struct pool_t:
 
 # ---- locations and classes ------------------------------------------------------------------
 
-cdef inline uint64_t location(uint32_t zspage, uint32_t idx) noexcept nogil:
+cdef inline uint64_t loc_of(uint32_t zspage, uint32_t idx) noexcept nogil:
     return (<uint64_t>zspage << LOC_IDX_BITS) | idx
 
 
@@ -90,7 +101,7 @@ cdef inline uint32_t loc_idx(uint64_t loc) noexcept nogil:
     return <uint32_t>(loc & ((1u << LOC_IDX_BITS) - 1))
 
 
-# The class of objects of so many bytes; of two sizes, the one in the smaller class takes less memory.
+# The class for objects of size bytes. Of two sizes, the one in the smaller class takes less memory.
 cdef inline size_class_t* class_for(pool_t* pool, uint32_t size) noexcept nogil:
     cdef uint32_t total = size + OBJ_HEADER
     if total <= ZS_MIN_ALLOC:
@@ -120,7 +131,7 @@ cdef inline uint32_t data_offset(size_class_t* c, uint32_t idx) noexcept nogil:
     return idx * c.size + (0 if is_huge(c) else OBJ_HEADER)
 
 
-cdef inline void copy_in(pool_t* pool, zspage_desc_t* z, uint32_t off, const uint8_t* src,
+cdef inline void object_copy_in(pool_t* pool, zspage_desc_t* z, uint32_t off, const uint8_t* src,
                          uint32_t n) noexcept nogil:
     cdef uint32_t room = FRAME_SIZE - (off & (FRAME_SIZE - 1))
     cdef uint32_t i = off >> FRAME_SHIFT
@@ -130,7 +141,16 @@ cdef inline void copy_in(pool_t* pool, zspage_desc_t* z, uint32_t off, const uin
         memcpy(frame_ptr(pool.arena, z.frames[i + 1]), src + first, n - first)
 
 
-cdef inline const uint8_t* view(pool_t* pool, zspage_desc_t* z, uint32_t off, uint32_t n,
+cdef inline void object_zero(pool_t* pool, zspage_desc_t* z, uint32_t off, uint32_t n) noexcept nogil:
+    cdef uint32_t room = FRAME_SIZE - (off & (FRAME_SIZE - 1))
+    cdef uint32_t i = off >> FRAME_SHIFT
+    cdef uint32_t first = n if n < room else room
+    memset(frame_ptr(pool.arena, z.frames[i]) + (off & (FRAME_SIZE - 1)), 0, first)
+    if n > first:
+        memset(frame_ptr(pool.arena, z.frames[i + 1]), 0, n - first)
+
+
+cdef inline const uint8_t* object_view(pool_t* pool, zspage_desc_t* z, uint32_t off, uint32_t n,
                                 uint8_t* scratch) noexcept nogil:
     """n bytes at off, in place where they lie in one piece, else copied to scratch."""
     cdef uint32_t room = FRAME_SIZE - (off & (FRAME_SIZE - 1))
@@ -143,7 +163,7 @@ cdef inline const uint8_t* view(pool_t* pool, zspage_desc_t* z, uint32_t off, ui
     return scratch
 
 
-cdef inline void read_lock(zspage_desc_t* z) noexcept nogil:
+cdef inline void zspage_read_lock(zspage_desc_t* z) noexcept nogil:
     """Waits for a writer, who holds it for the copy of one frame."""
     cdef unsigned int round = 0
     cdef int readers
@@ -155,15 +175,15 @@ cdef inline void read_lock(zspage_desc_t* z) noexcept nogil:
         round += 1
 
 
-cdef inline bint write_trylock(zspage_desc_t* z) noexcept nogil:
+cdef inline bint zspage_write_trylock(zspage_desc_t* z) noexcept nogil:
     return cas_i32(&z.rwlock, 0, -1)
 
 
-cdef inline void write_unlock(zspage_desc_t* z) noexcept nogil:
+cdef inline void zspage_write_unlock(zspage_desc_t* z) noexcept nogil:
     store_i32(&z.rwlock, 0)
 
 
-cdef inline void read_unlock(zspage_desc_t* z) noexcept nogil:
+cdef inline void zspage_read_unlock(zspage_desc_t* z) noexcept nogil:
     sub_i32(&z.rwlock, 1)
 
 
@@ -178,37 +198,28 @@ cdef inline int fullness_group(uint32_t inuse, uint32_t objs) noexcept nogil:
     return <int>(100 * inuse // objs // 10 + 1)
 
 
-cdef inline void insert_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
-    cdef zspage_desc_t* z = &pool.arena.zspages[number]
-    cdef int group = fullness_group(z.inuse, c.objs)
-    cdef uint32_t head = c.head[group]
-    z.fullness = <uint8_t>group
-    z.prev = NONE32
-    z.next = head
-    if head != NONE32:
-        pool.arena.zspages[head].prev = number
-    c.head[group] = number
+cdef inline void zspage_insert_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
+    cdef zspage_desc_t* zspages = pool.arena.zspages
+    cdef int group = fullness_group(zspages[number].inuse, c.objs)
+    zspages[number].fullness = <uint8_t>group
+    zspage_list_push(zspages, &c.head[group], number)
     c.nr[group] += 1
 
 
-cdef inline void remove_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
-    cdef zspage_desc_t* z = &pool.arena.zspages[number]
-    if z.prev != NONE32:
-        pool.arena.zspages[z.prev].next = z.next
-    else:
-        c.head[z.fullness] = z.next
-    if z.next != NONE32:
-        pool.arena.zspages[z.next].prev = z.prev
-    c.nr[z.fullness] -= 1
-    z.fullness = FULLNESS_OFF_LIST
+cdef inline void zspage_remove_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
+    cdef zspage_desc_t* zspages = pool.arena.zspages
+    cdef uint8_t group = zspages[number].fullness
+    zspage_list_remove(zspages, &c.head[group], number)
+    c.nr[group] -= 1
+    zspages[number].fullness = FULLNESS_OFF_LIST
 
 
-cdef inline void fix_fullness_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
+cdef inline void zspage_fix_fullness_locked(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
     cdef zspage_desc_t* z = &pool.arena.zspages[number]
     if z.fullness == FULLNESS_OFF_LIST or z.fullness == fullness_group(z.inuse, c.objs):
         return
-    remove_locked(pool, c, number)
-    insert_locked(pool, c, number)
+    zspage_remove_locked(pool, c, number)
+    zspage_insert_locked(pool, c, number)
 
 
 cdef inline uint32_t find_fullest_locked(size_class_t* c) noexcept nogil:
@@ -239,8 +250,8 @@ cdef inline uint64_t obj_alloc_locked(pool_t* pool, size_class_t* c, uint32_t nu
     header[0] = HDR_ALLOCATED | (<uint64_t>size << 1) | (tag << HDR_TAG_SHIFT)
     z.inuse += 1
     c.inuse += 1
-    fix_fullness_locked(pool, c, number)
-    return location(number, idx)
+    zspage_fix_fullness_locked(pool, c, number)
+    return loc_of(number, idx)
 
 
 cdef inline int obj_free_locked(pool_t* pool, size_class_t* c, uint64_t loc) noexcept nogil:
@@ -248,9 +259,15 @@ cdef inline int obj_free_locked(pool_t* pool, size_class_t* c, uint64_t loc) noe
     cdef zspage_desc_t* z = &pool.arena.zspages[loc_zspage(loc)]
     cdef uint64_t* header = header_ptr(pool, z, c, loc_idx(loc))
     cdef uint64_t was = header[0]
+    cdef uint32_t room
     if not was & HDR_ALLOCATED:
         add64(&pool.corrupt, 1)
         return -EIO
+    if pool.wipe:
+        # Nobody names the object any more, and no migration copies its frames under the class lock. A size
+        # that was damaged must not reach the next object.
+        room = FRAME_SIZE if is_huge(c) else c.size - OBJ_HEADER
+        object_zero(pool, z, data_offset(c, loc_idx(loc)), min(<uint32_t>((was >> 1) & HDR_SIZE_MASK), room))
     header[0] = <uint64_t>z.freeobj << 1
     z.freeobj = <uint16_t>loc_idx(loc)
     z.inuse -= 1

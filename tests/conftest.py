@@ -22,10 +22,21 @@ from tests.support.guardian import Guardian
 # is the nearest to its cause.
 LAYERS = (
     "allocator", "text", "codecs", "store", "lane", "host", "device", "tree", "daemon", "lifecycle",
-    "configuration", "views", "doctor", "cli", "docs", "packaging", "benchmarks", "machine", "soak",
+    "configuration", "views", "doctor", "cli", "docs", "packaging", "machine", "benchmarks", "soak",
 )
-# Of these, two files at a time disturb neither each other nor what they measure.
-SIDE_BY_SIDE = LAYERS[:LAYERS.index("lifecycle")]
+# scripts/test runs two files at a time (`-n 2`). These must not meet each other, because they use swap: the
+# machine has one set of swap areas and one vm.min_free_kbytes.
+SWAP = {
+    "daemon/shortage_test.py", "lifecycle/stop_test.py", "lifecycle/swap_test.py",
+    "configuration/apply_test.py", "cli/status_test.py",
+    "machine/data_path_test.py", "machine/filesystems_test.py", "machine/ltp_test.py",
+    "machine/scripts_test.py", "machine/swap_load_test.py", "machine/systemd_test.py",
+}
+# These measure time. They come late, one after the other, when little else is left to run.
+QUIET = {
+    "tree/mounted_test.py", "lane/mounted_life_test.py", "benchmarks/fragmentation_test.py",
+    "benchmarks/run_test.py",
+}
 TRACEBACK = "Traceback (most recent call last)"
 GUARDIAN = pytest.StashKey[Guardian]()
 
@@ -78,8 +89,23 @@ def pytest_configure(config: pytest.Config) -> None:
     faulthandler.register(signal.SIGUSR1, file=os.fdopen(os.dup(2), "w"), all_threads=True)
 
 
-def _directory(nodeid: str) -> str:
-    return Path(nodeid).parts[1]
+def _file(nodeid: str) -> str:
+    """Below tests/."""
+    return nodeid.partition("::")[0].partition("/")[2]
+
+
+def _layer(nodeid: str) -> int:
+    file = _file(nodeid)
+    directory = "benchmarks" if file in QUIET else file.partition("/")[0]
+    if directory not in LAYERS:
+        raise pytest.UsageError(f"tests/{directory} has no place in LAYERS of tests/conftest.py; add it")
+    return LAYERS.index(directory)
+
+
+def _group(nodeid: str) -> str:
+    """Tests of one group never run at the same time."""
+    file = _file(nodeid)
+    return "swap" if file in SWAP else "quiet" if file in QUIET else file
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> None:
@@ -105,28 +131,24 @@ def pytest_report_header() -> list[str]:
     return lines
 
 
-def _layer(item: pytest.Item) -> int:
-    directory = _directory(item.nodeid)
-    if directory not in LAYERS:
-        raise pytest.UsageError(f"tests/{directory} has no place in LAYERS of tests/conftest.py; add it")
-    return LAYERS.index(directory)
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """For `-n 2`: the files of the lower layers side by side, then all others in one worker."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid.partition("::")[0] if _directory(nodeid) in SIDE_BY_SIDE else "the machine"
+            return _group(nodeid)
 
     config.option.loadscopereorder = False  # the order is that of LAYERS
     return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=_layer)
+    items.sort(key=lambda item: _layer(item.nodeid))
+    for item in items:
+        uses_swap = any("swap" in mark.args for mark in item.iter_markers("requires"))
+        if uses_swap and _file(item.nodeid) not in SWAP:
+            raise pytest.UsageError(f"{item.nodeid} uses swap: add its file to SWAP in tests/conftest.py")
     if not config.getoption("clean_room"):
         left_out = [item for item in items if item.get_closest_marker("clean_room")]
         config.hook.pytest_deselected(items=left_out)

@@ -290,7 +290,7 @@ def test_failing_pageblocks_are_deferred_ever_longer(probe: ModuleType) -> None:
     blocks.settle()
     # Its next life begins without the failures of this one.
     frames = fill(blocks.arena)
-    assert blocks.memory.pageblock(0)[3:] == (0, blocks.memory.pageblock(0).next, 0)
+    assert (blocks.memory.pageblock(0).skip, blocks.memory.pageblock(0).defer) == (0, 0)
     for frame in frames:
         blocks.arena.free(frame)
 

@@ -21,16 +21,16 @@ superblock_t 80
 page_desc_t 16
   flags 0 2, order 2 1, owner 3 1, ref 4 4, next 8 4, prev 12 4
 pageblock_desc_t 16
-  nr_free 0 2, flags 2 2, nr_isolated 4 2, skip 6 2, next 8 4, defer 12 4
+  nr_free 0 2, flags 2 2, skip 4 2, defer 6 2, next 8 4, ready 12 4
 zspage_desc_t 64
   frames 0 32, next 32 4, prev 36 4, inuse 40 2, freeobj 42 2, magic 44 2, class_idx 46 1,
   fullness 47 1, rwlock 48 4, isolated 52 4, huge_header 56 8
 """
 
 CONSTANTS = """
-SUPERBLOCK_MAGIC 0x30736672616d7a7a, LAYOUT_VERSION 1,
+SUPERBLOCK_MAGIC 0x30736672616d7a7a, LAYOUT_VERSION 2,
 FRAME_SHIFT 12, FRAME_SIZE 4096, PAGEBLOCK_ORDER 9, PAGEBLOCK_FRAMES 512, PAGEBLOCK_SIZE 2097152,
-NR_ORDERS 10, NONE32 0xffffffff,
+NR_ORDERS 10, UNIT_FRAMES 16, NONE32 0xffffffff,
 PG_FREE 1, PG_USED 2, PG_MOVABLE 4, PG_ISOLATED 8, PG_LOCKED 16,
 OWNER_NONE 0, OWNER_ZSMALLOC 1, OWNER_BALLOON 2, PB_IN_USE 1, PB_ISOLATED 2,
 CHAIN_MAX 8, ZSPAGE_MAGIC 0x7a73, NR_FULLNESS 12, FULLNESS_FULL 11, FULLNESS_OFF_LIST 255,
@@ -122,7 +122,7 @@ def test_arrays_follow_one_another(user_size: int, nr_pageblocks: int) -> None:
     arena = Arena(user_size, nr_pageblocks)
     sb = MemoryFile(arena.fileno()).superblock
     nr_frames = 512 * nr_pageblocks
-    assert (sb.magic.to_bytes(8, "little"), sb.version) == (b"zzmarfs0", 1)
+    assert (sb.magic.to_bytes(8, "little"), sb.version) == (b"zzmarfs0", 2)
     assert sb.user_off == 4096
     assert sb.user_size == -(-user_size // 4096) * 4096
     assert sb.pageblock_off == sb.user_off + sb.user_size

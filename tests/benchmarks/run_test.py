@@ -171,7 +171,7 @@ def test_ctrl_c_takes_everything_down(tmp_path: Path) -> None:
         now = Path(f"/sys/block/{path.name}")
         # Another test may have got the number meanwhile; then it is another device.
         assert not now.exists() or now.stat().st_ino != identity
-    mounts = Path("/proc/self/mountinfo").read_text()
+    mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
     backings = [f.read_text() for f in Path("/sys/block").glob("loop*/loop/backing_file")]
     for path in paths:
         if path.is_relative_to("/dev"):

@@ -72,8 +72,9 @@ def test_four_secondary_algorithms_are_one_too_many(tmp_path: Path) -> None:
 
 
 def test_mount_options() -> None:
-    wanted = parse("size=1G,algo=lz4,recomp_algo=lz4hc,recomp_algo=zstd:9,access_times,rw")
-    assert wanted.recomp_algo == (Algorithm("lz4hc", 9), Algorithm("zstd", 9)) and wanted.access_times
+    wanted = parse("size=1G,algo=lz4,recomp_algo=lz4hc,recomp_algo=zstd:9,access_times,wipe,rw")
+    assert wanted.recomp_algo == (Algorithm("lz4hc", 9), Algorithm("zstd", 9))
+    assert wanted.access_times and wanted.wipe
     with pytest.raises(click.UsageError, match="makes nothing smaller"):
         parse("recomp_algo=none")
 

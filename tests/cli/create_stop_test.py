@@ -255,3 +255,12 @@ def test_a_daemon_that_is_killed_while_it_starts_is_reported_with_its_log(tmp_pa
 
     with pytest.raises(ZramfsError, match=r"(?s)the daemon failed:\nTraceback.*RuntimeError: a bug"):
         detach.run(break_down, tmp_path / "log2")
+
+
+def test_a_device_that_wipes_says_so(tmp_path: Path, base: Path) -> None:
+    directory = tmp_path / "z"
+    with device(directory, MIB, "--wipe"):
+        said = (directory / "control").read_text()
+        assert "wipe         what is discarded or overwritten is zeroed" in said
+    with device(directory, MIB):
+        assert "wipe" not in (directory / "control").read_text()

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from tests.support.page_kinds import block, hard, noise, prose
 from tests.support.served import ServedDevice, served_device
+from tests.support.whole import run
 from zramfs.cli import zramfs
 from zramfs.codecs import train
 from zramfs.codecs.codec import Codec
@@ -162,12 +163,33 @@ def test_samples_of_random_places(served: ServedDevice, monkeypatch: pytest.Monk
 def test_peek_is_no_use_of_a_page(served: ServedDevice) -> None:
     fill(served, [prose(1), hard(1), bytes(PAGE)])
     served.write("zram/idle", "all")
-    with open(served.directory / "peek", "rb", buffering=0) as file:
-        assert os.pread(file.fileno(), PAGE, 0) == prose(1)
-        assert os.pread(file.fileno(), 2 * PAGE, PAGE) == hard(1)
-        assert os.pread(file.fileno(), 100, PAGE + 50) == hard(1)[50:150]
-        assert os.pread(file.fileno(), PAGE, 2 * PAGE) == bytes(PAGE)
-        assert os.pread(file.fileno(), PAGE, 90 * PAGE) == bytes(PAGE)
-        assert os.pread(file.fileno(), PAGE, 64 << 20) == b""
+    with open(served.directory / "peek", "r+b", buffering=0) as file:
+        def peek(pages: bytes, size: int, offset: int = 0) -> bytes:
+            file.write(pages)
+            return os.pread(file.fileno(), size, offset)
+
+        assert peek(b"0", PAGE) == prose(1)
+        assert peek(b"1\n", 2 * PAGE) == hard(1)
+        file.write(b"1")
+        # Reads begin at the page wherever the writes have moved the offset.
+        assert (file.read(100), file.read(50), file.read(PAGE), file.read(1)) == (
+            hard(1)[:100], hard(1)[100:150], hard(1)[150:], b"")
+        assert peek(b"2", PAGE) == peek(b"90", PAGE) == bytes(PAGE)
+        assert peek(b"%d" % (64 << 20 >> 12), PAGE) == b""
+        file.write(b"0-2")
+        assert b"".join(iter(lambda: file.read(8 * PAGE), b"")) == prose(1) + hard(1) + bytes(PAGE)
+        for nonsense in (b"-1", b"\n", b"x", b"2-1", b"1-", b"9" * 16):
+            with pytest.raises(OSError, match="Invalid argument"):
+                file.write(nonsense)
+    assert "peek: expected the number of a page, or FIRST-LAST, got" in served.read("control")
     assert served.read("zram/block_state").count("i") == 2
-    assert os.stat(served.directory / "peek").st_mode & 0o777 == 0o400
+    assert os.stat(served.directory / "peek").st_mode & 0o777 == 0o600
+
+
+def test_who_reads_every_file_does_not_read_the_device(served: ServedDevice, tmp_path: Path) -> None:
+    """An indexer, `cp -a`, `grep -r`: they find nothing in peek that they have not asked for."""
+    fill(served, [b"needle".ljust(PAGE, b".")])
+    assert (served.directory / "peek").read_bytes() == b""
+    run("cp", "-a", served.directory, tmp_path / "copy", check=False)  # some files are only for writing
+    assert (tmp_path / "copy/peek").stat().st_size == 0
+    assert run("grep", "-r", "-l", "needle", served.directory, check=False).stdout == ""

@@ -165,7 +165,7 @@ def test_threads_take_turns_on_one_codec() -> None:
 
 COUNT_ALLOCATIONS = """
 import ctypes, json, sys
-from zramfs.codecs import parse
+from zramfs.codecs.codec import parse
 hook = ctypes.CDLL(sys.argv[1])
 value = lambda name: ctypes.c_ulong.in_dll(hook, name).value
 fail = ctypes.c_int.in_dll(hook, "alloc_fail")

@@ -211,7 +211,7 @@ def test_a_context_that_only_decompresses(algo: str, level: int, dictionary: byt
 
 COUNT = """
 import ctypes, json, sys
-from zramfs.codecs import Codec
+from zramfs.codecs.codec import Codec
 import tests.codecs.dictionary_test as t
 hook = ctypes.CDLL(sys.argv[1])
 count = lambda: [ctypes.c_ulong.in_dll(hook, name).value for name in ("alloc_calls", "alloc_frees")]

@@ -54,7 +54,8 @@ def test_all_devices_up_and_down(top: Path) -> None:
     fast = top / "mnt/deep/fast"
     seen = fast.stat()
     assert (mounts.mount_at(fast).fstype, stat.S_IMODE(seen.st_mode), seen.st_gid) == ("ext4", 0o1777, 12)
-    [line] = [line for line in Path("/proc/mounts").read_text().splitlines() if f" {fast} " in line]
+    table = Path("/proc/mounts").read_text(errors="surrogateescape")
+    [line] = [line for line in table.splitlines() if f" {fast} " in line]
     assert {"discard", "noatime"} <= set(line.split()[3].split(","))
     assert "zstd, level 7" in zramfs("control", "fast").stdout
     tree = Path(state_of(fast).directory)

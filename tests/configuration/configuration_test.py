@@ -85,14 +85,14 @@ def one(top: Path, text: str | bytes, name: str = "z") -> Path:
 def test_every_value_arrives(top: Path) -> None:
     one(top, "mount-point=/m\nfs-type=btrfs\nzram-size=100\nzram-resident-limit=10\noptions=noatime\n"
              "compression-algorithm=lz4hc(level=5) zstd(level=9,dict=/d)\npolicy=recompress idle=10min\n"
-             "writeback-device=/dev/x\nthreads=7\nproactiveness=30\n"
+             "writeback-device=/dev/x\nthreads=7\nproactiveness=30\nwipe=yes\n"
              "mode=0750\nowner=1\ngroup=2\n")
     got = load(top, RAM).devices["z"].settings
     algorithms = (Algorithm("lz4hc", 5), Algorithm("zstd", 9, Path("/d")))
     assert got == Settings(
         "z", DeviceConfig(size=100 << 20, mem_limit=10 << 20, algorithms=algorithms,
                           policies=(Recompress(600),), writeback=Path("/dev/x"), threads=7,
-                          proactiveness=30),
+                          proactiveness=30, wipe=True),
         FileSystem("btrfs", Path("/m"), "noatime", mode=0o750, owner=1, group=2), Path("/m"))
     one(top, "directory=/d\nallow-other=on\nmode=0640\n")
     got = load(top, RAM).devices["z"].settings

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.child import TIMEOUT
 from tests.support.served import ServedDevice, served_device
-from tests.support.whole import run
+from tests.support.whole import run, wait_until
 
 pytestmark = pytest.mark.requires("fuse")
 
@@ -115,17 +115,38 @@ def connections(tmp_path):
     subprocess.run(["umount", own], check=True, timeout=TIMEOUT)
 
 
+def abort(connections: Path, path: Path) -> None:
+    (connections / str(os.minor(path.stat().st_dev)) / "abort").write_text("1")
+
+
 @pytest.mark.requires("root")
-@pytest.mark.parametrize("which", ["tree", "lane"])
-def test_an_aborted_connection_ends_it_too(tmp_path, connections, which):
+def test_an_aborted_lane_ends_it_too(tmp_path, connections):
     with served_device(tmp_path / "dev", size=MIB) as child:
-        path = child.directory if which == "tree" else child.rundir / "disk"
-        (connections / str(os.minor(path.stat().st_dev)) / "abort").write_text("1")
-        status = child.wait()
+        abort(connections, child.rundir / "disk")
+        assert child.wait() == 2
         assert child.mounts() == [] and "TEARDOWN" in child.said
-        if which == "lane":
-            assert status == 1 and "somebody aborted its connection" in child.log
+        assert "somebody aborted its connection" in child.log
         assert "Traceback" not in child.log
+
+
+@pytest.mark.requires("root")
+def test_an_aborted_tree_is_mounted_again_and_the_data_stays(tmp_path, connections):
+    """The data does not depend on the tree, and what somebody changed of its modes stays too."""
+    with served_device(tmp_path / "dev", size=MIB) as child:
+        child.disk.write_bytes(b"data" * 1024)
+        (child.directory / "zram/mm_stat").chmod(0o400)
+        for _ in range(3):
+            child.forget_log()
+            with open(child.directory / "zram/mm_stat") as held:
+                abort(connections, child.directory)
+                wait_until(lambda: "the tree is mounted again" in child.new_log(), "mounted again")
+                with pytest.raises(OSError, match="not connected|aborted"):
+                    held.read()
+            assert child.disk.read_bytes() == (b"data" * 1024).ljust(MIB, b"\0")
+            assert (child.directory / "zram/mm_stat").stat().st_mode & 0o777 == 0o400
+            assert len(child.mounts()) == 2
+        assert child.stop() == 0, child.log
+        assert child.mounts() == [] and "Traceback" not in child.log
 
 
 @pytest.mark.parametrize("name", ["zram/mm_stat", "disk"])

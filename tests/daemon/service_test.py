@@ -2,6 +2,7 @@
 """What the service manager is told, on a socket of the test's own; and the units themselves."""
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -27,7 +28,7 @@ from zramfs.device.device import Device
 from zramfs.host import log
 from zramfs.host.paths import escape
 from zramfs.model.config import DeviceConfig
-from zramfs.model.stats import EMPTY
+from zramfs.model.stats import EMPTY, Latency
 from zramfs.tree.state import status_line
 
 UNITS = ("zramfs@", "zramfs-swap@")
@@ -124,6 +125,57 @@ async def test_the_watchdog_is_fed_only_while_the_lane_answers(
         await trio.sleep(15)
         assert received(manager).count("WATCHDOG=1") >= 1
         nursery.cancel_scope.cancel()
+
+
+async def test_a_probe_that_fails_is_one_missed_sign_of_life(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """systemd ends a service that stops sending, and with it the data of a lane that is well."""
+    failing = [OSError(errno.EMFILE, "Too many open files"), RuntimeError("can't start new thread"),
+    MemoryError()]
+
+    def statvfs(path: object) -> None:
+        if failing:
+            raise failing.pop()
+
+    monkeypatch.setattr(service.os, "statvfs", statvfs)
+    autojump_clock.autojump_threshold = 0.05
+    with trio.move_on_after(75):
+        await Notifier(address(manager), watchdog=40.0).watch(device(), Path("/run/z0/disk"))
+    # At 0, 10 and 20 s it fails; from 30 to 70 s it is answered.
+    assert received(manager).count("WATCHDOG=1") == 5
+    assert sum("cannot be asked" in record.message for record in caplog.records) == 1
+
+
+def one_more(latency: Latency) -> Latency:
+    return Latency((latency.counts[0] + 1, *latency.counts[1:]), latency.ns)
+
+
+async def test_requests_of_users_are_signs_of_life(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """The path of the disk may be hidden by another mount; what the lane answers counts."""
+    def statvfs(path: object) -> None:
+        raise OSError(errno.ENOENT, "gone")
+
+    monkeypatch.setattr(service.os, "statvfs", statvfs)
+    autojump_clock.autojump_threshold = 0.05
+    busy = device()
+    lane = busy._lane
+
+    async def serve_requests() -> None:
+        while True:
+            await trio.sleep(7)
+            latency = lane.counters.latency
+            lane.counters = replace(lane.counters, latency=(one_more(latency[0]), *latency[1:]))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_requests)
+        nursery.start_soon(Notifier(address(manager), watchdog=40.0).watch, busy, Path("/run/z0/disk"))
+        await trio.sleep(95)
+        nursery.cancel_scope.cancel()
+    assert received(manager).count("WATCHDOG=1") == 9
 
 
 async def test_a_lane_that_has_ended_is_no_failure_of_the_task(

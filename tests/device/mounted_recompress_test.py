@@ -2,9 +2,13 @@
 """Recompression, idle marks and block_state of a mounted device, while `disk` is in use."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
+import re
+import shlex
+import signal
 import subprocess
 import threading
 import time
@@ -134,7 +138,7 @@ def test_stop_cuts_it_short(served: ServedDevice) -> None:
     set_up(served, "64M", level=19)
     write_pages(served, [prose(n % 300) for n in range(16384)])
     writer = subprocess.Popen(
-        ["bash", "-c", f"echo type=all > {served.directory}/zram/recompress"],
+        ["bash", "-c", f"echo > {served.directory}/zram/recompress"],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "LC_ALL": "C"})
     end = time.monotonic() + 20
     while " 0 pages tried" in served.read("control").replace("0 of 0 pages", "0 pages"):
@@ -143,3 +147,88 @@ def test_stop_cuts_it_short(served: ServedDevice) -> None:
     assert served.stop() == 0, served.log
     assert "Interrupted system call" in writer.communicate(timeout=10)[1]
     assert "was cut short by the end of the device" in served.log
+
+
+# ---- beside other commands ---------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def long_recompression(served: ServedDevice, name: str = "control") -> Iterator[subprocess.Popen[str]]:
+    """The program that waits for it. It has begun, and takes many seconds."""
+    set_up(served, "64M", level=19)
+    write_pages(served, [prose(n % 300) for n in range(16384)])
+    line = "recompress" if name == "control" else ""
+    writer = subprocess.Popen(
+        ["bash", "-c", f"echo {line} > {served.directory}/{name}"],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "LC_ALL": "C"})
+    with writer:
+        end = time.monotonic() + 20
+        while tried(served) == 0:
+            assert time.monotonic() < end and writer.poll() is None
+            time.sleep(0.02)
+        yield writer
+
+
+def tried(served: ServedDevice) -> int:
+    return int(re.search(r"(\d+) pages tried", served.read("control"))[1])
+
+
+def written(served: ServedDevice, name: str, text: str) -> str:
+    """The shell's complaint about a write, which must be answered within seconds."""
+    done = subprocess.run(
+        ["bash", "-c", f"echo {shlex.quote(text)} > {served.directory}/{name}"], timeout=5,
+        capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    return done.stderr.rpartition(": ")[2].strip()
+
+
+@pytest.mark.parametrize("name", ["control", "zram/recompress"])
+def test_other_writers_of_the_same_file_do_not_wait_for_it(served: ServedDevice, name: str) -> None:
+    with long_recompression(served, name) as writer:
+        assert written(served, "control", "mem_limit=100M") == ""
+        assert written(served, "zram/mem_limit", "200M") == ""
+        assert written(served, "control", "policy=recompress idle=1d") == ""
+        assert written(served, name, "recompress" if name == "control" else "") == "Device or resource busy"
+        assert "another recompress is under way" in served.read("control")
+        assert written(served, "zram/idle", "all") == ""
+        assert written(served, "control", "idle=all") == ""
+        assert written(served, "zram/compact", "1") == ""
+        assert writer.poll() is None
+        # The mode holds for all numbers of the file.
+        os.chmod(served.directory / "control", 0o640)
+        assert os.stat(served.directory / "control").st_mode & 0o777 == 0o640
+        assert written(served, "control" if name == "control" else "zram/reset",
+                       "reset" if name == "control" else "1") == ""
+        assert "Interrupted system call" in writer.communicate(timeout=10)[1]
+    assert served.read("zram/disksize") == "0\n"
+
+
+def test_a_file_has_one_number_while_nobody_writes(served: ServedDevice) -> None:
+    control = served.directory / "control"
+    first = control.stat().st_ino
+    with open(control, "wb", buffering=0) as one:
+        assert os.fstat(one.fileno()).st_ino == first
+        second = control.stat().st_ino
+        assert second != first
+        with open(control, "wb", buffering=0) as two:
+            assert os.fstat(two.fileno()).st_ino == second
+            two.write(b"mem_limit=1M\n")
+        one.write(b"mem_limit=2M\n")
+        # What is open may be opened once more by way of its descriptor.
+        with open(f"/proc/self/fd/{one.fileno()}", "wb", buffering=0) as again:
+            again.write(b"mem_limit=3M\n")
+    assert served.read("zram/mm_stat").split()[3] == str(3 << 20)
+    assert control.stat().st_ino == first
+    for _ in range(50):
+        with open(control, "wb", buffering=0) as one, open(control, "wb", buffering=0) as two:
+            two.write(b"# nothing\n")
+    assert control.stat().st_ino == first
+
+
+def test_a_client_that_is_killed_leaves_its_work(served: ServedDevice) -> None:
+    with long_recompression(served) as writer:
+        writer.kill()
+        before = tried(served)
+        time.sleep(1)
+        assert tried(served) > before
+        assert writer.poll() is None, "the kernel keeps it until its write is answered"
+        assert written(served, "control", "reset") == ""
+        assert writer.wait(10) == -signal.SIGKILL

@@ -23,15 +23,18 @@ async def box() -> Box:
 
 # ---- recompress and idle ----------------------------------------------------------------------------------
 
+THREE = (Algorithm("lz4"), Algorithm("lz4hc"), Algorithm("zstd", 9))
+
+
 async def three(**more: object) -> Box:
-    box = await Box(size=8 * MIB, secondary=(Algorithm("lz4hc"), Algorithm("zstd", 9)), **more).start()
+    box = await Box(size=8 * MIB, algorithms=THREE, **more).start()
     box.store.write(0, b"".join([prose(1), hard(1), noise(1), bytes(PAGE)]))
     return box
 
 
 @pytest.mark.parametrize("data, won", [
     ("", 1), ("priority=2", 2), ("algo=zstd", 2), ("algo=zstd priority=2", 2), ("type=huge algo=zstd", 1),
-    ("type=idle", 0), ("type=nonsense algo=zstd", 2), ("threshold=3000 algo=zstd", 0),
+    ("type=idle", 0), ("type=huge type=huge_idle algo=zstd", 0), ("threshold=3000 algo=zstd", 0),
     ("max_pages=1 priority=2", 0), ("max_pages=0 priority=2\n", 0), ("color=red algo=zstd", 2),
 ])
 async def test_recompress(data: str, won: int) -> None:
@@ -54,7 +57,9 @@ async def test_recompress(data: str, won: int) -> None:
     ("threshold=4294967296", errno.ERANGE, "threshold takes"),
     ("max_pages=18446744073709551616", errno.ERANGE, "max_pages takes"),
     ("max_pages=many", errno.EINVAL, "max_pages takes"),
-    ("idle", errno.EINVAL, "KEY=VALUE"), ("type=", errno.EINVAL, "KEY=VALUE"),
+    ("type=nonsense algo=zstd", errno.EINVAL, "type=idle, huge or huge_idle, got 'nonsense'"),
+    ("type=all", errno.EINVAL, "got 'all'"), ("idle", errno.EINVAL, "KEY=VALUE"),
+    ("type=", errno.EINVAL, "KEY=VALUE"),
 ])
 async def test_recompress_refuses(data: str, code: int, words: str) -> None:
     box = await three()
@@ -166,7 +171,7 @@ async def test_a_terabyte_without_pages_is_quick(box: Box) -> None:
 
 async def busy_box() -> Box:
     """With 16 MiB that take zstd 19 some seconds."""
-    box = await Box(size=16 * MIB, secondary=(Algorithm("zstd", 19),)).start()
+    box = await Box(size=16 * MIB, algorithms=(Algorithm("lz4"), Algorithm("zstd", 19))).start()
     for slot in range(4096):
         box.store.write(slot * PAGE, prose(slot % 64))
     return box
@@ -246,7 +251,7 @@ async def test_the_loop_goes_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_a_full_pool_says_what_to_do() -> None:
-    box = await Box(size=4 * MIB, secondary=(Algorithm("zstd"),)).start()
+    box = await Box(size=4 * MIB, algorithms=(Algorithm("lz4"), Algorithm("zstd"))).start()
     for slot in range(200):
         box.store.write(slot * PAGE, hard(slot))
     await box.device.command(f"mem_limit={box.store.stats().mem_used_total // 2}")

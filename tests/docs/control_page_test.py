@@ -17,7 +17,7 @@ from zramfs.device.device import Device
 from zramfs.model.config import DeviceConfig
 from zramfs.tree import state
 from zramfs.tree.attributes import ATTRIBUTES
-from zramfs.tree.files import build
+from zramfs.tree.files import tree_of
 from zramfs.tree.metrics import COUNTER, TABLE
 from zramfs.tree.tree import Directory, Link
 
@@ -53,7 +53,7 @@ def test_every_file_of_the_tree_is_in_the_table_with_its_mode(device):
     documented = {cells[0].strip("`"): cells[1] for cells in table(PAGE)}
     assert documented.pop("zram/…") == "as the kernel"
     attributes = {f"zram/{a.name}" for a in ATTRIBUTES}
-    expected = {path: mode for path, mode in files(build(device, Path("/run/z0/disk"))).items()
+    expected = {path: mode for path, mode in files(tree_of(device, Path("/run/z0/disk"))).items()
                 if path not in attributes}
     assert documented.keys() == expected.keys()
     for path, mode in expected.items():
@@ -92,7 +92,7 @@ async def outcomes(choose, inputs: list[bytes]) -> set[str]:
             device = Device(DeviceConfig(directory=Path("/mnt/z0"), rundir=Path("/run/z0"), size=size), lane)
             await device.start()
             lane.started, lane.open_count = True, opened
-            root = build(device, Path("/run/z0/disk"))
+            root = tree_of(device, Path("/run/z0/disk"))
             zram = next(node for node in root.children if node.name == "zram")
             write = choose({node.name: node for node in (*root.children, *zram.children)})
             try:
@@ -121,7 +121,7 @@ async def test_examples_show_what_the_code_prints(device):
     command = "$ cat /mnt/z0/control\n"
     [shown] = [block.split(command)[1] for block in blocks if command in block]
     await device.command("disksize=4G")
-    printed = state.state(device.stats())
+    printed = state.control_text(device.stats())
 
     def names(text: str) -> list[str]:
         return [line[:12].rstrip() for line in text.split("\n\n")[0].splitlines()]

@@ -36,7 +36,7 @@ def mounted(path: Path, **options: str | bool) -> Iterator[int]:
 
 def options_of(path: Path) -> tuple[set[str], str, str, set[str]]:
     """(mount options, type, source, super block options) from mountinfo."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         head, _, tail = line.partition(" - ")
         if leftovers._unescape(head.split()[4]) == str(path):
             kind, source, rest = tail.split()

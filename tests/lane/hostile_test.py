@@ -30,7 +30,7 @@ from tests.support.wire import (
 )
 
 U64 = 1 << 64
-FATTR_SIZE = 8
+FATTR_SIZE, FATTR_FH = 8, 64
 
 
 class Model:
@@ -40,7 +40,8 @@ class Model:
 
     def __init__(self) -> None:
         self.data = bytearray(self.SIZE)
-        self.opens = 0
+        self.opens = self.handles = 0
+        self.latest = None  # the handle of the latest open file, unless anybody has read or written since
 
     def expect(self, opcode: int, nodeid: int, body: bytes, honest: bool) -> tuple[int, bytes | None]:
         """(errno, data), data None where the model does not say."""
@@ -60,9 +61,13 @@ class Model:
 
     def open(self, body: bytes) -> tuple[int, bytes | None]:
         self.opens += 1
-        return 0, struct.pack("=QII", 0, 1 | 2 | 64, 0)
+        self.handles += 1
+        self.latest = self.handles
+        return 0, struct.pack("=QII", self.handles, 1 | 2 | 64, 0)
 
     def release(self, body: bytes) -> tuple[int, bytes | None]:
+        if struct.unpack_from("=Q", body)[0] == self.latest:
+            self.latest = None
         if self.opens == 0:
             return errno.EINVAL, None
         self.opens -= 1
@@ -72,6 +77,8 @@ class Model:
         _, offset, size = struct.unpack_from("=QQI", body)
         if size > MIB:
             return errno.EINVAL, None
+        if offset < self.SIZE:
+            self.latest = None
         return 0, bytes(self.data[offset:offset + size])
 
     def write(self, body: bytes) -> tuple[int, bytes | None]:
@@ -81,6 +88,7 @@ class Model:
             return errno.EINVAL, None
         if offset >= self.SIZE:
             return errno.ENOSPC, None
+        self.latest = None
         written = payload[:min(size, self.SIZE - offset)]
         self.data[offset:offset + len(written)] = written
         return 0, struct.pack("=II", len(written), 0)
@@ -93,6 +101,7 @@ class Model:
             return errno.EOPNOTSUPP, None
         if not length or offset >= self.SIZE or (offset + length > self.SIZE and not mode & KEEP_SIZE):
             return errno.EINVAL, None
+        self.latest = None
         stop = min(self.SIZE, offset + length)
         self.data[offset:stop] = bytes(stop - offset)
         return 0, b""
@@ -111,9 +120,16 @@ class Model:
 
     def setattr(self, body: bytes) -> tuple[int, bytes | None]:
         fields = struct.unpack_from("=IIQQQQQQ8I", body)
-        if fields[0] & FATTR_SIZE and fields[3] not in (0, self.SIZE):
+        if max(fields[8:11]) >= 10**9:
             return errno.EINVAL, None
-        return (errno.EINVAL if max(fields[8:11]) >= 10**9 else 0), None
+        if fields[0] & FATTR_SIZE and fields[3] > self.SIZE:
+            return errno.EINVAL, None
+        if fields[0] & FATTR_SIZE and fields[3] == 0:
+            if self.opens > bool(fields[0] & FATTR_FH or self.latest):
+                return errno.EBUSY, None
+            self.data[:] = bytes(self.SIZE)
+            self.latest = None
+        return 0, None
 
 
 numbers = st.one_of(

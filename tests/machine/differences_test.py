@@ -97,6 +97,12 @@ def _compact(twin: Twin) -> object:
     return compaction.exists() and int(re.search(r"pages_migrated (\d+)", compaction.read_text())[1]) > 0
 
 
+def _unknown_type(twin: Twin) -> object:
+    twin.store("recomp_algorithm", b"algo=zstd priority=1")
+    twin.store("disksize", b"1M")
+    return twin.store("recompress", b"type=hueg")
+
+
 def _is_file(twin: Twin) -> object:
     twin.store("disksize", b"1M")
     return twin.disk.is_file(), twin.discard(255, 2)
@@ -137,6 +143,10 @@ DIFFERENCES = (
         "`algorithm_params` is EINVAL where `algo` and `priority` do not fit together",
         "as in kernels since 7.1; older ones go by the name",
         lambda twin: twin.store("algorithm_params", b"algo=lz4 priority=1"), 19, "EINVAL"),
+    Difference(
+        "`recompress` is EINVAL for an unknown `type`",
+        "a slip of the pen recompresses everything; newer kernels refuse it, too", _unknown_type, 9,
+        "EINVAL"),
     Difference(
         "A level of lz4 below 1", "as in kernels since 7.1; older ones take it for 1",
         _no_level, (7, 2), (7, "EINVAL")),

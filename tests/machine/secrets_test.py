@@ -52,7 +52,7 @@ def test_another_user_reaches_the_daemon_in_no_other_way(made: Device) -> None:
 # core dump that there is, and then aborts.
 ABORT = """
 import os, resource
-from zramfs.store import Store
+from zramfs.store.store import Store
 store = Store({size}, algo="none")
 for offset in range(0, {size}, 1 << 20):
     store.write(offset, os.urandom(1 << 20))

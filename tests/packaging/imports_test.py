@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "doctor": {"configuration", "lifecycle", "host"},
     "configuration": {"lifecycle", "codecs", "host"},
     "lifecycle": {"daemon", "host"},
-    "daemon": {"tree", "device", "lane", "host", "allocator.reserve"},
+    "daemon": {"tree", "device", "lane", "host", "allocator.background"},
     "tree": {"device", "allocator.stats"},
     "device": {"store", "lane", "codecs", "host", "allocator"},
     "lane": {"store", "allocator.prim"},

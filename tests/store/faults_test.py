@@ -149,7 +149,7 @@ def test_every_allocation_of_a_migration_fails_once() -> None:
 
 REFUSED = """
 import os, resource
-from zramfs.store import Store
+from zramfs.store.store import Store
 first = Store(1 << 30)
 first.write(0, b"kept")
 with open("/proc/self/statm") as file:

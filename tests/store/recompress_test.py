@@ -391,9 +391,9 @@ def test_a_pool_far_beyond_its_limit_finds_no_room() -> None:
 EVERY_ALLOCATION_FAILS = """
 import ctypes, sys
 from tests.support.page_kinds import hard, prose
-from zramfs.codecs import Codec
-from zramfs.recompress import Recompression
-from zramfs.store import Store
+from zramfs.codecs.codec import Codec
+from zramfs.store.recompress import Recompression
+from zramfs.store.store import Store
 fail_at = ctypes.c_int.in_dll(ctypes.CDLL(sys.argv[1]), "alloc_fail_at")
 data = b"".join([prose(n % 20) for n in range(1600)] + [hard(n % 20) for n in range(800)])
 failures = 0

@@ -17,7 +17,7 @@ from tests.support.memory_file import MemoryFile
 from tests.support.page_kinds import KINDS, block
 from zramfs.store.backing import Backing
 from zramfs.store.store import Store
-from zramfs.store.writeback import Writeback
+from zramfs.store.writeback import WritebackRun
 
 PAGES = 40
 MODES = (None, "huge", "idle", "huge_idle", "incompressible")
@@ -98,7 +98,7 @@ class WritebackMachine(RuleBasedStateMachine):
 
     @rule(touched=st.integers(0, PAGES - 1), seed=st.integers(0, 3))
     def write_back_while_a_page_is_written(self, touched: int, seed: int) -> None:
-        run = Writeback(self.store, 2)
+        run = WritebackRun(self.store, 2)
         run.select(0, PAGES)
         run.write(1, 0)
         self.write(touched * PAGE, PAGE, True, "half random", seed)

@@ -13,7 +13,7 @@ from tests.support.page_kinds import block, hard, noise, page_of_size, prose
 from zramfs.codecs.codec import Codec
 from zramfs.store.recompress import Recompression
 from zramfs.store.store import Store
-from zramfs.store.writeback import Writeback
+from zramfs.store.writeback import WritebackRun
 
 
 def written(store: Store) -> set[int]:
@@ -76,7 +76,7 @@ def test_incompressible_pages_and_priorities(tmp_path: Path) -> None:
         fill(store, prose(1), hard(1), noise(1))
         job = Recompression(store, 1)
         with pytest.raises(OSError) as caught:
-            Writeback(store)
+            WritebackRun(store)
         assert caught.value.errno == errno.EBUSY
         while job.select(1_000_000) or job.step(1_000_000):
             pass
@@ -109,7 +109,7 @@ def test_ranges(tmp_path: Path) -> None:
 def test_a_sparse_device_is_looked_through_at_once(tmp_path: Path) -> None:
     with backed(tmp_path / "file", 1 << 40) as store:
         store.write((1 << 40) - PAGE, prose(1))
-        run = Writeback(store)
+        run = WritebackRun(store)
         low, calls = 0, 0
         while low < 1 << 28:
             low = run.select(low, 1 << 28)
@@ -126,7 +126,7 @@ def test_a_sparse_device_is_looked_through_at_once(tmp_path: Path) -> None:
 def test_a_page_that_is_touched_stays(tmp_path: Path, touch: str) -> None:
     with backed(tmp_path / "file") as store:
         fill(store, *(prose(n) for n in range(8)))
-        run = Writeback(store)
+        run = WritebackRun(store)
         run.select(0, 8)
         expected = [prose(n) for n in range(8)]
         if touch == "read":
@@ -156,7 +156,7 @@ def test_a_page_that_is_touched_while_it_waits_for_its_block_stays(tmp_path: Pat
     """A budget of nothing leaves the batch unwritten, between copy and commit."""
     with backed(tmp_path / "file") as store:
         fill(store, *(page_of_size(500) for n in range(8)))
-        run = Writeback(store)
+        run = WritebackRun(store)
         run.select(0, 8)
         run.write(1, 0)
         store.write(0, noise(1))
@@ -175,7 +175,7 @@ def test_compaction_may_move_what_was_selected(tmp_path: Path) -> None:
         fill(store, *pages)
         for n in range(0, 400, 2):
             store.zero(n * PAGE, PAGE)
-        run = Writeback(store)
+        run = WritebackRun(store)
         run.select(0, 400, ns=10**9)
         assert store.compact() > 0
         store.migration.run()
@@ -191,7 +191,7 @@ def test_a_run_that_is_cut_short_leaves_nothing_behind(tmp_path: Path) -> None:
     for writes in range(6):
         with backed(tmp_path / "file", 4 * MIB) as store:
             fill(store, *(page_of_size(900) for _ in range(100)))
-            run = Writeback(store, 4)
+            run = WritebackRun(store, 4)
             run.select(0, 50)
             for _ in range(writes):
                 run.write(3)
@@ -209,15 +209,15 @@ def test_a_run_that_is_cut_short_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_store_that_is_closed_ends_the_run(tmp_path: Path) -> None:
     with backed(tmp_path / "file") as store:
         fill(store, *(prose(n) for n in range(8)))
-        run = Writeback(store)
+        run = WritebackRun(store)
         run.select(0, 8)
         run.write(1, 0)
         other = Store(MIB)
         with pytest.raises(ValueError, match="backing store"):
-            Writeback(other)
+            WritebackRun(other)
         other.close()
         run.finish()
-        run = Writeback(store)
+        run = WritebackRun(store)
     with pytest.raises(ValueError, match="closed"):
         run.select(0, 8)
     run.finish()
@@ -228,7 +228,7 @@ def test_a_store_that_is_closed_ends_the_run(tmp_path: Path) -> None:
 def test_the_budget_counts_blocks_that_are_written(tmp_path: Path) -> None:
     with backed(tmp_path / "file") as store:
         fill(store, *(noise(n) for n in range(10)), *(page_of_size(1000) for _ in range(20)))
-        run = Writeback(store)
+        run = WritebackRun(store)
         run.select(0, 30)
         assert run.write(0) == 0 and run.left
         assert run.write(4) == 4 and run.left

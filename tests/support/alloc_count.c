@@ -12,8 +12,8 @@ unsigned long alloc_calls, alloc_frees, alloc_bytes;
 int alloc_fail, alloc_fail_at;
 
 static const char *const watched[] = {
-	"/liblz4.", "/libzstd.", "/zramfs/codecs.", "/zramfs/dictionary.", "/zramfs/slots.", "/zramfs/store.",
-	"/zramfs/candidates.", "/zramfs/recompress.",
+	"/liblz4.", "/libzstd.", "/codecs/codec.", "/codecs/dictionary.", "/store/slots.", "/store/store.",
+	"/store/candidates.", "/store/recompress.",
 };
 
 static int ours(void *caller)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.support.memory_file import MemoryFile
 from zramfs.store.backing import Backing
 from zramfs.store.store import Store
-from zramfs.store.writeback import Writeback
+from zramfs.store.writeback import WritebackRun
 
 PAGE = 4096
 MIB = 1 << 20
@@ -36,10 +36,10 @@ def backed(path: Path, size: int = 4 * MIB, *, room: int = 16 * MIB, **how: obje
 def write_back(
     store: Store, *ranges: tuple[int, int], mode: str | None = None, batch: int = 32,
     budget: int | None = None,
-) -> Writeback:
+) -> WritebackRun:
     """One run over the ranges of pages, the whole device without any; answers what it has done. It is
     cut short when the budget (blocks) is used up."""
-    run = Writeback(store, batch)
+    run = WritebackRun(store, batch)
     try:
         for low, high in ranges or ((0, store.disksize // PAGE),):
             while low < high:
@@ -54,7 +54,7 @@ def write_back(
 
 @contextmanager
 def tmpfs(point: Path, size: int) -> Iterator[Path]:
-    """A file system that has room for so many bytes."""
+    """A file system with room for `size` bytes."""
     point.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", point], check=True, timeout=20)
     try:

@@ -69,6 +69,7 @@ class Child:
         talks: bool = False,
     ) -> None:
         self.log_path = log_path
+        self._log_seen = 0
         pipe = subprocess.PIPE if talks else None
         with open(log_path, "w") as log:
             self.process = subprocess.Popen(
@@ -83,6 +84,13 @@ class Child:
     @property
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
+
+    def forget_log(self) -> None:
+        self._log_seen = len(self.log)
+
+    def new_log(self) -> str:
+        """What it has logged since forget_log()."""
+        return self.log[self._log_seen:]
 
     def stopped(self) -> contextlib.AbstractContextManager[None]:
         return stopped(self.pid)

@@ -169,7 +169,7 @@ def booted(place: Path, configuration: dict[str, str], units: dict[str, str]) ->
 def _cgroups(name: str) -> Iterator[list[Path]]:
     """A new group in each hierarchy."""
     groups = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields = line.split(" - ")
         # A new group of cpuset (v1) takes nobody in until it has CPUs; systemd does not need it.
         if fields[1].split()[0] in ("cgroup", "cgroup2") and "cpuset" not in fields[1].split(" ", 2)[2]:

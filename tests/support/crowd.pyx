@@ -7,7 +7,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from allocator.arena cimport Arena, arena_stats
+from allocator.arena cimport Arena
 from allocator.check cimport check_arena, check_pool
 from allocator.layout cimport CHAIN_MAX
 from allocator.pool cimport pool_delete, pool_new, pool_stats

@@ -23,6 +23,9 @@ class FakeLane:
         self.kernel_answers = threading.Event()  # cleared: notify_size() hangs, as behind a busy kernel
         self.kernel_answers.set()
 
+    def wait_unused(self) -> bool:
+        return self.open_count == 0
+
     def claim(self) -> bool:
         if self.open_count == 0:
             self.claimed = True

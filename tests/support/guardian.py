@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ends a test run that its own time limit cannot end, and takes down what it left.
 
-pytest's timer is a thread that needs the GIL, which a fork never gives back while its child waits
-for a stopped server; and a process with a thread in such a wait does not go away, whoever kills it,
-until the server has gone. So a process beside the run looks on: conftest.py tells it on a pipe how
-many seconds the present test may take, 0 for no test.
+pytest's timer is a thread that needs the GIL. A fork does not give the GIL back while its child waits for a
+stopped server, and a process with a thread in such a wait survives even SIGKILL until the server has gone.
+So a second process watches the run: conftest.py tells it on a pipe how many seconds the present test may
+take, 0 for no test.
 """
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the threads of a program that serve a device (zramfs-lane*, zramfs-slow*) call of the heap and of what
-changes the mapping, counted from outside; and the GIL held, or a thread made late, when the test wants it."""
+"""Counts, from outside, which functions of the heap and of the memory mapping the serving threads of a
+program call (zramfs-lane*, zramfs-slow*). A test can also have the GIL held, or delay a thread."""
 from __future__ import annotations
 
 import contextlib
@@ -50,7 +50,7 @@ class LaneWatch:
             self._shared = mmap.mmap(shared.fileno(), mmap.PAGESIZE)
 
     def counts(self) -> dict[str, tuple[int, str]]:
-        """Kind of call -> (number, who made the first), of those that were made since forget()."""
+        """Kind of call -> (number, the thread that made the first), since forget()."""
         found = {}
         for kind, name in enumerate(KINDS):
             calls, what = _COUNT.unpack_from(self._shared, _HEAD.size + kind * _COUNT.size)

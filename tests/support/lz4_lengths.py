@@ -16,7 +16,7 @@ from tests.support import models
 
 PAGE = 4096
 MATCH = 4  # the shortest
-LAST_START = 12  # a match begins no later than so many bytes before the end
+LAST_START = 12  # bytes before the end: no match begins later
 LAST_LITERALS = 5  # and ends before these
 SKIP = 6  # after every 2^SKIP misses the step grows by one
 

@@ -30,10 +30,10 @@ class Superblock(NamedTuple):
 class Pageblock(NamedTuple):
     nr_free: int
     flags: int
-    nr_isolated: int
     skip: int
-    next: int
     defer: int
+    next: int
+    ready: int
 
 
 class Page(NamedTuple):

@@ -29,7 +29,8 @@ setup(
     name="native", packages=[], script_args=["-q", "build_ext", "--inplace"],
     ext_modules=cythonize(
         [Extension(
-            name, [name + ".pyx"], include_dirs=[checkout + "/allocator"], extra_link_args=flags,
+            name, [name + ".pyx"], extra_link_args=flags,
+            include_dirs=[checkout + place for place in ("/allocator", "/zramfs/store", "/zramfs/lane")],
             extra_compile_args=["-std=gnu11", "-O1", "-g", "-pthread", "-D_GNU_SOURCE", "-Wall", "-Wextra",
                                 "-Werror", "-Wno-unused-function", "-Wno-unused-parameter",
                                 "-Wno-missing-field-initializers", "-fno-strict-aliasing", *flags],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packages of the checkout, built for a test, and what somebody does who has just installed one."""
+"""The packages of the checkout, built for a test, and the first commands after an installation."""
 from __future__ import annotations
 
 from dataclasses import dataclass

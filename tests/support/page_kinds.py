@@ -39,7 +39,7 @@ def _repeat(piece: bytes, n: int) -> bytes:
 
 @functools.cache
 def page_of_size(size: int) -> bytes:
-    """A page that lz4 compresses to exactly so many bytes."""
+    """A page that lz4 compresses to exactly `size` bytes."""
     rng = random.Random(size)
     # Random bytes cost a little more than one byte each, the rest next to nothing.
     for length in range(max(0, size - 60), size):

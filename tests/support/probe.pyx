@@ -16,7 +16,9 @@ from allocator.migrate cimport (
     clear_page_movable, owner_register, owner_unregister, page_trylock, page_unlock, set_page_movable,
 )
 from allocator.pool cimport Pool
-from allocator.prim cimport add64, fill_words, load16, load32, relax, same_filled, store32
+from allocator.populate cimport arena_populate_user
+from allocator.prim cimport add64, load16, load32, relax, store32
+from zramfs.store.page cimport fill_words, same_filled
 from allocator.zsmalloc cimport zs_map, zs_unmap
 from allocator.zspage cimport pool_t
 
@@ -24,6 +26,15 @@ cdef enum:
     MOST = 1 << 20        # pages of a scripted owner
 
 FOR_EVER = 0xffffffff
+
+
+def populate_user(Arena arena, uint64_t offset, uint64_t n):
+    """0 or an errno."""
+    cdef arena_t* a = arena.open()
+    cdef int r
+    with nogil:
+        r = arena_populate_user(a, offset, n)
+    return -r
 
 
 cdef struct entry_t:

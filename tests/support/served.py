@@ -192,7 +192,7 @@ def _beat() -> None:
 
 
 def serve_device(how: dict) -> int:
-    from zramfs.daemon.daemon import serve
+    from zramfs.daemon.daemon import serve_device as serve
     from zramfs.model.config import Algorithm, DeviceConfig
 
     config = how["config"]
@@ -200,7 +200,7 @@ def serve_device(how: dict) -> int:
     config["algorithms"] = tuple(map(Algorithm, config.get("algorithms", ["lz4"])))
 
     def ready() -> None:
-        exec(how["ready"])
+        exec(how["ready"], {})
         say("READY")
         if how["beat"]:
             threading.Thread(target=_beat, daemon=True).start()

@@ -60,10 +60,12 @@ def group(nbytes: int) -> Iterator[Group]:
 
 
 class Filler:
-    """swap_fill at work in a group: one content verified so many times, or ever new ones until it is told
-    to finish; lines: what it has said after each pass. It begins anew, once, when it was killed for want of
-    memory: that is how the kernel's reclaim ends now and then, with the kernel's own zram in 2 of 18 runs
-    of 110 MiB in a group of 60 (Linux 6.18)."""
+    """swap_fill at work in a group. It verifies one content `passes` times or, with 0, new contents until
+    finish(). lines: what it has said after each pass.
+
+    It begins anew, once, when the kernel kills it for lack of memory. Reclaim ends like that now and then:
+    with the kernel's own zram in 2 of 18 runs of 110 MiB in a group of 60 (Linux 6.18).
+    """
 
     def __init__(self, program: Path, where: Group, mib: int, passes: int = 0) -> None:
         # A shell, so that the group is entered before there is anything to swap.
@@ -102,6 +104,8 @@ class Filler:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.support.fakes import FakeLane
 from zramfs.device.device import Device
 from zramfs.model.config import DeviceConfig
-from zramfs.tree.files import build
+from zramfs.tree.files import tree_of
 from zramfs.tree.tree import Directory, File, Node
 
 PAGE = 4096
@@ -34,7 +34,7 @@ class Ours:
         self.lane = FakeLane()
         self.lane.started = True
         self.device = Device(DeviceConfig(directory=directory, rundir=directory, name="z"), self.lane)
-        self.files = files(build(self.device, directory / "disk"))
+        self.files = files(tree_of(self.device, directory / "disk"))
 
     @property
     def store(self):

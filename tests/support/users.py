@@ -50,7 +50,7 @@ def as_nobody(*words: object, uid: int = NOBODY) -> list[str]:
 
 
 def zramfs_as_nobody(prefix: list[str]) -> list[str]:
-    """zramfs for a user who may not enter root's home, where this interpreter and its packages may be."""
+    """The command zramfs for a user who cannot enter root's home, where this interpreter may lie."""
     system = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
     for interpreter in (sys.executable, system):
         command = [*prefix, *as_nobody("env", f"PYTHONPATH={_library()}", interpreter, "-m", "zramfs.cli")]
@@ -63,7 +63,7 @@ def zramfs_as_nobody(prefix: list[str]) -> list[str]:
 def _library() -> Path:
     """A copy of zramfs and of all that it imports, for everybody to read."""
     code = (
-        "import sys, zramfs.cli, zramfs.daemon, rich.table\n"
+        "import sys, zramfs.cli, zramfs.daemon.daemon, rich.table\n"
         "for name, module in sorted(sys.modules.items()):\n"
         "    if '.' not in name and getattr(module.__spec__, 'has_location', False):\n"
         "        print(module.__spec__.origin)"

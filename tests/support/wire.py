@@ -67,8 +67,8 @@ INIT_FIELDS = (
 _unique = itertools.count(2, 2)
 
 
-def header(opcode: int, length: int, unique: int, nodeid: int = 1) -> bytes:
-    return struct.pack("=IIQQIIIHH", length, opcode, unique, nodeid, 1000, 1000, 4711, 0, 0)
+def header(opcode: int, length: int, unique: int, nodeid: int = 1, pid: int = 4711) -> bytes:
+    return struct.pack("=IIQQIIIHH", length, opcode, unique, nodeid, 1000, 1000, pid, 0, 0)
 
 
 def read_in(offset: int, size: int) -> bytes:
@@ -99,9 +99,9 @@ def init_in(major: int = 7, minor: int = 45, flags: int = 0) -> bytes:
 
 ARGUMENTS = {  # of a valid request that changes nothing
     Op.GETATTR: bytes(16), Op.SETATTR: setattr_in(), Op.OPEN: bytes(8), Op.READ: read_in(0, 1),
-    Op.WRITE: write_in(0, 0), Op.STATFS: b"", Op.RELEASE: bytes(24), Op.FSYNC: bytes(16),
-    Op.FLUSH: bytes(24), Op.INIT: init_in(), Op.INTERRUPT: bytes(8), Op.DESTROY: b"", Op.FORGET: bytes(8),
-    Op.BATCH_FORGET: bytes(8), Op.FALLOCATE: fallocate_in(0, PAGE, PUNCH_HOLE | KEEP_SIZE),
+    Op.WRITE: write_in(0, 0), Op.STATFS: b"", Op.RELEASE: bytes(24), Op.INIT: init_in(),
+    Op.INTERRUPT: bytes(8), Op.DESTROY: b"", Op.FORGET: bytes(8), Op.BATCH_FORGET: bytes(8),
+    Op.FALLOCATE: fallocate_in(0, PAGE, PUNCH_HOLE | KEEP_SIZE),
     Op.LSEEK: lseek_in(0, SEEK_HOLE),
 }
 
@@ -118,12 +118,12 @@ class Wire:
         self.kernel, self.lane, self.store = kernel, lane, store
 
     def send(self, opcode: int, body: bytes = b"", *, unique: int | None = None, nodeid: int = 1,
-             length: int | None = None) -> int:
+             length: int | None = None, pid: int = 4711) -> int:
         """Returns the request's unique. length: what the header says instead of the truth."""
         unique = next(_unique) if unique is None else unique
         if length is None:
             length = 40 + len(body)
-        self.kernel.send(header(opcode, length, unique, nodeid) + body)
+        self.kernel.send(header(opcode, length, unique, nodeid, pid) + body)
         return unique
 
     def receive(self) -> Reply:

@@ -70,7 +70,7 @@ async def test_recompression_makes_pages_smaller_and_keeps_what_is_in_them(tmp_p
         assert not any("i" in marks for marks in found.values())
         assert ours.store.read(0, len(PAGES) * PAGE) == b"".join(PAGES)
         stats = ours.read("zram/mm_stat")
-        await ours.done(("zram/recompress", "type=bogus"))  # all pages, and nothing is left to do
+        await ours.done(("zram/recompress", ""))  # all pages, and nothing is left to do
         assert (ours.read("zram/mm_stat").split()[:2], flags(ours)) == (stats.split()[:2], found)
         ours.store.write(0, TEXT[0])
         ours.store.write(4 * PAGE, NOISE)

@@ -6,6 +6,7 @@ import errno
 import inspect
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyfuse3
@@ -17,11 +18,18 @@ from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
 from zramfs.model.config import DeviceConfig
 from zramfs.tree.attributes import ATTRIBUTES
-from zramfs.tree.files import build
-from zramfs.tree.tree import Tree
+from zramfs.tree.files import tree_of
+from zramfs.tree.tree import Directory, Tree, with_boundary
 
 RUNDIR = Path("/run/zramfs/mnt-z0")
 OPERATIONS = [name for name, _ in inspect.getmembers(pyfuse3.Operations, inspect.iscoroutinefunction)]
+
+
+@dataclass(frozen=True)
+class SomeUser:
+    """For what pyfuse3 says of a caller."""
+
+    uid: int = 0
 
 
 class Mounted:
@@ -31,7 +39,7 @@ class Mounted:
         self.lane = FakeLane()
         self.lane.started = True
         self.device = Device(DeviceConfig(directory=Path("/mnt/z0"), rundir=RUNDIR), self.lane)
-        self.tree = Tree(build(self.device, RUNDIR / "disk"))
+        self.tree = Tree(tree_of(self.device, RUNDIR / "disk"))
 
     async def find(self, path: str) -> pyfuse3.EntryAttributes:
         entry = await self.tree.getattr(pyfuse3.ROOT_INODE, None)
@@ -40,7 +48,7 @@ class Mounted:
         return entry
 
     async def open(self, path: str, flags: int = os.O_RDONLY) -> int:
-        info = await self.tree.open((await self.find(path)).st_ino, flags, None)
+        info = await self.tree.open((await self.find(path)).st_ino, flags, SomeUser())
         assert info.direct_io and not info.keep_cache
         return info.fh
 
@@ -109,7 +117,8 @@ async def test_directories_are_listed_from_any_point(mounted, monkeypatch):
     await mounted.tree.readdir(fh, listed[-1][2], None)
     await mounted.tree.releasedir(fh)
     names = [name.decode() for name, _, _ in listed]
-    assert names == [".", "..", "disk", "control", "peek", "metrics", "zram", "zsmalloc", "memory"]
+    assert names == [
+        ".", "..", "disk", "control", "peek", "metrics", "metrics.prom", "zram", "zsmalloc", "memory"]
     zram = (await mounted.find("zram")).st_ino
     assert (b"zram", zram) in [entry[:2] for entry in listed]
     listed.clear()
@@ -187,6 +196,7 @@ async def test_nothing_can_be_created_or_removed(mounted):
     (ZeroDivisionError("a bug"), errno.EIO),
     (ExceptionGroup("two", [ValueError("a"), KeyError("b")]), errno.EIO),
     (OSError(errno.ENOMEM, "no memory"), errno.ENOMEM),
+    (MemoryError(), errno.ENOMEM),
     (OSError("without a number"), errno.EIO),
     (ZramfsError(errno.EBUSY, "in use"), errno.EBUSY),
     (pyfuse3.FUSEError(errno.ENOTEMPTY), errno.ENOTEMPTY),
@@ -197,17 +207,16 @@ async def test_no_operation_lets_an_exception_out(name, raised, code, caplog):
     async def broken(self, *args):
         raise raised
 
-    class Broken(pyfuse3.Operations):
+    class Broken(Tree):
         pass
 
-    setattr(Broken, name, broken)
-    from zramfs.tree.tree import bound
-
-    assert await failure(getattr(bound(Broken)(), name)(1, 2)) == code
-    unexpected = not isinstance(raised, (OSError, pyfuse3.FUSEError))
+    broken.__name__ = name
+    setattr(Broken, name, with_boundary(broken))
+    assert await failure(getattr(Broken(Directory(name="", mode=0o755, children=[])), name)(1, 2)) == code
+    unexpected = not isinstance(raised, (OSError, MemoryError, pyfuse3.FUSEError))
     assert bool(caplog.records) == unexpected
     if unexpected:
-        assert "broken(1, 2)" in caplog.text and "Traceback" in caplog.text
+        assert f"{name}(1, 2)" in caplog.text and "Traceback" in caplog.text
 
 
 def test_the_boundary_is_around_every_operation_of_the_tree():

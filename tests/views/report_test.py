@@ -22,7 +22,7 @@ from tests.support.paths import ROOT
 from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
 from zramfs.model.config import DeviceConfig
-from zramfs.tree.files import build
+from zramfs.tree.files import tree_of
 from zramfs.tree.tree import Directory
 from zramfs.views import sample
 from zramfs.views.sample import MARK, Pageblock, Sample, SizeClass
@@ -47,7 +47,7 @@ def texts(device: Device) -> dict[str, str]:
     """As sample.texts() reads them, from the tree itself."""
     found = {}
     for name in sample.FILES:
-        node = build(device, Path("/run/z0/disk"))
+        node = tree_of(device, Path("/run/z0/disk"))
         for part in name.split("/"):
             assert isinstance(node, Directory)
             node = next(child for child in node.children if child.name == part)

@@ -49,7 +49,7 @@ def made(size: int = 64 << 20, name: str = "mnt-z0", **more: object) -> Device:
 def reading(device: Device, when: float, **counters: object) -> Reading:
     lane = device._lane
     lane.counters = dataclasses.replace(lane.counters, **counters)
-    return Reading(when, scrape.parse(metrics.text(device).decode(), "metrics"))
+    return Reading(when, scrape.parse(metrics.openmetrics_text(device).decode(), "metrics"))
 
 
 def drawn(
@@ -99,7 +99,7 @@ async def two_readings(seconds: float = 2.0) -> Watched:
 async def test_rates_are_differences_over_time():
     watched_device = await two_readings()
     rates = watched_device.rates
-    assert rates.requests("read") == 1000 and rates.requests("write") == 10 and rates.requests("flush") == 0
+    assert rates.requests("read") == 1000 and rates.requests("write") == 10 and rates.requests("discard") == 0
     assert rates.bytes("read") == 1000 * PAGE
     assert rates.mean("read") == pytest.approx(3e-6) and rates.mean("discard") is None
     histogram = rates.histogram("read")
@@ -233,7 +233,7 @@ async def test_errors_are_words_with_what_is_new():
 async def test_what_only_some_devices_have_is_shown_where_it_is():
     device = made()
     await device.start()
-    plain = metrics.text(device).decode()
+    plain = metrics.openmetrics_text(device).decode()
     label = '{device="mnt-z0"'
     text = re.sub(rf"(zramfs_written_back_pages\{label}\}}) 0.0", r"\1 1200", plain)
     for state, value in (("ready", 48 << 20), ("target", 64 << 20)):
@@ -272,7 +272,7 @@ def test_readings_of_files_come_and_go(tmp_path: Path):
     device = Watched(tmp_path, "z")
     watched.poll([device], 5)
     assert device.state == "it has ended" and device.rates is None
-    (tmp_path / "metrics").write_bytes(metrics.text(made(size=0, name="mine")))
+    (tmp_path / "metrics").write_bytes(metrics.openmetrics_text(made(size=0, name="mine")))
     watched.poll([device], 5)
     assert (device.state, device.name) == ("ready", "mine")
     (tmp_path / "metrics").write_text("{}")
@@ -288,7 +288,7 @@ def test_readings_of_files_come_and_go(tmp_path: Path):
     watched.poll([device], 0.1)
     assert device.state == "no answer for 7 s" and device._call is asked, "one read is under way, not two"
     with open(tmp_path / "metrics", "wb") as pipe:
-        pipe.write(metrics.text(made(size=0)))
+        pipe.write(metrics.openmetrics_text(made(size=0)))
     watched.poll([device], 5)
     assert device.ready
     device.ask()

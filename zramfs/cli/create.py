@@ -11,7 +11,7 @@ from zramfs.lifecycle import claim, start
 from zramfs.lifecycle import ramdisk as file_systems
 
 from . import completion
-from .options import DEVICE_SIZE, described, device_options, over_contents
+from .options import DEVICE_SIZE, described, device_options, lock_option, over_contents
 from .output import say
 
 
@@ -23,6 +23,7 @@ from .output import say
 )
 @device_options
 @over_contents
+@lock_option
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--foreground", is_flag=True, help="Stay attached until the device ends.")
 def create(dir: str, foreground: bool, **values: Any) -> None:
@@ -34,7 +35,7 @@ def create(dir: str, foreground: bool, **values: Any) -> None:
     if foreground:
         start.serve_in_foreground(new, config, say)
     else:
-        start.start_device(new, config)
+        start.start_device(new, config, say=say)
 
 
 @click.command()
@@ -49,6 +50,7 @@ def create(dir: str, foreground: bool, **values: Any) -> None:
 )
 @device_options
 @over_contents
+@lock_option
 def ramdisk(dir: str, fs: str, **values: Any) -> None:
     """Make a device, put a file system on it and mount that on the directory DIR. Needs root.
 
@@ -57,4 +59,4 @@ def ramdisk(dir: str, fs: str, **values: Any) -> None:
     file_systems.expect_able(fs)
     place = safe_paths.resolve(dir)
     new, config = claim.claim_place(place, "ramdisk", described(**values), say=say)
-    start.start_device(new, config, file_systems.FileSystem(fs, place))
+    start.start_device(new, config, file_systems.FileSystem(fs, place), say)

@@ -33,7 +33,7 @@ _NEVER = {
 }
 _OURS = (
     "size=SIZE, algo=NAME[:LEVEL], recomp_algo=NAME[:LEVEL] (up to three times), mem_limit=SIZE, "
-    "threads=NUMBER, writeback=PATH, access_times, allow_other"
+    "keep_free=SIZE, threads=NUMBER, writeback=PATH, access_times, wipe, allow_other, lock"
 )
 
 
@@ -52,7 +52,7 @@ def mount(words: Sequence[str]) -> None:
     if len(words) != 4 or words[2] != "-o":
         raise click.UsageError(f"expected NAME DIR -o OPTIONS as mount.fuse3 calls it, got {' '.join(words)}")
     new, config = claim.claim_place(safe_paths.resolve(words[1]), "device", parse(words[3]), say=say)
-    start.start_device(new, replace(config, name=words[0]))
+    start.start_device(new, replace(config, name=words[0]), say=say)
 
 
 def parse(text: str) -> DeviceConfig:
@@ -68,7 +68,7 @@ def parse(text: str) -> DeviceConfig:
                 values[key] = (*values.get(key, ()), parsed) if key == "recomp_algo" else parsed
             except ValueError as error:
                 raise click.UsageError(f"the mount option {word}: {error}") from None
-        elif word in ("allow_other", "access_times"):
+        elif word in ("allow_other", "access_times", "wipe", "lock"):
             values[key] = True
         elif key in _NEVER:
             raise click.UsageError(f"the mount option {word} makes no sense here: {_NEVER[key]}")

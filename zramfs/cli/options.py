@@ -61,6 +61,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "algo": parse_spec,
     "recomp_algo": parse_secondary,
     "mem_limit": sizes.parse_size,
+    "keep_free": sizes.parse_size,
     "threads": threads,
     "writeback": path,
 }
@@ -96,8 +97,17 @@ def device_options(command: C) -> C:
             help="Memory the compressed data may take; more answers ENOSPC.  [default: no limit]",
         ),
         click.option(
+            "--keep-free", type=_Value("keep_free"), metavar="SIZE",
+            help="Memory of the host to leave to others: while less is available, the device does not grow, "
+                 "and answers ENOSPC; 0 for none.  [default: 3% of the RAM, at least 64M; none for swap]",
+        ),
+        click.option(
             "--writeback", type=_Value("writeback"), metavar="PATH", shell_complete=completion.files,
             help="Block device or regular file for write-back; its data is lost.",
+        ),
+        click.option(
+            "--wipe", is_flag=True,
+            help="Zero what was discarded or overwritten, in memory and on the backing store.",
         ),
         click.option(
             "--access-times", is_flag=True,
@@ -123,6 +133,13 @@ def over_contents(command: C) -> C:
     return click.option(
         "--force", "forced", is_flag=True,
         help="Take what --writeback names although it holds something, which is lost.")(command)
+
+
+def lock_option(command: C) -> C:
+    """--lock, for devices other than swap, which is always locked."""
+    return click.option(
+        "--lock", is_flag=True, help="Lock the device's memory, so that none of it is swapped out to a disk.",
+    )(command)
 
 
 def version(command: C, **more: Any) -> C:

@@ -2,6 +2,8 @@
 """zramfs status: zramctl's columns."""
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +36,7 @@ class Row:
     disk: Path | None
     state: State | None
     health: str = "ready"
+    silent: str = "daemon"  # what of it does not answer, if it hangs
     files: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -93,6 +96,13 @@ def _longest(row: Row) -> float | None:
     return scrape.parse(row.files["metrics"], f"{row.directory}/metrics").value("longest_request_seconds")
 
 
+def _room(row: Row) -> int | None:
+    if "metrics" not in row.files:
+        return None
+    rooms = scrape.parse(row.files["metrics"], f"{row.directory}/metrics").by("room_bytes", "bound")
+    return int(min(rooms.values())) if rooms else None
+
+
 def _mountpoint(row: Row) -> str | None:
     for mount in mounts.mounts():
         if mount.source in row.loops:
@@ -111,6 +121,8 @@ COLUMNS = {
     "TOTAL": Column("memory the pool takes for the data", lambda row: row.mm_stat(2), human=format_size),
     "MEM-LIMIT": Column("the most the pool may take, 0 = no limit", lambda row: row.mm_stat(3),
                         human=format_size),
+    "MEM-ROOM": Column("what the pool may still take, by its limit, the host and memory cgroups", _room,
+                       human=format_size, file="metrics"),
     "MEM-USED": Column("the most that the pool has taken", lambda row: row.mm_stat(4), human=format_size),
     # In pages; zramctl shows them as if they were bytes, and who reads its output gets the same here.
     "MIGRATED": Column("pages freed by compaction", lambda row: row.mm_stat(6), human=format_size),
@@ -126,7 +138,7 @@ COLUMNS = {
     "PID": Column("process that serves the device", _pid, is_number=True),
     "LONGEST": Column("the longest that a request took (seconds)", _longest, human=format_time,
                       file="metrics", digits=6),
-    "STATE": Column("ready, starting, dead, ending or hangs", lambda row: row.health),
+    "STATE": Column("ready, starting, dead, failed, ending or hangs", lambda row: row.health),
 }
 DEFAULT = ["NAME", "ALGORITHM", "DISKSIZE", "DATA", "COMPR", "TOTAL", "STREAMS", "MOUNTPOINT"]
 ZRAMCTL_SIZE = 5  # characters that a size has at least, in its table
@@ -233,26 +245,49 @@ def _rows(wanted: str | None) -> list[Row]:
 
 def _row(each: Rundir) -> Row:
     state = each.read()
-    health = state.phase if state is not None and state.alive() else "dead"
+    if state is not None and state.alive():
+        health = state.phase
+    else:
+        health = "failed" if state is not None and state.phase == "failed" else "dead"
     return Row(each.name, Path(state.directory) if state else each.tree, each.disk, state, health)
 
 
 def _ask(rows: list[Row], files: Sequence[str]) -> None:
-    """All at once, so that ten that hang cost no more time than one."""
-    asked = [row for row in rows if row.health != "dead"]
-    calls = [(row, bounded.Call(partial(_read, row.directory, files))) for row in asked]
+    """All at once, so that ten that hang cost no more time than one. The tree is asked and the lane, which
+    have threads of their own: data is where the lane is."""
+    asked = [row for row in rows if row.health not in ("dead", "failed")]
+    calls = [(row, bounded.Call(partial(_read, row.directory, files)),
+              bounded.Call(partial(_ask_lane, row.disk or row.directory / "disk"))) for row in asked]
     deadline = time.monotonic() + bounded.ANSWER_TIMEOUT
-    for row, call in calls:
+    for row, tree, lane in calls:
         try:
-            row.files = call.result(deadline)
+            row.files = tree.result(deadline)
         except TimeoutError:
             row.health = "hangs"
         except OSError as error:
             if row.state is None:  # of somebody else: nothing is known of it but this
+                lane.abandon()
                 raise
-            if row.health == "ready":
-                row.health = "ending" if row.state.alive() else "dead"
-                say(f"{row.directory}: {error.strerror}")
+            _note_end(row, error)
+        try:
+            lane.result(deadline)
+        except TimeoutError:
+            row.silent = "lane" if row.health != "hangs" else row.silent
+            row.health = "hangs"
+        except OSError as error:
+            _note_end(row, error)
+
+
+def _note_end(row: Row, error: OSError) -> None:
+    if row.health == "ready":
+        row.health = "ending" if row.state is None or row.state.alive() else "dead"
+        say(f"{error.filename or row.directory}: {error.strerror}")
+
+
+def _ask_lane(disk: Path) -> None:
+    # Others may not reach the disk of a device whose tree they see.
+    with contextlib.suppress(PermissionError):
+        os.statvfs(disk)
 
 
 def _read(directory: Path, files: Sequence[str]) -> dict[str, str]:
@@ -263,9 +298,13 @@ def _advice(row: Row) -> str:
     where = row.state.where if row.state else row.directory
     if row.health == "hangs":
         pid = f" (pid {row.state.pid})" if row.state else ""
-        return f"its daemon{pid} has not answered for {bounded.ANSWER_TIMEOUT:g} s"
+        what = f"its daemon{pid}" if row.silent == "daemon" else f"the lane of its daemon{pid}"
+        return f"{what} has not answered for {bounded.ANSWER_TIMEOUT:g} s"
     if row.health == "ending":
-        return "its tree is not mounted any more; the daemon ends when nobody uses its disk"
+        return "its tree or its lane is gone; it mounts the tree again, or ends when nobody uses its disk"
+    if row.health == "failed" and row.disk:
+        return (f"its daemon has failed, and its data is lost; {row.disk.with_name('log')} says why; "
+                f"`zramfs stop {where}` cleans up")
     return f"its daemon is dead, and its data lost; `zramfs stop {where}` cleans up"
 
 

@@ -11,7 +11,7 @@ cdef struct codec_t:
     int level       # lz4: acceleration
     dictionary_t* dictionary    # NULL = none; its owner keeps it for as long as a context exists
 
-cdef struct codec_ctx_t     # opaque: see codecs.pyx
+cdef struct codec_ctx_t     # opaque: see codec.pyx
 
 # Sets *c for a name and level given as C values, without a dictionary; -EINVAL (unknown algo, level
 # out of range).

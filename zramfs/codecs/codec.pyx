@@ -17,17 +17,16 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
-from allocator.prim cimport aligned_alloc
+from allocator.prim cimport PAGE_BYTES, aligned_alloc, round_up
 from zramfs.codecs.compressors cimport *
 from zramfs.codecs.dictionary cimport DICTIONARY_MAX, dictionary_free, dictionary_new, dictionary_t
 from zramfs.codecs.spec import (
-    LEVELS as _LEVELS, expect_algorithm as _expect_algorithm, expect_level as _expect_level,
-    parse_level as _parse_level,
+    DEFAULT_LEVEL as _DEFAULT_LEVEL, LEVELS as _LEVELS, expect_algorithm as _expect_algorithm,
+    expect_level as _expect_level, parse_level as _parse_level,
 )
 
 
 cdef enum:
-    PAGE = 4096
     CACHE_LINE = 64
 
 cdef struct Algorithm:
@@ -54,10 +53,6 @@ cdef struct codec_ctx_t:
     ZSTD_DCtx* unzstd
     uint8_t* bounce
     size_t bounce_size
-
-
-cdef inline size_t _round_up(size_t n, size_t unit) noexcept nogil:
-    return (n + unit - 1) // unit * unit
 
 
 cdef size_t _zstd_cctx_size(int level, size_t dictionary) noexcept nogil:
@@ -113,7 +108,7 @@ cdef int codec_init(codec_t* c, int algo, int level) noexcept nogil:
 
 
 cdef codec_ctx_t* codec_ctx_new(const codec_t* c, bint compresses) noexcept nogil:
-    cdef size_t head = _round_up(sizeof(codec_ctx_t), CACHE_LINE)
+    cdef size_t head = round_up(sizeof(codec_ctx_t), CACHE_LINE)
     cdef size_t lz4 = 0
     cdef size_t bounce = 0
     cdef size_t cctx = 0
@@ -127,12 +122,12 @@ cdef codec_ctx_t* codec_ctx_new(const codec_t* c, bint compresses) noexcept nogi
     elif c.algo == CODEC_ZSTD:
         dctx = ZSTD_estimateDCtxSize()
         if compresses:
-            bounce = _round_up(ZSTD_compressBound(CODEC_MAX_INPUT), CACHE_LINE)
-            cctx = _round_up(
+            bounce = round_up(ZSTD_compressBound(CODEC_MAX_INPUT), CACHE_LINE)
+            cctx = round_up(
                 _zstd_cctx_size(c.level, c.dictionary.size if c.dictionary != NULL else 0), CACHE_LINE)
     # Whole pages of its own, so that the block can be locked into memory and unlocked again
     # without a word about its neighbours.
-    block = <uint8_t*>aligned_alloc(PAGE, _round_up(head + lz4 + bounce + cctx + dctx, PAGE))
+    block = <uint8_t*>aligned_alloc(PAGE_BYTES, round_up(head + lz4 + bounce + cctx + dctx, PAGE_BYTES))
     if block == NULL:
         return NULL
     ctx = <codec_ctx_t*>block
@@ -239,6 +234,7 @@ cdef int codec_decompress(codec_ctx_t* ctx, const uint8_t* src, int n, uint8_t* 
 
 _NUMBERS = {_ALGORITHMS[i].name.decode(): i for i in range(4)}
 assert {name: (_ALGORITHMS[i].lowest, _ALGORITHMS[i].highest) for name, i in _NUMBERS.items()} == _LEVELS
+assert {name: _ALGORITHMS[i].standard for name, i in _NUMBERS.items()} == _DEFAULT_LEVEL
 MAX_INPUT = CODEC_MAX_INPUT
 MAX_DICTIONARY = DICTIONARY_MAX
 

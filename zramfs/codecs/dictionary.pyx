@@ -10,19 +10,14 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
-from allocator.prim cimport aligned_alloc
+from allocator.prim cimport PAGE_BYTES, aligned_alloc, round_up
 from zramfs.codecs.compressors cimport *
 
 cdef enum:
-    PAGE = 4096
     CACHE_LINE = 64
 
 
-cdef inline size_t round_up(size_t n, size_t unit) noexcept nogil:
-    return (n + unit - 1) // unit * unit
-
-
-cdef int prepare_lz4(dictionary_t* d, uint8_t* work) noexcept nogil:
+cdef int dictionary_prepare_lz4(dictionary_t* d, uint8_t* work) noexcept nogil:
     cdef LZ4_stream_t* stream = LZ4_initStream(work, sizeof(LZ4_stream_t))
     if stream == NULL:
         return -EINVAL
@@ -31,7 +26,7 @@ cdef int prepare_lz4(dictionary_t* d, uint8_t* work) noexcept nogil:
     return 0
 
 
-cdef int prepare_lz4hc(dictionary_t* d, uint8_t* work, int level) noexcept nogil:
+cdef int dictionary_prepare_lz4hc(dictionary_t* d, uint8_t* work, int level) noexcept nogil:
     cdef LZ4_streamHC_t* stream = LZ4_initStreamHC(work, sizeof(LZ4_streamHC_t))
     if stream == NULL:
         return -EINVAL
@@ -42,7 +37,7 @@ cdef int prepare_lz4hc(dictionary_t* d, uint8_t* work, int level) noexcept nogil
     return 0
 
 
-cdef int prepare_zstd(dictionary_t* d, uint8_t* work, size_t compress_size, size_t decompress_size,
+cdef int dictionary_prepare_zstd(dictionary_t* d, uint8_t* work, size_t compress_size, size_t decompress_size,
                       ZSTD_compressionParameters params) noexcept nogil:
     d.zstd = ZSTD_initStaticCDict(work, compress_size, d.bytes, d.size, ZSTD_dlm_byRef, ZSTD_dct_auto, params)
     d.unzstd = ZSTD_initStaticDDict(work + compress_size, decompress_size, d.bytes, d.size,
@@ -70,7 +65,7 @@ cdef int dictionary_new(dictionary_t** d, int algo, int level, const uint8_t* by
         decompress_size = round_up(ZSTD_estimateDDictSize(n, ZSTD_dlm_byRef), CACHE_LINE)
     else:
         return -EINVAL
-    block = <uint8_t*>aligned_alloc(PAGE, round_up(head + body + work + decompress_size, PAGE))
+    block = <uint8_t*>aligned_alloc(PAGE_BYTES, round_up(head + body + work + decompress_size, PAGE_BYTES))
     if block == NULL:
         return -ENOMEM
     d[0] = <dictionary_t*>block
@@ -79,11 +74,11 @@ cdef int dictionary_new(dictionary_t** d, int algo, int level, const uint8_t* by
     d[0].bytes = block + head
     d[0].size = n
     if algo == CODEC_LZ4:
-        r = prepare_lz4(d[0], block + head + body)
+        r = dictionary_prepare_lz4(d[0], block + head + body)
     elif algo == CODEC_LZ4HC:
-        r = prepare_lz4hc(d[0], block + head + body, level)
+        r = dictionary_prepare_lz4hc(d[0], block + head + body, level)
     else:
-        r = prepare_zstd(d[0], block + head + body, work, decompress_size, params)
+        r = dictionary_prepare_zstd(d[0], block + head + body, work, decompress_size, params)
     if r != 0:
         free(block)
         d[0] = NULL

@@ -14,6 +14,7 @@ from zramfs.model.config import ALGORITHMS, NAME_LIMIT, SECONDARY, Algorithm
 PRIORITIES = 4  # of the algorithms of a device: the primary one and up to three that recompress
 # The lowest and the highest level of each. lz4: the acceleration; lz4hc and zstd: the effort.
 LEVELS = {"none": (0, 0), "lz4": (1, 65537), "lz4hc": (1, 12), "zstd": (-7, 22)}
+DEFAULT_LEVEL = {"none": 0, "lz4": 1, "lz4hc": 9, "zstd": 3}
 
 
 def level_of(algorithm: Algorithm) -> int | None:
@@ -45,12 +46,12 @@ def _levels_of(name: str) -> str:
     return f"a whole number from {lowest} to {highest}{' except 0' if name == 'zstd' else ''}"
 
 
-def parse_level(text: str) -> tuple[str, int | None]:
-    """NAME or NAME:LEVEL. ValueError with a sentence."""
+def parse_level(text: str) -> tuple[str, int]:
+    """The name and the level of NAME or NAME:LEVEL. ValueError with a sentence."""
     name, colon, level = text.partition(":")
     expect_algorithm(name)
     if not colon:
-        return name, None
+        return name, DEFAULT_LEVEL[name]
     if not re.fullmatch("[+-]?[0-9]{1,9}", level):
         raise ValueError(f"the level of {name} is {_levels_of(name)}, not {level[:40]!r}")
     expect_level(name, int(level))

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zramfs.errors import ZramfsError
-from zramfs.text.sizes import format_size
+from zramfs.text.sizes import PAGE, format_size
 
 from .codec import MAX_DICTIONARY, Codec
 
-PAGE = 4096
 HUGE = 3625  # bytes: what does not become smaller than this is stored raw, as a page
 # Lines of block_state, 40 bytes each, up to which it is read whole; beyond, from random places.
 WHOLE = 1 << 20
@@ -50,9 +49,9 @@ def sample(directory: Path, wanted: int, rng: random.Random) -> Sample:
             chosen = _from_random_places(file.fileno(), int(disksize) // PAGE, wanted, rng)
             stored -= numbers[5]  # same-filled
     found = []
-    with open(directory / "peek", "rb", buffering=0) as file:
+    with open(directory / "peek", "r+b", buffering=0) as file:
         for number in chosen:
-            page = _peek(file.fileno(), number)
+            page = _peek_at(file.fileno(), number)
             # It may have been discarded or written back since.
             if page is not None and page != page[:8] * (PAGE // 8):
                 found.append(page)
@@ -82,9 +81,10 @@ def _from_random_places(fd: int, pages: int, wanted: int, rng: random.Random) ->
     return sorted(chosen)
 
 
-def _peek(fd: int, number: int) -> bytes | None:
+def _peek_at(fd: int, number: int) -> bytes | None:
+    os.write(fd, b"%d" % number)
     try:
-        page = os.pread(fd, PAGE, number * PAGE)
+        page = os.pread(fd, PAGE, 0)
     except OSError as error:
         if error.errno == errno.ENODATA:
             return None

@@ -149,6 +149,10 @@ def describe(wanted: Settings) -> Iterator[str]:
         yield f"left out here: {wanted.skip}"
     limit = f", at most {format_size(config.mem_limit)} of memory" if config.mem_limit else ""
     yield f"size {format_size(config.size)}{limit}"
+    if config.keep_free is not None:
+        yield f"{format_size(config.keep_free)} of the host's memory kept free"
+    if config.lock:
+        yield "its memory is locked, and never swapped out"
     first, *others = map(_algorithm, config.algorithms)
     then = f", recompressed with {' or '.join(others)}" if others else ""
     yield f"compressed with {first}{then}"
@@ -156,6 +160,8 @@ def describe(wanted: Settings) -> Iterator[str]:
         yield f"policy: {policy}"
     if config.writeback is not None:
         yield f"written back to {config.writeback}"
+    if config.wipe:
+        yield "what is discarded or overwritten is zeroed"
     words = [
         text for value, text in (
             (rights.mode, f"mode {rights.mode or 0:04o}"), (rights.owner, f"owner {rights.owner}"),

@@ -170,6 +170,8 @@ KEYS: dict[str, Key] = {
     "host-memory-limit": Key(_limit_or_none),
     "zram-size": Key(_expression),
     "zram-resident-limit": Key(_expression),
+    "keep-free": Key(_expression),
+    "lock": Key(_boolean, ("ramdisk", "device")),
     "compression-algorithm": Key(_algorithms),
     "policy": Key(_policy),
     "writeback-device": Key(_path),
@@ -186,6 +188,7 @@ KEYS: dict[str, Key] = {
     "group": Key(_group, ("ramdisk", "device")),
     "threads": Key(_whole(1, MAX_THREADS)),
     "proactiveness": Key(_whole(0, 100)),
+    "wipe": Key(_boolean),
 }
 ALIASES = {"memory-limit": "host-memory-limit"}
 # Of zram-generator.conf, and what to write instead.

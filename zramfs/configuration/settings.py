@@ -246,10 +246,10 @@ def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
         sentence = f"means nothing for a {_KIND_NAMES[kind]}"
         device.complaints.append(settings[key].complain(sentence, is_error=False))
     mib = ram // MIB
-    size, limit, reserve, min_free = (
+    size, limit, reserve, min_free, keep_free = (
         _size(device, settings.get(key), values.get(key, default), ram) for key, default in (
             ("zram-size", DEFAULT_SIZE), ("zram-resident-limit", "0"),
-            ("reserve", str(DEFAULT_RESERVE // MIB)), ("min-free", "0"),
+            ("reserve", str(DEFAULT_RESERVE // MIB)), ("min-free", "0"), ("keep-free", "0"),
         )
     )
     if kind == "swap":
@@ -266,6 +266,7 @@ def _settle(device: Device, settings: dict[str, Setting], ram: int) -> None:
         return
     config = DeviceConfig(
         size=size, mem_limit=limit, policies=tuple(policies.values()),
+        keep_free=keep_free if "keep-free" in values else None,
         **{name: values[key] for name, key in _PLAIN.items() if key in values},
     )
     place = values.get("mount-point") or values.get("directory")
@@ -329,7 +330,8 @@ _KIND_NAMES = {"swap": "swap device", "ramdisk": "RAM disk", "device": "plain de
 # Values that go into DeviceConfig as they are.
 _PLAIN = {
     "algorithms": "compression-algorithm", "writeback": "writeback-device", "threads": "threads",
-    "proactiveness": "proactiveness", "allow_other": "allow-other",
+    "proactiveness": "proactiveness", "allow_other": "allow-other", "wipe": "wipe",
+    "lock": "lock",
 }
 _RIGHTS = ("mode", "owner", "group")  # of `disk`, or of the file system on it
 

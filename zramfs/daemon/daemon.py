@@ -1,133 +1,191 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process of one device: mounts the lane and the tree, serves them, and takes both down again."""
+"""The process of one device: mounts the lane and the tree, serves them, and takes both down again.
+
+The device ends when its lane does, on a signal, and when a user unmounts it. Everything else is started
+again (helper_tasks.py, tree_server.py), because the end of this process is the end of the data.
+"""
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import pyfuse3
 import trio
 
-from allocator.reserve import prepare_thread
+from allocator.background import prepare_thread
 from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
-from zramfs.host import fusermount, in_use, mounts, stacks
+from zramfs.host import stacks
 from zramfs.host.log import log_to_stderr
+from zramfs.host.readable import wait_until_readable
+from zramfs.host.work_thread import run_in_thread
 from zramfs.lane.lane import Lane
 from zramfs.model.config import DeviceConfig
-from zramfs.tree.files import build
-from zramfs.tree.tree import Tree
+from zramfs.model.kernel_pages import expect_kernel_pages
+from zramfs.tree.files import tree_of
 from zramfs.tree.watch import watch_errors
 
+from .helper_tasks import HelperTasks
 from .log_file import watch_log
+from .own_mount import OwnMount
 from .service import Notifier
+from .stop_signals import StopSignals
+from .tree_server import TreeServer
 
 log = logging.getLogger(__package__)
 T = TypeVar("T")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ANSWER_TIMEOUT = 10.0  # seconds for the first answer of a mount that was just made
-# A reader that has just been answered needs a moment to close its file.
-UNMOUNT_TRIES = 5
-UNMOUNT_PAUSE = 0.1
 # Longer than most gaps between the requests of one client; 50 and 200 measured the same at depth 1 to 16.
 POLL_US = 100
-END_TIMEOUT = 10.0  # seconds for the lane's threads and the tree's loop to end after their unmount
+END_TIMEOUT = 10.0  # seconds for the lane's threads to end after their unmount
+# What fails while the device is to end may work a moment later, as a fork does when other processes have
+# ended. So it is tried again after each of these, half a minute together, and then the order has to be given
+# again.
+END_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds
+
+RESTART_PAUSE = 1.0  # seconds
+ENDS = 3  # tries to take everything down, where the loop breaks in it
+# Exit statuses, beside 0.
+CUT_OFF, FAILED = 1, 2
+MayEnd = Callable[[bool], None]
 
 
-def serve(
+def serve_device(
     config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None = None,
-    may_end: Callable[[], None] | None = None, notifier: Notifier | None = None,
+    may_end: MayEnd | None = None, notifier: Notifier | None = None,
 ) -> int:
     """Serves one device until SIGTERM, SIGINT, SIGHUP, or until its tree or its lane is unmounted.
 
     on_ready is called once, when `disk` and the tree answer; teardown once at the end, while both
-    still do, to undo what was built on them. may_end is called before each end that can be refused (a
-    signal, the loss of the tree): a ZramfsError of it is logged, and the device goes on. All run in a
-    thread. An exception of on_ready ends the device and is raised again; one of teardown is logged.
-    notifier: tells a service manager.
+    still do, to undo what was built on them. may_end is called before each end that can be refused, with True
+    for a signal and False for an unmounted tree: whatever it raises is logged, and the device goes on, with
+    a new tree if that was lost. All run in a thread. An exception of on_ready ends the device, as soon as
+    may_end lets it, and is raised again; one of teardown is logged. notifier: tells a service manager.
 
-    Returns 0 after an orderly end; 1 if something had to be cut off from its users, or if teardown
-    failed, or the lane had broken. Raises ZramfsError (or on_ready's exception) when the start
+    Returns 0 after an orderly end; CUT_OFF if something had to be cut off from its users; FAILED if the lane
+    had broken, or a step of the end failed. Raises ZramfsError (or on_ready's exception) when the start
     fails. Whatever happens, no mount is left. SIGUSR1 writes the stacks of all threads to stderr.
 
     To be called in the main thread of a process that serves nothing else: pyfuse3 has one tree.
     """
     log_to_stderr()
-    with stacks.written_on(signal.SIGUSR1):
-        return trio.run(_Daemon(config, on_ready, teardown, may_end, notifier).run)
+    expect_kernel_pages()
+    with StopSignals(*STOP_SIGNALS).taken() as signals, stacks.written_on(signal.SIGUSR1):
+        daemon = _Daemon(config, on_ready, teardown, may_end, notifier, signals)
+        while True:
+            try:
+                return trio.run(daemon.run)
+            except BaseException as error:
+                if not daemon.can_go_on(error):
+                    raise
+                failure = type(error).__name__
+            # The lane's threads need no interpreter. What steers them is made anew, with the data as it is.
+            with contextlib.suppress(MemoryError):
+                log.error("%s: the daemon's loop broke (%s) and is started again", config.name, failure)
+            time.sleep(RESTART_PAUSE)
 
 
 class _Daemon:
     def __init__(
         self, config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None,
-        may_end: Callable[[], None] | None, notifier: Notifier | None,
+        may_end: MayEnd | None, notifier: Notifier | None, signals: StopSignals,
     ) -> None:
         self.config = config
         self.notifier = notifier
-        self.disk = config.rundir / "disk"
+        self.signals = signals
         self.on_ready = on_ready
         self.teardown = teardown
         self.may_end = may_end
+        disk = {"fsname": f"zramfs-disk:{config.name}", "subtype": "zramfs-disk", **self.mount_options()}
+        self.disk = OwnMount(config.name, config.rundir / "disk", disk)
+        tree = {"fsname": config.name, "subtype": "zramfs", **self.mount_options()}
+        self.tree_mount = OwnMount(config.name, config.directory, tree)
+        self.tree: TreeServer | None = None
         self.lane: Lane | None = None
         self.device: Device | None = None
-        self.mounts: dict[Path, mounts.Mount | None] = {}
-        self.tree_served = False
-        self.tree_ended = trio.Event()
-        self.stopping = trio.Event()
-        self.ready = False
+        self.stop_event = trio.Event()  # of the trio loop that runs
+        self.is_stopping = False
+        self.is_ready = False
+        self.restarts = 0  # of the loop
         self.reason = ""
         self.status = 0
 
     async def run(self) -> int:
+        """Once, and again after trio's loop broke."""
         failure: Exception | None = None
-        # From here on a signal that asks for the end is kept until somebody reads it: none can
-        # end the process between a mount and its unmount.
-        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
-            async with trio.open_nursery() as nursery:
-                try:
-                    await self.start_lane()
-                    await self.mount_tree()
-                    for task, *arguments in (
-                        (self.watch_signals, signals), (self.serve_tree,), (self.watch_lane,),
-                        (watch_errors, self.device), (watch_log, self.config.rundir / "log"),
-                        *((task,) for task in self.device.background_tasks()),
-                    ):
-                        nursery.start_soon(self.guard, task, *arguments)
-                    await self.become_ready()
-                    if self.notifier:
-                        nursery.start_soon(self.guard, self.notifier.watch, self.device, self.disk)
-                    await self.stopping.wait()
-                    log.info("%s: ending: %s", self.config.name, self.reason)
-                except Exception as error:
-                    failure = error
-                finally:
-                    with trio.CancelScope(shield=True):
-                        await self.shut_down()
-                    nursery.cancel_scope.cancel()
+        self.stop_event = trio.Event()
+        async with trio.open_nursery() as nursery:
+            try:
+                if self.is_ready:
+                    self.resume(nursery)
+                else:
+                    await self.start(nursery)
+                while not self.is_stopping:
+                    await self.stop_event.wait()
+                log.info("%s: ending: %s", self.config.name, self.reason)
+            except Exception as error:
+                if self.is_ready and not self.is_stopping:
+                    raise
+                failure = error
+            with trio.CancelScope(shield=True):
+                if failure is not None:
+                    await self.wait_until_unused()
+                await self.shut_down()
+            nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
-        return self.status
+        return self.status or (CUT_OFF if self.disk.failed or self.tree_mount.failed else 0)
 
-    async def guard(self, task: Callable, *arguments: object) -> None:
-        try:
-            await task(*arguments)
-        except Exception:
-            self.status = 1
-            log.exception("%s: unexpected end of a task", self.config.name)
-            self.stop(f"{task.__name__} failed")
+    def can_go_on(self, error: BaseException) -> bool:
+        """Whether run() may be called again after it raised this: the device was ready, the data is there,
+        and there is something left to do for it."""
+        if isinstance(error, (KeyboardInterrupt, SystemExit)) or not self.is_ready:
+            return False
+        self.restarts += 1
+        return not self.is_stopping or self.restarts <= ENDS
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        await self.start_lane()
+        await self.start_tree()
+        helpers = self.start_tasks(nursery)
+        await self.become_ready()
+        self.start_notifier(nursery, helpers)
+
+    def resume(self, nursery: trio.Nursery) -> None:
+        self.device.resume()
+        self.tree.resume()
+        if not self.is_stopping:
+            self.start_notifier(nursery, self.start_tasks(nursery))
+
+    def start_notifier(self, nursery: trio.Nursery, helpers: HelperTasks) -> None:
+        if self.notifier:
+            nursery.start_soon(
+                helpers.keep_running, "notifier", self.notifier.watch, self.device, self.disk.path)
+
+    def start_tasks(self, nursery: trio.Nursery) -> HelperTasks:
+        helpers = HelperTasks(self.config.name, self.device.task_stats)
+        for name, task, *arguments in (
+            ("signals", self.watch_signals), ("tree", self.serve_tree), ("lane watch", self.watch_lane),
+            ("error watch", watch_errors, self.device), ("log", watch_log, self.config.rundir / "log"),
+            *self.device.background_tasks().items(),
+        ):
+            nursery.start_soon(helpers.keep_running, name, task, *arguments)
+        return helpers
 
     async def start_lane(self) -> None:
         config = self.config
-        self.disk.touch(mode=0o600)
-        options = {"fsname": f"zramfs-disk:{config.name}", "subtype": "zramfs-disk", **self.mount_options()}
-        fd = await self.mount(self.disk, options)
+        self.disk.path.touch(mode=0o600)
+        fd = await self.disk.mount()
         try:
             lane = Lane(fd, threads=config.threads, poll_us=poll_us())
         except BaseException:
@@ -138,58 +196,23 @@ class _Daemon:
         lane.start()
         self.lane = lane
 
-    async def mount_tree(self) -> None:
-        options = {"fsname": self.config.name, "subtype": "zramfs", **self.mount_options()}
-        fd = await self.mount(self.config.directory, options)
-        # pyfuse3 waits for a request, then reads it while it holds the GIL. If the caller is killed
-        # in between there is nothing to read, and in blocking mode the whole interpreter stands
-        # still until the next request (seen 5 times in 40 kills of a busy client). See serve_tree.
-        os.set_blocking(fd, False)
-        try:
-            pyfuse3.init(Tree(build(self.device, self.disk)), f"/dev/fd/{fd}", set())
-        except BaseException:
-            os.close(fd)
-            raise
-        self.tree_served = True
-
-    async def mount(self, path: Path, options: dict[str, str | bool]) -> int:
-        fd = await in_thread(partial(fusermount.mount_file, path, options=options))
-        self.mounts[path] = mounts.mount_at(path)
-        return fd
-
-    def place_of(self, path: Path) -> Path | None:
-        """Where ours is that was mounted on `path`, which somebody may have renamed; None when it is gone, or
-        something else is mounted over it."""
-        ours = self.mounts.get(path)
-        found = next(
-            (each for each in mounts.mounts() if ours and (each.id, each.dev) == (ours.id, ours.dev)), None)
-        return found.mountpoint if found and mounts.mount_at(found.mountpoint) == found else None
-
-    def mounted(self, path: Path) -> bool:
-        return self.place_of(path) is not None
-
-    def expect_gone(self, path: Path) -> None:
-        """What was mounted over ours is somebody else's, and keeps ours where it is."""
-        over = mounts.mount_at(path)
-        if over is not None and self.mounts.get(path) in mounts.mounts():
-            self.status = 1
-            log.warning(
-                "%s: %s stays mounted, because %s is mounted over it; umount that, then this",
-                self.config.name, path, over.fstype,
-            )
+    async def start_tree(self) -> None:
+        tree = TreeServer(self.config.name, self.tree_mount, tree_of(self.device, self.disk.path))
+        await tree.start()
+        self.tree = tree
 
     def mount_options(self) -> dict[str, str | bool]:
         return {"default_permissions": True, "allow_other": self.config.allow_other}
 
     async def become_ready(self) -> None:
         """Returns when everybody knows that the device is ready. Raises what makes the start fail."""
-        for path in (self.disk, self.config.directory / "control"):
+        for path in (self.disk.path, self.config.directory / "control"):
             await self.expect_answer(path)
-        if self.stopping.is_set():
+        if self.is_stopping:
             raise ZramfsError(errno.EINTR, f"the device had to end before it was ready: {self.reason}")
-        await in_thread(self.set_owner)
-        await in_thread(self.tell_ready)
-        self.ready = True
+        await run_in_thread(self.set_owner)
+        await run_in_thread(self.tell_ready)
+        self.is_ready = True
         if self.notifier:
             await self.notifier.tell("READY=1")
         log.info("%s: ready at %s", self.config.name, self.config.directory)
@@ -203,9 +226,9 @@ class _Daemon:
         """Of `disk`. The lane answers it, so it cannot be done before."""
         config = self.config
         if config.owner is not None or config.group is not None:
-            os.chown(self.disk, *(-1 if each is None else each for each in (config.owner, config.group)))
+            os.chown(self.disk.path, *(-1 if each is None else each for each in (config.owner, config.group)))
         if config.mode is not None:
-            os.chmod(self.disk, config.mode)
+            os.chmod(self.disk.path, config.mode)
 
     async def expect_answer(self, path: Path) -> None:
         try:
@@ -221,144 +244,123 @@ class _Daemon:
             errno.EIO, f"{path} was mounted, but cannot be used: {self.lane.error or self.reason or reason}"
         )
 
-    def stop(self, reason: str) -> None:
-        if not self.stopping.is_set():
+    def order_end(self, reason: str) -> None:
+        if not self.is_stopping:
             self.reason = reason
-            self.stopping.set()
+            self.is_stopping = True
+        self.stop_event.set()
 
-    async def ask_to_end(self, reason: str) -> None:
-        """Ends the device, unless may_end refuses."""
-        if self.may_end and self.ready and not self.stopping.is_set():
-            try:
-                await in_thread(self.may_end)
-            except ZramfsError as error:
-                log.warning("%s: %s, but the device goes on: %s", self.config.name, reason, error)
+    async def ask_to_end(self, reason: str, *, is_order: bool) -> None:
+        """Ends the device, unless may_end refuses. What is not a refusal (a ZramfsError), but an accident on
+        the way to one, is tried again."""
+        if not self.may_end or not self.is_ready:
+            self.order_end(reason)
+        for pause in (*END_PAUSES, None):
+            if self.is_stopping:
                 return
-        self.stop(reason)
+            try:
+                await run_in_thread(partial(self.may_end, is_order))
+            except Exception as error:
+                is_refusal = isinstance(error, ZramfsError)
+                again = None if is_refusal else pause
+                self.report_refusal(reason, error, again)
+                if again is None:
+                    return
+                await trio.sleep(again)
+            else:
+                self.order_end(reason)
 
-    async def watch_signals(self, signals) -> None:
-        async for number in signals:
-            name = signal.Signals(number).name
-            if self.stopping.is_set():
+    def report_refusal(self, reason: str, error: Exception, again: float | None) -> None:
+        """Without memory this can fail, and the device goes on all the same."""
+        what = str(error) if isinstance(error, ZramfsError) else f"{type(error).__name__}: {error}"
+        then = "" if again is None else f"; the next try is in {again:g} s"
+        with contextlib.suppress(Exception):
+            log.warning("%s: %s, but the device goes on: %s%s", self.config.name, reason, what, then)
+
+    async def watch_signals(self) -> None:
+        while True:
+            name = (await self.signals.next_signal()).name
+            if self.is_stopping:
                 log.info("%s: %s: ending already", self.config.name, name)
-            await self.ask_to_end(name)
+            await self.ask_to_end(name, is_order=True)
 
     async def watch_lane(self) -> None:
-        await trio.lowlevel.wait_readable(self.lane.done_fd)
-        if not self.lane.error and not self.mounted(self.disk):
-            self.stop(f"{self.disk} was unmounted")
-        elif not self.stopping.is_set():
-            self.status = 1
-            self.stop(f"the lane has ended: {self.lane.error or 'somebody aborted its connection'}")
+        await wait_until_readable(self.lane.done_fd)
+        if not self.lane.error and not self.disk.is_there():
+            self.order_end(f"{self.disk.path} was unmounted")
+        elif not self.is_stopping:
+            self.status = FAILED
+            self.order_end(f"the lane has ended: {self.lane.error or 'somebody aborted its connection'}")
 
     async def serve_tree(self) -> None:
-        """Runs pyfuse3's loop until the tree is unmounted or shut_down() ends it.
+        while True:
+            await self.tree.serve()
+            if self.is_stopping:
+                return
+            await self.ask_to_end(f"{self.config.directory} was unmounted", is_order=False)
+            if self.is_stopping:
+                return
+            await self.tree.renew()
 
-        On a request that was withdrawn before it was read the loop ends with EAGAIN, and is started
-        again: requests in hand are shielded (tree.boundary), so each of them is answered.
-        """
-        try:
-            while await self.pyfuse3_loop():
-                pass
-            self.tree_ended.set()
-            await self.ask_to_end(f"{self.config.directory} was unmounted")
-        finally:
-            self.tree_ended.set()
-
-    async def pyfuse3_loop(self) -> bool:
-        """True if the loop should go on."""
-        try:
-            await pyfuse3.main()
-        except Exception as error:
-            causes = list(leaves(error))
-            if all(isinstance(cause, OSError) and cause.errno == errno.EAGAIN for cause in causes):
-                return True
-            if not all(isinstance(cause, OSError) and cause.errno == errno.ECONNABORTED for cause in causes):
-                self.status = 1
-                log.error("%s: the loop of the tree broke", self.config.name, exc_info=error)
-        return False
+    async def wait_until_unused(self) -> None:
+        """The start has failed. What was built on `disk` until then may be in use already, as a swap area
+        is."""
+        pauses = itertools.chain(END_PAUSES, itertools.repeat(END_PAUSES[-1]))
+        while self.may_end and self.lane and self.lane.alive:
+            try:
+                await run_in_thread(partial(self.may_end, True))
+                return
+            except Exception as error:
+                pause = next(pauses)
+                self.report_refusal("the start has failed", error, pause)
+            await trio.sleep(pause)
 
     async def shut_down(self) -> None:
         """Takes down whatever stands. Nothing that goes wrong in a step keeps the next from its work."""
         if self.notifier:
-            await self.notifier.tell("STOPPING=1", f"STATUS=ending: {self.reason or 'the start failed'}")
+            status = f"STATUS=ending: {self.reason or 'the start failed'}"
+            await self.attempt("telling the service manager", self.notifier.tell, "STOPPING=1", status)
         if self.device:
             self.device.end_jobs()  # whoever waits for one is answered, and can let go of the tree
         if self.teardown and self.lane:
-            await self.attempt("undoing what was built on disk", in_thread, self.teardown)
-        await self.attempt("unmounting the tree", self.unmount, self.config.directory)
-        if self.tree_served:
-            await self.attempt("ending the tree", self.end_tree)
-        cut_off = await self.attempt("unmounting disk", self.unmount, self.disk)
+            await self.attempt("undoing what was built on disk", self.undo_top)
+        await self.attempt("unmounting the tree", self.tree_mount.take_down)
+        if self.tree:
+            await self.attempt("ending the tree", self.tree.end)
+        cut_off = await self.attempt("unmounting disk", self.disk.take_down)
         if self.lane:
             await self.attempt("ending the lane", self.end_lane, cut_off is not False)
+
+    async def undo_top(self) -> None:
+        for pause in END_PAUSES:
+            try:
+                return await run_in_thread(self.teardown)
+            except Exception as error:
+                self.report_refusal("undoing what was built on disk failed", error, pause)
+            await trio.sleep(pause)
+        await run_in_thread(self.teardown)
 
     async def attempt(self, what: str, step: Callable[..., Awaitable[T]], *arguments: object) -> T | None:
         """What the step returns; None, and a line in the log, if it fails."""
         try:
             return await step(*arguments)
         except Exception as error:
-            self.status = 1
-            # An error with a sentence of its own needs no trace.
-            trace = not isinstance(error, ZramfsError)
-            log.error("%s: %s failed: %s", self.config.name, what, error, exc_info=trace)
+            self.status = FAILED
+            # An error with a sentence of its own, or of a machine that runs short, needs no trace.
+            trace = not isinstance(error, (OSError, MemoryError))
+            with contextlib.suppress(Exception):
+                log.error("%s: %s failed: %s", self.config.name, what, error or "no memory", exc_info=trace)
             return None
-
-    async def end_tree(self) -> None:
-        with trio.move_on_after(END_TIMEOUT):
-            # The loop ends by itself, unless the mount was only detached.
-            pyfuse3.terminate()
-            await self.tree_ended.wait()
-        # Closes the connection: who still uses the tree gets an error instead of no answer.
-        pyfuse3.close(unmount=False)
-
-    async def unmount(self, path: Path) -> bool:
-        """True if it was in use, and could only be detached from the directories."""
-        for _ in range(UNMOUNT_TRIES):
-            place = self.place_of(path)
-            if place is None:
-                self.expect_gone(path)
-                return False
-            try:
-                await in_thread(partial(fusermount.unmount, place))
-                return False
-            except OSError as error:
-                reason = error
-            await trio.sleep(UNMOUNT_PAUSE)
-        self.status = 1
-        users = await in_thread(partial(in_use.users_of, [place]))
-        log.warning(
-            "%s: %s could not be unmounted (%s); it is cut off from its users, who get I/O errors from here "
-            "on: %s",
-            self.config.name, place, reason, "; ".join(users) or "nobody that is to be seen from here",
-        )
-        try:
-            await in_thread(partial(fusermount.unmount, place, lazy=True))
-        except OSError as error:
-            log.error("%s: %s could not even be detached: %s", self.config.name, place, error)
-        return True
 
     async def end_lane(self, abort: bool) -> None:
         """abort: do not wait for its users."""
-        if abort or not await in_thread(partial(self.lane.join, END_TIMEOUT)):
-            # abort() returns when what is in hand is answered.
-            await in_thread(self.lane.abort)
-        await in_thread(self.lane.join)
+        if abort or not await run_in_thread(partial(self.lane.join, END_TIMEOUT)):
+            # abort() returns when all requests under way are answered.
+            await run_in_thread(self.lane.abort)
+        await run_in_thread(self.lane.join)
         await self.device.close()
 
 
 def poll_us() -> int:
     """On a single CPU whoever looks for a request keeps its sender from running."""
     return POLL_US if len(os.sched_getaffinity(0)) > 1 else 0
-
-
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from leaves(inner)
-    else:
-        yield error
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    return await trio.to_thread.run_sync(work)

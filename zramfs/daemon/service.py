@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""At home under a service manager: readiness, status and watchdog as sd_notify(3) has them, and a log
-without a second time stamp.
+"""Tells a service manager readiness, status and signs of life, as sd_notify(3) has them.
 
 The protocol is one datagram of NAME=value lines. The Python packages for it have stood still since
 2017 (sdnotify) or need the headers of libsystemd, and none knows how to ask the lane.
@@ -10,11 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from zramfs.device.device import Device
+from zramfs.host.work_thread import run_in_thread
 from zramfs.tree.state import status_line
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,44 @@ SEND_TIMEOUT = 5.0  # seconds; the manager's queue is full only when it is stuck
 STATUS_INTERVAL = 5.0  # seconds between two looks whether the status text has changed
 # Questions to the lane within the manager's limit: one may be late by half of it without harm.
 PROBES = 4
+
+
+class _Probe:
+    """One question at a time: the thread that waits for a lane that hangs stays."""
+
+    def __init__(self, disk: Path) -> None:
+        self._disk = disk
+        self._is_waiting = False
+        self._failed = False
+
+    async def ask(self, seconds: float) -> bool:
+        """True if the lane answers in time."""
+        if self._is_waiting:
+            return False
+        try:
+            with trio.fail_after(seconds):
+                await trio.to_thread.run_sync(self._ask, abandon_on_cancel=True)
+        except trio.TooSlowError:
+            return False
+        except (OSError, RuntimeError, MemoryError) as error:  # RuntimeError: there is no thread
+            if not self._failed:
+                log.warning("%s cannot be asked whether it is alive: %s", self._disk, error)
+            self._failed = True
+            return False
+        self._failed = False
+        return True
+
+    def _ask(self) -> None:
+        self._is_waiting = True
+        try:
+            os.statvfs(self._disk)
+        finally:
+            self._is_waiting = False
+
+
+def _served(device: Device) -> int:
+    """Requests of users that the lane has answered. A `reset` sets it back, which is a change as well."""
+    return sum(latency.count for latency in device.stats().lane.latency)
 
 
 class Notifier:
@@ -57,28 +96,29 @@ class Notifier:
             self._failed = True
 
     async def tell(self, *lines: str) -> None:
-        await trio.to_thread.run_sync(self.send, *lines)
+        await run_in_thread(partial(self.send, *lines))
 
     async def watch(self, device: Device, disk: Path) -> None:
         """Tells the state, and that the lane is alive, until it is cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_status, device)
             if self.watchdog is not None:
-                nursery.start_soon(self._probe_lane, disk, self.watchdog / PROBES)
+                nursery.start_soon(self._watch_lane, device, disk, self.watchdog / PROBES)
 
-    async def _probe_lane(self, disk: Path, interval: float) -> None:
-        """A sign of life for each answer of the lane, and none while it does not answer.
+    async def _watch_lane(self, device: Device, disk: Path, interval: float) -> None:
+        """A sign of life for each interval in which the lane has answered something, and none while it does
+        not.
 
-        statfs is answered by a thread of the lane and by no cache, and opens nothing that `reset`
-        would find open. One question at a time: the thread that waits for a lane that hangs stays.
+        Requests of its users are answers. While there are none it is asked itself: statfs is answered by a
+        thread of the lane and by no cache, and opens nothing that `reset` would find open. A question that
+        fails, for want of a thread or because the path is hidden, is a missed sign, and the next may succeed.
         """
+        probe, known = _Probe(disk), _served(device)
         while True:
-            try:
-                await trio.to_thread.run_sync(os.statvfs, disk, abandon_on_cancel=True)
-            except OSError as error:
-                log.warning("%s does not answer any more: %s", disk, error.strerror)
-                return
-            await self.tell("WATCHDOG=1")
+            served = _served(device)
+            if served != known or await probe.ask(interval):
+                await self.tell("WATCHDOG=1")
+            known = served
             await trio.sleep(interval)
 
     async def _tell_status(self, device: Device) -> None:

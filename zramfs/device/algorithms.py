@@ -218,9 +218,10 @@ def parse_recompress(text: str) -> RecompressArguments:
     for key, value in pairs(text):
         match key:
             case "type":
-                # As in the kernel, another word chooses nothing, that is all pages.
-                if value in ("idle", "huge", "huge_idle"):
-                    found = replace(found, idle="idle" in value, huge="huge" in value)
+                if value not in ("idle", "huge", "huge_idle"):
+                    raise ZramfsError(
+                        errno.EINVAL, f"expected type=idle, huge or huge_idle, got {shown(value)}")
+                found = replace(found, idle="idle" in value, huge="huge" in value)
             case "threshold":
                 found = replace(found, threshold=number(key, value, 0, (1 << 32) - 1))
             case "max_pages":

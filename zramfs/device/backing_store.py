@@ -16,17 +16,18 @@ from zramfs.errors import ZramfsError
 from zramfs.host import safe_paths, signatures
 from zramfs.model.stats import BackingSettings, BackingStats, WritebackStats
 from zramfs.store.backing import Backing
-from zramfs.store.writeback import MODES, Writeback
+from zramfs.store.writeback import MODES, WritebackRun
 from zramfs.text.key_values import number, shown, words
 from zramfs.text.sizes import PAGE
 
-from .jobs import Jobs
+from .jobs import InThread, finish_job
 
 if TYPE_CHECKING:
     from zramfs.store.store import Store
 
 log = logging.getLogger(__name__)
 
+Range = tuple[int, int, str | None]  # pages [low, high), and what they must be
 Did = Callable[[int, int], None]  # pages that were written back, blocks that were written
 Rest = Callable[[], Awaitable[None]]
 
@@ -36,13 +37,13 @@ TRIM_PAUSE = 2.0  # seconds between two looks for blocks to give back to the fil
 TRIM_BLOCKS = 2048  # a slice: at most 16 holes of 2 MiB where blocks lie together
 
 
-def parse_ranges(text: str, pages: int) -> list[tuple[int, int, str | None]]:
+def parse_ranges(text: str, pages: int) -> list[Range]:
     """What a write to `writeback` asks for: [low, high) and mode, in the order given. As in the kernel, a
     type ends the list, looks at the range before it, and unknown keys are passed over.
 
     ZramfsError: EINVAL for a bad mode or number, ERANGE outside the device.
     """
-    found: list[tuple[int, int, str | None]] = []
+    found: list[Range] = []
     low, high = 0, pages
     for key, value in words(text):
         if not value or key == "type":
@@ -92,18 +93,20 @@ def _expect_free(path: Path) -> None:
 
 
 class BackingStore:
-    """in_thread: runs a call in a worker thread, one at a time. done: since the device was set up.
+    """in_thread: runs a call in a worker thread, one at a time. job_thread: the same for slices of
+    write-back, for which nobody else waits. wipe: of Backing. done: since the device was set up.
 
     Settings but the path outlive a reset, as in the kernel.
     """
 
     def __init__(
-        self, jobs: Jobs, in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
-        store: Callable[[], Store | None],
+        self, in_thread: InThread, job_thread: InThread, store: Callable[[], Store | None], *,
+        wipe: bool = False,
     ) -> None:
-        self._jobs = jobs
         self._in_thread = in_thread
+        self._job_thread = job_thread
         self._store = store
+        self._wipe = wipe
         self._opened: Backing | None = None
         self.settings = BackingSettings()
         self.done = WritebackStats()
@@ -137,7 +140,7 @@ class BackingStore:
         if not overwrite:
             await self._in_thread(partial(_expect_free, Path(path)))
         try:
-            opened = await self._in_thread(partial(Backing, path, safe_paths.open_path))
+            opened = await self._in_thread(partial(Backing, path, self._wipe, safe_paths.open_path))
         except ZramfsError:
             raise
         except MemoryError as error:
@@ -173,42 +176,41 @@ class BackingStore:
                 await self.close()
                 log.error("backing store: lost: %s", error)
 
-    async def write_back(self, store: Store, text: str) -> None:
-        """ZramfsError: ENODEV, EINVAL, ERANGE; EIO: the budget is used up; ENOSPC: the backing store is
-        full; EBUSY, ENOMEM, EINTR; or the errno of the last write that failed, whose pages stay."""
-        self._expect_backing()
-        await self._write_back(store, parse_ranges(text, store.disksize // PAGE))
+    async def write_back(self, store: Store, ranges: list[Range]) -> None:
+        """ZramfsError: EIO: the budget is used up; ENOSPC: the backing store is full; EBUSY, ENOMEM; or the
+        errno of the last write that failed, whose pages stay."""
+        await self._write_back(store, ranges)
 
     async def write_back_idle(self, store: Store, blocks: int | None, did: Did, rest: Rest) -> None:
-        """What is marked idle, at most so many blocks. did, rest: after each slice. As write_back()."""
-        self._expect_backing()
+        """What is marked idle, at most so many blocks. did, rest: after each slice. As write_back(), and
+        ENODEV."""
+        self.expect_backing()
         await self._write_back(store, [(0, store.disksize // PAGE, "idle")], blocks, did, rest)
 
-    def _expect_backing(self) -> None:
+    def expect_backing(self) -> None:
+        """Raises ZramfsError(ENODEV) without a backing store."""
         if self._opened is None:
             raise ZramfsError(errno.ENODEV, "there is no backing store; write backing_dev before disksize")
 
     async def _write_back(
-        self, store: Store, ranges: list[tuple[int, int, str | None]], most: int | None = None,
+        self, store: Store, ranges: list[Range], most: int | None = None,
         did: Did = lambda pages, blocks: None, rest: Rest = trio.lowlevel.checkpoint,
     ) -> None:
-        with self._jobs.job("writeback"):
-            try:
-                run = await self._in_thread(partial(Writeback, store, self.settings.batch_size))
-            except MemoryError as error:
-                raise ZramfsError(errno.ENOMEM, str(error)) from None
-            try:
-                await self._select(run, ranges, rest)
-                await self._write(run, most, did, rest)
-            except MemoryError as error:
-                raise ZramfsError(errno.ENOMEM, str(error)) from None
-            finally:
-                with trio.CancelScope(shield=True):
-                    await self._in_thread(run.finish)
-                self.done += WritebackStats(runs=1, pages=run.pages, passed=run.passed, failed=run.failed)
-                log.log(logging.INFO if run.pages or run.failed else logging.DEBUG,
-                        "writeback: %d pages written back, %d used meanwhile, %d failed",
-                        run.pages, run.passed, run.failed)
+        try:
+            run = await self._job_thread(partial(WritebackRun, store, self.settings.batch_size))
+        except MemoryError as error:
+            raise ZramfsError(errno.ENOMEM, str(error)) from None
+        try:
+            await self._select(run, ranges, rest)
+            await self._write(run, most, did, rest)
+        except MemoryError as error:
+            raise ZramfsError(errno.ENOMEM, str(error)) from None
+        finally:
+            await finish_job(self._job_thread, run.finish)
+            self.done += WritebackStats(runs=1, pages=run.pages, passed=run.passed, failed=run.failed)
+            log.log(logging.INFO if run.pages or run.failed else logging.DEBUG,
+                    "writeback: %d pages written back, %d used meanwhile, %d failed",
+                    run.pages, run.passed, run.failed)
         if run.error == errno.ENOSPC:
             raise ZramfsError(
                 errno.ENOSPC, f"the backing store is full after {run.pages} pages; the others stay")
@@ -217,13 +219,13 @@ class BackingStore:
                 run.error, f"{run.failed} pages stay in memory, because the backing store failed: "
                 f"{os.strerror(run.error)}")
 
-    async def _select(self, run: Writeback, ranges: list[tuple[int, int, str | None]], rest: Rest) -> None:
+    async def _select(self, run: WritebackRun, ranges: list[Range], rest: Rest) -> None:
         for low, high, mode in ranges:
             while low < high:
-                low = await self._in_thread(partial(run.select, low, high, mode, SLICE_NS))
+                low = await self._job_thread(partial(run.select, low, high, mode, SLICE_NS))
                 await rest()
 
-    async def _write(self, run: Writeback, most: int | None, did: Did, rest: Rest) -> None:
+    async def _write(self, run: WritebackRun, most: int | None, did: Did, rest: Rest) -> None:
         """most: blocks, beside writeback_limit."""
         pages = 0
         while run.left and most != 0:
@@ -233,7 +235,7 @@ class BackingStore:
                     errno.EIO, f"writeback_limit is used up after {run.pages} pages; write a new one, or 0 "
                     "to writeback_limit_enable")
             allowed = budget if most is None else most if budget is None else min(budget, most)
-            written = await self._in_thread(partial(run.write, allowed, SLICE_NS))
+            written = await self._job_thread(partial(run.write, allowed, SLICE_NS))
             if budget is not None:
                 self.set(limit=budget - written)
             if most is not None:
@@ -243,7 +245,8 @@ class BackingStore:
             await rest()
 
     async def run(self) -> None:
-        """The task that gives the space of freed blocks back to the file system."""
+        """The task that gives the space of freed blocks back to the file system, and zeroes them before with
+        wipe. May be started again after any exception."""
         while True:
             await trio.sleep(TRIM_PAUSE)
             while await self._in_thread(self._trim):
@@ -253,7 +256,7 @@ class BackingStore:
         # In the worker thread, so that no store is closed meanwhile.
         store = self._store()
         backing = store.backing if store else None
-        if backing is None or not backing.is_file or not backing.stats().stale:
+        if backing is None or not backing.trims or not backing.stats().stale:
             return 0
         return backing.trim(TRIM_BLOCKS)
 

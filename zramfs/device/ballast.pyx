@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-# No locks: the thread alone changes what ballast_t says of the pieces; all else is constant while it runs.
-"""The ballast of a server of swap: memory held for nothing but to be given to a kernel that is stuck.
+# No locks: only the thread changes what ballast_t says of the pieces. All else is constant while it runs.
+"""The ballast of a server of swap: memory that is held only to be given to a kernel that is stuck.
 
-To swap a page out the kernel needs memory itself: loop's worker allocates for each request (lo_rw_aio, then
-FUSE). It may not swap (GFP_NOIO) and has no right to the last pages, those below a zone's min watermark. When
-all the rest is anonymous memory, and others have just taken what was free above that mark, it looks for a
-page for ever, and whoever would free one waits for the worker. Of 10 emulated machines of 360 MiB, under
-load from outside, one stood so for 20 minutes, 59 pages short (Linux 6.1); and it went on the moment that the
-mark was lowered. A raised vm.min_free_kbytes makes that rare, but raises the mark, too.
+The kernel needs memory itself to swap a page out: loop's worker allocates for each request. It may not swap,
+and it has no right to the last pages below a zone's min watermark. If other threads take all that is free
+above that mark, the worker looks for a page without end, and everything that could free one waits for the
+worker. One of 10 emulated machines of 360 MiB stood like that for 20 minutes, 59 pages short (Linux 6.1).
+A raised vm.min_free_kbytes makes that rare, but it raises the mark, too.
 
-So a thread looks whether requests come. When none does while memory is short, it gives the kernel a piece of
-the ballast, then another, and takes them again when there is memory enough. Punching a hole into a file
-takes no memory, and neither does the look: the kernel keeps the buffer of an open /proc/zoneinfo.
+So a thread looks whether requests come. If none comes while memory is short, it gives the kernel a piece of
+the ballast, then another. It takes them again when there is enough memory. Punching a hole into a file takes
+no memory. Nor does the look: the kernel keeps the buffer of an open /proc/zoneinfo.
 """
 cimport cython
 from libc.errno cimport errno
@@ -25,7 +24,7 @@ from allocator.prim cimport (
     MFD_CLOEXEC, PROT_READ, PROT_WRITE, add64, close, fallocate, ftruncate, load64, make_resident,
     memfd_create, mmap, munmap, store64, write,
 )
-from allocator.reserve cimport become_keeper, start_keeper
+from allocator.background cimport background_enter, background_start
 from zramfs.lane.crew cimport crew_served
 from zramfs.lane.lane cimport Lane
 from zramfs.lane.serve cimport POLLIN, crew_t, poll, pollfd
@@ -48,7 +47,7 @@ cdef extern from "unistd.h" nogil:
     ssize_t pread(int fd, void* buf, size_t n, int64_t offset)
 
 cdef enum:
-    # Up to 252 pages that are freed can stay with a CPU, out of sight of whoever looks for one.
+    # Up to 252 pages that were freed can stay with a CPU, where no other CPU finds them.
     PIECE = 2 << 20
     PIECE_PAGES = PIECE // 4096
     PIECES = 4
@@ -87,7 +86,7 @@ cdef uint64_t number_behind(const char* at, const char* word, size_t n) noexcept
     return strtoull(at + n, NULL, 10)
 
 
-cdef weight_t weigh(const char* text) noexcept nogil:
+cdef weight_t memory_weigh(const char* text) noexcept nogil:
     """What zoneinfo(5) says of memory. Zones of less than a quarter of the largest are left out: the kernel
     protects them from most of what allocates."""
     cdef zone_t zones[MAX_ZONES]
@@ -128,7 +127,7 @@ cdef weight_t weigh(const char* text) noexcept nogil:
     return SHORT if short_everywhere else PLENTY if plenty_everywhere else BETWEEN
 
 
-cdef weight_t look(ballast_t* b) noexcept nogil:
+cdef weight_t zoneinfo_weigh(ballast_t* b) noexcept nogil:
     cdef size_t n = 0
     cdef ssize_t got
     while True:
@@ -140,24 +139,24 @@ cdef weight_t look(ballast_t* b) noexcept nogil:
     if got < 0 or n == TEXT - 1:
         return BETWEEN
     b.text[n] = 0
-    return weigh(b.text)
+    return memory_weigh(b.text)
 
 
-cdef void* watch(void* arg) noexcept nogil:
+cdef void* ballast_run(void* arg) noexcept nogil:
     """The thread, until stop_fd is readable."""
     cdef ballast_t* b = <ballast_t*> arg
     cdef uint64_t served, before = crew_served(b.crew), held
     cdef int quiet = 0, stuck = 0
     cdef weight_t memory
     cdef pollfd stop
-    become_keeper()
+    background_enter()
     while True:
         held = load64(&b.held)
         stop.fd, stop.events = b.stop_fd, POLLIN
         if poll(&stop, 1, IDLE_MS if quiet == IDLE and stuck == 0 and held == PIECES else LOOK_MS) > 0:
             return NULL
         served = crew_served(b.crew)
-        memory = look(b)
+        memory = zoneinfo_weigh(b)
         quiet = 0 if served != before else min(quiet + 1, IDLE)
         stuck = stuck + 1 if memory == SHORT and served == before else 0
         before = served
@@ -206,9 +205,9 @@ cdef class Ballast:
         with nogil:
             make_resident(b.base, PIECES * PIECE)
             make_resident(b.text, TEXT)
-            look(b)
+            zoneinfo_weigh(b)
         b.held = PIECES
-        err = start_keeper(&b.thread, watch, b, b"zramfs-ballast")
+        err = background_start(&b.thread, ballast_run, b, b"zramfs-ballast")
         if err:
             raise OSError(err, f"no thread for a ballast: {os.strerror(err)}")
         self.running = True

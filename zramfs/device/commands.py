@@ -137,6 +137,7 @@ COMMANDS = {
         Command("policy", "recompress|writeback KEY=VALUE...|off",
                 "recompress idle=AGE [algo=NAME]; writeback idle=AGE [limit=SIZE, in 24 hours]", _policy),
         Command("mem_limit", "SIZE", "memory that the pool may take, 0 for no limit", _size),
+        Command("keep_free", "SIZE", "memory of the host that is left to others, 0 for none", _size),
         Command("mem_used_max", "0", "forget the peak of the memory used", _zero),
         Command("proactiveness", "0..100", "how readily the pool is compacted unasked, 0 for never",
                 _whole_number),

@@ -12,12 +12,16 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
+from zramfs.host.readable import wait_until_readable
 from zramfs.model.config import DEFAULT_PROACTIVENESS
 from zramfs.model.stats import CompactorStats
+
+from .jobs import InThread
 
 if TYPE_CHECKING:
     from zramfs.store.store import Store
@@ -25,6 +29,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SLICE_NS = 1_000_000
+# Of a compaction by command, which runs in a worker thread: its length is how long `reset` waits for it.
+JOB_SLICE_NS = 10_000_000
+# An object that a thread holds is tried again on the next pass. One pass more than zs_compact() makes,
+# because the compactor may have left one half-way, which the first pass only ends.
+JOB_PASSES = 4
 # Share of the time that slices may take: while nobody uses the device, while somebody does, and when
 # the pool comes near its limit and writers would soon see ENOSPC.
 IDLE_DUTY, BUSY_DUTY, HURRY_DUTY = 0.5, 0.1, 0.9
@@ -42,16 +51,37 @@ def threshold(proactiveness: int) -> float:
 
 
 class Compactor:
-    """store: the device's store at the moment, or None. requests: how many I/O requests it has had."""
+    """store: the device's store at the moment, or None. requests: how many I/O requests it has had.
+    in_thread: for compaction by command."""
 
-    def __init__(self, store: Callable[[], Store | None], requests: Callable[[], int]) -> None:
+    def __init__(
+        self, store: Callable[[], Store | None], requests: Callable[[], int], in_thread: InThread
+    ) -> None:
         self._store = store
         self._requests = requests
+        self._in_thread = in_thread
         self.proactiveness = DEFAULT_PROACTIVENESS
+        # Which a store signals when objects were freed. It outlives a run() that failed: a store keeps a
+        # duplicate of the first one that it is given.
+        self._wake_fd = -1
+        self.is_short: Callable[[], bool] = lambda: False  # whether the host is about to refuse memory
         # Held by whoever drives the store's migration and balloon: slices here, `compact`, `reset`.
         self.lock = trio.Lock()
         self._poke = trio.Event()
+        # Written to when something is freed. A store keeps a duplicate of the first one that it is given, so
+        # there is one for the compactor's whole life, also when run() is started again.
+        self._wake_fd = -1
         self._runs = self._slices = self._ns = 0
+
+    def __del__(self) -> None:
+        # run() refers to this object, so nobody waits for the descriptor any more.
+        if self._wake_fd >= 0:
+            os.close(self._wake_fd)
+
+    def resume(self) -> None:
+        """As Device.resume()."""
+        self.lock = trio.Lock()
+        self._poke = trio.Event()
 
     def stats(self) -> CompactorStats:
         store = self._store()
@@ -66,13 +96,34 @@ class Compactor:
         self._poke.set()
 
     async def run(self) -> None:
-        wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        try:
-            while True:
-                await self._work_until_dense()
-                await self._wait_for_frees(wake_fd)
-        finally:
-            os.close(wake_fd)
+        """The task. May be started again after any exception."""
+        if self._wake_fd < 0:
+            self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        while True:
+            await self._work_until_dense()
+            await self._wait_for_frees(self._wake_fd)
+
+    def close(self) -> None:
+        """After run() has ended for good."""
+        fd, self._wake_fd = self._wake_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    async def compact(self, store: Store, what: str) -> tuple[int, int]:
+        """All that compaction can win at once: "objects" (fewer zspages), "pages" (fewer pageblocks) or
+        "all". Returns the pool pages and the pageblocks won. May be cancelled between two slices of 10 ms.
+        Raises MemoryError."""
+        before = store.stats().pages_compacted, store.migration.stats().blocks_freed
+        async with self.lock:
+            if what != "pages":
+                for _ in range(JOB_PASSES):
+                    while await self._in_thread(partial(store.compact_slice, JOB_SLICE_NS)):
+                        pass
+            if what != "objects":
+                await self._in_thread(partial(store.migration.begin, True))
+                while await self._in_thread(partial(_migrate_slice, store)):
+                    pass
+        return store.stats().pages_compacted - before[0], store.migration.stats().blocks_freed - before[1]
 
     async def _wait_for_frees(self, wake_fd: int) -> None:
         """Costs nothing while nothing is freed."""
@@ -84,7 +135,7 @@ class Compactor:
                 await wait(*arguments)
                 nursery.cancel_scope.cancel()
             nursery.start_soon(woken, self._poke.wait)
-            nursery.start_soon(woken, trio.lowlevel.wait_readable, wake_fd)
+            nursery.start_soon(woken, wait_until_readable, wake_fd)
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(wake_fd)
 
@@ -114,7 +165,7 @@ class Compactor:
 
     def _near_limit(self, store: Store) -> bool:
         s = store.stats()
-        return bool(s.mem_limit) and s.mem_used_total > NEAR_LIMIT * s.mem_limit
+        return self.is_short() or bool(s.mem_limit) and s.mem_used_total > NEAR_LIMIT * s.mem_limit
 
     async def _round(self, store: Store) -> bool:
         """One pass of everything over the whole pool. True if it gave something back."""
@@ -163,3 +214,12 @@ class Compactor:
             duty = BUSY_DUTY
         await trio.sleep(took / 1e9 * (1 / duty - 1))
         return more
+
+
+def _migrate_slice(store: Store) -> bool:
+    """True if there are pageblocks left to empty."""
+    until = time.monotonic_ns() + JOB_SLICE_NS
+    while store.migration.step():
+        if time.monotonic_ns() >= until:
+            return True
+    return False

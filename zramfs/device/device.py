@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-# Order of the trio locks: Device._busy, the policies' turn (aside()), Compactor.lock.
+# Order of the trio locks: Device._busy, then the policies' turn (policies.py), then Compactor.lock.
+# - _busy: held by a short command from its beginning to its end, by a long one only until it is a job
+#   (jobs.py), by reset() and close() also while they wait for the jobs. So no job ever waits for _busy.
+# - Compactor.lock: held by whoever drives the store's migration and balloon, or takes the store away.
+# - WorkThread._lock: innermost, held by one call in the device's thread.
 """One device: its configuration, its life from disksize to reset, and its commands.
 
-The tree (and later the process it lives in) talks to a device through command() and stats() and
-the read-only tables beside it, and through nothing else.
+The tree talks to a device through command() and stats() and the read-only tables beside it, and through
+nothing else.
 """
 from __future__ import annotations
 
@@ -13,17 +17,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import trio
 
-from allocator.reserve import prepare_thread
+from allocator.background import prepare_thread
 from zramfs.codecs.spec import parse_spec
 from zramfs.errors import ZramfsError
+from zramfs.host.work_thread import WorkThread, run_in_thread
 from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceConfig
 from zramfs.model.device_stats import DeviceStats, MemoryStats, since
 from zramfs.model.policy import Policy, Recompress, Writeback
-from zramfs.model.stats import BallastStats
+from zramfs.model.stats import BallastStats, TaskStats
 from zramfs.store import block_state
 from zramfs.store.store import Store
 from zramfs.text.kernel_numbers import page_align
@@ -33,9 +38,11 @@ from . import algorithms, commands
 from .backing_store import BackingStore
 from .ballast import Ballast
 from .compactor import Compactor
-from .handlers import HANDLERS
+from .handlers import ALONE, LONG, SHORT
+from .host_memory import HostMemory
 from .idle_work import IdleWork
 from .jobs import Jobs
+from .long_work import LongWork
 from .policies import Policies
 from .postprocess import PostProcessor
 
@@ -45,11 +52,14 @@ if TYPE_CHECKING:
     from zramfs.model.stats import LaneStats
 
 log = logging.getLogger(__package__)
-T = TypeVar("T")
+
+# Threads for jobs: compaction, idle marks, and one of recompression and write-back, or a policy's round. More
+# jobs than that take turns.
+MAX_JOBS = 4
 
 
 class Device:
-    """Commands run one after the other; those that take long do it in a thread of their own."""
+    """Short commands run one after the other. Those that take long (long_work.py) run beside them."""
 
     def __init__(self, config: DeviceConfig, lane: Lane) -> None:
         self._config = config
@@ -62,17 +72,25 @@ class Device:
         self._last_error: str | None = None
         self._lane_before: LaneStats | None = None
         self._busy = trio.Lock()
-        self._worker = trio.CapacityLimiter(1)
-        self._won: str | None = None
+        self._thread = WorkThread(prepare_thread)
+        self._in_thread = self._thread.run
+        # Apart from it, so that no short command waits for a slice of a job, or for a slow backing store.
+        self._job_limiter = trio.CapacityLimiter(MAX_JOBS)
         self._ballast: Ballast | None = None
         self.jobs = Jobs()
-        self._post = PostProcessor(self.jobs, self._in_thread)
-        self.backing_store = BackingStore(self.jobs, self._in_thread, lambda: self._store)
-        self.compactor = Compactor(lambda: self._store, self.requests)
+        self._post = PostProcessor(self._job_thread)
+        self.backing_store = BackingStore(
+            self._in_thread, self._job_thread, lambda: self._store, wipe=config.wipe)
+        self.compactor = Compactor(lambda: self._store, self.requests, self._job_thread)
         self.compactor.proactiveness = config.proactiveness
-        self.policies = Policies(IdleWork(self, self._post, self.backing_store, self.compactor))
+        self.policies = Policies(IdleWork(self, self.jobs, self._post, self.backing_store, self.compactor))
+        self.long_work = LongWork(self, self._post, self.backing_store, self.compactor, self.policies)
         for policy in config.policies:
             self.policies.set(policy.kind, policy)
+        self.host_memory = HostMemory(
+            config, lambda: self._store, (self.compactor.poke, self.policies.hurry))
+        self.compactor.is_short = lambda: self.host_memory.is_near
+        self.task_stats = {name: TaskStats(name) for name in self.background_tasks()}
 
     async def start(self) -> None:
         """Reads the dictionaries, and sets up a device that is configured with a size. To be called
@@ -91,9 +109,19 @@ class Device:
         if self._config.reserve:
             self._ballast = Ballast(self._lane)
 
-    def background_tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
-        """What is to run beside the lane as long as the device serves."""
-        return self.compactor.run, self.backing_store.run, self.policies.run
+    def background_tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What is to run beside the lane, by name. Each may be started again; task_stats counts that."""
+        return {"compactor": self.compactor.run, "trimmer": self.backing_store.run,
+                "policies": self.policies.run, "host memory": self.host_memory.run}
+
+    def resume(self) -> None:
+        """The trio loop has ended with all its tasks, whatever they were doing, and a new one runs."""
+        self._busy = trio.Lock()
+        self._thread.resume()
+        self._job_limiter = trio.CapacityLimiter(MAX_JOBS)
+        self.jobs.resume()
+        self.compactor.resume()
+        self.policies.resume()
 
     def end_jobs(self) -> None:
         """Cuts short what runs for long, and lets nothing of the kind begin: the device is to end."""
@@ -103,7 +131,9 @@ class Device:
         """Frees the memory. The lane must have ended."""
         self.end_jobs()
         async with self._busy, self.policies.aside():
+            await self.jobs.wait_ended()
             await self._drop_store()
+        self.compactor.close()
         if self._ballast:
             self._ballast.close()
 
@@ -112,22 +142,33 @@ class Device:
         as the last error; whatever else goes wrong comes out as it is."""
         try:
             command, text = commands.parse(line)
+            value = command.value(text)
             if command.name == "reset":
                 await self._run_reset()
+            elif command.name in LONG:
+                await self._run_job(command.name, value)
             else:
                 async with self._busy:
-                    await HANDLERS[command.name](self, command.value(text))
+                    await SHORT[command.name](self, value)
         except OSError as error:
             self.refused(line, error)
             raise
 
+    async def _run_job(self, name: str, value: Any) -> None:
+        async with self._busy:
+            work = LONG[name](self.long_work, value)
+            job = self.jobs.begin(name, alone=name in ALONE)
+        await job.run(work)
+
     async def _run_reset(self) -> None:
         """What `reset` would drop is worth no more work; but a device in use is not reset."""
-        if self._lane.open_count:
+        # Not in the worker thread, which a job may hold until it is cut short.
+        if self._lane.open_count and not await trio.to_thread.run_sync(self._lane.wait_unused):
             raise self._in_use()
         self.jobs.cut("reset")
         try:
             async with self._busy, self.policies.aside():
+                await self.jobs.wait_ended()
                 await self.reset()
         finally:
             self.jobs.allow("reset")
@@ -166,6 +207,9 @@ class Device:
             policies=self.policies.stats(),
             ballast=self._ballast.stats if self._ballast else BallastStats(),
             proactiveness=self.compactor.proactiveness,
+            headroom=self.host_memory.headroom.stats(), room=self.host_memory.room(),
+            wipe=self._config.wipe,
+            tasks=tuple(self.task_stats.values()),
         )
 
     @property
@@ -177,9 +221,10 @@ class Device:
         lane = self._lane.stats()
         return lane.read_ios + lane.write_ios + lane.discard_ios
 
-    def secondary(self, algo: str | None) -> int:
-        """The priority of a secondary algorithm, None = the first. Raises ZramfsError(EINVAL)."""
-        return algorithms.priority_of(self._algorithms, algo, None, 1)
+    def secondary(self, algo: str | None, priority: int | None = None) -> int:
+        """The priority of the secondary algorithm that a name, a priority or both mean; neither: the first.
+        Raises ZramfsError(EINVAL)."""
+        return algorithms.priority_of(self._algorithms, algo, priority, 1)
 
     @property
     def _primary(self) -> Algorithm:
@@ -188,7 +233,7 @@ class Device:
     def peek(self, off: int, room: int) -> bytes:
         """Bytes of the device up to the end of a page, none beyond its end, without using the page.
         Raises ZramfsError: EINVAL, ENODATA (the page is written back)."""
-        store = self._expect_store("no pages to look at")
+        store = self.expect_store("no pages to look at")
         if off >= store.disksize:
             return b""
         page = store.peek(off // 4096)
@@ -199,7 +244,7 @@ class Device:
     def block_state(self, slot: int, room: int) -> tuple[bytes, int]:
         """Whole lines of zram/block_state from a slot on, in at most room bytes, and the slot where the
         next ones begin. Raises ZramfsError(EINVAL)."""
-        return block_state.lines(self._expect_store("no pages to list"), slot, room)
+        return block_state.lines(self.expect_store("no pages to list"), slot, room)
 
     def classes(self) -> list[ClassStats]:
         return self._store.classes() if self._store else []
@@ -213,7 +258,7 @@ class Device:
         if (store := self._store) is None:
             return None
         return MemoryStats(self.compactor.stats(), store.migration.stats(), store.balloon.stats(),
-                           store.buddyinfo(), store.stats(), self._won)
+                           store.buddyinfo(), store.stats(), self.long_work.won)
 
     def pageblocks(self) -> list[PageblockStats]:
         return self._store.migration.pageblocks() if self._store else []
@@ -223,8 +268,7 @@ class Device:
     async def set_disksize(self, size: int) -> None:
         if size == 0:
             raise ZramfsError(
-                errno.EINVAL, "expected a disksize above 0; to drop a device's data and size, use reset"
-            )
+                errno.EINVAL, "expected a disksize above 0; to drop a device's data and size, use reset")
         if self._store:
             raise ZramfsError(
                 errno.EBUSY,
@@ -241,37 +285,23 @@ class Device:
             self._lane_before = self._lane.stats()
             self._algorithms = algorithms.unread(Algorithm(DEFAULT_ALGO))
             self._mem_limit = 0
+            self.host_memory.forget()
             self._post.forget()
             self.policies.forget()
             await self._drop_store()
             await self._in_thread(self._lane.notify_size)
         log.info("%s: reset", self._config.name)
 
-    async def compact(self, what: str = "all") -> None:
-        """what: "objects" (fewer zspages), "pages" (fewer pageblocks) or "all". Ends when nothing is
-        left to win; what it won is in the log, in `control` and in memory/compaction."""
-        store = self._expect_store("nothing to compact")
-
-        def work() -> str:
-            pages = store.compact() if what != "pages" else 0
-            blocks = store.migration.run() if what != "objects" else 0
-            return f"{pages} pool pages by object compaction, {blocks} pageblocks of 2 MiB by page migration"
-
-        async with self.compactor.lock:
-            self._won = await self._in_thread(work)
-        log.info("%s: compaction won %s", self._config.name, self._won)
-
     async def set_proactiveness(self, value: int) -> None:
         if not 0 <= value <= 100:
             raise ZramfsError(
-                errno.EINVAL, f"expected a proactiveness of 0 (never by itself) to 100, got {value}"
-            )
+                errno.EINVAL, f"expected a proactiveness of 0 (never by itself) to 100, got {value}")
         self.compactor.proactiveness = value
         self.compactor.poke()
 
     async def set_balloon(self, size: int) -> None:
         """Sets the target, in bytes; the compactor moves the balloon there."""
-        store = self._expect_store("no pool to take memory from")
+        store = self.expect_store("no pool to take memory from")
         try:
             store.balloon.set_target(page_align(size) // 4096)
         except ValueError:
@@ -316,20 +346,6 @@ class Device:
             await self._in_thread(partial(setattr, self._store, "access_times", on))
         self._access_times = on
 
-    async def mark_idle(self, age: int | None) -> None:
-        """age in seconds, None = all pages."""
-        store = self._expect_store("no pages to mark")
-        async with self.policies.aside():
-            await self._post.mark_idle(store, age)
-
-    async def recompress(self, text: str) -> None:
-        wanted = algorithms.parse_recompress(text)
-        store = self._expect_store("nothing to recompress")
-        priority = algorithms.priority_of(self._algorithms, wanted.algo, wanted.priority, 1)
-        async with self.policies.aside():
-            await self._post.recompress(store, priority, wanted)
-        self.compactor.poke()
-
     async def set_policy(self, kind: str, policy: Policy | None) -> None:
         """None: off."""
         if self._store and isinstance(policy, Recompress):
@@ -352,12 +368,6 @@ class Device:
         self._expect_no_store("compressed_writeback stays what it is")
         self.backing_store.set(compressed=on)
 
-    async def write_back(self, text: str) -> None:
-        store = self._expect_store("nothing to write back")
-        async with self.policies.aside():
-            await self.backing_store.write_back(store, text)
-        self.compactor.poke()
-
     def _expect_no_store(self, what: str) -> None:
         if self._store:
             raise ZramfsError(
@@ -374,7 +384,8 @@ class Device:
         entry = await self._in_thread(partial(algorithms.entry, algorithm, written))
         self._algorithms = algorithms.with_entry(self._algorithms, priority, entry)
 
-    def _expect_store(self, otherwise: str) -> Store:
+    def expect_store(self, otherwise: str) -> Store:
+        """Raises ZramfsError(EINVAL) before the device is set up."""
         if self._store is None:
             raise ZramfsError(
                 errno.EINVAL, f"{otherwise}: the device is not set up; write disksize first")
@@ -384,12 +395,13 @@ class Device:
         if size > MAX_DISKSIZE:
             # ENOMEM, as the kernel answers for a size whose table it cannot allocate.
             raise ZramfsError(
-                errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}"
-            )
+                errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}")
 
         def make() -> Store:
             store = Store(size, mem_limit=self._mem_limit, reserve=self._config.reserve,
-                          backing=self.backing_store.backing, **algorithms.store_arguments(self._algorithms))
+                          backing=self.backing_store.backing, wipe=self._config.wipe,
+                          headroom=self.host_memory.headroom,
+                          **algorithms.store_arguments(self._algorithms))
             try:
                 store.access_times = self._access_times
                 self._lane.set_store(store)
@@ -400,18 +412,17 @@ class Device:
 
         try:
             store = await self._in_thread(make)
-        except ValueError as error:
+        except (ValueError, MemoryError, OSError, RuntimeError) as error:
             await self.backing_store.reopen()
-            raise ZramfsError(errno.EINVAL, str(error)) from None
-        except MemoryError as error:
-            await self.backing_store.reopen()
-            raise ZramfsError(errno.ENOMEM, str(error)) from None
+            if isinstance(error, (ValueError, MemoryError)):
+                number = errno.EINVAL if isinstance(error, ValueError) else errno.ENOMEM
+                raise ZramfsError(number, str(error)) from None
+            raise
         self._store = store
-        self._won = None
+        self.long_work.won = None
         self.compactor.poke()
         log.info(
-            "%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level
-        )
+            "%s: set up: %d bytes, %s level %d", self._config.name, store.disksize, store.algo, store.level)
 
     async def _drop_store(self) -> None:
         """Frees all data, when no slice of the compactor is at work on it."""
@@ -437,9 +448,5 @@ class Device:
             f"disk is open ({self._lane.open_count} times): unmount, swapoff or losetup -d what uses it",
         )
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        def prepared() -> T:
-            prepare_thread()
-            return work()
-
-        return await trio.to_thread.run_sync(prepared, limiter=self._worker)
+    async def _job_thread(self, work: Callable[[], Any]) -> Any:
+        return await run_in_thread(lambda: (prepare_thread(), work())[1], self._job_limiter)

@@ -1,31 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device does for each command of commands.py, but `reset`, which Device.command() runs itself."""
+"""What a device does for each command of commands.py, but `reset`, which Device.command() runs itself.
+
+A short command runs to its end before the next one begins. A long command only judges its argument here;
+the work that it returns runs as a job.
+"""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from .jobs import Work
+
 if TYPE_CHECKING:
     from .device import Device
+    from .long_work import LongWork
 
-HANDLERS: dict[str, Callable[[Device, Any], Awaitable[None]]] = {
-    "compact": lambda device, what: device.compact(what),
+SHORT: dict[str, Callable[[Device, Any], Awaitable[None]]] = {
     "disksize": lambda device, size: device.set_disksize(size),
     "comp_algorithm": lambda device, text: device.set_algorithm(text),
     "algorithm_params": lambda device, text: device.set_parameters(text),
     "recomp_algorithm": lambda device, text: device.set_secondary(text),
-    "recompress": lambda device, text: device.recompress(text),
-    "idle": lambda device, age: device.mark_idle(age),
     "access_times": lambda device, on: device.set_access_times(on),
     "backing_dev": lambda device, path: device.set_backing_dev(path),
-    "writeback": lambda device, text: device.write_back(text),
     "writeback_limit": lambda device, blocks: device.set_writeback(limit=blocks),
     "writeback_limit_enable": lambda device, on: device.set_writeback(limit_enable=on),
     "writeback_batch_size": lambda device, blocks: device.set_writeback(batch_size=blocks),
     "compressed_writeback": lambda device, on: device.set_compressed_writeback(on),
     "policy": lambda device, chosen: device.set_policy(*chosen),
     "mem_limit": lambda device, limit: device.set_mem_limit(limit),
+    "keep_free": lambda device, size: device.host_memory.set_keep_free(size),
     "mem_used_max": lambda device, _: device.reset_mem_used_max(),
     "proactiveness": lambda device, value: device.set_proactiveness(value),
     "balloon": lambda device, size: device.set_balloon(size),
+}
+
+# Those that select pages, which only one at a time can do. The others take turns.
+ALONE = frozenset({"recompress", "writeback"})
+
+LONG: dict[str, Callable[[LongWork, Any], Work]] = {
+    "compact": lambda work, what: work.compact(what),
+    "recompress": lambda work, text: work.recompress(text),
+    "idle": lambda work, age: work.mark_idle(age),
+    "writeback": lambda work, text: work.write_back(text),
 }

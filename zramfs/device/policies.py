@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: device.py. A round holds the turn and takes no other of those locks.
+# Lock order: device.py. A round holds the turn and takes no other of those locks. A command that is aside
+# holds no turn; it only keeps the next round from its beginning.
 """Automatic policies: pages that nobody has used for some time are recompressed, or written back.
 
 Each is a trio task that looks at regular times, and works in slices with rests between them. It goes
@@ -80,9 +81,10 @@ class Work(Protocol):
 
 
 @dataclass
-class _State:
+class _Followed:
     stats: PolicyStats
     changed: trio.Event = field(default_factory=trio.Event)
+    hurry: trio.Event = field(default_factory=trio.Event)
     ledger: Ledger = field(default_factory=Ledger)
 
 
@@ -92,15 +94,36 @@ class Policies:
     def __init__(self, work: Work, clock: Callable[[], float] = time.monotonic) -> None:
         self._work = work
         self._clock = clock
-        self._states = {kind: _State(PolicyStats(kind)) for kind in KINDS}
-        # Held by a round, and by a command that does the same work or takes the store away.
+        self._states = {kind: _Followed(PolicyStats(kind)) for kind in KINDS}
+        # Held by a round, so that there is one at a time.
         self._turn = trio.Lock()
         self._round = trio.CancelScope()
+        self._no_round = trio.Event()
+        self._no_round.set()
+        # Commands that do the same work, or take the store away. No round begins while there is one.
+        self._asides = 0
+        self._no_aside = trio.Event()
+
+    def resume(self) -> None:
+        """As Device.resume()."""
+        self._turn = trio.Lock()
+        self._round = trio.CancelScope()
+        self._no_round = trio.Event()
+        self._no_round.set()
+        self._asides = 0
+        self._no_aside = trio.Event()
+        for state in self._states.values():
+            state.changed = trio.Event()
 
     def set(self, kind: str, policy: Policy | None) -> None:
         state = self._states[kind]
         state.stats = replace(state.stats, policy=policy, last_error=None)
         state.changed.set()
+
+    def hurry(self) -> None:
+        """Memory is short: the next round of each is due at once, or after MIN_INTERVAL."""
+        for state in self._states.values():
+            state.hurry.set()
 
     def forget(self) -> None:
         """All off, and what they have done is forgotten. What was written in the last 24 hours is not:
@@ -115,17 +138,24 @@ class Policies:
 
     @asynccontextmanager
     async def aside(self) -> AsyncIterator[None]:
-        """No round runs inside; one that is under way is cut short."""
-        self._round.cancel()  # without effect on one that has ended
-        async with self._turn:
+        """No round runs inside; one that is under way is cut short. Several may be inside at once."""
+        self._asides += 1
+        try:
+            self._round.cancel()  # without effect on one that has ended
+            await self._no_round.wait()
             yield
+        finally:
+            self._asides -= 1
+            if not self._asides:
+                self._no_aside.set()
 
     async def run(self) -> None:
+        """The task. May be started again after any exception: it keeps nothing but what stats() shows."""
         async with trio.open_nursery() as nursery:
             for state in self._states.values():
                 nursery.start_soon(self._follow, state)
 
-    async def _follow(self, state: _State) -> None:
+    async def _follow(self, state: _Followed) -> None:
         """Follows one policy until it is changed, and then the next."""
         while True:
             state.changed = trio.Event()
@@ -135,11 +165,14 @@ class Policies:
                 await state.changed.wait()
                 nursery.cancel_scope.cancel()
 
-    async def _rounds(self, state: _State, policy: Policy) -> None:
+    async def _rounds(self, state: _Followed, policy: Policy) -> None:
         interval = min(max(policy.idle / LOOKS, MIN_INTERVAL), MAX_INTERVAL)
         defer = 1
         while True:
-            await trio.sleep(interval * defer)
+            await trio.sleep(MIN_INTERVAL * defer)
+            state.hurry = trio.Event()
+            with trio.move_on_after((interval - MIN_INTERVAL) * defer):
+                await state.hurry.wait()
             if not self._work.ready:
                 continue
             before = state.stats.done
@@ -147,21 +180,30 @@ class Policies:
             tried, won = state.stats.done.tried - before.tried, state.stats.done.pages - before.pages
             defer = min(2 * defer, MAX_DEFER) if won * GAIN < tried else 1
 
-    async def _one_round(self, state: _State, policy: Policy) -> None:
-        did = partial(self._count, state)
-        error: OSError | None = None
+    async def _one_round(self, state: _Followed, policy: Policy) -> None:
+        error: Exception | None = None
         async with self._turn:
-            with trio.CancelScope() as self._round:
-                try:
-                    if isinstance(policy, Recompress):
-                        await self._work.recompress_idle(policy, did, self._rest)
-                    else:
-                        await self._write_back(state, policy, did)
-                except OSError as caught:
-                    error = caught
+            while self._asides:
+                self._no_aside = trio.Event()
+                await self._no_aside.wait()
+            self._no_round = trio.Event()
+            try:
+                with trio.CancelScope() as self._round:
+                    await self._work_for(state, policy)
+            except (OSError, MemoryError) as caught:
+                error = caught
+            finally:
+                self._no_round.set()
         self._end_round(state, error)
 
-    async def _write_back(self, state: _State, policy: Writeback, did: Did) -> None:
+    async def _work_for(self, state: _Followed, policy: Policy) -> None:
+        did = partial(self._count, state)
+        if isinstance(policy, Recompress):
+            await self._work.recompress_idle(policy, did, self._rest)
+        else:
+            await self._write_back(state, policy, did)
+
+    async def _write_back(self, state: _Followed, policy: Writeback, did: Did) -> None:
         budget = None
         if policy.limit is not None:
             budget = policy.limit - state.ledger.sum(self._clock())
@@ -169,16 +211,16 @@ class Policies:
                 return
         await self._work.write_back_idle(policy, budget, did, self._rest)
 
-    def _end_round(self, state: _State, error: OSError | None) -> None:
+    def _end_round(self, state: _Followed, error: Exception | None) -> None:
         sentence = None
-        if error is not None and error.errno != errno.EINTR:
-            sentence = str(error)
+        if error is not None and getattr(error, "errno", None) != errno.EINTR:
+            sentence = str(error) or "memory is short"
             # The same reason every ten minutes would say nothing new.
             if sentence != state.stats.last_error:
                 log.warning("policy %s: %s", state.stats.policy, sentence)
         state.stats = replace(state.stats, rounds=state.stats.rounds + 1, last_error=sentence)
 
-    def _count(self, state: _State, did: Progress) -> None:
+    def _count(self, state: _Followed, did: Progress) -> None:
         state.stats = replace(state.stats, done=state.stats.done + did)
         if state.stats.kind == Writeback.kind and did.bytes:
             state.ledger.add(self._clock(), did.bytes)

@@ -6,7 +6,6 @@ import errno
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 import trio
 
@@ -16,7 +15,7 @@ from zramfs.store.recompress import Recompression
 from zramfs.store.store import Store
 
 from .algorithms import RecompressArguments
-from .jobs import Jobs
+from .jobs import InThread, finish_job
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +27,12 @@ Rest = Callable[[], Awaitable[None]]
 
 
 class PostProcessor:
-    """in_thread: runs a call in a worker thread. recompression: what was done since the device was set up."""
+    """in_thread: runs a call in a worker thread. recompression: what was done since the device was set up.
 
-    def __init__(self, jobs: Jobs, in_thread: Callable[[Callable[[], Any]], Awaitable[Any]]) -> None:
-        self._jobs = jobs
+    What runs long here is cancelled between two slices. The caller sees to it that the store stays open.
+    """
+
+    def __init__(self, in_thread: InThread) -> None:
         self._in_thread = in_thread
         self.recompression = RecompressionStats()
 
@@ -40,35 +41,33 @@ class PostProcessor:
 
     async def mark_idle(self, store: Store, age: int | None, rest: Rest = trio.lowlevel.checkpoint) -> None:
         """age in seconds, None = all pages; rest comes after each slice. ZramfsError: EINVAL (access times
-        are not kept), EINTR."""
-        with self._jobs.job("idle"):
-            at: int | None = 0
-            try:
-                while at is not None:
-                    at = await self._in_thread(partial(store.mark_idle, age, at, SLICE_NS))
-                    await rest()
-            except ValueError as error:
-                raise ZramfsError(
-                    errno.EINVAL, f"{error}; access_times=on in control begins to keep them") from None
+        are not kept)."""
+        at: int | None = 0
+        try:
+            while at is not None:
+                at = await self._in_thread(partial(store.mark_idle, age, at, SLICE_NS))
+                await rest()
+        except ValueError as error:
+            raise ZramfsError(
+                errno.EINVAL, f"{error}; access_times=on in control begins to keep them") from None
 
     async def recompress(
         self, store: Store, priority: int, wanted: RecompressArguments, rest: Rest = trio.lowlevel.checkpoint
     ) -> None:
-        """rest comes after each slice. ZramfsError: EINVAL (threshold), EBUSY, ENOMEM, EINTR."""
+        """rest comes after each slice. ZramfsError: EINVAL (threshold), EBUSY, ENOMEM."""
         begin = partial(
             Recompression, store, priority, idle=wanted.idle, huge=wanted.huge, threshold=wanted.threshold,
             max_pages=wanted.max_pages)
-        with self._jobs.job("recompress"):
-            try:
-                stats = await self._drive(await self._in_thread(begin), rest)
-            except ValueError as error:
-                raise ZramfsError(errno.EINVAL, str(error)) from None
-            except MemoryError as error:
-                raise ZramfsError(errno.ENOMEM, str(error)) from None
-            if stats.no_room and not stats.won:
-                raise ZramfsError(
-                    errno.ENOMEM, f"{stats.no_room} pages could become smaller, but their new objects found "
-                    "no room: the pool is full, far beyond mem_limit or for the machine")
+        try:
+            stats = await self._drive(await self._in_thread(begin), rest)
+        except ValueError as error:
+            raise ZramfsError(errno.EINVAL, str(error)) from None
+        except MemoryError as error:
+            raise ZramfsError(errno.ENOMEM, str(error)) from None
+        if stats.no_room and not stats.won:
+            raise ZramfsError(
+                errno.ENOMEM, f"{stats.no_room} pages could become smaller, but their new objects found "
+                "no room: the pool is full, far beyond mem_limit or for the machine")
 
     async def _drive(self, job: Recompression, rest: Rest) -> RecompressionStats:
         before = self.recompression
@@ -79,8 +78,7 @@ class PostProcessor:
                 self.recompression = before + job.stats()
                 await rest()
         finally:
-            with trio.CancelScope(shield=True):
-                done = await self._in_thread(job.finish)
+            done = await finish_job(self._in_thread, job.finish)
             self.recompression = before + done
             log.log(
                 logging.INFO if done.tried else logging.DEBUG,

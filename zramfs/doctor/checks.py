@@ -19,6 +19,7 @@ from zramfs.configuration import settings
 from zramfs.host import bounded, loops, memcg, mounts, safety
 from zramfs.host.machine import CAPABILITIES, Machine
 from zramfs.lifecycle import ramdisk, rundir
+from zramfs.model.kernel_pages import other_pages
 from zramfs.text.sizes import format_size
 
 State = Literal["ok", "degraded", "missing"]
@@ -135,6 +136,8 @@ def _version(program: Path) -> str | None:
 def _kernel(machine: Machine) -> Verdict:
     release = machine.text("/proc/sys/kernel/osrelease") or "unknown"
     found = f"Linux {release}"
+    if wrong := other_pages():
+        return "missing", f"{found}: {wrong}", "a kernel with pages of 4 KiB"
     # The latest call that there is no way around: madvise(MADV_POPULATE_WRITE), of `zramfs swap`.
     if machine.kernel < (5, 14):
         return "missing", found, "a kernel of 5.14 or later; 6.6 or later is best"
@@ -255,6 +258,25 @@ def _swap_setting(setting: safety.Setting) -> Finding:
     return Finding(f"swap: {setting.name}", state, found, f"swap; without it {setting.lost}", do, False)
 
 
+def _disk_swap(machine: Machine) -> Verdict:
+    """Where the memory of a device that is not locked could be written to in clear."""
+    clear = []
+    for line in (machine.text("/proc/swaps") or "").splitlines()[1:]:
+        path = mounts.unescape(line.split()[0])
+        block = f"/sys/block/{path.removeprefix('/dev/')}"
+        backing = machine.text(f"{block}/loop/backing_file") or ""
+        in_memory = path.startswith("/dev/zram") or any(
+            mount.fstype == "fuse.zramfs-disk" and str(mount.mountpoint) == backing
+            for mount in mounts.mounts())
+        # dm-crypt, whatever set it up.
+        if not in_memory and not (machine.text(f"{block}/dm/uuid") or "").startswith("CRYPT-"):
+            clear.append(path)
+    if not clear:
+        return "ok", "no swap on a disk that is not encrypted", ""
+    found = f"what devices hold can be swapped out to {', '.join(clear)}, and read there later"
+    return "degraded", found, "make devices with secrets with --lock, or encrypt the swap"
+
+
 def _capabilities(machine: Machine) -> Verdict:
     if machine.uid != 0:
         return "ok", "an ordinary user has none, and needs none for devices", ""
@@ -289,6 +311,8 @@ def _memory_group(_machine: Machine) -> Verdict:
     if hierarchy is None or (group := hierarchy.limited()) is None:
         return "ok", "no memory cgroup limits this process", ""
     found = f"devices made from here share a limit of {format_size(hierarchy.limit(group) or 0)} ({group})"
+    if hierarchy.may_leave():
+        return "ok", f"{found}, which they leave", ""
     return "degraded", found, "make them outside that cgroup: as a service, or with systemd-run"
 
 
@@ -410,6 +434,7 @@ CHECKS = (
     _Check("loop devices", "RAM disks, swap", _loops),
     _Check("file systems", "RAM disks", _file_systems),
     _Check("swap", "swap", _swap),
+    _Check("swap on disks", "secrets on plain devices and RAM disks", _disk_swap),
     _Check("capabilities", "RAM disks, swap", _capabilities),
     _Check("locked memory", "swap; devices when memory is short", _locked_memory),
     _Check("open files", "every device", _open_files),

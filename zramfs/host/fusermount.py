@@ -143,8 +143,7 @@ def unmount_exactly(path: str | os.PathLike[str], *, lazy: bool = False) -> None
     Raises OSError: EBUSY, EINVAL if nothing is mounted there.
     """
     with safe_paths.parent_of(os.path.abspath(path)) as (parent, name):
-        flags = system_calls.UMOUNT_NOFOLLOW | (system_calls.MNT_DETACH if lazy else 0)
-        system_calls.unmount(f"/proc/self/fd/{parent}/{name}", flags)
+        system_calls.unmount(f"/proc/self/fd/{parent}/{name}", lazy=lazy)
 
 
 def unmount_without_proc(path: Path) -> None:
@@ -155,7 +154,7 @@ def unmount_without_proc(path: Path) -> None:
         fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         os.fchdir(fd)
         os.close(fd)
-    system_calls.unmount(path.name, system_calls.UMOUNT_NOFOLLOW)
+    system_calls.unmount(path.name)
 
 
 def is_mounted(path: str | os.PathLike[str]) -> bool:

@@ -32,6 +32,8 @@ def log_to_stderr() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    # A full disk or a closed terminal is no reason for a trace there.
+    logging.raiseExceptions = False
 
 
 def _is_journal(fd: int) -> bool:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loop devices, through util-linux's losetup."""
+"""Loop devices: attached by util-linux's losetup, and detached by the system call, which works also where no
+process can be started."""
 from __future__ import annotations
 
 import contextlib
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from zramfs.errors import ZramfsError
 
-from . import programs
+from . import programs, system_calls
 from .paths import AS_PATH
 from .programs import run
 
@@ -83,15 +84,19 @@ def detach(
     it really has let go. Without effect when `disk` was unmounted under it and it has been told before:
     then it goes with its last user, who can no longer be found.
 
-    losetup -d of a device in use succeeds and acts at the last close; so success is what sysfs says.
+    The release of a device in use succeeds and acts at the last close; so success is what sysfs says.
     say: gets a sentence when the wait becomes longer than _SILENCE.
     Raises ZramfsError: EBUSY when it is in use after `timeout` seconds.
     """
     if not stands_on(device, disk, attached) or (backing_file(device) != str(disk) and _told(device)):
         return
-    done = run(["losetup", "--detach", device])
-    if done.returncode and stands_on(device, disk, attached):
-        raise ZramfsError(errno.EIO, f"could not detach {device} from {disk}: {done.stderr.strip()}")
+    try:
+        system_calls.release_loop(device)
+    except OSError as error:
+        if stands_on(device, disk, attached):
+            raise ZramfsError(
+                error.errno or errno.EIO, f"could not detach {device} from {disk}: {error.strerror}"
+            ) from None
     begin = time.monotonic()
     end, silent = begin + timeout, begin + _SILENCE
     while stands_on(device, disk, attached):
@@ -129,7 +134,7 @@ def backing_file(device: str) -> str | None:
 
 
 def _told(device: str) -> bool:
-    """Whether a device goes with its last user, which `losetup --detach` asks for where it is in use."""
+    """Whether a device goes with its last user, which a release asks for where it is in use."""
     with contextlib.suppress(OSError):
         return Path(f"/sys/block/{Path(device).name}/loop/autoclear").read_text(encoding="ascii") == "1\n"
     return False

@@ -18,7 +18,8 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of mountinfo. dev is "major:minor"; id is what fdinfo calls mnt_id.
+    """One line of mountinfo. dev is "major:minor"; id is what fdinfo calls mnt_id; root: the directory of the
+    file system that is mounted there.
 
     Two are the same mount whatever has become of the rest: parent, the id of the mount below; peers, as
     "shared:7" or "master:3"; options, those of the file system itself.
@@ -29,6 +30,7 @@ class Mount:
     mountpoint: Path
     fstype: str
     source: str
+    root: str = "/"
     parent: int = field(default=0, compare=False)
     peers: tuple[str, ...] = field(default=(), compare=False)
     options: str = field(default="", compare=False)
@@ -39,17 +41,19 @@ def unescape(text: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
 
 
-def mounts(pid: int | str = "self") -> list[Mount]:
-    """The mounts a process sees, in the order of mounting: of several on one directory the last is on top."""
+def mounts(process: int | Path = Path("/proc/self")) -> list[Mount]:
+    """The mounts that a process sees, in the order of mounting: of several on one directory the last is on
+    top. process: its pid, or its directory in /proc."""
     found = []
-    with open(f"/proc/{pid}/mountinfo", **AS_PATH) as lines:
+    place = process if isinstance(process, Path) else Path(f"/proc/{process}")
+    with open(place / "mountinfo", **AS_PATH) as lines:
         for line in lines:
             fields = line.rstrip("\n").split(" ")
             dash = fields.index("-")
             fstype, source, *options = fields[dash + 1:]
             found.append(Mount(
                 int(fields[0]), fields[2], Path(unescape(fields[4])), fstype, unescape(source),
-                int(fields[1]), tuple(fields[6:dash]), " ".join(options)))
+                unescape(fields[3]), int(fields[1]), tuple(fields[6:dash]), " ".join(options)))
     return found
 
 

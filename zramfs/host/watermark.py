@@ -8,6 +8,7 @@ inside that of a run directory.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import fcntl
 import json
@@ -47,14 +48,16 @@ def raise_to(user: Path, nbytes: int) -> str | None:
     """For the device with this run directory. What was done, or should have been, in a sentence; None if
     nothing had to be. Raises ZramfsError."""
     kib = -(-nbytes // 1024)
-    with _record() as record:
+    with _locked_record() as (lock, old):
+        record = copy.deepcopy(old)
         _forget_the_gone(record)
         before = _current()
         record.setdefault("before", before)
         record["users"][str(user)] = kib
         if before < kib:
-            _set(kib)
-            record["set"] = kib
+            _set_recorded(lock, record, kib, old)
+        else:
+            _write(lock, record)
     said = []
     if before < kib:
         said.append(f"raised vm.min_free_kbytes from {before} to {kib}; `zramfs stop` restores it")
@@ -68,13 +71,16 @@ def release(user: Path) -> None:
     last one to what it was, unless somebody else has changed it since. Raises ZramfsError."""
     if not RECORD.exists():
         return
-    with _record() as record:
+    with _locked_record() as (lock, old):
+        record = copy.deepcopy(old)
         record["users"].pop(str(user), None)
         _forget_the_gone(record)
         wanted = max([record.get("before", 0), *record["users"].values()])
-        if "set" in record and _current() == record["set"] != wanted:
-            _set(wanted)
+        if "set" in record and _current() in (record["set"], record.get("was")) and _current() != wanted:
+            # The old record's users stay until the value is right: then a crash on the way loses nothing.
+            _set_recorded(lock, {**record, "users": old["users"]}, wanted, old)
             record["set"] = wanted
+        _write(lock, record)
 
 
 def users() -> list[str]:
@@ -91,13 +97,43 @@ def _forget_the_gone(record: dict[str, Any]) -> None:
             del record["users"][user]
 
 
+class _Lock:
+    """On the file that is RECORD. A record is written beside it and renamed, so a crash leaves the old one or
+    the new one; the new file is locked before it has the name."""
+
+    def __init__(self) -> None:
+        """What was locked may have been removed meanwhile, by the process that had it before."""
+        while True:
+            self.fd = os.open(RECORD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fcntl.flock(self.fd, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self.fd), os.stat(RECORD)):
+                    return
+            os.close(self.fd)
+
+    def replace(self, text: bytes) -> None:
+        beside = RECORD.with_name(RECORD.name + ".new")
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()  # of a process that was killed here
+        fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.pwrite(fd, text, 0)
+            os.rename(beside, RECORD)
+        except OSError:
+            os.close(fd)
+            raise
+        os.close(self.fd)
+        self.fd = fd
+
+
 @contextlib.contextmanager
-def _record() -> Iterator[dict[str, Any]]:
-    """What RECORD holds, locked, and written back; without users there is none. After a boot the
-    settings are the kernel's own again, so an older record says nothing."""
-    fd = _open()
+def _locked_record() -> Iterator[tuple[_Lock, dict[str, Any]]]:
+    """What RECORD holds. After a boot the settings are the kernel's own again, so an older record says
+    nothing."""
+    lock = _Lock()
     try:
-        text = os.read(fd, 1 << 20)
+        text = os.read(lock.fd, 1 << 20)
         fresh: dict[str, Any] = {"boot_id": process.boot_id(), "users": {}}
         try:
             record = json.loads(text or b"{}")
@@ -106,25 +142,31 @@ def _record() -> Iterator[dict[str, Any]]:
         if not isinstance(record, dict) or record.get("boot_id") != fresh["boot_id"] or not isinstance(
                 record.get("users"), dict):
             record = fresh
-        yield record
-        if not record["users"]:
-            RECORD.unlink()
-            return
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(record, indent=1).encode(), 0)
+        yield lock, record
     finally:
-        os.close(fd)
+        os.close(lock.fd)
 
 
-def _open() -> int:
-    """RECORD, locked; what was locked may have been removed meanwhile by whoever had it before."""
-    while True:
-        fd = os.open(RECORD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(fd), os.stat(RECORD)):
-                return fd
-        os.close(fd)
+def _set_recorded(lock: _Lock, record: dict[str, Any], kib: int, old: dict[str, Any]) -> None:
+    """Sets the value, and says so in the record first: killed in between, this process leaves a record from
+    which the next one can tell both values. ZramfsError; then the old record stands."""
+    _write(lock, {**record, "set": kib, "was": _current()})
+    try:
+        _set(kib)
+    except ZramfsError:
+        _write(lock, old)
+        raise
+    record["set"] = kib
+    record.pop("was", None)
+    _write(lock, record)
+
+
+def _write(lock: _Lock, record: dict[str, Any]) -> None:
+    """Without users there is none."""
+    if record["users"]:
+        lock.replace(json.dumps(record, indent=1).encode())
+    else:
+        RECORD.unlink(missing_ok=True)
 
 
 def _current() -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock: crew_t.rest_lock (threads.pyx), for one word; nothing is taken under it here.
+# Lock: crew_t.rest_lock (serve.pyx), for one word; nothing is taken under it here.
 """The crew of a connection; see crew.pxd."""
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint64_t

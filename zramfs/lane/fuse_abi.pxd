@@ -6,11 +6,11 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 cdef extern from "fuse_abi.h" nogil:
     enum: FUSE_ROOT_ID, FUSE_KERNEL_VERSION, ZRAMFS_FUSE_MINOR, ZRAMFS_FUSE_MINOR_MIN
     enum: FUSE_FORGET, FUSE_GETATTR, FUSE_SETATTR, FUSE_OPEN, FUSE_READ, FUSE_WRITE, FUSE_STATFS
-    enum: FUSE_RELEASE, FUSE_FSYNC, FUSE_FLUSH, FUSE_INIT, FUSE_INTERRUPT, FUSE_DESTROY
+    enum: FUSE_RELEASE, FUSE_INIT, FUSE_INTERRUPT, FUSE_DESTROY
     enum: FUSE_BATCH_FORGET, FUSE_FALLOCATE, FUSE_LSEEK
-    enum: FUSE_NOTIFY_INVAL_INODE
+    enum: FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_STORE
     enum: FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_ATIME, FATTR_MTIME, FATTR_CTIME
-    enum: FATTR_ATIME_NOW, FATTR_MTIME_NOW
+    enum: FATTR_ATIME_NOW, FATTR_MTIME_NOW, FATTR_FH
     enum: FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PARALLEL_DIRECT_WRITES
     enum: FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
 
@@ -28,6 +28,7 @@ cdef extern from "fuse_abi.h" nogil:
         uint32_t opcode
         uint64_t unique
         uint64_t nodeid
+        uint32_t pid
 
     struct fuse_out_header:
         uint32_t len
@@ -78,12 +79,6 @@ cdef extern from "fuse_abi.h" nogil:
         uint32_t open_flags
 
     struct fuse_release_in:
-        uint64_t fh
-
-    struct fuse_flush_in:
-        uint64_t fh
-
-    struct fuse_fsync_in:
         uint64_t fh
 
     struct fuse_read_in:
@@ -147,3 +142,8 @@ cdef extern from "fuse_abi.h" nogil:
         uint64_t ino
         int64_t off
         int64_t len
+
+    struct fuse_notify_store_out:
+        uint64_t nodeid
+        uint64_t offset
+        uint32_t size

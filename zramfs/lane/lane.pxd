@@ -14,5 +14,6 @@ cdef class Lane:
     cdef bint started
     cdef object __weakref__
     cdef int _start_slow(self) except -1
+    cdef int _notify(self, const void* message, size_t size) except -1
     cdef void _exchange(self, store_t* st, store_ctx_t** fresh) noexcept nogil
     cdef thread_t* _thread(self, int i) noexcept nogil

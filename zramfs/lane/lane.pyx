@@ -17,17 +17,20 @@ from zramfs.lane.crew cimport (
     crew_stop, crew_wait,
 )
 from zramfs.lane.fuse_abi cimport (
-    FUSE_HAS_RESEND, FUSE_KERNEL_VERSION, FUSE_NOTIFY_INVAL_INODE, FUSE_ROOT_ID,
-    ZRAMFS_FUSE_MINOR_MIN, fuse_notify_inval_inode_out, fuse_out_header,
+    FUSE_HAS_RESEND, FUSE_KERNEL_VERSION, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_STORE, FUSE_ROOT_ID,
+    ZRAMFS_FUSE_MINOR_MIN, fuse_notify_inval_inode_out, fuse_notify_store_out, fuse_out_header,
 )
-from zramfs.lane.metadata cimport CLAIMED, REFUSED
+from zramfs.lane.metadata cimport REFUSED
+from zramfs.lane.opens cimport CLAIMED, TRUNCATING
+from zramfs.store.ranges cimport store_disksize
 from zramfs.store.slots cimport store_ctx_t, store_t
+from zramfs.model.kernel_pages import expect_kernel_pages
 from zramfs.model.stats import BUCKET_BOUNDS as _BUCKET_BOUNDS, LaneStats, Latency, OPERATIONS as _OPERATIONS
 from zramfs.store.store cimport Store
 from zramfs.store.tables cimport store_ctx_free, store_ctx_new
 from zramfs.lane.serve cimport MAX_THREADS, SLOW_THREADS, crew_t, thread_t
 from zramfs.lane.worker cimport (
-    BUCKET_SHIFT, BUCKETS, DISCARDS, FLUSHES, GROUPS, READS, WRITES, server_t, worker_lock, worker_t,
+    BUCKET_SHIFT, BUCKETS, DISCARDS, GROUPS, READS, WRITES, server_t, worker_lock, worker_t,
     worker_unlock,
 )
 
@@ -36,11 +39,18 @@ cdef extern from "sys/eventfd.h" nogil:
     enum: EFD_CLOEXEC
 
 assert _BUCKET_BOUNDS == tuple([1 << BUCKET_SHIFT + i for i in range(BUCKETS - 1)])
-assert _OPERATIONS.index("flush") == FLUSHES == GROUPS - 1
+assert _OPERATIONS.index("discard") == DISCARDS == GROUPS - 1
 
 cdef struct inval_inode_t:
     fuse_out_header head
     fuse_notify_inval_inode_out body
+
+cdef struct store_byte_t:
+    fuse_out_header head
+    fuse_notify_store_out body
+    char byte
+
+cdef size_t STORE_BYTE = sizeof(fuse_out_header) + sizeof(fuse_notify_store_out) + 1
 
 
 @cython.no_gc_clear     # the threads use the store until __dealloc__ has joined them
@@ -51,11 +61,13 @@ cdef class Lane:
     fd is a descriptor of /dev/fuse from mounting.mount_file(); once the constructor has returned
     it belongs to the lane. poll_us: how many microseconds a thread may look for the next request
     before it sleeps (at most 10 000), 0 = it sleeps at once. Raises ValueError for a number of threads
-    outside 1 to 64 or another poll_us, OSError if memory or descriptors are short.
+    outside 1 to 64 or another poll_us, OSError if memory or descriptors are short, ZramfsError(EOPNOTSUPP)
+    on a kernel whose pages are not of 4 KiB.
     """
     def __cinit__(self, int fd, *, int threads=2, int poll_us=0):
         cdef server_t* server
         cdef int i, err
+        expect_kernel_pages()
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"expected 1 to {MAX_THREADS} threads, got {threads}")
         if not 0 <= poll_us <= 10_000:
@@ -75,6 +87,7 @@ cdef class Lane:
                 raise OSError(err, f"no memory for the buffers of {threads} threads: {os.strerror(err)}")
         os.set_blocking(fd, True)
         server = &self.crew.server
+        server.threads = threads
         server.mode = 0o600
         server.uid, server.gid = getuid(), getgid()
         server.atime = server.mtime = server.ctime = <uint64_t> time.time_ns()
@@ -189,14 +202,13 @@ cdef class Lane:
             return self.crew.threads[i]
         return self.crew.slow_threads[i - self.crew.count]
 
-    def claim(self) -> bool:
-        """True if nobody has the device open; from then on OPEN answers EBUSY until
-        release_claim(). close(2) returns before its RELEASE is answered, so this waits, at most
-        0.1 s, until the requests already sent have been."""
+    def wait_unused(self) -> bool:
+        """True as soon as nobody has the device open. close(2) returns before its RELEASE is answered, so
+        this waits, at most 0.1 s, until the requests already sent have been."""
         cdef uint64_t* opens = &self.crew.server.opens
         quiet = 0
         end = time.monotonic() + 0.1
-        while not cas64(opens, 0, CLAIMED):
+        while load64(opens) != 0:
             # Five looks: a request that was just read is in no queue and not yet marked as served.
             quiet = quiet + 1 if crew_idle(self.crew) else 0
             if load64(opens) & CLAIMED or quiet == 5 or time.monotonic() > end:
@@ -204,25 +216,50 @@ cdef class Lane:
             time.sleep(0.001)
         return True
 
+    def claim(self) -> bool:
+        """True if nobody has the device open, after wait_unused(); from then on OPEN answers EBUSY until
+        release_claim()."""
+        while self.wait_unused():
+            if cas64(&self.crew.server.opens, 0, CLAIMED):
+                return True
+        return False
+
     def release_claim(self) -> None:
         """Lets the device be opened again. Raises RuntimeError if it was not claimed."""
         if not cas64(&self.crew.server.opens, CLAIMED, 0):
             raise RuntimeError("release_claim() without a successful claim()")
 
     def notify_size(self) -> None:
-        """Tells the kernel that size and content have changed: it drops attributes and mapped pages.
-        Raises OSError if the kernel refuses."""
-        cdef inval_inode_t message
+        """Tells the kernel that size and content have changed: it drops attributes and mapped pages, and
+        takes the new size. The lane must be claimed. Raises OSError if the kernel refuses."""
+        cdef inval_inode_t inval
+        cdef store_byte_t last
+        memset(&inval, 0, sizeof(inval))
+        inval.head.len = sizeof(inval)
+        inval.head.error = FUSE_NOTIFY_INVAL_INODE
+        inval.body.ino = FUSE_ROOT_ID
+        self._notify(&inval, sizeof(inval))
+        if self.store is None:
+            return
+        # The kernel drops the answer to a GETATTR if a write ends meanwhile, and then keeps the size that it
+        # knew before: 0, in which any access to a mapping is a SIGBUS (docs/concurrency.md). A byte at the
+        # end makes it take the size at once. The byte's page counts as unread, so its value is never seen.
+        memset(&last, 0, sizeof(last))
+        last.head.len = STORE_BYTE
+        last.head.error = FUSE_NOTIFY_STORE
+        last.body.nodeid = FUSE_ROOT_ID
+        last.body.offset = store_disksize(self.store.st) - 1
+        last.body.size = 1
+        self._notify(&last, STORE_BYTE)
+
+    cdef int _notify(self, const void* message, size_t size) except -1:
         cdef ssize_t sent
-        memset(&message, 0, sizeof(message))
-        message.head.len = sizeof(message)
-        message.head.error = FUSE_NOTIFY_INVAL_INODE
-        message.body.ino = FUSE_ROOT_ID
         with nogil:
-            sent = write(self.crew.fd, &message, sizeof(message))
+            sent = write(self.crew.fd, message, size)
         # ENOENT: the kernel does not know the file yet; the others: the connection has ended.
         if sent < 0 and errno not in (ENOENT, ENODEV, ECONNABORTED, ENOTCONN):
             raise OSError(errno, "the kernel refused the change of size: " + os.strerror(errno))
+        return 0
 
     @property
     def alive(self) -> bool:
@@ -232,7 +269,7 @@ cdef class Lane:
     @property
     def open_count(self) -> int:
         """Open files on the device; 0 while claimed."""
-        return load64(&self.crew.server.opens) & ~CLAIMED
+        return load64(&self.crew.server.opens) & ~(CLAIMED | TRUNCATING)
 
     @property
     def done_fd(self) -> int:
@@ -261,7 +298,7 @@ cdef class Lane:
         cdef int i, g, b
         nbytes, ns = [0] * GROUPS, [0] * GROUPS
         memset(counts, 0, sizeof(counts))
-        bad = replies = unlocked = longest = helped = 0
+        bad = replies = unlocked = longest = helped = large = busy = 0
         for i in range(self.crew.count + self.crew.slow_count):
             t = self._thread(i)
             for g in range(GROUPS):
@@ -273,6 +310,8 @@ cdef class Lane:
             replies += peek64(&t.reply_errors)
             unlocked += t.unlocked
             helped += peek64(&t.w.helped)
+            large += peek64(&t.w.refused_sizes)
+            busy += peek64(&t.w.busy_truncations)
             longest = max(longest, peek64(&t.w.longest_ns))
         latency = []
         for g in range(GROUPS):
@@ -284,10 +323,10 @@ cdef class Lane:
             ios[WRITES], nbytes[WRITES] // 512, ms[WRITES],
             peek64(&server.in_flight), peek64(&server.io_ns) // 1_000_000, sum(ns) // 1_000_000,
             ios[DISCARDS], nbytes[DISCARDS] // 512, ms[DISCARDS],
-            ios[FLUSHES], ms[FLUSHES],
             bad, longest // 1000, replies, unlocked, helped,
             peek64(&server.minor), bool(peek64(&server.flags) & FUSE_HAS_RESEND),
             tuple(latency),
             peek64(&self.crew.slow.put_off) if self.crew.slow != NULL else 0,
             peek64(&self.crew.slow.refused) if self.crew.slow != NULL else 0,
+            large, busy,
         )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """FUSE operations that move no data of the device; see metadata.pxd."""
-from libc.errno cimport EBUSY, EINVAL, EPROTO
+from libc.errno cimport EPROTO
 from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from allocator.prim cimport cas64, load64, store64
+from allocator.prim cimport load64, store64
 from zramfs.lane.fuse_abi cimport *
 from zramfs.store.ranges cimport store_data_bytes
 from zramfs.lane.worker cimport *
@@ -12,7 +12,7 @@ from zramfs.lane.worker cimport *
 cdef extern from "sys/stat.h" nogil:
     enum: S_IFREG
 
-CLAIMED = REFUSED = 1 << 63
+REFUSED = 1 << 63
 
 cdef enum:
     PAGE = 4096
@@ -61,16 +61,9 @@ cdef uint64_t get_time(uint64_t seconds, uint32_t nsec) noexcept nogil:
     return <uint64_t> (s * NS_PER_SECOND + nsec)
 
 
-cdef int64_t do_setattr(worker_t* w, const uint8_t* arg) noexcept nogil:
-    """chmod, chown and utimes are kept; truncation to 0 (which is what O_TRUNC sends) or to the
-    present size changes nothing and answers the true size; another size is EINVAL."""
+cdef int64_t set_attributes(worker_t* w, const fuse_setattr_in* a) noexcept nogil:
+    """chmod, chown and utimes."""
     cdef server_t* s = w.server
-    cdef fuse_setattr_in a
-    memcpy(&a, arg, sizeof(a))
-    if a.valid & FATTR_SIZE and a.size != 0 and a.size != device_size(w):
-        return -EINVAL
-    if max(a.atimensec, a.mtimensec, a.ctimensec) >= NS_PER_SECOND:
-        return VIOLATION
     if a.valid & FATTR_MODE:
         store64(&s.mode, a.mode & 0o7777)
     if a.valid & FATTR_UID:
@@ -83,31 +76,6 @@ cdef int64_t do_setattr(worker_t* w, const uint8_t* arg) noexcept nogil:
         store64(&s.mtime, wall_ns() if a.valid & FATTR_MTIME_NOW else get_time(a.mtime, a.mtimensec))
     store64(&s.ctime, get_time(a.ctime, a.ctimensec) if a.valid & FATTR_CTIME else wall_ns())
     return attributes(w)
-
-
-cdef int64_t do_open(worker_t* w) noexcept nogil:
-    cdef server_t* s = w.server
-    cdef fuse_open_out* out = <fuse_open_out*> w.data
-    cdef uint64_t opens = load64(&s.opens)
-    while not opens & CLAIMED:
-        if cas64(&s.opens, opens, opens + 1):
-            memset(out, 0, sizeof(out[0]))
-            # Pages that shared mappings left in the cache stay valid: the kernel drops what direct
-            # writes and discards overlay, and notify_size drops them all.
-            out.open_flags = FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES | FOPEN_KEEP_CACHE
-            return sizeof(out[0])
-        opens = load64(&s.opens)
-    return -EBUSY
-
-
-cdef int64_t do_release(worker_t* w) noexcept nogil:
-    cdef server_t* s = w.server
-    cdef uint64_t opens = load64(&s.opens)
-    while opens & ~CLAIMED:
-        if cas64(&s.opens, opens, opens - 1):
-            return 0
-        opens = load64(&s.opens)
-    return VIOLATION
 
 
 cdef int64_t do_statfs(worker_t* w) noexcept nogil:

@@ -13,8 +13,8 @@ cdef size_t PUT_OFF           # result of answer()
 cdef size_t answer(worker_t* w, size_t got) noexcept nogil
 # Bytes of data that the request of `got` bytes wants read or written.
 cdef uint64_t payload_of(const worker_t* w, size_t got) noexcept nogil
-# True if the request, with that many bytes of data, will probably take so long that another thread
-# had better read the next one meanwhile.
-cdef bint takes_long(const worker_t* w, uint64_t payload) noexcept nogil
+# True if the request of `got` bytes, with that many bytes of data, will probably take so long that another
+# thread had better read the next one meanwhile.
+cdef bint takes_long(const worker_t* w, size_t got, uint64_t payload) noexcept nogil
 # Makes the reply at w.data - REPLY_HEAD an error without data.
 cdef size_t refuse(worker_t* w, uint64_t unique, int error) noexcept nogil

@@ -5,13 +5,14 @@
 Every length is checked against what was read; a request that does not hold together is answered
 with EINVAL and counted. Nothing here blocks, allocates or knows of threads and descriptors.
 """
-from libc.errno cimport EAGAIN, EINVAL, EIO, ENOSPC, ENOSYS, ENXIO, EOPNOTSUPP
+from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENOSPC, ENOSYS, ENXIO, EOPNOTSUPP
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from allocator.prim cimport add64, cas64, now_ns, peek64, store64, sub64
+from allocator.prim cimport add64, cas64, load64, now_ns, peek64, store64, sub64
 from zramfs.lane.fuse_abi cimport *
-from zramfs.lane.metadata cimport attributes, do_init, do_open, do_release, do_setattr, do_statfs
+from zramfs.lane.metadata cimport attributes, do_init, do_statfs, set_attributes
+from zramfs.lane.opens cimport do_open, do_release, end_truncation, try_truncation
 from zramfs.lane.pieces cimport transfer_range
 from zramfs.store.ranges cimport store_seek, store_zero
 from zramfs.lane.worker cimport *
@@ -30,6 +31,7 @@ cdef enum:
     # Waking another thread costs about 5 us; more than this is worth it. 32 KiB are 10 us to read
     # with lz4 and 60 us to write.
     LONG_BYTES = 32768
+    LONG_DISCARD = 1048576
     LONG_NS = 30000
 
 # Result of an operation that needs the backing store and may not wait for it.
@@ -55,6 +57,8 @@ cdef uint64_t io_begin(worker_t* w) noexcept nogil:
     cdef uint64_t now = now_ns()
     if w.began:
         return w.began
+    if load64(&w.server.latest_open):
+        store64(&w.server.latest_open, 0)
     advance(w.server, now, add64(&w.server.in_flight, 1) > 1)
     return now
 
@@ -189,11 +193,38 @@ cdef int64_t do_lseek(worker_t* w, const uint8_t* arg) noexcept nogil:
     return sizeof(out[0])
 
 
-cdef int64_t do_sync(worker_t* w) noexcept nogil:
-    """FSYNC and FLUSH: memory has nothing behind it to write to, so they only count."""
-    cdef uint64_t began = io_begin(w)
-    io_end(w, FLUSHES, began, 0)
-    return 0
+cdef int64_t truncate(worker_t* w, const fuse_setattr_in* a, uint32_t pid) noexcept nogil:
+    """0 or a negative errno. The device keeps its size: a truncation to 0 (open(O_TRUNC), ftruncate)
+    discards all pages, since the caller then expects to find zeros where it writes nothing. One to a
+    smaller size changes nothing: dd seek=N asks for it and wants to keep what lies before N, and a user
+    of a block device does not expect to lose what lies behind. A larger size is EINVAL."""
+    cdef uint64_t size = device_size(w), began
+    cdef int64_t result
+    if a.size > size:
+        add_count(&w.refused_sizes, 1)
+        return -EINVAL
+    if a.size != 0 or size == 0:
+        return 0
+    if not try_truncation(w.server, pid, a.valid & FATTR_FH):
+        add_count(&w.busy_truncations, 1)
+        return -EBUSY
+    began = io_begin(w)
+    result = store_zero(w.st, w.ctx, 0, size, &w.done)
+    io_end(w, DISCARDS, began, size)
+    end_truncation(w.server)
+    touch(w.server)
+    return result
+
+
+cdef int64_t do_setattr(worker_t* w, const uint8_t* arg, uint32_t pid) noexcept nogil:
+    cdef fuse_setattr_in a
+    cdef int64_t result = 0
+    memcpy(&a, arg, sizeof(a))
+    if max(a.atimensec, a.mtimensec, a.ctimensec) >= NS_PER_SECOND:
+        return VIOLATION
+    if a.valid & FATTR_SIZE:
+        result = truncate(w, &a, pid)
+    return result if result < 0 else set_attributes(w, &a)
 
 
 cdef size_t argument_size(uint32_t opcode) noexcept nogil:
@@ -214,10 +245,6 @@ cdef size_t argument_size(uint32_t opcode) noexcept nogil:
         return sizeof(fuse_open_in)
     elif opcode == FUSE_RELEASE:
         return sizeof(fuse_release_in)
-    elif opcode == FUSE_FLUSH:
-        return sizeof(fuse_flush_in)
-    elif opcode == FUSE_FSYNC:
-        return sizeof(fuse_fsync_in)
     elif opcode == FUSE_INIT:
         return 16
     elif opcode == FUSE_INTERRUPT:
@@ -237,6 +264,8 @@ cdef int64_t dispatch(worker_t* w, const fuse_in_header* h, size_t got) noexcept
     elif opcode == FUSE_INTERRUPT:
         return 0                    # no request waits, so there is nothing to interrupt
     elif argument_size(opcode) == 0 and opcode != FUSE_STATFS:
+        # FSYNC and FLUSH too: memory has nothing behind it to write to. After the first ENOSYS the kernel
+        # takes them for done without asking; it still writes mapped pages before (fuse_fsync, fuse_flush).
         return -ENOSYS
     elif h.nodeid != FUSE_ROOT_ID:
         return VIOLATION
@@ -251,14 +280,12 @@ cdef int64_t dispatch(worker_t* w, const fuse_in_header* h, size_t got) noexcept
     elif opcode == FUSE_GETATTR:
         return attributes(w)
     elif opcode == FUSE_SETATTR:
-        return do_setattr(w, arg)
+        return do_setattr(w, arg, h.pid)
     elif opcode == FUSE_OPEN:
-        return do_open(w)
+        return do_open(w, h.pid)
     elif opcode == FUSE_RELEASE:
-        return do_release(w)
-    elif opcode == FUSE_STATFS:
-        return do_statfs(w)
-    return do_sync(w)               # FSYNC, FLUSH
+        return do_release(w, arg)
+    return do_statfs(w)
 
 
 cdef uint64_t payload_of(const worker_t* w, size_t got) noexcept nogil:
@@ -274,12 +301,17 @@ cdef uint64_t payload_of(const worker_t* w, size_t got) noexcept nogil:
     return got - sizeof(h) - sizeof(a) if h.opcode == FUSE_WRITE else 0
 
 
-cdef bint takes_long(const worker_t* w, uint64_t payload) noexcept nogil:
+cdef bint takes_long(const worker_t* w, size_t got, uint64_t payload) noexcept nogil:
+    cdef const uint8_t* request = w.data - REQUEST_HEAD
     cdef fuse_in_header h
+    cdef fuse_fallocate_in a
     if payload > LONG_BYTES or w.last_ns > LONG_NS:
         return True
-    memcpy(&h, w.data - REQUEST_HEAD, sizeof(h))
-    return h.opcode == FUSE_FALLOCATE
+    memcpy(&h, request, sizeof(h))
+    if h.opcode == FUSE_FALLOCATE and got >= sizeof(h) + sizeof(a):
+        memcpy(&a, request + sizeof(h), sizeof(a))
+        return a.length > LONG_DISCARD
+    return h.opcode == FUSE_SETATTR         # a truncation may discard all pages
 
 
 cdef size_t refuse(worker_t* w, uint64_t unique, int error) noexcept nogil:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Locks: crew_t.rest_lock for a few words, and under it, once, when all have to end, slow_t.lock (slow.pxd).
-"""What the threads of a connection do; see threads.pxd."""
+"""What the threads of a connection do; see serve.pxd."""
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EIO, ENODEV, ENOENT, ENOTCONN, errno
 from libc.stdint cimport uint8_t, uint64_t
 from posix.unistd cimport dup2, read, write
@@ -17,7 +17,7 @@ from zramfs.lane.worker cimport MAX_IO, REPLY_HEAD, REQUEST_HEAD, SHARED_BYTES
 
 cdef enum:
     LOOK_EVERY = 8              # requests between two looks for more waiting; a power of two
-    # Looking for a request before sleeping: see threads.pxd. Measured on two CPUs.
+    # Looking for a request before sleeping: see serve.pxd. Measured on two CPUs.
     HOPE_NS = 300000            # sleeps shorter than this promise a request within a look: at depth 1
                                 # most take 30 to 60 us, nearly all of which is waking up
     AT_ONCE_NS = 2000           # and one so short was none
@@ -249,7 +249,7 @@ cdef bint serve_one(thread_t* t) noexcept nogil:
     store64(&t.w.serving, 1)
     t.requests += 1
     payload = payload_of(&t.w, <size_t> got)
-    t.long_request = takes_long(&t.w, payload)
+    t.long_request = takes_long(&t.w, <size_t> got, payload)
     # Whoever is called for a shared request (call() by the request itself) reads if others wait.
     if payload < SHARED_BYTES and not load64(&crew.reading) and (
             t.long_request or (t.requests % LOOK_EVERY == 0 and waiting(crew))):

@@ -19,7 +19,7 @@ cdef enum:
     SHARED_BYTES = 131072
 
 cdef enum:                    # groups, columns of the block layer's `stat` file
-    READS, WRITES, DISCARDS, FLUSHES, GROUPS
+    READS, WRITES, DISCARDS, GROUPS
 
 cdef enum:
     # Of the time that a request takes: up to 1024 ns, 2048 ns ... 17.2 s, and more. A page takes 2 to
@@ -37,7 +37,9 @@ cdef enum:
 
 # Shared by all threads of a lane; every field is read and written with atomics.
 cdef struct server_t:
-    uint64_t opens            # number of open files, or CLAIMED (metadata.pxd)
+    uint64_t opens            # number of open files, and bits (opens.pxd)
+    uint64_t handles          # file handles given so far
+    uint64_t latest_open      # its handle and pid (opens.pyx); 0 once anybody has read or written
     uint64_t mode             # attributes of the file: permission bits, owner,
     uint64_t uid
     uint64_t gid
@@ -50,6 +52,7 @@ cdef struct server_t:
     uint64_t in_flight        # I/O requests in hand
     uint64_t stamp            # io_ns is right up to this moment
     uint64_t io_ns            # time with at least one request in hand
+    uint64_t threads          # that read requests; constant
     # Wakes up to so many threads that rest, to help with a job (pieces.pxd); constant.
     void (*summon)(void* crew, uint64_t threads) noexcept nogil
     void* crew
@@ -88,6 +91,8 @@ cdef struct worker_t:
     uint64_t began            # when the request in hand was first tried, 0: it was not yet
     uint64_t done             # how far that try came
     uint64_t protocol_errors
+    uint64_t refused_sizes    # truncations to more than the device's size,
+    uint64_t busy_truncations # and to 0 while others had it open
     uint64_t helped           # pieces done of other threads' requests
 
 

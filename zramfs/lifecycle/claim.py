@@ -104,9 +104,10 @@ def _ending(new: Rundir, directory: Path, end: float, say: Say) -> bool:
             continue
         if state is None or not state.alive():
             expect_unserved(other, state)
+            message = stale_message(other, state)
             expect_unused(other, state)
             clean_up(other, state)
-            say(stale_message(other, state))
+            say(message)
         elif state.phase == "ready" and mounts.mount_at(Path(state.directory)) is None:
             if time.monotonic() > end:
                 raise ZramfsError(

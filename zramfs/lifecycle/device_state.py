@@ -28,7 +28,7 @@ class State:
     directory: str
     disk: str
     kind: str  # "device", "ramdisk" or "swap"
-    phase: str  # "starting" until the daemon serves, then "ready"
+    phase: str  # "starting" until the daemon serves, then "ready", and "failed" after an end by a fault
     pid: int
     pid_start: int
     boot_id: str

@@ -21,7 +21,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -98,18 +98,21 @@ class Rundir:
         self.write(state)
         return state
 
-    def remove(self) -> None:
-        """Removes the directory and what stands in it; nothing may be mounted there any more.
+    def remove(self, *, but: Collection[str] = ()) -> None:
+        """Removes the directory and what stands in it, without the files in `but`; nothing may be mounted
+        there any more.
 
         Never a recursive removal: that would reach into a file system still mounted below.
         """
         with contextlib.suppress(FileNotFoundError):
             for name in ("state.json.new", "disk", "log", "state.json"):
-                with contextlib.suppress(FileNotFoundError):
-                    (self.path / name).unlink()
+                if name not in but:
+                    with contextlib.suppress(FileNotFoundError):
+                        (self.path / name).unlink()
             with contextlib.suppress(FileNotFoundError):
                 self.tree.rmdir()
-            self.path.rmdir()
+            if not but:
+                self.path.rmdir()
 
 
 def _private(path: str, flags: int) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from zramfs.errors import ZramfsError
 from zramfs.host import detach, limits, loops, mounts, process, safety, watermark
+from zramfs.host.log import log_to_stderr
 from zramfs.lifecycle.stop import Say, clean_up, end_daemon, may_end, take_down_top, teardown
 from zramfs.model.config import DeviceConfig
 
@@ -72,6 +73,9 @@ def _leave(number: int, _frame: object) -> NoReturn:
 
 def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
     """Each step stands in the state or in the kernel's tables before the next, for take_down_top()."""
+    if say and (state := new.read()):
+        for note in state.notes:
+            say(note)
     if wanted is None:
         return
     device = loops.attach(new.disk)
@@ -81,10 +85,9 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
         ramdisk.make_file_system(wanted.type, device)
         ramdisk.mount(wanted, device)
     else:
-        state = new.update(loop=device, attached=attached)
-        for note in [*state.notes, _raise_watermark(new, wanted)]:
-            if note and say:
-                say(note)
+        new.update(loop=device, attached=attached)
+        if (note := _raise_watermark(new, wanted)) and say:
+            say(note)
         swap.make(device)
         swap.on(device, wanted)
     new.update(phase="ready")
@@ -120,6 +123,8 @@ def _serve(
     def ready() -> None:
         if config.reserve:
             safety.populate()
+        elif refusal := safety.lock_private():
+            log.info("the memory of the server is not locked, and can be swapped out: %s", refusal)
         tree = mounts.mount_at(config.directory)
         state = new.update(tree_dev=tree.dev if tree else None)
         if state.kind == "device":
@@ -128,18 +133,23 @@ def _serve(
 
     rundir.keep(new)
     new.update(pid=os.getpid(), pid_start=process.process_start(os.getpid()))
+    status = daemon.FAILED
     try:
         limits.lift_file_size()
         state = new.read()
         if state and state.kind == "swap" and not config.reserve and not config.forced:
             raise ZramfsError(
                 errno.EINVAL, "swap needs a reserve of ready memory: expected at least 2M, got 0")
-        if config.reserve:
-            # Now that all code is loaded, and before there are threads and a store.
-            new.update(notes=safety.enter(config.forced))
-        return daemon.serve(config, ready, lambda: teardown(new), lambda: may_end(new), notifier)
+        # Now that all code is loaded, and before there are threads and a store.
+        log_to_stderr()
+        kind = state.kind if state else "device"
+        new.update(notes=safety.enter(kind, force=config.forced, lock=config.lock))
+        status = daemon.serve_device(
+            config, ready, lambda: teardown(new), lambda is_order: may_end(new, is_order=is_order), notifier)
+        return status
     finally:
         with rundir.locked(new.path.parent):
-            clean_up(new, new.read())
-
-
+            state = new.read()
+            # The reason of a start that fails is told to whoever started it.
+            failed = status == daemon.FAILED and state is not None and state.phase == "ready"
+            clean_up(new, state, keep_log=failed)

@@ -9,7 +9,7 @@ import logging
 import os
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from zramfs.errors import ZramfsError
@@ -38,6 +38,8 @@ SILENCE = 3.0  # seconds that a wait may take before it is announced; on a loade
 # A file system that nobody holds is gone when umount2 returns, but for somebody who had just a look at it.
 GONE_TIMEOUT = 2.0
 
+LAST_LINES = 8  # of the log of a daemon that failed: its reason, and the steps of its end
+
 Say = Callable[[str], None]
 
 
@@ -52,11 +54,12 @@ def stop_device(old: Rundir, say: Say, *, force: bool = False) -> None:
     os.chdir("/")
     state = old.read()
     if state is None or not state.alive():
+        message = stale_message(old, state)
         with rundir.locked(old.path.parent):
             expect_unserved(old, state)
             expect_unused(old, state)
             clean_up(old, state)
-        say(stale_message(old, state))
+        say(message)
         return
     if _is_elsewhere(state.pid):
         bounded.call(functools.partial(_stop_elsewhere, old, state.pid, say, force), None)
@@ -148,9 +151,7 @@ def _is_there(pid: int, place: Path) -> bool:
 
 
 def _expect_programs(state: State) -> None:
-    needed = {"losetup": "mount"} if state.kind != "device" else {}
-    if state.kind == "swap":
-        needed["swapoff"] = "mount"
+    needed = {"swapoff": "mount"} if state.kind == "swap" else {}
     if os.geteuid() != 0:
         needed["fusermount3"] = "fuse3"
     programs.expect(needed, f"stopping {state.where}")
@@ -179,15 +180,22 @@ def _detach(
     loops.detach(device, old.disk, timeout, state.attached if device == state.loop else None, say)
 
 
-def may_end(old: Rundir) -> None:
-    """For the daemon that was told to end without `stop`: brings every page in swap back, or raises
-    ZramfsError where memory does not suffice: the pages belong to programs that would die without."""
+def may_end(old: Rundir, *, is_order: bool) -> None:
+    """For the daemon that is to end without `stop`: brings every page in swap back, or raises ZramfsError
+    where memory does not suffice: the pages belong to programs that would die without.
+
+    is_order: a signal asks for it. Else only the tree was unmounted, which nobody needs who uses a RAM disk:
+    it ends if nobody does, and raises EBUSY otherwise.
+    """
     state = old.read()
-    if state is None or state.kind != "swap":
+    if state is None or state.kind not in ("swap", "ramdisk"):
         return
     for device in _standing(old, state):
-        swap.expect_room(device)
-        swap.off(device)
+        if state.kind == "swap":
+            swap.expect_room(device)
+            swap.off(device)
+        elif not is_order and (place := own_place(state, device)):
+            ramdisk.unmount(place)
 
 
 def teardown(old: Rundir) -> None:
@@ -212,8 +220,10 @@ def teardown(old: Rundir) -> None:
 
 
 def _expect_answer(state: State) -> None:
+    """The lane is asked, through which the file system is unmounted and swap comes back. The tree is not
+    needed for an end, so a daemon whose tree does not answer can be stopped."""
     try:
-        bounded.call(lambda: (Path(state.directory) / "zram/initstate").read_text(), ANSWER_TIMEOUT)
+        bounded.call(lambda: os.statvfs(state.disk) and None, ANSWER_TIMEOUT)
     except TimeoutError:
         raise ZramfsError(
             errno.ETIMEDOUT,
@@ -222,8 +232,8 @@ def _expect_answer(state: State) -> None:
             f"`kill -KILL {state.pid}` ends it, and the same command then cleans up",
         ) from None
     except OSError as error:
-        # The tree was unmounted, or is a device of ours that is on its way out; the daemon decides.
-        log.debug("%s: %s", state.directory, error)
+        # The lane has ended, and the daemon is on its way out.
+        log.debug("%s: %s", state.disk, error)
 
 
 def expect_unused(old: Rundir, state: State | None) -> None:
@@ -348,10 +358,11 @@ def _wait_end(pidfd: int, state: State, say: Say | None) -> bool:
     return bool(select.select([pidfd], [], [], END_TIMEOUT - SILENCE)[0])
 
 
-def clean_up(old: Rundir, state: State | None) -> None:
+def clean_up(old: Rundir, state: State | None, *, keep_log: bool = False) -> None:
     """Removes what a device that serves no more left: file system, loops, mounts, directories.
 
-    Without effect if nothing is there. Raises ZramfsError: EBUSY.
+    Without effect if nothing is there. keep_log: the daemon has failed, and its log says why; it stays with
+    the state until `stop` or the next start on the same directory. Raises ZramfsError: EBUSY.
     """
     if not old.path.exists():
         return
@@ -364,15 +375,19 @@ def clean_up(old: Rundir, state: State | None) -> None:
     # Not by the kind of device: the state may be lost, and the machine's setting must not.
     if str(old.path) in watermark.users():
         watermark.release(old.path)
-    remove_rundir(old, state.made if state else [])
+    if keep_log and state is not None and old.log.exists():
+        old.update(phase="failed")
+        remove_rundir(old, state.made, but=("log", "state.json"))
+    else:
+        remove_rundir(old, state.made if state else [])
 
 
-def remove_rundir(old: Rundir, made: list[str]) -> None:
+def remove_rundir(old: Rundir, made: list[str], but: Collection[str] = ()) -> None:
     for directory in made:
         # Somebody may have put something into it before the mount or since: then it stays.
         with contextlib.suppress(OSError):
             safe_paths.remove_directory(directory)
-    old.remove()
+    old.remove(but=but)
 
 
 def stale_message(old: Rundir, state: State | None) -> str:
@@ -380,4 +395,14 @@ def stale_message(old: Rundir, state: State | None) -> str:
         return f"cleaned up {old.path}, left by a start that never finished"
     where = state.where
     daemon = f"its daemon (pid {state.pid}, since {state.created})"
+    if state.phase == "failed":
+        return f"cleaned up {where}: {daemon} had failed, and its data is lost{_end_of_log(old)}"
     return f"cleaned up {where}: {daemon} had died, and its data with it"
+
+
+def _end_of_log(old: Rundir) -> str:
+    """To be asked for before the log is removed with the rest."""
+    with contextlib.suppress(OSError):
+        lines = old.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+        return "; the end of its log:\n" + "\n".join(f"  {line}" for line in lines)
+    return ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zramfs.errors import ZramfsError
-from zramfs.host import memcg, programs, swaps
+from zramfs.host import memcg, programs, swaps, system_calls
 from zramfs.host.programs import run
 from zramfs.model.config import Algorithm
 from zramfs.text.sizes import format_size
@@ -31,6 +31,8 @@ MAX_LZ4HC = 9
 # 1 of 60 swapoffs below two busy programs, and never the next one.
 _NO_MEMORY = 2
 _OFF_TRIES = 5
+# Times what is in swap: of memory that is available so often, other programs cannot take too much meanwhile.
+_AMPLE = 4
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,33 @@ def off(device: str) -> None:
     """Brings every page back and ends the area; without effect when it is none. Takes as long as it takes.
 
     Raises ZramfsError; then the area goes on. When memory runs out on the way, the kernel ends swapoff
-    before any other process.
+    before any other process. So it is a process of its own, and this one makes the call only where no process
+    can be started, and memory takes what is in swap several times over.
     """
     if device not in swaps.swaps():
         return
     for _ in range(_OFF_TRIES):
-        done = run(["swapoff", device])
+        try:
+            done = run(["swapoff", device])
+        except OSError as error:
+            if error.errno not in system_calls.NO_PROCESS:
+                raise
+            return _off_without_process(device, error)
         if done.returncode != _NO_MEMORY:
             break
         log.info("swapoff %s: no memory for a page", device)
     _expect_done(done)
+
+
+def _off_without_process(device: str, reason: OSError) -> None:
+    """Raises OSError, which is worth another try."""
+    used = next((area.used for area in swaps.swap_areas() if area.path == device), 0)
+    if used * _AMPLE > _mem_available():
+        raise OSError(
+            reason.errno, f"swapoff {device} could not be started: {reason.strerror}, and memory is too "
+            "short to do without it")
+    log.info("swapoff could not be started (%s); the daemon ends %s itself", reason.strerror, device)
+    system_calls.end_swap(device)
 
 
 def expect_room(device: str) -> None:

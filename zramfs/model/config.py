@@ -49,8 +49,12 @@ class DeviceConfig:
                  memory and set up for swap (safety.py); 0 = none of that
     forced       go on without a setting that swap needs, and over what the write-back file or device holds
     allow_other  other users may use the mounts (FUSE's option of that name)
+    keep_free    of the host's memory: the pool does not grow while less is available; 0 = it grows anyway,
+                 None = the default (device/host_memory.py), which is 0 for a device with a reserve
+    lock         all memory of the device is locked, so that none of it is swapped out
     proactiveness  of compaction, 0 to 100
     writeback    block device or regular file for write-back; None = none
+    wipe         what was discarded, overwritten or moved is zeroed, in memory and on the backing store
     mode, owner, group  of `disk`; None = 0600 and whoever starts the device
     """
 
@@ -66,8 +70,11 @@ class DeviceConfig:
     reserve: int = 0
     forced: bool = False
     allow_other: bool = False
+    keep_free: int | None = None
+    lock: bool = False
     proactiveness: int = DEFAULT_PROACTIVENESS
     writeback: Path | None = None
+    wipe: bool = False
     mode: int | None = None
     owner: int | None = None
     group: int | None = None

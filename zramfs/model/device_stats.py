@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .config import Algorithm
 
 if TYPE_CHECKING:
-    from allocator.stats import BalloonStats, CompactionStats
+    from allocator.stats import BalloonStats, CompactionStats, HeadroomStats
 
     from .stats import (
         BackingSettings,
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
         PolicyStats,
         RecompressionStats,
         StoreStats,
+        TaskStats,
         WritebackStats,
     )
 
 # The counters of LaneStats that `reset` sets to zero, as the kernel does with those of its disk.
 _LANE_COUNTERS = (
     "read_ios", "read_sectors", "read_ms", "write_ios", "write_sectors", "write_ms", "io_ms", "queue_ms",
-    "discard_ios", "discard_sectors", "discard_ms", "flush_ios", "flush_ms",
+    "discard_ios", "discard_sectors", "discard_ms",
 )
 
 
@@ -54,7 +55,8 @@ class MemoryStats:
 class DeviceStats:
     """disksize, mem_limit in bytes, 0 = not set up, no limit; level None = the codec's default;
     algorithms by priority, the first being algo and level; store None while the device is not set up;
-    lane: its counters since the last reset."""
+    lane: its counters since the last reset; room: bytes that the pool may take before writes get ENOSPC, by
+    mem_limit, the host and the memory cgroups, None = not bounded."""
 
     name: str
     directory: Path
@@ -77,6 +79,10 @@ class DeviceStats:
     policies: tuple[PolicyStats, ...]
     ballast: BallastStats
     proactiveness: int
+    wipe: bool
+    tasks: tuple[TaskStats, ...]
+    headroom: HeadroomStats
+    room: int | None
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:

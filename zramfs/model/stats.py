@@ -8,7 +8,7 @@ from zramfs.model.policy import Policy
 
 # Requests are counted by what they do, in the order of the block layer's `stat` file, and by the time
 # they take: up to each of these bounds in ns, and above the last one.
-OPERATIONS = ("read", "write", "discard", "flush")
+OPERATIONS = ("read", "write", "discard")
 BUCKET_BOUNDS = tuple(1024 << i for i in range(25))
 
 
@@ -33,7 +33,7 @@ NO_LATENCY = Latency((0,) * (len(BUCKET_BOUNDS) + 1), 0)
 
 @dataclass(frozen=True, slots=True)
 class LaneStats:
-    """What a lane has done. The first 14 fields are those of the block layer's `stat` file (sectors
+    """What a lane has done. The first 12 fields are those of the block layer's `stat` file (sectors
     of 512 bytes, ms), where in_flight counts requests in hand, not those in the kernel's queue."""
 
     read_ios: int
@@ -48,8 +48,6 @@ class LaneStats:
     discard_ios: int
     discard_sectors: int
     discard_ms: int
-    flush_ios: int
-    flush_ms: int
     protocol_errors: int  # requests that did not hold together
     longest_us: int  # the longest request
     reply_errors: int  # replies that the kernel refused for an unexpected reason
@@ -60,6 +58,8 @@ class LaneStats:
     latency: tuple[Latency, ...]  # of each of OPERATIONS, from taking a request up to its reply
     put_off: int  # requests that waited for the backing store in a slow thread
     waited: int  # and in a thread of the lane, because too many were put off
+    refused_sizes: int  # truncations to more than the size of the device
+    busy_truncations: int  # truncations to 0 that were refused because others had it open
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +174,15 @@ class CompactorStats:
     runs: int  # rounds of work that the task has begun
     slices: int
     ns: int  # nanoseconds spent in slices
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStats:
+    """A task of the daemon beside the lane, which is started again when it fails."""
+
+    name: str
+    failures: int = 0
+    last_error: str | None = None  # kind and text of the last failure
 
 
 @dataclass(frozen=True)

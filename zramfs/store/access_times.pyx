@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Lock order: slots.pxd. Chunks are pinned, and slots locked, one at a time.
-"""Access times and idle marks; see access.pxd."""
+"""Access times and idle marks; see access_times.pxd."""
 from libc.stdint cimport uint32_t, uint64_t
 
 from allocator.prim cimport *
@@ -13,8 +13,8 @@ cdef int keep_access_times(store_t* st, bint on) except -1:
     cdef void* p
     if on and st.atime == NULL:
         n = st.nr_slots * sizeof(uint32_t)
-        p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        if p == MAP_FAILED:
+        p = map_sparse(n, -1)
+        if p == NULL:
             raise MemoryError(f"no address space for {n} bytes of access times")
         if st.stays_ready:
             make_resident(p, n)
@@ -46,8 +46,8 @@ cdef void chunk_mark_idle(store_t* st, uint64_t chunk, uint32_t age) noexcept no
         end = st.nr_slots
     while slot < end:
         v = load64(&st.slots[slot])
-        # A page that is locked has somebody at work on it; it is looked at all the same, for the
-        # reader may have begun long before the mark.
+        # A page that is locked is in use by another thread. It is looked at all the same, because that
+        # thread may have begun long before the mark.
         if slot_type(v) == OBJ or slot_type(v) == HUGE:
             v = slot_lock(st, slot)
             if slot_type(v) == OBJ or slot_type(v) == HUGE:
@@ -63,8 +63,8 @@ cdef uint64_t mark_idle(store_t* st, uint64_t chunk, uint32_t age, uint64_t ns) 
     cdef uint64_t until = now_ns() + ns
     while chunk < st.nr_chunks:
         if load32(&st.chunks[chunk]) & CHUNK_USED != 0:
-            chunk_pin(st, chunk)
-            chunk_mark_idle(st, chunk, age)
+            if chunk_pin(st, chunk):
+                chunk_mark_idle(st, chunk, age)
             chunk_unpin(st, chunk)
         chunk += 1
         if ns != 0 and chunk & 15 == 0 and now_ns() >= until:

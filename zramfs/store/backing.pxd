@@ -52,10 +52,12 @@ cdef struct backing_t:
     # constant
     int fd
     bint is_file                # else a block device
+    bint wipe                   # blocks are zeroed before they are given back
     uint64_t nr_blocks
     uint64_t nr_groups
     uint64_t key
     uint32_t* blocks            # words, see above; atomic
+    uint8_t* zeros              # ZERO_BLOCKS of them, with wipe
     uint32_t* groups            # per group: used (low half) and stale free blocks (high half); atomic
     # the write-back's own
     uint64_t cursor             # where the search for a free block goes on
@@ -107,7 +109,8 @@ cdef void backing_unpin(backing_t* b, uint64_t v) noexcept nogil
 cdef const uint8_t* backing_fetch(backing_t* b, uint64_t slot, uint64_t v, uint8_t* io) noexcept nogil
 # The slot names it no more.
 cdef void backing_release(backing_t* b, uint64_t v) noexcept nogil
-# Gives the data of free blocks back to the file system, at most so many of them: how many.
+# Gives the data of free blocks back to the file system, and zeroes it before with wipe. At most so many of
+# them: how many.
 cdef uint64_t backing_trim(backing_t* b, uint64_t most) noexcept nogil
 
 

@@ -4,7 +4,7 @@ cimport cython
 from libc.errno cimport EINTR, EIO, ENOSPC, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from allocator.prim cimport *
 
@@ -29,6 +29,7 @@ cdef enum:
     GROUP_STALE = 1 << 16
     GROUP_BLOCKS = 1 << GROUP_SHIFT
     TRIM_RUN = 512              # blocks a hole: 2 MiB
+    ZERO_BLOCKS = 64            # blocks of zeros that are written at once
 cdef extern from *:
     """
     #define STALE 0x80000000u
@@ -41,7 +42,7 @@ MAX_BLOCKS = 1 << 32
 
 # ---- sums -------------------------------------------------------------------------------------
 
-cdef inline uint64_t mix(uint64_t h, uint64_t word) noexcept nogil:
+cdef inline uint64_t sum_mix(uint64_t h, uint64_t word) noexcept nogil:
     """A bijection of each of the two."""
     h = (h ^ word) * <uint64_t>0x9e3779b97f4a7c15
     return h ^ h >> 29
@@ -60,16 +61,16 @@ cdef uint64_t back_sum(const backing_t* b, uint64_t slot, const uint8_t* data, u
     cdef uint64_t h = b.key ^ (slot << 16 | size), h1 = h + 1, h2 = h + 2, h3 = h + 3, word = 0
     cdef const uint8_t* end = data + size
     while end - data >= 32:
-        h = mix(h, word_at(data))
-        h1 = mix(h1, word_at(data + 8))
-        h2 = mix(h2, word_at(data + 16))
-        h3 = mix(h3, word_at(data + 24))
+        h = sum_mix(h, word_at(data))
+        h1 = sum_mix(h1, word_at(data + 8))
+        h2 = sum_mix(h2, word_at(data + 16))
+        h3 = sum_mix(h3, word_at(data + 24))
         data += 32
     while end - data >= 8:
-        h = mix(h, word_at(data))
+        h = sum_mix(h, word_at(data))
         data += 8
     memcpy(&word, data, end - data)
-    h = mix(mix(mix(mix(h, word), h1), h2), h3)
+    h = sum_mix(sum_mix(sum_mix(sum_mix(h, word), h1), h2), h3)
     h = (h ^ h >> 32) * <uint64_t>0xd6e8feb86659fd93
     h = (h ^ h >> 32) * <uint64_t>0xd6e8feb86659fd93
     return h ^ h >> 32
@@ -88,7 +89,7 @@ cdef inline uint64_t place_bits(uint64_t v) noexcept nogil:
 
 # ---- blocks -----------------------------------------------------------------------------------
 
-cdef bint take_block(backing_t* b, uint64_t block) noexcept nogil:
+cdef bint block_try_take(backing_t* b, uint64_t block) noexcept nogil:
     cdef uint32_t word = load32(&b.blocks[block])
     if word & COUNTS or not cas32(&b.blocks[block], word, STALE | PIN):
         return False
@@ -100,7 +101,7 @@ cdef bint take_block(backing_t* b, uint64_t block) noexcept nogil:
     return True
 
 
-cdef void give(backing_t* b, uint64_t block, uint32_t amount) noexcept nogil:
+cdef void block_put(backing_t* b, uint64_t block, uint32_t amount) noexcept nogil:
     """Takes live bytes or a pin off; the last to do so frees the block."""
     if sub32(&b.blocks[block], amount) & COUNTS:
         return
@@ -112,7 +113,7 @@ cdef void give(backing_t* b, uint64_t block, uint32_t amount) noexcept nogil:
 
 cdef int64_t backing_take(backing_t* b, uint64_t wanted) noexcept nogil:
     cdef uint64_t turn, group, block, end
-    if wanted < b.nr_blocks and take_block(b, wanted):
+    if wanted < b.nr_blocks and block_try_take(b, wanted):
         return <int64_t>wanted
     # From where the last search ended, once around: one group more than there are, for the part of
     # the first one that lies before the cursor.
@@ -122,7 +123,7 @@ cdef int64_t backing_take(backing_t* b, uint64_t wanted) noexcept nogil:
         end = min((group + 1) << GROUP_SHIFT, b.nr_blocks)
         if load32(&b.groups[group]) & LIVE < GROUP_BLOCKS:
             while block < end:
-                if take_block(b, block):
+                if block_try_take(b, block):
                     b.cursor = block + 1
                     return <int64_t>block
                 block += 1
@@ -131,7 +132,7 @@ cdef int64_t backing_take(backing_t* b, uint64_t wanted) noexcept nogil:
 
 
 cdef void backing_unpin_block(backing_t* b, uint64_t block) noexcept nogil:
-    give(b, block, PIN)
+    block_put(b, block, PIN)
 
 
 cdef inline uint32_t in_first(uint64_t offset, uint32_t extent) noexcept nogil:
@@ -149,9 +150,9 @@ cdef void backing_add(backing_t* b, uint64_t offset, uint32_t extent) noexcept n
 
 cdef void backing_remove(backing_t* b, uint64_t offset, uint32_t extent) noexcept nogil:
     cdef uint32_t first = in_first(offset, extent)
-    give(b, offset >> BLOCK_SHIFT, first)
+    block_put(b, offset >> BLOCK_SHIFT, first)
     if extent > first:
-        give(b, (offset >> BLOCK_SHIFT) + 1, extent - first)
+        block_put(b, (offset >> BLOCK_SHIFT) + 1, extent - first)
 
 
 cdef void backing_release(backing_t* b, uint64_t v) noexcept nogil:
@@ -170,7 +171,7 @@ cdef void backing_unpin(backing_t* b, uint64_t v) noexcept nogil:
     cdef uint64_t offset = back_offset(v), block = offset >> BLOCK_SHIFT
     cdef uint64_t last = (offset + back_extent(back_size(v)) - 1) >> BLOCK_SHIFT
     while block <= last:
-        give(b, block, PIN)
+        block_put(b, block, PIN)
         block += 1
 
 
@@ -223,6 +224,27 @@ cdef const uint8_t* backing_fetch(backing_t* b, uint64_t slot, uint64_t v, uint8
     return NULL
 
 
+cdef void blocks_give_back(backing_t* b, uint64_t first, uint64_t n) noexcept nogil:
+    """Of blocks that nobody uses. A file system that can't take them back leaves them their data, and is not
+    asked for them again."""
+    cdef int64_t at = <int64_t>(first << BLOCK_SHIFT), length = <int64_t>(n << BLOCK_SHIFT)
+    if b.wipe:
+        blocks_zero(b, first, n)
+    if b.is_file:
+        fallocate(b.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, length)
+
+
+cdef void blocks_zero(backing_t* b, uint64_t first, uint64_t n) noexcept nogil:
+    """By writes into the same place, because a hole in a file leaves the data on the disk below. An error is
+    counted as one of any other write."""
+    cdef uint64_t count
+    while n:
+        count = min(n, <uint64_t>ZERO_BLOCKS)
+        backing_write(b, first, count, b.zeros)
+        first += count
+        n -= count
+
+
 cdef uint64_t trim_group(backing_t* b, uint64_t group, uint64_t most) noexcept nogil:
     cdef uint64_t block = group << GROUP_SHIFT, end = min((group + 1) << GROUP_SHIFT, b.nr_blocks)
     cdef uint64_t first, n, done = 0
@@ -235,9 +257,7 @@ cdef uint64_t trim_group(backing_t* b, uint64_t group, uint64_t most) noexcept n
         if block == first:
             block += 1
             continue
-        # A file system that can't: they keep their data, and are not asked for again.
-        fallocate(b.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, <int64_t>(first << BLOCK_SHIFT),
-                  <int64_t>((block - first) << BLOCK_SHIFT))
+        blocks_give_back(b, first, block - first)
         n = block - first
         sub32(&b.groups[group], <uint32_t>n * GROUP_STALE)
         sub64(&b.stale, n)
@@ -250,7 +270,7 @@ cdef uint64_t trim_group(backing_t* b, uint64_t group, uint64_t most) noexcept n
 
 cdef uint64_t backing_trim(backing_t* b, uint64_t most) noexcept nogil:
     cdef uint64_t group, done = 0
-    if not b.is_file:
+    if not b.is_file and not b.wipe:
         return 0
     for group in range(b.nr_groups):
         if done >= most:
@@ -260,6 +280,22 @@ cdef uint64_t backing_trim(backing_t* b, uint64_t most) noexcept nogil:
     return done
 
 
+cdef void written_zero(backing_t* b) noexcept nogil:
+    """Zeroes every block that holds data of a page, used or not. For a store that is closed."""
+    cdef uint64_t block = 0, first
+    while block < b.nr_blocks:
+        if load32(&b.groups[block >> GROUP_SHIFT]) == 0:
+            block = ((block >> GROUP_SHIFT) + 1) << GROUP_SHIFT
+            continue
+        first = block
+        while block < b.nr_blocks and load32(&b.blocks[block]) != 0:
+            block += 1
+        if block > first:
+            blocks_zero(b, first, block - first)
+        else:
+            block += 1
+
+
 # ---- Python -----------------------------------------------------------------------------------
 
 cdef void backing_free(backing_t* b) noexcept nogil:
@@ -267,13 +303,8 @@ cdef void backing_free(backing_t* b) noexcept nogil:
         munmap(b.blocks, b.nr_blocks * sizeof(uint32_t))
     if b.groups != NULL:
         munmap(b.groups, b.nr_groups * sizeof(uint32_t))
+    free(b.zeros)
     free(b)
-
-
-cdef void* reserve(uint64_t n) noexcept nogil:
-    """Zeroed address space that costs nothing until it is used; NULL."""
-    cdef void* p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    return NULL if p == MAP_FAILED else p
 
 
 def _open(path: str, opener) -> int:
@@ -333,14 +364,15 @@ def _lock(fd: int, path: str) -> None:
 cdef class Backing:
     """A block device or regular file, opened for a store's pages; its data is lost.
 
-    It is taken as long as it is: `truncate` makes a file that costs nothing until it is written. The
-    store that it is given to closes it.
+    Its size is what it has: `truncate` makes a file that costs nothing until it is written. The store that
+    it is given to closes it. wipe: a block is overwritten with zeros soon after its last page has gone
+    (trim()), and all of them when it is closed.
     Raises OSError: what open(2) says (ENOENT, EACCES, EBUSY ...); ENOTBLK for anything but a block
     device or a regular file; EINVAL for less than 4096 bytes; EBUSY for a file in use. MemoryError.
     opener: opens the path with the flags that it gets, as os.open; for one that refuses some paths.
     """
 
-    def __cinit__(self, path: str, opener=os.open):
+    def __cinit__(self, path: str, bint wipe=False, opener=os.open):
         cdef uint64_t nr_blocks
         self.path = os.path.abspath(path)
         fd = _open(path, opener)
@@ -356,10 +388,16 @@ cdef class Backing:
                 raise MemoryError
             self.b.nr_blocks = nr_blocks
             self.b.nr_groups = (nr_blocks + GROUP_BLOCKS - 1) >> GROUP_SHIFT
-            self.b.blocks = <uint32_t*>reserve(nr_blocks * sizeof(uint32_t))
-            self.b.groups = <uint32_t*>reserve(self.b.nr_groups * sizeof(uint32_t))
+            self.b.blocks = <uint32_t*>map_sparse(nr_blocks * sizeof(uint32_t), -1)
+            self.b.groups = <uint32_t*>map_sparse(self.b.nr_groups * sizeof(uint32_t), -1)
             if self.b.blocks == NULL or self.b.groups == NULL:
                 raise MemoryError(f"no memory for the table of {nr_blocks} blocks")
+            if wipe:
+                self.b.zeros = <uint8_t*>aligned_alloc(BLOCK, ZERO_BLOCKS << BLOCK_SHIFT)
+                if self.b.zeros == NULL:
+                    raise MemoryError(f"no memory for {ZERO_BLOCKS} blocks")
+                memset(self.b.zeros, 0, ZERO_BLOCKS << BLOCK_SHIFT)
+            self.b.wipe = wipe
             self.b.key = int.from_bytes(os.urandom(8), "little")
             self.b.is_file = stat.S_ISREG(os.fstat(fd).st_mode)
             self.b.fd = fd
@@ -374,12 +412,15 @@ cdef class Backing:
         self.close()
 
     def close(self):
-        """Gives the space of a file back, and the descriptor. The store must have been closed."""
+        """Gives the space of a file back, and the descriptor. The store must have been closed. With wipe it
+        takes as long as it takes to write as much as was stored."""
         cdef backing_t* b = self.b
         self.b = NULL
         if b == NULL:
             return
         with nogil:
+            if b.wipe:
+                written_zero(b)
             if b.is_file:
                 fallocate(b.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
                           <int64_t>(b.nr_blocks << BLOCK_SHIFT))
@@ -389,6 +430,11 @@ cdef class Backing:
     @property
     def closed(self):
         return self.b == NULL
+
+    @property
+    def trims(self):
+        """Whether trim() has anything to do: for a file, and with wipe."""
+        return bool(self.b.is_file or self.b.wipe) if self.b != NULL else False
 
     @property
     def is_file(self):

@@ -66,8 +66,10 @@ def lines(Store store not None, slot, room):
             if load32(&store.st.chunks[at >> CHUNK_SHIFT]) & CHUNK_USED == 0:
                 at = ((at >> CHUNK_SHIFT) + 1) << CHUNK_SHIFT
                 continue
-            chunk_pin(store.st, before >> CHUNK_SHIFT)
-            at = format_chunk(store.st, at, out, &used, n)
+            if chunk_pin(store.st, before >> CHUNK_SHIFT):
+                at = format_chunk(store.st, at, out, &used, n)
+            else:
+                at = ((at >> CHUNK_SHIFT) + 1) << CHUNK_SHIFT
             chunk_unpin(store.st, before >> CHUNK_SHIFT)
             if at == before or at & (CHUNK_SLOTS - 1) != 0:
                 break

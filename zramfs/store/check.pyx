@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # No locks: for a store at rest only.
-"""Invariants of a store, executable; see invariants.pxd."""
+"""Invariants of a store, executable; see check.pxd."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.pool cimport pool_stats
@@ -13,7 +13,7 @@ from zramfs.store.slots cimport *
 from allocator.check import CheckError
 
 
-cdef int fail(str text) except -1:
+cdef int fail_slots(str text) except -1:
     raise CheckError(f"[S1] {text}")
 
 
@@ -24,13 +24,13 @@ cdef int check_object(store_t* st, uint64_t slot, uint64_t v, uint64_t* bytes) e
     cdef uint32_t size = 0
     cdef uint64_t header
     if zs_map(st.pool, v >> LOC_SHIFT, scratch, &size) == NULL:
-        fail(f"slot {slot} names object {idx} of zspage {number}, which does not exist")
+        fail_slots(f"slot {slot} names object {idx} of zspage {number}, which does not exist")
     header = header_ptr(st.pool, &st.arena.zspages[number], st.pool.by_index[st.arena.zspages[number].class_idx], idx)[0]
     zs_unmap(st.pool, v >> LOC_SHIFT)
     if header >> 16 != slot:
-        fail(f"slot {slot} names an object that names slot {header >> 16}")
+        fail_slots(f"slot {slot} names an object that names slot {header >> 16}")
     if slot_type(v) == HUGE and size != PAGE:
-        fail(f"the huge object of slot {slot} has {size} bytes")
+        fail_slots(f"the huge object of slot {slot} has {size} bytes")
     if slot_type(v) != SAME_OBJ:
         bytes[0] += size
     return 0
@@ -46,10 +46,10 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
         for slot in range(chunk << CHUNK_SHIFT, min((chunk + 1) << CHUNK_SHIFT, st.nr_slots)):
             v = load64(&st.slots[slot])
             if v & SLOT_LOCK:
-                fail(f"slot {slot} is locked in a store at rest")
+                fail_slots(f"slot {slot} is locked in a store at rest")
             if slot_type(v) == EMPTY:
                 if v != 0:
-                    fail(f"slot {slot} is empty and holds {v:#x}")
+                    fail_slots(f"slot {slot} is empty and holds {v:#x}")
                 continue
             used += 1
             same += slot_type(v) == SAME or slot_type(v) == SAME_OBJ
@@ -60,16 +60,16 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
             flags = v & (<uint64_t>PRIO_MASK << PRIO_SHIFT | SLOT_IDLE | SLOT_INCOMPRESSIBLE | SLOT_POST)
             if (flags & SLOT_POST or flags and (slot_type(v) == SAME or slot_type(v) == SAME_OBJ)
                     or flags & SLOT_IDLE and slot_type(v) == WRITTEN_BACK):
-                fail(f"slot {slot} of type {slot_type(v)} has the flags {flags:#x}")
+                fail_slots(f"slot {slot} of type {slot_type(v)} has the flags {flags:#x}")
             compressed = slot_type(v) == OBJ or slot_type(v) == WRITTEN_BACK and not v & BACK_HUGE
             if ctx.codec[slot_prio(v)] == NULL or slot_prio(v) and not compressed:
-                fail(f"slot {slot} of type {slot_type(v)} has the priority {slot_prio(v)}")
+                fail_slots(f"slot {slot} of type {slot_type(v)} has the priority {slot_prio(v)}")
             if level >= 3 and slot_type(v) != WRITTEN_BACK and page_load(st, ctx, v, ctx.page) != 0:
-                fail(f"the page of slot {slot} can't be decompressed")
+                fail_slots(f"the page of slot {slot} can't be decompressed")
             if level >= 3 and slot_type(v) == WRITTEN_BACK and back_load(st, ctx, slot, v, ctx.page) != 0:
-                fail(f"the page of slot {slot} can't be read from the backing store")
+                fail_slots(f"the page of slot {slot} can't be read from the backing store")
         if used != load32(&st.chunks[chunk]):
-            fail(f"chunk {chunk} has {used} slots in use and says {load32(&st.chunks[chunk]):#x}")
+            fail_slots(f"chunk {chunk} has {used} slots in use and says {load32(&st.chunks[chunk]):#x}")
         stored += used
     for name, found, counted in (
         ("pages stored", stored, st.pages_stored), ("same-filled pages", same, st.same_pages),
@@ -77,16 +77,15 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
         ("objects", objects, pool_stats(st.pool).objects),
     ):
         if found != counted:
-            fail(f"{found} {name} in the slot table, {counted} counted")
+            fail_slots(f"{found} {name} in the slot table, {counted} counted")
     return 0
 
 
 cdef int check_backing(store_t* st, Backing backing) except -1:
     cdef uint64_t nbytes = st.backing.nr_blocks * sizeof(uint32_t), slot, v, found = 0, offset
     cdef uint32_t extent, first
-    cdef void* p = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    cdef uint32_t* live = <uint32_t*>p
-    if p == MAP_FAILED:
+    cdef uint32_t* live = <uint32_t*>map_sparse(nbytes, -1)
+    if live == NULL:
         raise MemoryError(f"no memory to count {st.backing.nr_blocks} blocks")
     try:
         for slot in range(st.nr_slots):
@@ -99,13 +98,13 @@ cdef int check_backing(store_t* st, Backing backing) except -1:
             offset, extent = back_offset(v), back_extent(back_size(v))
             first = min(extent, <uint32_t>(PAGE - (offset & (PAGE - 1))))
             if offset + extent > st.backing.nr_blocks << PAGE_SHIFT:
-                fail(f"slot {slot} lies at {offset} of the backing store, which is shorter")
+                fail_slots(f"slot {slot} lies at {offset} of the backing store, which is shorter")
             live[offset >> PAGE_SHIFT] += first
             if extent > first:
                 live[(offset >> PAGE_SHIFT) + 1] += extent - first
         if found != st.written_back:
-            fail(f"{found} pages written back in the slot table, {st.written_back} counted")
+            fail_slots(f"{found} pages written back in the slot table, {st.written_back} counted")
         backing.check(live)
     finally:
-        munmap(p, nbytes)
+        munmap(live, nbytes)
     return 0

@@ -21,7 +21,7 @@ cdef inline bint in_range(store_t* st, uint64_t off, uint64_t n) noexcept nogil:
     return off <= store_disksize(st) and n <= store_disksize(st) - off
 
 
-cdef inline uint64_t cut(uint64_t off, uint64_t end, uint32_t shift) noexcept nogil:
+cdef inline uint64_t piece_end(uint64_t off, uint64_t end, uint32_t shift) noexcept nogil:
     """The end of the piece of [off, end) that lies in the unit of 2^shift bytes around off."""
     cdef uint64_t border = ((off >> shift) + 1) << shift
     return border if border < end else end
@@ -32,7 +32,7 @@ cdef int read_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end, u
     cdef uint32_t start
     cdef int r = 0
     while off < end:
-        piece = cut(off, end, PAGE_SHIFT)
+        piece = piece_end(off, end, PAGE_SHIFT)
         start = <uint32_t>(off & (PAGE - 1))
         if piece - off == PAGE:
             r = page_read(st, ctx, off >> PAGE_SHIFT, buf)
@@ -55,13 +55,17 @@ cdef int store_read(store_t* st, store_ctx_t* ctx, uint64_t off, uint8_t* buf, u
     if not in_range(st, off, n):
         return -EINVAL
     while off < end:
-        piece = cut(off, end, PAGE_SHIFT + CHUNK_SHIFT)
+        piece = piece_end(off, end, PAGE_SHIFT + CHUNK_SHIFT)
         chunk = off >> (PAGE_SHIFT + CHUNK_SHIFT)
+        # Looked at first without a pin, so that reading an empty device changes no word.
         if load32(&st.chunks[chunk]) & CHUNK_USED == 0:
             memset(buf, 0, piece - off)
         else:
-            chunk_pin(st, chunk)
-            r = read_chunk(st, ctx, off, piece, buf)
+            r = 0
+            if chunk_pin(st, chunk):
+                r = read_chunk(st, ctx, off, piece, buf)
+            else:
+                memset(buf, 0, piece - off)
             chunk_unpin(st, chunk)
             if r != 0:
                 return r
@@ -75,7 +79,7 @@ cdef int write_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end, 
     cdef uint64_t piece
     cdef int r
     while off < end:
-        piece = cut(off, end, PAGE_SHIFT)
+        piece = piece_end(off, end, PAGE_SHIFT)
         if piece - off == PAGE:
             r = page_write(st, ctx, off >> PAGE_SHIFT, buf)
         else:
@@ -100,9 +104,12 @@ cdef int store_write(store_t* st, store_ctx_t* ctx, uint64_t off, const uint8_t*
     off += done[0]
     buf += done[0]
     while off < end:
-        piece = cut(off, end, PAGE_SHIFT + CHUNK_SHIFT)
+        piece = piece_end(off, end, PAGE_SHIFT + CHUNK_SHIFT)
         chunk = off >> (PAGE_SHIFT + CHUNK_SHIFT)
-        chunk_pin(st, chunk)
+        r = chunk_open(st, chunk)
+        if r != 0:
+            add64(&st.failed_writes, 1)
+            return r
         r = write_chunk(st, ctx, off, piece, buf, done)
         chunk_unpin(st, chunk)
         if r != 0:
@@ -117,13 +124,13 @@ cdef void free_pages(store_t* st, uint64_t slot, uint64_t last) noexcept nogil:
     cdef uint64_t piece, chunk
     while slot < last:
         chunk = slot >> CHUNK_SHIFT
-        piece = cut(slot, last, CHUNK_SHIFT)
+        piece = piece_end(slot, last, CHUNK_SHIFT)
         # Without a slot in use there is nothing to free, however large the range.
         if load32(&st.chunks[chunk]) & CHUNK_USED != 0:
-            chunk_pin(st, chunk)
-            while slot < piece:
-                page_free(st, slot)
-                slot += 1
+            if chunk_pin(st, chunk):
+                while slot < piece:
+                    page_free(st, slot)
+                    slot += 1
             chunk_unpin(st, chunk)
         slot = piece
 
@@ -131,11 +138,11 @@ cdef void free_pages(store_t* st, uint64_t slot, uint64_t last) noexcept nogil:
 cdef int zero_part(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end) noexcept nogil:
     """[off, end) of one page."""
     cdef uint64_t slot = off >> PAGE_SHIFT, chunk = slot >> CHUNK_SHIFT
-    cdef int r
+    cdef int r = 0
     if off >= end or load32(&st.chunks[chunk]) & CHUNK_USED == 0:
         return 0
-    chunk_pin(st, chunk)
-    r = page_update(st, ctx, slot, <uint32_t>(off & (PAGE - 1)), NULL, <uint32_t>(end - off))
+    if chunk_pin(st, chunk):
+        r = page_update(st, ctx, slot, <uint32_t>(off & (PAGE - 1)), NULL, <uint32_t>(end - off))
     chunk_unpin(st, chunk)
     if r != 0 and r != -EAGAIN:
         add64(&st.failed_writes, 1)
@@ -165,10 +172,12 @@ cdef int store_zero(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t n, uin
 
 cdef uint64_t seek_in_chunk(store_t* st, uint64_t slot, bint hole) noexcept nogil:
     """The first slot of a kind at or after slot, or the end of its chunk or of the device."""
-    cdef uint64_t end = cut(slot, st.nr_slots, CHUNK_SHIFT), chunk = slot >> CHUNK_SHIFT
-    chunk_pin(st, chunk)
-    while slot < end and (slot_type(load64(&st.slots[slot])) == EMPTY) != hole:
-        slot += 1
+    cdef uint64_t end = piece_end(slot, st.nr_slots, CHUNK_SHIFT), chunk = slot >> CHUNK_SHIFT
+    if chunk_pin(st, chunk):
+        while slot < end and (slot_type(load64(&st.slots[slot])) == EMPTY) != hole:
+            slot += 1
+    elif not hole:
+        slot = end
     chunk_unpin(st, chunk)
     return slot
 
@@ -179,7 +188,7 @@ cdef int64_t store_seek(store_t* st, uint64_t off, bint hole) noexcept nogil:
     if off >= store_disksize(st):
         return -ENXIO
     while slot < st.nr_slots:
-        end = cut(slot, st.nr_slots, CHUNK_SHIFT)
+        end = piece_end(slot, st.nr_slots, CHUNK_SHIFT)
         used = load32(&st.chunks[slot >> CHUNK_SHIFT]) & CHUNK_USED
         if used == 0:
             if hole:

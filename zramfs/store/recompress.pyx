@@ -27,7 +27,7 @@ cdef enum:
     OVER = 64
 
 
-cdef struct job_t:
+cdef struct recompression_t:
     # constant
     store_t* st
     store_ctx_t* ctx
@@ -52,13 +52,13 @@ cdef struct job_t:
 
 # ---- first stage ------------------------------------------------------------------------------
 
-cdef inline bint eligible(job_t* job, uint64_t v) noexcept nogil:
+cdef inline bint eligible(recompression_t* job, uint64_t v) noexcept nogil:
     if slot_type(v) != OBJ and slot_type(v) != HUGE or job.huge and slot_type(v) != HUGE:
         return False
     return (v & job.wanted == job.wanted and not v & SLOT_INCOMPRESSIBLE and slot_prio(v) < job.prio)
 
 
-cdef bint select_chunk(job_t* job, uint64_t chunk) noexcept nogil:
+cdef bint select_chunk(recompression_t* job, uint64_t chunk) noexcept nogil:
     cdef store_t* st = job.st
     cdef uint64_t slot = chunk << CHUNK_SHIFT, end = slot + CHUNK_SLOTS, v
     cdef uint32_t size
@@ -81,17 +81,17 @@ cdef bint select_chunk(job_t* job, uint64_t chunk) noexcept nogil:
     return True
 
 
-cdef int select_slice(job_t* job, uint64_t until) noexcept nogil:
+cdef int select_slice(recompression_t* job, uint64_t until) noexcept nogil:
     """1 = more to look through, 0 = done, -1 = memory is short."""
     cdef uint64_t chunk
+    cdef bint room
     while job.chunk < job.st.nr_chunks:
         chunk = job.chunk
         if load32(&job.st.chunks[chunk]) & CHUNK_USED != 0:
-            chunk_pin(job.st, chunk)
-            if not select_chunk(job, chunk):
-                chunk_unpin(job.st, chunk)
-                return -1
+            room = not chunk_pin(job.st, chunk) or select_chunk(job, chunk)
             chunk_unpin(job.st, chunk)
+            if not room:
+                return -1
         job.chunk += 1
         if job.chunk % SELECT_CHUNKS == 0 and now_ns() >= until:
             return 1
@@ -100,10 +100,10 @@ cdef int select_slice(job_t* job, uint64_t until) noexcept nogil:
 
 # ---- second stage -----------------------------------------------------------------------------
 
-cdef void commit(job_t* job, uint64_t slot, uint32_t size, uint32_t fresh) noexcept nogil:
-    """size, fresh: bytes of the object and of the one that was made of it."""
+cdef void result_commit(recompression_t* job, uint64_t slot, uint32_t size, uint32_t fresh) noexcept nogil:
+    """size, fresh: bytes of the object and of the one that was made of it, which lies in ctx.comp."""
     cdef store_t* st = job.st
-    cdef store_ctx_t* ctx = job.ctx
+    cdef prepared_t page
     cdef size_class_t* old_class = class_for(st.pool, size)
     cdef size_class_t* new_class = class_for(st.pool, fresh)
     cdef uint64_t v = slot_lock(st, slot)
@@ -120,13 +120,10 @@ cdef void commit(job_t* job, uint64_t slot, uint32_t size, uint32_t fresh) noexc
             job.incompressible += 1
         slot_unlock(st, slot, v)
         return
-    ctx.type = OBJ
-    ctx.data = ctx.comp
-    ctx.size = fresh
-    ctx.bits = <uint64_t>job.prio << PRIO_SHIFT
-    ctx.over = OVER
-    r = commit_locked(st, ctx, slot, v)
-    ctx.over = 0
+    page.type, page.size, page.data, page.word = OBJ, fresh, job.ctx.comp, 0
+    page.bits = <uint64_t>job.prio << PRIO_SHIFT
+    page.over = OVER
+    r = commit_locked(st, slot, v, &page)
     if r == 0:
         job.won += 1
         job.bytes_saved += size - fresh
@@ -134,7 +131,7 @@ cdef void commit(job_t* job, uint64_t slot, uint32_t size, uint32_t fresh) noexc
         job.no_room += 1
 
 
-cdef void recompress_page(job_t* job, uint64_t slot) noexcept nogil:
+cdef void recompress_page(recompression_t* job, uint64_t slot) noexcept nogil:
     cdef store_t* st = job.st
     cdef store_ctx_t* ctx = job.ctx
     cdef uint64_t v = slot_lock(st, slot)
@@ -151,24 +148,24 @@ cdef void recompress_page(job_t* job, uint64_t slot) noexcept nogil:
     slot_unlock(st, slot, v & ~<uint64_t>SLOT_IDLE)
     job.tried += 1
     n = codec_compress(job.codec, ctx.page, PAGE, ctx.comp, <int>st.max_object)
-    commit(job, slot, size, <uint32_t>n if n > 0 else PAGE)
+    result_commit(job, slot, size, <uint32_t>n if n > 0 else PAGE)
 
 
-cdef bint step_slice(job_t* job, uint64_t until) noexcept nogil:
+cdef bint step_slice(recompression_t* job, uint64_t until) noexcept nogil:
     """True if there is more to do."""
     cdef uint64_t slot
     while job.tried < job.max_pages:
         if not candidates_take(&job.selected, &slot):
             return False
-        chunk_pin(job.st, slot >> CHUNK_SHIFT)
-        recompress_page(job, slot)
+        if chunk_pin(job.st, slot >> CHUNK_SHIFT):
+            recompress_page(job, slot)
         chunk_unpin(job.st, slot >> CHUNK_SHIFT)
         if now_ns() >= until:
             return True
     return False
 
 
-cdef void drop_rest(job_t* job, bint closed) noexcept nogil:
+cdef void unselect_rest(recompression_t* job, bint closed) noexcept nogil:
     cdef uint64_t slot
     while candidates_take(&job.selected, &slot):
         if not closed:
@@ -191,7 +188,7 @@ cdef class Recompression:
     no lock for longer than a page takes, and can be the last: what was done is complete.
     Raises ValueError (priority not configured, threshold), OSError(EBUSY) beside another one, MemoryError.
     """
-    cdef job_t job
+    cdef recompression_t job
     cdef Store store                # None once finished
 
     def __cinit__(self, Store store not None, priority, *, bint idle=False, bint huge=False,
@@ -259,7 +256,7 @@ cdef class Recompression:
         if store is not None:
             closed = (<Store>store).st == NULL
             with nogil:
-                drop_rest(&self.job, closed)
+                unselect_rest(&self.job, closed)
             self.job.ctx = NULL
             if ctx != NULL:
                 (<Store>store).put_ctx(ctx)
@@ -269,7 +266,7 @@ cdef class Recompression:
         return self.stats()
 
     def stats(self):
-        cdef job_t* job = &self.job
+        cdef recompression_t* job = &self.job
         return RecompressionStats(
             tried=job.tried, won=job.won, bytes_saved=job.bytes_saved, kept=job.kept,
             incompressible=job.incompressible, no_room=job.no_room, busy=job.busy)

@@ -28,8 +28,9 @@ A write commits with one store into its slot, which also drops the lock: at ever
 names a whole object. The old object is freed after that.
 
 Chunks: 512 slots, one page of the table, 2 MiB of the device. A chunk's word counts the slots in
-use (low half) and the threads inside (high half). A chunk that counts no slot is never looked at,
-so an unwritten device costs nothing, and its page of the table goes back to the OS.
+use (low half) and the threads inside (high half). The slots of a chunk that counts none are never
+touched, so an unwritten device costs nothing, and its page of the table goes back to the OS. A write
+asks for that page first (chunk_open()), because the OS may refuse it: a touch would be a SIGBUS then.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -90,7 +91,7 @@ cdef struct store_t:
     uint32_t max_object         # largest compressed size that is kept; larger pages are huge
     bint stays_ready            # the slot table is resident and stays so, and contexts are made resident
     backing_t* backing          # NULL = none
-    # access times (access.pxd): seconds since boot, one for each slot, written without a lock
+    # access times (access_times.pxd): seconds since boot, one for each slot, written without a lock
     uint32_t* atime             # atomic: NULL until tracking was switched on for the first time
     uint64_t atime_len          # bytes of that mapping; under Store's GIL
     uint32_t atime_on           # atomic: 0 or 1
@@ -115,7 +116,9 @@ cdef struct store_ctx_t:        # one thread's workspace
     uint8_t* scratch            # an object that straddles two frames
     uint8_t* io                 # FETCH_BYTES: blocks of the backing store
     bint may_wait               # for the backing store; else its pages are -EAGAIN
-    # the page that prepare() has looked at
+
+
+cdef struct prepared_t:         # how a page is to be stored
     uint32_t type
     uint32_t size               # bytes of the object, 0 = none
     const uint8_t* data         # the object's bytes
@@ -124,13 +127,16 @@ cdef struct store_ctx_t:        # one thread's workspace
     uint32_t over               # pages that the pool may take beyond its limit for it
 
 
-# Threads between these two may touch the chunk's slots. try: False while it is being given back.
-# The last to leave a chunk without a slot in use gives its page of the table back to the OS.
-cdef void chunk_pin(store_t* st, uint64_t chunk) noexcept nogil
-cdef bint chunk_try_pin(store_t* st, uint64_t chunk) noexcept nogil
+# A pinned chunk keeps its page of the table, until chunk_unpin(). True: a slot of it is in use, so that the
+# page has its memory and the slots may be touched. False: none is, and all slots count as EMPTY. The last
+# thread that leaves a chunk without a slot in use gives its page of the table back to the OS.
+cdef bint chunk_pin(store_t* st, uint64_t chunk) noexcept nogil
 cdef void chunk_unpin(store_t* st, uint64_t chunk) noexcept nogil
+# Pins a chunk whose slots may be touched in any case: 0. -ENOSPC when the OS refuses the page of the table;
+# the chunk is not pinned then.
+cdef int chunk_open(store_t* st, uint64_t chunk) noexcept nogil
 
-# Whole pages; the caller has pinned the chunk. 0 or a negative errno; on an error the slot keeps
+# Whole pages; the caller may touch the chunk's slots. 0 or a negative errno; on an error the slot keeps
 # what it held. -EAGAIN, from all but write and free: the page is on the backing store, and the context
 # may not wait for that.
 cdef int page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil
@@ -140,17 +146,17 @@ cdef int page_update(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t star
                      uint32_t n) noexcept nogil
 cdef void page_free(store_t* st, uint64_t slot) noexcept nogil
 
-# For post-processing and those who look. The value of a locked slot, without the lock bit; the store
-# of a value that unlocks it. Held for a decompression or the copy of one object.
+# For post-processing, and for looks at a page. slot_lock: the value of the slot, without the lock bit.
+# slot_unlock: stores a value, which unlocks the slot. Held for a decompression or the copy of one object.
 cdef uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil
 cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil
 # The page that the value of a locked slot names; no access: flags and access time stay. 0 or -EIO.
 cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil
-# The same for one on the backing store, whose blocks the caller has pinned, or nobody else is at work.
+# The same for a page on the backing store. The caller has pinned its blocks, or no other thread is at work.
 cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil
-# Stores what ctx.type, size, data, word, bits and over say in a locked slot, frees what its value old names,
-# and unlocks it. On an error (-ENOSPC, -EIO) the slot gets the value old.
-cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t old) noexcept nogil
+# Stores a page in a locked slot, frees what its value old names, and unlocks it. On an error (-ENOSPC,
+# -EIO) the slot gets the value old.
+cdef int commit_locked(store_t* st, uint64_t slot, uint64_t old, const prepared_t* page) noexcept nogil
 # Bytes of the object of a locked slot; 0 if it is damaged.
 cdef uint32_t object_size(store_t* st, store_ctx_t* ctx, uint64_t v) noexcept nogil
 # Post-processing, in the steps select, copy, commit; each pins the chunk itself. A slot that is read,
@@ -160,8 +166,8 @@ cdef uint32_t slot_select(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t
 cdef void slot_unselect(store_t* st, uint64_t slot) noexcept nogil
 # The object of a selected slot to dst (a page): its size in bytes, or 0.
 cdef uint32_t slot_copy(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil
-# A selected slot's object lies on the backing store now (place: back_place()). False: it lies there
-# for nobody.
+# A selected slot's object lies on the backing store now (place: back_place()). False: the slot has changed,
+# and the caller must release the blocks.
 cdef bint slot_written_back(store_t* st, uint64_t slot, uint64_t place) noexcept nogil
 
 # Object compaction's hooks, see pool_ops_t. ctx is the store.

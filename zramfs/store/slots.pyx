@@ -8,6 +8,7 @@ from libc.string cimport memcpy, memset
 
 from allocator.frames cimport arena_t
 from allocator.layout cimport LOC_BITS
+from allocator.populate cimport arena_populate_user
 from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_free, zs_malloc_over, zs_map, zs_unmap, zs_write
 from zramfs.store.backing cimport (
@@ -19,12 +20,15 @@ from zramfs.store.page cimport boot_seconds, fill_words, same_filled
 
 # ---- chunks -----------------------------------------------------------------------------------
 
-cdef void chunk_pin(store_t* st, uint64_t chunk) noexcept nogil:
+cdef bint chunk_pin(store_t* st, uint64_t chunk) noexcept nogil:
     cdef unsigned int round = 0
-    while add32(&st.chunks[chunk], CHUNK_PIN) & CHUNK_CLOSING:
+    cdef uint32_t v = add32(&st.chunks[chunk], CHUNK_PIN)
+    while v & CHUNK_CLOSING:
         sub32(&st.chunks[chunk], CHUNK_PIN)
         relax(round)
         round += 1
+        v = add32(&st.chunks[chunk], CHUNK_PIN)
+    return v & CHUNK_USED != 0
 
 
 cdef bint chunk_try_pin(store_t* st, uint64_t chunk) noexcept nogil:
@@ -47,10 +51,18 @@ cdef void chunk_give_back(store_t* st, uint64_t chunk) noexcept nogil:
 
 
 cdef void chunk_unpin(store_t* st, uint64_t chunk) noexcept nogil:
-    # Not only after a discard: a look at a slot, or a write that failed, brings the page into
-    # being too, and whoever is inside keeps the discarding thread from giving it back.
+    # Not only after a discard: a write that failed has asked for the page too, and another thread inside
+    # keeps the discarding thread from giving it back.
     if sub32(&st.chunks[chunk], CHUNK_PIN) == 0:
         chunk_give_back(st, chunk)
+
+
+cdef int chunk_open(store_t* st, uint64_t chunk) noexcept nogil:
+    # Two threads may do this at once, which does no harm. A chunk that counts a slot was opened before.
+    if chunk_pin(st, chunk) or st.stays_ready or arena_populate_user(st.arena, chunk * PAGE, PAGE) == 0:
+        return 0
+    chunk_unpin(st, chunk)
+    return -ENOSPC
 
 
 # ---- slots ------------------------------------------------------------------------------------
@@ -92,7 +104,7 @@ cdef void slot_moved(void* st, uint64_t slot, uint64_t loc) noexcept nogil:
     chunk_unpin(s, slot >> CHUNK_SHIFT)
 
 
-cdef inline void touch(store_t* st, uint64_t slot) noexcept nogil:
+cdef inline void note_access(store_t* st, uint64_t slot) noexcept nogil:
     if load32(&st.atime_on):
         store32(&st.atime[slot], boot_seconds())
 
@@ -143,7 +155,7 @@ cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noex
     return r
 
 
-cdef int unpack(store_ctx_t* ctx, uint64_t v, const uint8_t* p, uint32_t size, uint8_t* dst) noexcept nogil:
+cdef int object_unpack(store_ctx_t* ctx, uint64_t v, const uint8_t* p, uint32_t size, uint8_t* dst) noexcept nogil:
     """The page whose object, compressed or raw, lies at p."""
     if size == PAGE:
         memcpy(dst, p, PAGE)
@@ -155,13 +167,13 @@ cdef int unpack(store_ctx_t* ctx, uint64_t v, const uint8_t* p, uint32_t size, u
 
 cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil:
     cdef const uint8_t* p = backing_fetch(st.backing, slot, v, ctx.io)
-    return unpack(ctx, v, p, back_size(v), dst) if p != NULL else -EIO
+    return object_unpack(ctx, v, p, back_size(v), dst) if p != NULL else -EIO
 
 
 cdef int fetch_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil:
-    """The page of a locked slot that was written back. The slot is unlocked before the device is
-    asked; after a success the object's blocks are pinned, for whom comes back to see whether the slot
-    still names it: as long as they are, no other object can lie there, so an equal slot is the same."""
+    """The page of a locked slot that was written back. The slot is unlocked before the device is asked.
+    After a success the object's blocks stay pinned, so that the caller can check whether the slot still
+    names the object: no other object can lie there meanwhile, so an equal value names the same one."""
     cdef int r
     if not ctx.may_wait:
         slot_unlock(st, slot, v)
@@ -174,7 +186,7 @@ cdef int fetch_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, 
     return r
 
 
-cdef void release(store_t* st, uint64_t v) noexcept nogil:
+cdef void value_release(store_t* st, uint64_t v) noexcept nogil:
     """Frees what an old value named, which no slot names any more."""
     cdef uint32_t kind = slot_type(v)
     cdef int size
@@ -193,53 +205,54 @@ cdef void release(store_t* st, uint64_t v) noexcept nogil:
             sub64(&st.compr_bytes, <uint64_t>size)
 
 
-cdef void prepare(store_t* st, store_ctx_t* ctx, const uint8_t* page) noexcept nogil:
-    """Decides how a page will be kept, and compresses it; touches nothing shared."""
+cdef void page_prepare(store_t* st, store_ctx_t* ctx, const uint8_t* page, prepared_t* p) noexcept nogil:
+    """Decides how a page is to be stored, and compresses it into ctx.comp. Touches nothing shared. What
+    p.data points to is valid as long as page, ctx.comp and p are."""
     cdef int n
-    ctx.bits = 0
-    ctx.over = 0
-    if same_filled(page, &ctx.word):
-        ctx.type = SAME if fits_slot(ctx.word) else SAME_OBJ
-        ctx.data = <const uint8_t*>&ctx.word
-        ctx.size = 0 if ctx.type == SAME else sizeof(ctx.word)
+    p.bits = 0
+    p.over = 0
+    if same_filled(page, &p.word):
+        p.type = SAME if fits_slot(p.word) else SAME_OBJ
+        p.data = <const uint8_t*>&p.word
+        p.size = 0 if p.type == SAME else sizeof(p.word)
         return
     n = codec_compress(ctx.codec[0], page, PAGE, ctx.comp, <int>st.max_object)
     if n > 0:
-        ctx.type = OBJ
-        ctx.data = ctx.comp
-        ctx.size = <uint32_t>n
+        p.type = OBJ
+        p.data = ctx.comp
+        p.size = <uint32_t>n
     else:
-        ctx.type = HUGE
-        ctx.data = page
-        ctx.size = PAGE
+        p.type = HUGE
+        p.data = page
+        p.size = PAGE
 
 
-cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t old) noexcept nogil:
+cdef int commit_locked(store_t* st, uint64_t slot, uint64_t old, const prepared_t* page) noexcept nogil:
     cdef uint64_t loc = 0, new
     cdef int r
-    if ctx.type == SAME:
-        new = same_slot(ctx.word)
+    if page.type == SAME:
+        new = same_slot(page.word)
     else:
-        r = zs_malloc_over(st.pool, ctx.size, slot, ctx.over, &loc)
+        r = zs_malloc_over(st.pool, page.size, slot, page.over, &loc)
         if r == 0:
-            r = zs_write(st.pool, loc, ctx.data, ctx.size)
+            r = zs_write(st.pool, loc, page.data, page.size)
         if r != 0:
             slot_unlock(st, slot, old)
             return -ENOSPC if r == -ENOMEM else r
-        new = <uint64_t>ctx.type << TYPE_SHIFT | loc << LOC_SHIFT | ctx.bits
+        new = <uint64_t>page.type << TYPE_SHIFT | loc << LOC_SHIFT | page.bits
     if slot_type(old) == EMPTY:
         add32(&st.chunks[slot >> CHUNK_SHIFT], 1)
         add64(&st.pages_stored, 1)
-    # Counted before anybody can free it: a sum must not pass below zero, even for a moment.
-    if ctx.type == SAME or ctx.type == SAME_OBJ:
+    # Counted before another thread can free it: a sum must not pass below zero, even for a moment.
+    if page.type == SAME or page.type == SAME_OBJ:
         add64(&st.same_pages, 1)
     else:
-        add64(&st.compr_bytes, ctx.size)
-    if ctx.type == HUGE:
+        add64(&st.compr_bytes, page.size)
+    if page.type == HUGE:
         add64(&st.huge_pages, 1)
         add64(&st.huge_pages_since, 1)
     slot_unlock(st, slot, new)
-    release(st, old)
+    value_release(st, old)
     return 0
 
 
@@ -248,7 +261,7 @@ cdef int commit_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t ol
 cdef int page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil:
     cdef uint64_t v = load64(&st.slots[slot])
     cdef int r
-    touch(st, slot)
+    note_access(st, slot)
     if not v & SLOT_LOCK and slot_type(v) <= SAME:
         return page_load(st, ctx, v, dst)
     v = slot_lock(st, slot)
@@ -264,14 +277,16 @@ cdef int page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) n
 
 
 cdef int page_write(store_t* st, store_ctx_t* ctx, uint64_t slot, const uint8_t* src) noexcept nogil:
-    prepare(st, ctx, src)
-    touch(st, slot)
-    return commit_locked(st, ctx, slot, slot_lock(st, slot))
+    cdef prepared_t page
+    page_prepare(st, ctx, src, &page)
+    note_access(st, slot)
+    return commit_locked(st, slot, slot_lock(st, slot), &page)
 
 
 cdef int page_update(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t start, const uint8_t* src,
                      uint32_t n) noexcept nogil:
     cdef uint64_t v = slot_lock(st, slot), now
+    cdef prepared_t page
     cdef bint fetched = False
     cdef int r
     while slot_type(v) == WRITTEN_BACK and not fetched:
@@ -293,9 +308,9 @@ cdef int page_update(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t star
         memcpy(ctx.page + start, src, n)
     else:
         memset(ctx.page + start, 0, n)
-    touch(st, slot)
-    prepare(st, ctx, ctx.page)
-    return commit_locked(st, ctx, slot, v)
+    note_access(st, slot)
+    page_prepare(st, ctx, ctx.page, &page)
+    return commit_locked(st, slot, v, &page)
 
 
 cdef void page_free(store_t* st, uint64_t slot) noexcept nogil:
@@ -309,7 +324,7 @@ cdef void page_free(store_t* st, uint64_t slot) noexcept nogil:
         return
     sub32(&st.chunks[slot >> CHUNK_SHIFT], 1)
     sub64(&st.pages_stored, 1)
-    release(st, v)
+    value_release(st, v)
 
 
 # ---- post-processing ----------------------------------------------------------------------------
@@ -324,7 +339,7 @@ cdef uint32_t object_size(store_t* st, store_ctx_t* ctx, uint64_t v) noexcept no
     return size
 
 
-cdef inline bint wanted(uint64_t v, uint32_t want) noexcept nogil:
+cdef inline bint slot_wanted(uint64_t v, uint32_t want) noexcept nogil:
     if (slot_type(v) != OBJ and slot_type(v) != HUGE) or v & SLOT_POST:
         return False
     return ((not want & WANT_IDLE or v & SLOT_IDLE) and (not want & WANT_HUGE or slot_type(v) == HUGE)
@@ -335,22 +350,20 @@ cdef uint32_t slot_select(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t
     cdef uint32_t size = 0
     cdef uint64_t v
     # Looked at first without the lock: most slots are not wanted.
-    if load32(&st.chunks[slot >> CHUNK_SHIFT]) & CHUNK_USED == 0 or not wanted(load64(&st.slots[slot]), want):
-        return 0
-    chunk_pin(st, slot >> CHUNK_SHIFT)
-    v = slot_lock(st, slot)
-    if wanted(v, want):
-        size = object_size(st, ctx, v)
-        if size != 0:
-            v |= SLOT_POST
-    slot_unlock(st, slot, v)
+    if chunk_pin(st, slot >> CHUNK_SHIFT) and slot_wanted(load64(&st.slots[slot]), want):
+        v = slot_lock(st, slot)
+        if slot_wanted(v, want):
+            size = object_size(st, ctx, v)
+            if size != 0:
+                v |= SLOT_POST
+        slot_unlock(st, slot, v)
     chunk_unpin(st, slot >> CHUNK_SHIFT)
     return size
 
 
 cdef void slot_unselect(store_t* st, uint64_t slot) noexcept nogil:
-    chunk_pin(st, slot >> CHUNK_SHIFT)
-    slot_unlock(st, slot, slot_lock(st, slot) & ~<uint64_t>SLOT_POST)
+    if chunk_pin(st, slot >> CHUNK_SHIFT):
+        slot_unlock(st, slot, slot_lock(st, slot) & ~<uint64_t>SLOT_POST)
     chunk_unpin(st, slot >> CHUNK_SHIFT)
 
 
@@ -361,29 +374,29 @@ cdef uint32_t slot_copy(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* d
     # Before the lock: see "Why swap cannot deadlock" in docs/concurrency.md.
     if st.stays_ready:
         make_resident(dst, PAGE)
-    chunk_pin(st, slot >> CHUNK_SHIFT)
-    v = slot_lock(st, slot)
-    if v & SLOT_POST:
-        p = zs_map(st.pool, v >> LOC_SHIFT, ctx.scratch, &size)
-        if p != NULL:
-            memcpy(dst, p, size)
-            zs_unmap(st.pool, v >> LOC_SHIFT)
-    slot_unlock(st, slot, v)
+    if chunk_pin(st, slot >> CHUNK_SHIFT):
+        v = slot_lock(st, slot)
+        if v & SLOT_POST:
+            p = zs_map(st.pool, v >> LOC_SHIFT, ctx.scratch, &size)
+            if p != NULL:
+                memcpy(dst, p, size)
+                zs_unmap(st.pool, v >> LOC_SHIFT)
+        slot_unlock(st, slot, v)
     chunk_unpin(st, slot >> CHUNK_SHIFT)
     return size
 
 
 cdef bint slot_written_back(store_t* st, uint64_t slot, uint64_t place) noexcept nogil:
     cdef uint64_t v, kept = PRIO_MASK << PRIO_SHIFT | SLOT_INCOMPRESSIBLE
-    cdef bint selected
-    chunk_pin(st, slot >> CHUNK_SHIFT)
-    v = slot_lock(st, slot)
-    selected = v & SLOT_POST != 0
-    if selected:
-        add64(&st.written_back, 1)
-        slot_unlock(st, slot, place | WRITTEN_BACK << TYPE_SHIFT | v & kept)
-        release(st, v)
-    else:
-        slot_unlock(st, slot, v)
+    cdef bint selected = False
+    if chunk_pin(st, slot >> CHUNK_SHIFT):
+        v = slot_lock(st, slot)
+        selected = v & SLOT_POST != 0
+        if selected:
+            add64(&st.written_back, 1)
+            slot_unlock(st, slot, place | WRITTEN_BACK << TYPE_SHIFT | v & kept)
+            value_release(st, v)
+        else:
+            slot_unlock(st, slot, v)
     chunk_unpin(st, slot >> CHUNK_SHIFT)
     return selected

@@ -5,6 +5,7 @@ from libc.stdint cimport uint32_t
 from allocator.arena cimport Arena
 from allocator.balloon cimport Balloon
 from allocator.compaction cimport Migration
+from allocator.headroom cimport Headroom
 from allocator.reserve cimport Reserve
 from zramfs.store.backing cimport Backing
 from zramfs.store.slots cimport store_ctx_t, store_t
@@ -17,6 +18,7 @@ cdef class Store:
     cdef readonly Balloon balloon
     cdef readonly Backing backing   # or None
     cdef Reserve reserve            # None without one
+    cdef Headroom headroom          # or None; keeps what the pool points to
     cdef store_ctx_t* idle_ctx[8]   # contexts for calls from Python; guarded by the GIL
     cdef int nr_idle_ctx
     cdef uint32_t compact_class     # where the next slice of object compaction goes on

@@ -4,7 +4,7 @@ from typing import Final
 
 from typing_extensions import Buffer
 
-from allocator import Balloon, ClassStats, Migration
+from allocator import Balloon, ClassStats, Headroom, Migration
 from zramfs.codecs.codec import Codec
 from zramfs.model.stats import StoreStats
 
@@ -39,6 +39,8 @@ class Store:
         self, disksize: int, *, algo: str = "lz4", level: int | None = None, dictionary: bytes | None = None,
         secondary: Sequence[Codec | None] = (), mem_limit: int = 0, backing: Backing | None = None,
         reserve: int = 0,
+        wipe: bool = False,
+        headroom: Headroom | None = None,
     ) -> None: ...
     def close(self) -> None: ...
     def read(self, off: int, n: int) -> bytes: ...

@@ -4,6 +4,7 @@
 cimport cython
 from libc.errno cimport EBUSY, EINVAL
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -12,9 +13,11 @@ from allocator.arena cimport Arena, arena_buddyinfo, arena_stats
 from allocator.balloon cimport Balloon
 from allocator.check cimport check_arena, check_pool
 from allocator.compaction cimport Migration
+from allocator.headroom cimport Headroom
 from allocator.layout cimport PAGEBLOCK_FRAMES
-from allocator.prim cimport *
 from allocator.pool cimport pool_classes, pool_stats
+from allocator.populate cimport arena_populate_user
+from allocator.prim cimport *
 from allocator.reserve cimport Reserve
 from allocator.zscompact cimport zs_compact, zs_compact_class, zs_freeable
 from allocator.zsmalloc cimport zs_flush_deferred, zs_wake_after
@@ -29,6 +32,7 @@ from zramfs.store.tables cimport chunks_of, store_ctx_free, store_ctx_new, store
 import os
 
 from zramfs.model.config import MAX_DISKSIZE as _MAX_DISKSIZE
+from zramfs.model.kernel_pages import expect_kernel_pages
 from zramfs.model.stats import StoreStats
 
 # A pool can need eight times the device's size (every zspage holding one object), but never more
@@ -51,17 +55,20 @@ cdef class Store:
     mem_limit: bytes of pool memory, rounded up to 4096, 0 = none. backing: an open Backing,
     which belongs to the store from then on, or None. reserve: bytes of memory that is kept ready
     (allocator/reserve.pyx), rounded up to 2 MiB, 0 = none; with one the slot table (disksize / 512) is
-    resident too, and no read, write or discard makes memory resident.
+    resident too, and no read, write or discard makes memory resident. wipe: what was discarded, overwritten
+    or moved is zeroed in the memory file at once. headroom: asked before the pool takes memory, None = nobody
+    is; the store is its one user.
     Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and
     MemoryError when address space is short. Every method
     may be called from any thread; the GIL is released while data moves.
     """
 
     def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0,
-                  Backing backing=None, reserve=0):
+                  Backing backing=None, reserve=0, bint wipe=False, Headroom headroom=None):
         cdef uint64_t nr_slots
         cdef Codec codec
-        cdef int prio
+        cdef int prio, r
+        expect_kernel_pages()
         self.codecs = (Codec(algo, level, dictionary), *secondary, *(None,) * (NR_PRIO - 1 - len(secondary)))
         if len(self.codecs) != NR_PRIO:
             raise ValueError(f"at most {NR_PRIO - 1} secondary algorithms expected, got {len(secondary)}")
@@ -81,17 +88,24 @@ cdef class Store:
         if reserve:
             self.st.stays_ready = True
             with nogil:
-                make_resident(self.st.slots, self.st.nr_chunks << PAGE_SHIFT)
+                r = arena_populate_user(self.arena.a, 0, self.st.nr_chunks << PAGE_SHIFT)
                 make_resident(self.st.chunks, self.st.nr_chunks * sizeof(uint32_t))
+            if r != 0:
+                raise MemoryError(f"the system refuses the slot table of a device of {disksize} bytes")
         for prio in range(NR_PRIO):
             if self.codecs[prio] is not None:
                 codec = self.codecs[prio]
                 if prio and codec.codec.algo == CODEC_NONE:
                     raise ValueError("none makes nothing smaller, and is no secondary algorithm")
                 self.st.codec[prio] = codec.codec
+        self.st.pool.wipe = wipe
         self.algo = algo
         self.level = self.codecs[0].level
         self.set_mem_limit(mem_limit)
+        if headroom is not None:
+            self.headroom = headroom
+            self.st.pool.headroom = &headroom.h
+            headroom.look(0)
         if backing is not None:
             if backing.b == NULL or backing.taken:
                 raise ValueError("expected an open backing store that no other store has")
@@ -189,7 +203,7 @@ cdef class Store:
         """The 4096 bytes of a page, by its number, without using it: idle mark, access time and a
         post-processing under way stay. None for a page that is written back or beyond the end. Raises
         OSError(EIO) for a damaged one."""
-        cdef uint64_t slot, v
+        cdef uint64_t slot, v = 0
         cdef store_ctx_t* ctx
         cdef int r = 0
         cdef uint8_t* p
@@ -201,11 +215,13 @@ cdef class Store:
         p = <uint8_t*><char*>out
         ctx = self.take_ctx()
         with nogil:
-            chunk_pin(self.st, slot >> CHUNK_SHIFT)
-            v = slot_lock(self.st, slot)
-            if slot_type(v) != WRITTEN_BACK:
-                r = page_load(self.st, ctx, v, p)
-            slot_unlock(self.st, slot, v)
+            if chunk_pin(self.st, slot >> CHUNK_SHIFT):
+                v = slot_lock(self.st, slot)
+                if slot_type(v) != WRITTEN_BACK:
+                    r = page_load(self.st, ctx, v, p)
+                slot_unlock(self.st, slot, v)
+            else:
+                memset(p, 0, PAGE)
             chunk_unpin(self.st, slot >> CHUNK_SHIFT)
         self.put_ctx(ctx)
         if r != 0:

@@ -31,17 +31,14 @@ cdef void store_delete(store_t* st) noexcept nogil:
 cdef store_t* store_new(arena_t* arena, uint64_t nr_slots) noexcept nogil:
     cdef store_t* st = <store_t*>calloc(1, sizeof(store_t))
     cdef pool_ops_t ops
-    cdef void* chunks
     if st == NULL:
         return NULL
     st.nr_slots = nr_slots
     st.nr_chunks = chunks_of(nr_slots)
     st.arena = arena
     st.slots = <uint64_t*>arena.user
-    chunks = mmap(NULL, st.nr_chunks * sizeof(uint32_t), PROT_READ | PROT_WRITE,
-                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if chunks != MAP_FAILED:
-        st.chunks = <uint32_t*>chunks
+    st.chunks = <uint32_t*>map_sparse(st.nr_chunks * sizeof(uint32_t), -1)
+    if st.chunks != NULL:
         ops.ctx = st
         ops.pin = slot_pin
         ops.moved = slot_moved

@@ -26,7 +26,7 @@ cdef struct placed_t:
     uint32_t size               # of the object
     uint64_t sum
 
-cdef struct job_t:
+cdef struct writeback_t:
     store_t* st
     store_ctx_t* ctx
     candidates_t selected
@@ -48,8 +48,8 @@ cdef struct job_t:
     int error                   # of the last write that failed; negative errno
     bint full                   # there is no room on the device
 
-cdef class Writeback:
+cdef class WritebackRun:
     cdef Store store            # None once closed
-    cdef job_t job
+    cdef writeback_t job
 
     cdef int expect_open(self) except -1

@@ -6,7 +6,7 @@ from .store import Store
 # Mode -> what a page has to be.
 MODES: Final[dict[str | None, int]]
 
-class Writeback:
+class WritebackRun:
     @property
     def left(self) -> bool: ...
     @property

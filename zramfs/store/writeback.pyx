@@ -33,7 +33,7 @@ MODES = {
 
 # ---- a batch --------------------------------------------------------------------------------------
 
-cdef void drop(job_t* job) noexcept nogil:
+cdef void batch_drop(writeback_t* job) noexcept nogil:
     """What is in the batch stays in memory."""
     cdef uint32_t i
     for i in range(job.nr_placed):
@@ -44,7 +44,7 @@ cdef void drop(job_t* job) noexcept nogil:
     job.nr_placed = job.blocks = job.fill = 0
 
 
-cdef void commit(job_t* job, uint64_t end) noexcept nogil:
+cdef void batch_commit(writeback_t* job, uint64_t end) noexcept nogil:
     """What lies wholly before the byte `end` of the backing store is on the device now."""
     cdef placed_t* p
     cdef uint32_t i, kept = 0
@@ -61,7 +61,7 @@ cdef void commit(job_t* job, uint64_t end) noexcept nogil:
     job.nr_placed = kept
 
 
-cdef void flush(job_t* job, bint whole) noexcept nogil:
+cdef void batch_flush(writeback_t* job, bint whole) noexcept nogil:
     """Writes the batch, its full blocks or all of it, as far as that is allowed. If that fails the batch
     is dropped."""
     cdef uint32_t n = job.fill >> BLOCK_SHIFT, i
@@ -77,10 +77,10 @@ cdef void flush(job_t* job, bint whole) noexcept nogil:
         job.error = r
         job.full = job.full or r == -ENOSPC or r == -EDQUOT or r == -EFBIG
         job.failed += job.nr_placed
-        drop(job)
+        batch_drop(job)
         return
     job.allowed -= n
-    commit(job, (job.first + n) << BLOCK_SHIFT)
+    batch_commit(job, (job.first + n) << BLOCK_SHIFT)
     for i in range(n):
         backing_unpin_block(job.st.backing, job.first + i)
     job.first += n
@@ -89,16 +89,16 @@ cdef void flush(job_t* job, bint whole) noexcept nogil:
     memmove(job.data, job.data + (n << BLOCK_SHIFT), job.fill)
 
 
-cdef bint make_room(job_t* job, uint32_t extent) noexcept nogil:
-    """Blocks for one more object, behind those of the batch; that is written before where it is full or
-    where the next block is taken. False: nothing more is allowed, or the device is full."""
+cdef bint batch_make_room(writeback_t* job, uint32_t extent) noexcept nogil:
+    """Takes blocks for one more object, behind those of the batch. The batch is written first if it is full,
+    or if another object has the next block. False: nothing more is allowed, or the device is full."""
     cdef int64_t block
     if extent == BLOCK:
         # Raw pages come first, as the largest; behind anything else they begin a block all the same.
         memset(job.data + job.fill, 0, -job.fill & (BLOCK - 1))
         job.fill = (job.fill + BLOCK - 1) & ~<uint32_t>(BLOCK - 1)
     if job.fill + extent > job.batch << BLOCK_SHIFT:
-        flush(job, False)
+        batch_flush(job, False)
     if job.fill + extent > job.batch << BLOCK_SHIFT:
         return False
     while job.fill + extent > job.blocks << BLOCK_SHIFT and not job.full:
@@ -108,17 +108,17 @@ cdef bint make_room(job_t* job, uint32_t extent) noexcept nogil:
             job.error = -ENOSPC
             break
         if job.blocks and <uint64_t>block != job.first + job.blocks:
-            flush(job, True)
+            batch_flush(job, True)
             # Nothing more is allowed: what is left stays in memory.
-            drop(job)
+            batch_drop(job)
         if job.blocks == 0:
             job.first = <uint64_t>block
         job.blocks += 1
     return not job.full
 
 
-cdef bint place_next(job_t* job) noexcept nogil:
-    """Puts the next candidate into the batch. False if there is no room for it, now or for ever."""
+cdef bint batch_place_next(writeback_t* job) noexcept nogil:
+    """Puts the next candidate into the batch. False if there is no room for it, now or at all."""
     cdef store_ctx_t* ctx = job.ctx
     cdef uint64_t slot = job.slot
     cdef uint32_t size = slot_copy(job.st, ctx, slot, ctx.page), extent = back_extent(size)
@@ -128,7 +128,7 @@ cdef bint place_next(job_t* job) noexcept nogil:
         job.passed += 1
         job.taken = False
         return True
-    if not make_room(job, extent):
+    if not batch_make_room(job, extent):
         return False
     job.taken = False
     p = &job.placed[job.nr_placed]
@@ -147,7 +147,7 @@ cdef bint place_next(job_t* job) noexcept nogil:
     return True
 
 
-cdef void work(job_t* job, uint64_t ns) noexcept nogil:
+cdef void writeback_slice(writeback_t* job, uint64_t ns) noexcept nogil:
     """Until the time is over, or nothing more is allowed, possible or left to do."""
     cdef uint64_t until = now_ns() + ns
     while job.allowed and not job.full and now_ns() < until:
@@ -155,10 +155,10 @@ cdef void work(job_t* job, uint64_t ns) noexcept nogil:
             job.taken = candidates_take(&job.selected, &job.slot)
         if not job.taken:
             break
-        if not place_next(job):
+        if not batch_place_next(job):
             break
     if job.full or not job.taken and job.selected.top < 0:
-        flush(job, True)
+        batch_flush(job, True)
 
 
 # ---- Python -----------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ cdef void work(job_t* job, uint64_t ns) noexcept nogil:
 # The collector must not take the store away before __dealloc__ has used it.
 @cython.no_gc_clear
 @cython.final
-cdef class Writeback:
+cdef class WritebackRun:
     """One run of write-back: select() the pages, write() until nothing is left, and in any case finish(),
     before the store is closed. Each call may be made in another thread than the last one, gives the GIL
     up, and can be the last: what was done is complete.
@@ -177,7 +177,7 @@ cdef class Writeback:
     """
 
     def __cinit__(self, Store store not None, batch=32):
-        cdef job_t* job = &self.job
+        cdef writeback_t* job = &self.job
         if store.st == NULL or store.st.backing == NULL:
             raise ValueError("expected an open store with a backing store")
         store.begin_post()
@@ -208,7 +208,7 @@ cdef class Writeback:
         """Adds the pages [low, high) that are as mode says (idle, huge, huge_idle, incompressible, None:
         any), for about ns nanoseconds. The page where the next call goes on; high: it is done.
         MemoryError: 8 bytes a page are needed."""
-        cdef job_t* job = &self.job
+        cdef writeback_t* job = &self.job
         cdef uint64_t until = now_ns() + ns, page = low, end
         cdef uint32_t want = MODES[mode], size
         cdef bint room = True
@@ -238,18 +238,18 @@ cdef class Writeback:
         A write that fails is no exception: see `failed` and `error`. Where it was for want of space
         (ENOSPC, EDQUOT, EFBIG), nothing is left to do.
         """
-        cdef job_t* job = &self.job
+        cdef writeback_t* job = &self.job
         cdef uint64_t allowed
         self.expect_open()
         allowed = min(budget, <uint64_t>1 << 62) if budget is not None else <uint64_t>1 << 62
         job.allowed = allowed
         with nogil:
-            work(job, ns)
+            writeback_slice(job, ns)
         return allowed - job.allowed
 
     def finish(self):
         """Ends the run: what is not written stays in memory."""
-        cdef job_t* job = &self.job
+        cdef writeback_t* job = &self.job
         cdef bint closed
         store, self.store = self.store, None
         if store is None:
@@ -257,7 +257,7 @@ cdef class Writeback:
         closed = (<Store>store).st == NULL      # with the store went what the run had of it
         with nogil:
             if not closed:
-                drop(job)
+                batch_drop(job)
             while job.taken or candidates_take(&job.selected, &job.slot):
                 job.taken = False
                 if not closed:

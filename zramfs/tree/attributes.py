@@ -56,13 +56,14 @@ def _show_io_stat(stats: DeviceStats) -> str:
 
 def _show_stat(stats: DeviceStats) -> str:
     s = stats.lane
+    flushes = 0  # there are none, nor has a zram device any: it has no cache that could be written
     merges = 0  # a FUSE server sees requests as they come; what the block layer merged above is not known
     return _columns((
         s.read_ios, merges, s.read_sectors, s.read_ms,
         s.write_ios, merges, s.write_sectors, s.write_ms,
         s.in_flight, s.io_ms, s.queue_ms,
         s.discard_ios, merges, s.discard_sectors, s.discard_ms,
-        s.flush_ios, s.flush_ms,
+        flushes, flushes,
     ))
 
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file `metrics`: every number that the device knows, in the OpenMetrics text format.
+"""The files `metrics` and `metrics.prom`: every number that the device knows, in the OpenMetrics text format
+and in Prometheus' own, older one.
 
 TABLE is all there is to say about them. Only counters, gauges and histograms: node_exporter's textfile
-collector refuses a file with any other type. Every sample has the label `device`.
+collector refuses a file with any other type. It reads the older format, in which the type of a counter stands
+with the name of its sample (`x_total`); from OpenMetrics it takes the numbers, and calls each counter
+untyped. Every sample has the label `device`.
 """
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 # 40 ms and 1.4 MiB that a device whose metrics nobody reads would not need; but one that is read after an
 # upgrade has taken the library away must have it.
+from prometheus_client import exposition
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.openmetrics.exposition import generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from zramfs import __version__
 from zramfs.model.stats import (
@@ -130,12 +134,21 @@ def _algorithms(f: Figures) -> Value:
     }
 
 
+def _room(f: Figures) -> Value:
+    d = f.device
+    limit = max(0, d.mem_limit - f.store.mem_used_total) if d.mem_limit else None
+    bounds = {"mem_limit": limit, "host": d.headroom.host_room, "cgroup": d.headroom.group_room}
+    return {(bound,): room for bound, room in bounds.items() if room is not None}
+
+
 TABLE = (
     # the device
     Metric(GAUGE, "device_info", "1; what it is, in the labels.", _info, labels=_INFO_LABELS),
     Metric(GAUGE, "disksize_bytes", "Size of the block device, 0 before it is set up.",
            lambda f: f.device.disksize, "bytes"),
     Metric(GAUGE, "disk_opens", "Open files on disk.", lambda f: f.device.open_count),
+    Metric(COUNTER, "task_failures", "Failures of a task beside the lane, each of which was started again.",
+           lambda f: {(task.name,): task.failures for task in f.device.tasks}, labels=("task",)),
     # mm_stat
     Metric(GAUGE, "orig_data_bytes", "Data stored, in whole pages, same-filled ones included.",
            lambda f: f.store.orig_data_size, "bytes"),
@@ -145,6 +158,14 @@ TABLE = (
            lambda f: f.store.mem_used_total, "bytes"),
     Metric(GAUGE, "mem_limit_bytes", "The most that the pool may take, 0 for no limit.",
            lambda f: f.device.mem_limit, "bytes"),
+    Metric(GAUGE, "keep_free_bytes", "Memory of the host that is left to others, 0 for none.",
+           lambda f: f.device.headroom.keep_free, "bytes"),
+    Metric(GAUGE, "room_bytes", "What the pool may still take, by each bound that there is.", _room, "bytes",
+           labels=("bound",)),
+    Metric(COUNTER, "room_looks", "Looks at what the host and its cgroups can give.",
+           lambda f: f.device.headroom.looks),
+    Metric(COUNTER, "room_refused", "Requests for pool memory that the host or a cgroup had no room for.",
+           lambda f: f.device.headroom.refused),
     Metric(GAUGE, "mem_used_max_bytes", "Peak of mem_used_bytes.", lambda f: f.store.mem_used_max, "bytes"),
     Metric(GAUGE, "same_pages", "Stored pages that hold one repeated word and take no memory.",
            lambda f: f.store.same_pages),
@@ -164,6 +185,8 @@ TABLE = (
            labels=("priority", "algorithm", "level", "dictionary")),
     Metric(GAUGE, "access_times", "1 while the time of each page's last access is kept.",
            lambda f: int(f.device.access_times)),
+    Metric(GAUGE, "wipe", "1 while what is discarded or overwritten is zeroed.",
+           lambda f: int(f.device.wipe)),
     Metric(COUNTER, "recompress_tried", "Pages compressed again with a secondary algorithm.",
            lambda f: f.recompression.tried),
     Metric(COUNTER, "recompress_pages", "What came of them.",
@@ -201,7 +224,7 @@ TABLE = (
     Metric(HISTOGRAM, "request_duration_seconds", "Time from taking a request up to its reply.",
            lambda f: _by(OPERATIONS, f.lane.latency), "seconds", ("operation",)),
     Metric(COUNTER, "request_bytes", "Bytes read, written and discarded.",
-           lambda f: _by(OPERATIONS[:3], (n * SECTOR for n in (
+           lambda f: _by(OPERATIONS, (n * SECTOR for n in (
                f.lane.read_sectors, f.lane.write_sectors, f.lane.discard_sectors))), "bytes", ("operation",)),
     Metric(GAUGE, "requests_in_flight", "Requests in hand.", lambda f: f.lane.in_flight),
     Metric(COUNTER, "io_time_seconds", "Time with at least one request in hand.",
@@ -216,6 +239,10 @@ TABLE = (
            lambda f: f.lane.protocol_errors),
     Metric(COUNTER, "reply_errors", "Replies that the kernel refused for an unexpected reason.",
            lambda f: f.lane.reply_errors),
+    Metric(COUNTER, "refused_truncations", "Truncations of disk that were refused: to more than its "
+           "size, and to 0 while others had it open.",
+           lambda f: _by(("size", "busy"), (f.lane.refused_sizes, f.lane.busy_truncations)),
+           labels=("reason",)),
     Metric(COUNTER, "helped_pieces", "Pieces of 32 KiB of large requests done by another thread.",
            lambda f: f.lane.helped_pieces),
     Metric(COUNTER, "put_off_requests", "Requests that waited for the backing store in a thread for that.",
@@ -321,9 +348,18 @@ TABLE = (
 )
 
 
-def text(device: Device) -> bytes:
+def openmetrics_text(device: Device) -> bytes:
     """The content of the file `metrics` at this moment."""
-    return generate_latest(Collector(Figures(device.stats(), device.memory(), device.classes())))
+    return openmetrics.generate_latest(_collector(device))
+
+
+def prometheus_text(device: Device) -> bytes:
+    """The content of the file `metrics.prom` at this moment: version 0.0.4 of Prometheus' text format."""
+    return exposition.generate_latest(_collector(device))
+
+
+def _collector(device: Device) -> Collector:
+    return Collector(Figures(device.stats(), device.memory(), device.classes()))
 
 
 class Collector:

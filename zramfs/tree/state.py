@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from zramfs.device.commands import COMMANDS
 from zramfs.model.device_stats import DeviceStats
@@ -11,8 +10,6 @@ from zramfs.model.stats import BackingSettings, BackingStats, WritebackStats
 from zramfs.text.key_values import shown
 from zramfs.text.sizes import format_size, format_time
 
-if TYPE_CHECKING:
-    from zramfs.model.device_stats import DeviceStats
 
 def status_line(stats: DeviceStats) -> str:
     """The state of a device on one line, for `systemctl status`."""
@@ -27,6 +24,8 @@ def status_line(stats: DeviceStats) -> str:
         f"; {count} {what} failed" if count else ""
         for count, what in ((store.failed_writes, "writes"), (store.failed_reads, "reads"))
     )
+    if stats.headroom.room == 0:
+        failed += "; no memory for more"
     return (f"{format_size(store.orig_data_size)} of {format_size(stats.disksize)} stored in "
             f"{format_size(store.mem_used_total)}{limit}{ratio}{failed}")
 
@@ -86,6 +85,24 @@ def _policies(stats: DeviceStats) -> str:
     return "; ".join(said) or "none"
 
 
+def _tasks(stats: DeviceStats) -> str:
+    failed = [f"{task.name} failed {task.failures} times, the last time with {task.last_error}"
+              for task in stats.tasks if task.failures]
+    return "; ".join(failed) or "all run"
+
+
+def _room(stats: DeviceStats) -> str:
+    """What the pool may still take, and what bounds that."""
+    head = stats.headroom
+    floor = f"{format_size(head.keep_free)} of the host's memory are kept free" if head.keep_free else ""
+    if stats.room is None:
+        return "not bounded: no mem_limit, no keep_free, and no memory cgroup with a limit"
+    bound = {head.group_room: "by a memory cgroup", head.host_room: "by the host's memory"}.get(
+        stats.room, "by mem_limit")
+    refused = f"; {head.refused} times there was none" if head.refused else ""
+    return f"{format_size(stats.room)} more, bounded {bound}" + (f"; {floor}" if floor else "") + refused
+
+
 def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
     dictionary = stats.algorithms[0].dictionary
     level = ("" if stats.level is None else f", level {stats.level}") + (
@@ -104,18 +121,20 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
             ("compressed", format_size(store.compr_data_size)),
             ("memory", f"{format_size(store.mem_used_total)} in the pool, at most "
                        f"{format_size(store.mem_used_max)}, {limit}; {format_size(store.resident)} resident"),
+            ("room", _room(stats)),
             ("ratio", f"{ratio:.2f} (data / memory)" if ratio else "none: no data in memory"),
             ("failed I/O", f"{store.failed_reads} reads, {store.failed_writes} writes"),
             ("recompressed", _recompression(stats)),
             *_backing_rows(stats.backing_dev, stats.backing, stats.writeback),
             ("policies", _policies(stats)),
+            *([("wipe", "what is discarded or overwritten is zeroed")] if stats.wipe else ()),
         ]
     else:
         rows.append(("memory", limit))
     rows.append((
         "requests",
-        f"{lane.read_ios} reads, {lane.write_ios} writes, {lane.discard_ios} discards, {lane.flush_ios} "
-        f"flushes; the longest took {format_time(lane.longest_us / 1e6)}",
+        f"{lane.read_ios} reads, {lane.write_ios} writes, {lane.discard_ios} discards; "
+        f"the longest took {format_time(lane.longest_us / 1e6)}",
     ))
     alive = "" if stats.alive else "; it has ended, disk does not answer any more"
     rows.append((
@@ -123,4 +142,5 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
         f"{stats.threads} threads, disk is open {stats.open_count} times, {lane.in_flight} requests in "
         f"flight, {lane.protocol_errors} protocol errors{alive}",
     ))
+    rows.append(("tasks", _tasks(stats)))
     return rows

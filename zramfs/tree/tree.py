@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tree of a device: disk, control, and the attributes, as a pyfuse3 file system.
 
-It behaves as sysfs does: the content of a file is made when it is read at offset 0 and stays the
-same for the small reads behind that; each write(2) is one command, and its error is the command's;
-nothing can be created or removed; a file without a reader (or a writer) cannot be opened for
-reading (or writing), not even by root.
+It behaves as sysfs does:
+* The content of a file is made when it is read at offset 0, and stays the same for the small reads behind
+  that. Its time of modification is the moment of the look, since what it says is as new as that.
+* Each write(2) is one command, and its error is the command's.
+* Nothing can be created or removed.
+* A file without a reader (or a writer) cannot be opened for reading (or writing), not even by root.
+
+The kernel lets one write at a time into an inode. So that nobody waits there for a command that takes long,
+a file that can be written has several inode numbers: a lookup gives one that nobody has open for writing.
 """
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ import logging
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -24,8 +30,11 @@ import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
+from .contents import Content, Contents
+
 log = logging.getLogger(__name__)
 
+TOUCH_NS = 1_000_000_000  # as much as a time that is meant to be the present one may differ from our clock
 LINE_ROOM = 128  # bytes, more than a line of what is read with File.read_from
 
 
@@ -47,9 +56,10 @@ class Node:
     def links(self) -> int:
         return 1
 
-    def attributes(self) -> pyfuse3.EntryAttributes:
+    def attributes(self, inode: int | None = None) -> pyfuse3.EntryAttributes:
+        """inode: one of its numbers, None = the first."""
         entry = pyfuse3.EntryAttributes()
-        entry.st_ino = self.inode
+        entry.st_ino = inode or self.inode
         entry.st_mode = self.mode
         entry.st_nlink = self.links
         entry.st_uid = self.uid
@@ -65,13 +75,30 @@ class Node:
 class File(Node):
     """read: the whole content. read_from: for what is too large for that, the lines from the number of a
     slot on that have room in so many bytes, and the slot where it goes on; the file's offset is such a
-    number. read_at: the bytes at an offset, at most so many. write: takes the bytes of one write(2) and
-    answers how many it used."""
+    number. choose, read_at: for what nobody reads as a whole. What is written to an open file chooses bytes,
+    as (first, end), and reads of the same open file deliver these: read_at has an offset, and the most that
+    it may answer. write: takes the bytes of one write(2) and answers how many it used."""
 
+    has_own_time: bool = False
     read: Callable[[], bytes] | None = None
     read_from: Callable[[int, int], tuple[bytes, int]] | None = None
+    choose: Callable[[bytes], tuple[int, int]] | None = None
     read_at: Callable[[int, int], bytes] | None = None
     write: Callable[[bytes], Awaitable[int]] | None = None
+    more_inodes: list[int] = field(default_factory=list)
+
+    def attributes(self, inode: int | None = None) -> pyfuse3.EntryAttributes:
+        """A file that can be read says what is true at this moment, so the kernel keeps no attributes of it.
+        A time that somebody has set stays, as in sysfs. One that can be written may have another number at
+        the next open, and a change of mode or owner that was made by one number holds for all of them."""
+        entry = super().attributes(inode)
+        if self.read is not None or self.read_from is not None:
+            if not self.has_own_time:
+                entry.st_mtime_ns = time.time_ns()
+            entry.attr_timeout = 0
+        if self.write is not None:
+            entry.entry_timeout = entry.attr_timeout = 0
+        return entry
 
 
 @dataclass(eq=False, kw_only=True)
@@ -93,49 +120,67 @@ class Directory(Node):
         return [(b".", self), (b"..", self.parent or self), *below]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Handle:
-    """For File.read_from. end: the offset behind the last read; slot, rest: what comes next."""
+    """One open file. inode: the number that was opened; writes: whether for writing. content: of File.read,
+    while its end has not been delivered. end: the offset behind the last read; slot, rest: for
+    File.read_from, what comes next. chosen: for File.choose, and base, the offset of the first read since (a
+    write moves the offset too)."""
 
     file: File
-    content: bytes | None = None
+    user: int
+    inode: int
+    writes: bool
+    content: Content | None = None
     end: int = 0
     slot: int = 0
     rest: bytes = b""
+    chosen: tuple[int, int] = (0, 0)
+    base: int | None = None
 
 
-def boundary(operation: Callable) -> Callable:
-    """What no operation lets through: an exception that is not FUSEError would end the mount.
+# Made in advance: without memory there might be none for the error either.
+_NO_MEMORY = FUSEError(errno.ENOMEM)
+
+
+def with_boundary(operation: Callable) -> Callable:
+    """What no operation lets through: an exception that is not FUSEError would end pyfuse3's loop.
 
     Shielded: an operation that has begun is answered even when the loop around it is restarted
-    or stopped (daemon.serve_tree); otherwise its caller would wait for ever.
+    or stopped (daemon/tree_server.py). Otherwise its caller would never get an answer.
     """
 
     @functools.wraps(operation)
     async def bounded(self: Tree, *args: object) -> object:
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True) as scope:
+            self.scopes.add(scope)
             try:
                 return await operation(self, *args)
             except FUSEError:
                 raise
+            except MemoryError:
+                # raise adds to the trace of the exception, which is not to grow.
+                raise _NO_MEMORY.with_traceback(None) from None
             except OSError as error:
                 raise FUSEError(error.errno or errno.EIO) from error
             except Exception:
                 log.exception("%s%r failed in an unexpected way; answering EIO", operation.__name__, args)
                 raise FUSEError(errno.EIO) from None
+            finally:
+                self.scopes.discard(scope)
 
     return bounded
 
 
-def bound(cls: type[Tree]) -> type[Tree]:
+def with_boundaries(cls: type[Tree]) -> type[Tree]:
     """Puts the boundary around every operation, those of the base class too."""
     for name, operation in inspect.getmembers(cls, inspect.iscoroutinefunction):
         if not name.startswith("_"):
-            setattr(cls, name, boundary(operation))
+            setattr(cls, name, with_boundary(operation))
     return cls
 
 
-@bound
+@with_boundaries
 class Tree(pyfuse3.Operations):
     supports_dot_lookup = False
 
@@ -143,8 +188,16 @@ class Tree(pyfuse3.Operations):
         super().__init__()
         self._nodes: dict[int, Node] = {}
         self._handles: dict[int, Handle] = {}
+        self._writers: Counter[int] = Counter()  # handles that are open for writing, by inode number
+        self._contents = Contents(os.geteuid())
         self._numbers = itertools.count(1)
+        self.scopes: set[trio.CancelScope] = set()  # of the operations under way
         self._number(root)
+
+    def abandon_operations(self) -> None:
+        """Those under way no longer hold up whoever cancels them."""
+        for scope in self.scopes:
+            scope.shield = False
 
     def _number(self, node: Node) -> None:
         node.inode = pyfuse3.ROOT_INODE + len(self._nodes)
@@ -161,14 +214,27 @@ class Tree(pyfuse3.Operations):
             case _:
                 node.mode |= stat.S_IFREG
 
+    def _entry(self, node: Node) -> pyfuse3.EntryAttributes:
+        """By the number that the next open is to use. There are at most as many numbers of a file as there
+        were handles open for writing at once, and one more."""
+        if not isinstance(node, File) or node.write is None:
+            return node.attributes()
+        for number in (node.inode, *node.more_inodes):
+            if not self._writers[number]:
+                return node.attributes(number)
+        number = pyfuse3.ROOT_INODE + len(self._nodes)
+        self._nodes[number] = node
+        node.more_inodes.append(number)
+        return node.attributes(number)
+
     async def lookup(self, parent_inode, name, ctx):
         for known, node in self._nodes[parent_inode].entries():
             if known == name:
-                return node.attributes()
+                return self._entry(node)
         raise FUSEError(errno.ENOENT)
 
     async def getattr(self, inode, ctx):
-        return self._nodes[inode].attributes()
+        return self._nodes[inode].attributes(inode)
 
     async def setattr(self, inode, attr, fields, fh, ctx):
         """Sizes are taken and forgotten, so that O_TRUNC works, and `>` in a shell."""
@@ -181,10 +247,13 @@ class Tree(pyfuse3.Operations):
             node.gid = attr.st_gid
         if fields.update_atime:
             node.atime_ns = attr.st_atime_ns
+        now = time.time_ns()
         if fields.update_mtime:
             node.mtime_ns = attr.st_mtime_ns
-        node.ctime_ns = time.time_ns()
-        return node.attributes()
+            if isinstance(node, File):  # `touch`, and `>` in a shell, set the time to what it is anyway
+                node.has_own_time = abs(now - attr.st_mtime_ns) > TOUCH_NS
+        node.ctime_ns = now
+        return node.attributes(inode)
 
     async def readlink(self, inode, ctx):
         return self._nodes[inode].target
@@ -196,7 +265,7 @@ class Tree(pyfuse3.Operations):
         entries = self._nodes[fh].entries()
         for number in range(start_id, len(entries)):
             name, node = entries[number]
-            if not pyfuse3.readdir_reply(token, name, node.attributes(), number + 1):
+            if not pyfuse3.readdir_reply(token, name, self._entry(node), number + 1):
                 break
 
     async def releasedir(self, fh):
@@ -210,40 +279,57 @@ class Tree(pyfuse3.Operations):
             raise FUSEError(errno.EACCES)
         if access != os.O_RDONLY and not node.mode & 0o222:
             raise FUSEError(errno.EACCES)
+        self._contents.admit(ctx.uid)
         fh = next(self._numbers)
-        self._handles[fh] = Handle(node)
+        handle = self._handles[fh] = Handle(node, ctx.uid, inode, access != os.O_RDONLY)
+        self._writers[inode] += handle.writes
         return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False)
 
     async def read(self, fh, off, size):
         handle = self._handles[fh]
         if handle.file.read_at is not None:
-            return handle.file.read_at(off, size)
+            return _read_chosen(handle, off, size)
         if handle.file.read_from is not None:
-            # The kernel moves the offset by the bytes it was given: a read that begins there goes on, any
-            # other was sought, and its offset is the number of a slot.
-            if off != handle.end:
-                handle.slot, handle.rest = off, b""
-            data = handle.rest
-            if not data:
-                data, handle.slot = handle.file.read_from(handle.slot, max(size, LINE_ROOM))
-            # A reader with less room than a line gets it in parts, where the kernel's would find the end.
-            data, handle.rest = data[:size], data[size:]
-            handle.end = off + len(data)
-            return data
+            return _read_lines(handle, off, size)
+        return self._read_content(handle, off, size)
+
+    def _read_content(self, handle: Handle, off: int, size: int) -> bytes:
+        if off and handle.content is None and off == handle.end:
+            return b""
         if off == 0 or handle.content is None:
             if handle.file.read is None:  # somebody gave a write-only file the mode of a readable one
                 raise FUSEError(errno.EIO)
-            handle.content = handle.file.read()
-        return handle.content[off : off + size]
+            self._drop_content(handle)
+            data = handle.file.read()
+            if off + size < len(data):
+                handle.content = self._contents.keep(handle.file, data, handle.user)
+        else:
+            data = handle.content.data
+        found = data[off:off + size]
+        handle.end = off + len(found)
+        if handle.end >= len(data):
+            self._drop_content(handle)
+        return found
+
+    def _drop_content(self, handle: Handle) -> None:
+        if handle.content is not None:
+            self._contents.drop(handle.content, handle.user)
+            handle.content = None
 
     async def write(self, fh, off, buf):
         handle = self._handles[fh]
+        if handle.file.choose is not None:
+            handle.chosen, handle.base = handle.file.choose(buf), None
+            return len(buf)
         if handle.file.write is None:
             raise FUSEError(errno.EIO)
         return await handle.file.write(buf)
 
     async def release(self, fh):
-        del self._handles[fh]
+        handle = self._handles.pop(fh)
+        self._writers[handle.inode] -= handle.writes
+        self._drop_content(handle)
+        self._contents.dismiss(handle.user)
 
     async def statfs(self, ctx):
         stats = pyfuse3.StatvfsData()  # as sysfs: no blocks, no files
@@ -261,3 +347,27 @@ class Tree(pyfuse3.Operations):
         raise FUSEError(errno.EPERM)
 
     mkdir = unlink = rmdir = symlink = rename = link = _refuse
+
+
+def _read_chosen(handle: Handle, off: int, size: int) -> bytes:
+    assert handle.file.read_at is not None
+    if handle.base is None:
+        handle.base = off
+    first, end = handle.chosen
+    at = first + max(0, off - handle.base)
+    return handle.file.read_at(at, min(size, end - at)) if at < end else b""
+
+
+def _read_lines(handle: Handle, off: int, size: int) -> bytes:
+    assert handle.file.read_from is not None
+    # The kernel moves the offset by the bytes it was given: a read that begins there goes on, any
+    # other was sought, and its offset is the number of a slot.
+    if off != handle.end:
+        handle.slot, handle.rest = off, b""
+    data = handle.rest
+    if not data:
+        data, handle.slot = handle.file.read_from(handle.slot, max(size, LINE_ROOM))
+    # A reader with less room than a line gets it in parts, where the kernel's would find the end.
+    data, handle.rest = data[:size], data[size:]
+    handle.end = off + len(data)
+    return data

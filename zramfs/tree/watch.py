@@ -30,6 +30,10 @@ BALLAST_COUNTERS = {
 }
 LANE_COUNTERS = {
     "protocol_errors": "requests of the kernel were malformed or unknown",
+    "refused_sizes": "truncations asked for more than the size of the device, which never changes; write an "
+    "image that fits on it",
+    "busy_truncations": "truncations would have discarded what others have open, and were refused; unmount, "
+    "swapoff or losetup -d what uses `disk`, or write without truncating (dd: conv=notrunc)",
     "reply_errors": "answers were refused by the kernel",
 }
 

@@ -183,7 +183,7 @@ def _requests(device: Watched) -> Table:
         table.add_row(
             operation,
             amount(rates.requests(operation)) if rates else "-",
-            ("" if operation == "flush" else amount(rates.bytes(operation) / MIB)) if rates else "-",
+            amount(rates.bytes(operation) / MIB) if rates else "-",
             span(window.mean(operation)) if window else "-",
             *(span(percentile(histogram, share)) for share in (0.5, 0.99, 0.999)),
             amount(total),

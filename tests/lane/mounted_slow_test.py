@@ -236,8 +236,8 @@ def a_request_that_waits_after_it_was_shared(place: Path) -> bool:
 def test_a_thread_that_is_about_to_rest_is_not_missed(tmp_path: Path) -> None:
     script = """
 import sys, pathlib
-from tests.lane import slow_test
-print(slow_test.a_request_that_waits_after_it_was_shared(pathlib.Path(sys.argv[1])))
+from tests.lane import mounted_slow_test
+print(mounted_slow_test.a_request_that_waits_after_it_was_shared(pathlib.Path(sys.argv[1])))
 """
     for attempt in range(5):
         place = tmp_path / str(attempt)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The signals that ask a daemon to end, taken by a thread of their own.
+
+A handler in Python runs in the middle of whatever the main thread does. Where memory is short it fails
+there, and takes trio's loop with it. A thread that waits for blocked signals disturbs nothing, and needs
+no memory: it has been there since the start.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+from zramfs.host.readable import wait_until_readable
+
+
+class StopSignals:
+    """To be entered in the main thread, before others are begun; the signals are blocked inside, also for the
+    programs that are started, which are short."""
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self._numbers = frozenset(numbers)
+        self._pending = dict.fromkeys(self._numbers, False)
+        self._wake_fd = -1
+        self._over = False
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[StopSignals]:
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # The thread itself is to take no other signal, from its first moment on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        thread = threading.Thread(target=self._take, name="signals", daemon=True)
+        thread.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before | self._numbers)
+        try:
+            yield self
+        finally:
+            self._over = True
+            signal.pthread_kill(thread.ident, min(self._numbers))
+            thread.join()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os.close(self._wake_fd)
+
+    def _take(self) -> None:
+        while not self._over:
+            with contextlib.suppress(Exception):
+                number = signal.sigwait(self._numbers)
+                if not self._over:
+                    self._pending[signal.Signals(number)] = True
+                    os.eventfd_write(self._wake_fd, 1)
+
+    async def next_signal(self) -> signal.Signals:
+        """Waits for one; several of a kind that come together are one."""
+        while True:
+            for number, is_pending in self._pending.items():
+                if is_pending:
+                    self._pending[number] = False
+                    return number
+            await wait_until_readable(self._wake_fd)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake_fd)
