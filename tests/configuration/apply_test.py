@@ -90,7 +90,7 @@ def test_one_that_fails_keeps_no_other_from_coming_up(top: Path) -> None:
         "zramfs: a-bad: its configuration is wrong (above), so it is left down",
         f"zramfs: note: d-absent is left out: the machine has {ram()} MiB of RAM, more than "
         "host-memory-limit = 1",
-        f"zramfs: b-full: {top}/file is not there and cannot be made: File exists",
+        f"zramfs: b-full: {top}/file is not there and cannot be made: Not a directory",
         f"{top}/etc/zramfs/c-good.conf:3: warning: threds: unknown key, left out; did you mean threads?",
         f"zramfs: c-good is up on {top}/good",
     ]

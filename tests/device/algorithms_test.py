@@ -160,6 +160,9 @@ async def test_a_damaged_dictionary_of_zstd_shows_when_the_size_is_set(box: Box,
 
 # ---- dictionary files -----------------------------------------------------------------------------------
 
+ROOT = os.geteuid() == 0  # who follows no link that another user could have made
+
+
 def make_fifo(path: Path) -> None:
     os.mkfifo(path)
 
@@ -170,7 +173,7 @@ def make_fifo(path: Path) -> None:
     (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 40), "has 1099511627776"),
     (make_fifo, "is not a regular file"),
     (lambda path: path.mkdir(), "is not a regular file"),
-    (lambda path: path.symlink_to(path), "Too many levels"),
+    (lambda path: path.symlink_to(path), "leads through the link" if ROOT else "Too many levels"),
     (lambda path: path.symlink_to("/dev/tty"), ""),
 ], ids=["empty", "too large", "huge", "fifo", "directory", "loop", "terminal"])
 def test_files_that_are_no_dictionary(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:

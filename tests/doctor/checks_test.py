@@ -53,14 +53,14 @@ CASES: dict[str, tuple[list[tuple[str, str] | str], str, str, str, str]] = {
     "no fusermount3": (
         ["/usr/bin/fusermount3"],
         "fusermount3",
-        "missing",
+        "degraded",
         "not installed",
         "apt-get install fuse3",
     ),
     "broken fusermount3": (
         [("/usr/bin/fusermount3", "#!/bin/sh\nexit 1")],
         "fusermount3",
-        "missing",
+        "degraded",
         "does not run",
         "--reinstall",
     ),
@@ -263,6 +263,8 @@ def test_a_user_needs_the_set_user_id_bit(fake: Fake) -> None:
     program.chmod(0o4755)
     after = fake.finding("fusermount3")
     assert after.state == "missing" and "not set-user-ID root" in after.found
+    program.unlink()
+    assert fake.finding("fusermount3").state == "missing"
 
 
 @pytest.mark.requires("root", "unshare")

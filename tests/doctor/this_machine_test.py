@@ -103,13 +103,13 @@ def test_a_machine_without_fusermount3(base: Path, tmp_path: Path) -> None:
     )
     words = ["unshare", "--mount", "sh", "-c", script, "sh", *ZRAMFS, "doctor", "--json"]
     done = run(*words, check=False, env=dict(os.environ))
-    assert done.returncode == 1
+    assert done.returncode == 0, "root mounts by itself"
     shown = json.loads(done.stdout)
-    assert shown["able"] is False
+    assert shown["able"] is True
     [found] = [each for each in shown["findings"] if each["name"] == "fusermount3"]
-    assert (found["state"], found["advice"]) == ("missing", "apt-get install fuse3")
+    assert (found["state"], found["advice"]) == ("degraded", "apt-get install fuse3")
     [trial] = [each for each in shown["findings"] if each["name"] == "a device"]
-    assert trial["found"] == "not tried, because of what is missing above"
+    assert trial["state"] == "ok"
 
 
 def test_an_ordinary_user_is_told_what_needs_root(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

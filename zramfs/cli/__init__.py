@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -84,8 +85,23 @@ _list.hidden = True
 zramfs.add_command(_list, "list")
 
 
+def _open_standard_files() -> None:
+    """Fills what the caller has closed of the descriptors 0 to 2 (`>&-`): no file of ours may get one of
+    them. What is written there fails, as it would without. Output takes any path, in whatever locale."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Read-only, so that output fails with EBADF. The lowest free descriptor is this one.
+            os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 for a failure (its sentence is on stderr), 2 for a call that is wrong."""
+    _open_standard_files()
     words = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("PATH", _PATH)
     if _COMPLETE in os.environ:
@@ -111,9 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(str(error))
         return EXIT_FAILURE
     except OSError as error:
-        if error.errno == errno.EPIPE:
-            # The reader of our output has gone (| head). Without this, Python complains at exit.
+        if error.errno in (errno.EPIPE, errno.EBADF):
+            # The reader of our output has what it wants (| head). Python would complain at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if error.errno == errno.EBADF:
+                say("the standard output is closed")
             return EXIT_FAILURE
         where = f"{error.filename}: " if error.filename else ""
         say(f"{where}{error.strerror or error}")

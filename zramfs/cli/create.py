@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from zramfs.host import paths
+from zramfs.host import safe_paths
 from zramfs.lifecycle import claim, start
 from zramfs.lifecycle import ramdisk as file_systems
 from zramfs.text.sizes import format_size
 
 from . import completion
-from .options import DEVICE_SIZE, described, device_options, lock_option
+from .options import DEVICE_SIZE, described, device_options, lock_option, over_contents
 from .output import say
 
 
@@ -23,6 +23,7 @@ from .output import say
     help="Size of the device: 512M, 4G, 50% (of the RAM). Without it, set it up later: zram/disksize.",
 )
 @device_options
+@over_contents
 @lock_option
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--foreground", is_flag=True, help="Stay attached until the device ends.")
@@ -31,7 +32,7 @@ def create(dir: str, foreground: bool, **values: Any) -> None:
 
     Returns when the device is ready.
     """
-    new, config = claim.claim_place(paths.resolve(dir), "device", described(**values), say=say)
+    new, config = claim.claim_place(safe_paths.resolve(dir), "device", described(**values), say=say)
     if foreground:
         start.serve_in_foreground(new, config, say)
     else:
@@ -49,6 +50,7 @@ def create(dir: str, foreground: bool, **values: Any) -> None:
     help="File system.",
 )
 @device_options
+@over_contents
 @lock_option
 def ramdisk(dir: str, fs: str, **values: Any) -> None:
     """Make a device, put a file system on it and mount that on the directory DIR. Needs root.
@@ -59,6 +61,6 @@ def ramdisk(dir: str, fs: str, **values: Any) -> None:
     if trouble := file_systems.trouble_with_size(fs, wanted.size):
         raise click.UsageError(f"{trouble}, got --size {format_size(wanted.size)}")
     file_systems.expect_able(fs)
-    place = paths.resolve(dir)
+    place = safe_paths.resolve(dir)
     new, config = claim.claim_place(place, "ramdisk", wanted, say=say)
     start.start_device(new, config, file_systems.FileSystem(fs, place), say)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from zramfs.host import paths
+from zramfs.host import safe_paths
 from zramfs.lifecycle import claim, start
 from zramfs.model.config import DeviceConfig
 
@@ -51,7 +51,7 @@ def mount(words: Sequence[str]) -> None:
     """Makes the device and returns when it is ready. Raises click.UsageError, ZramfsError."""
     if len(words) != 4 or words[2] != "-o":
         raise click.UsageError(f"expected NAME DIR -o OPTIONS as mount.fuse3 calls it, got {' '.join(words)}")
-    new, config = claim.claim_place(paths.resolve(words[1]), "device", parse_options(words[3]), say=say)
+    new, config = claim.claim_place(safe_paths.resolve(words[1]), "device", parse_options(words[3]), say=say)
     start.start_device(new, replace(config, name=words[0]), say=say)
 
 

@@ -128,6 +128,13 @@ def device_options(command: C) -> C:
     return command
 
 
+def over_contents(command: C) -> C:
+    """--force; `swap` has one of its own, which does more."""
+    return click.option(
+        "--force", "forced", is_flag=True,
+        help="Take what --writeback names although it holds something, which is lost.")(command)
+
+
 def lock_option(command: C) -> C:
     """--lock, for devices other than swap, which is always locked."""
     return click.option(

@@ -255,7 +255,7 @@ def _row(each: Rundir) -> Row:
 
 
 def _ask(rows: list[Row], files: Sequence[str]) -> None:
-    """Asks all of them at once, so that ten devices that hang take no more time than one. It asks the tree and
+    """Asks all of them at once, so that ten devices that hang take no more time than one: the tree and
     the lane, which have threads of their own: data is where the lane is."""
     asked = [row for row in rows if row.health not in ("dead", "failed")]
     calls = [(row, bounded.Call(partial(_read, row.directory, files)),

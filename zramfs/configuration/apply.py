@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from zramfs.errors import ZramfsError
-from zramfs.host import paths
+from zramfs.host import safe_paths
 from zramfs.lifecycle import claim, ramdisk, rundir, start, stop, swap
 from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.lifecycle.rundir import Rundir, State
@@ -33,7 +33,7 @@ def bring_up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
             raise ZramfsError(errno.ENODEV, f"it is left out: {wanted.skip}")
         say(f"note: {wanted.name} is left out: {wanted.skip}")
         return
-    place = paths.resolve(wanted.place) if wanted.place else None
+    place = safe_paths.resolve(wanted.place) if wanted.place else None
     standing = _standing(wanted.name)
     if standing is not None:
         _expect_same(wanted, place, standing)
@@ -51,7 +51,9 @@ def bring_up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
             on_top = replace(on_top, mountpoint=place)
     if place is not None:
         _make_parents(place)
-    new, config = claim.claim_place(place, wanted.kind, wanted.config, say=say, name=wanted.name)
+    new, config = claim.claim_place(
+        place, wanted.kind, wanted.config, say=say, name=wanted.name,
+        mode=on_top.mode if isinstance(on_top, FileSystem) else None)
     if foreground:
         start.serve_in_foreground(new, config, say, on_top)
     else:
@@ -62,11 +64,13 @@ def bring_up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
 def _make_parents(place: Path) -> None:
     """As systemd does it for its mount units; they stay."""
     try:
-        os.makedirs(place.parent, mode=0o755, exist_ok=True)
+        safe_paths.make_parents(place)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise
+        number = error.errno or errno.EIO
         raise ZramfsError(
-            error.errno or errno.EIO, f"{place.parent} is not there and cannot be made: {error.strerror}"
-        ) from None
+            number, f"{place.parent} is not there and cannot be made: {os.strerror(number)}") from None
 
 
 def bring_down(name: str, say: Say) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zramfs.codecs.spec import PRIORITIES, expect_level, level_of
-from zramfs.lifecycle import ramdisk, rundir, swap
+from zramfs.lifecycle import mount_points, ramdisk, swap
 from zramfs.model.config import ALGORITHMS, MAX_THREADS, SECONDARY, Algorithm
 from zramfs.model.policy import Policy, parse_policy
 
@@ -63,7 +63,7 @@ def _path(text: str) -> Path:
 
 def _place(text: str) -> Path:
     path = _path(text)
-    if reason := rundir.hides(path):
+    if reason := mount_points.hides(path):
         raise ValueError(reason)
     return path
 

@@ -38,37 +38,48 @@ class OwnMount:
         self._found = mounts.mount_at(self.path)
         return fd
 
+    def place(self) -> Path | None:
+        """Where ours is, since somebody may have renamed a directory on the way to it; None if it is gone, or
+        something else is mounted over it."""
+        found = self._in_table()
+        return found.mountpoint if found and mounts.mount_at(found.mountpoint) == found else None
+
+    def _in_table(self) -> mounts.Mount | None:
+        ours = self._found
+        return next(
+            (each for each in mounts.mounts() if ours and (each.id, each.dev) == (ours.id, ours.dev)), None)
+
     def is_there(self) -> bool:
         """Whether what is mounted there is ours, and not what it stood on, or came after it."""
-        found = mounts.mount_at(self.path)
-        return found is not None and found == self._found
+        return self.place() is not None
 
     def is_covered(self) -> bool:
         """Whether ours is there below somebody else's mount, which keeps it where it is."""
-        return not self.is_there() and self._found in mounts.mounts()
+        return not self.is_there() and self._in_table() is not None
 
     async def detach(self) -> None:
         """Takes it out of the directories; users keep what they have open. Raises OSError."""
-        await run_in_thread(partial(fusermount.unmount, self.path, lazy=True))
+        await run_in_thread(partial(fusermount.unmount, self.place() or self.path, lazy=True))
 
     async def take_down(self) -> bool:
         """True if it was in use, and could only be detached from the directories. Raises no OSError."""
         for _ in range(UNMOUNT_TRIES):
-            if not self.is_there():
+            place = self.place()
+            if place is None:
                 self._report_cover()
                 return False
             try:
-                await run_in_thread(partial(fusermount.unmount, self.path))
+                await run_in_thread(partial(fusermount.unmount, place))
                 return False
             except OSError as error:
                 reason = error
             await trio.sleep(UNMOUNT_PAUSE)
         self.failed = True
-        users = await run_in_thread(partial(in_use.users_of, [self.path]))
+        users = await run_in_thread(partial(in_use.users_of, [place]))
         log.warning(
             "%s: %s could not be unmounted (%s); it is cut off from its users, who get I/O errors from here "
             "on: %s",
-            self._device, self.path, reason, "; ".join(users) or "nobody that is to be seen from here",
+            self._device, place, reason, "; ".join(users) or "nobody that is to be seen from here",
         )
         try:
             await self.detach()

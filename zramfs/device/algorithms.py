@@ -18,6 +18,7 @@ from typing import Any
 from zramfs.codecs.codec import MAX_DICTIONARY, Codec
 from zramfs.codecs.spec import LEVELS, PRIORITIES, level_of
 from zramfs.errors import ZramfsError
+from zramfs.host import safe_paths
 from zramfs.model.config import NAME_LIMIT, SECONDARY, Algorithm
 from zramfs.text.key_values import number, pairs, shown
 
@@ -102,7 +103,7 @@ def read_dictionary(path: Path) -> bytes:
         raise ZramfsError(errno.EINVAL, f"dict= takes an absolute path, not {shown(str(path))}")
     try:
         # A FIFO or a terminal is opened without waiting, and then refused.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        fd = safe_paths.open_path(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
@@ -111,8 +112,8 @@ def read_dictionary(path: Path) -> bytes:
                 content = file.read(MAX_DICTIONARY + 1)
         finally:
             os.close(fd)
-    except ZramfsError:
-        raise
+    except ZramfsError as error:
+        raise ZramfsError(errno.EINVAL, error.sentence) from None
     except OSError as error:
         raise ZramfsError(
             errno.EINVAL, f"the dictionary {shown(str(path))} cannot be read: {error.strerror}") from None

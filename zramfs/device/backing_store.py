@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from zramfs.errors import ZramfsError
+from zramfs.host import safe_paths, signatures
 from zramfs.model.stats import BackingSettings, BackingStats, WritebackStats
 from zramfs.store.backing import Backing
 from zramfs.store.writeback import MODES, WritebackRun
@@ -73,6 +74,23 @@ def _indexes(key: str, value: str, pages: int) -> tuple[int, int]:
     return low, high + 1
 
 
+def _expect_free(path: Path) -> None:
+    """Raises ZramfsError(EEXIST) for a device or file that holds something, which would be lost."""
+    try:
+        held = signatures.held_by(path)
+    except ZramfsError:
+        raise
+    except OSError:
+        return  # opening it for writing says it better
+    if held:
+        is_device = path.is_block_device()
+        advice = f"wipefs --all {path}" if is_device else f"truncate -s 0 {path}, then -s its size"
+        raise ZramfsError(
+            errno.EEXIST,
+            f"{path} holds {held}, which write-back would overwrite; nothing was changed. If it may "
+            f"go, clear it ({advice}), or take --force")
+
+
 class BackingStore:
     """in_thread: runs a call in a worker thread, one at a time. job_thread: the same for slices of
     write-back, for which nobody else waits. wipe: of Backing. done: since the device was set up.
@@ -106,17 +124,22 @@ class BackingStore:
     def set(self, **values: Any) -> None:
         self.settings = BackingSettings(**{**vars(self.settings), **values})
 
-    async def open(self, path: str) -> None:
-        """Opens a block device or file in place of the last one. ZramfsError: what open(2) says, ENOTBLK,
-        EBUSY, EINVAL, ENOMEM; the last one stays then."""
+    async def open(self, path: str, *, overwrite: bool = False) -> None:
+        """Opens a block device or file in place of the last one. overwrite: whatever it holds.
+
+        ZramfsError: what open(2) says, ENOTBLK, EBUSY, EINVAL, ENOMEM, EEXIST for one that holds something;
+        the last one stays then.
+        """
         if not path:
             raise ZramfsError(errno.ENOENT, "expected the path of a block device or a file, got nothing")
         if not os.path.isabs(path):
             raise ZramfsError(
                 errno.ENOENT,
                 f"expected an absolute path, got {shown(path)}: a device has no working directory")
+        if not overwrite:
+            await self._in_thread(partial(_expect_free, Path(path)))
         try:
-            opened = await self._in_thread(partial(Backing, path, self._wipe))
+            opened = await self._in_thread(partial(Backing, path, self._wipe, safe_paths.open_path))
         except ZramfsError:
             raise
         except MemoryError as error:
@@ -128,6 +151,7 @@ class BackingStore:
             ) from None
         await self.close()
         self._opened = opened
+        await self._in_thread(partial(signatures.mark, Path(path)))
         self.set(path=opened.path)
         log.info("backing store: %s, %d blocks of 4 KiB", shown(opened.path), opened.stats().blocks)
         if Path(opened.path).stat().st_mode & 0o077 and opened.is_file:
@@ -146,7 +170,7 @@ class BackingStore:
         path = self.settings.path
         if path is not None and self._opened is not None and self._opened.closed:
             try:
-                await self.open(path)
+                await self.open(path, overwrite=True)
             except ZramfsError as error:
                 await self.close()
                 log.error("backing store: lost: %s", error)

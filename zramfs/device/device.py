@@ -105,7 +105,7 @@ class Device(ReadOnlyTables):
         self._algorithms = await self._in_thread(
             partial(algorithms.table, config.primary, config.secondary))
         if config.writeback is not None:
-            await self.backing_store.open(str(config.writeback))
+            await self.backing_store.open(str(config.writeback), overwrite=config.forced)
         if self._config.size:
             await self._set_up(self._config.size)
         if self._config.reserve:

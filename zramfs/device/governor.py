@@ -226,7 +226,7 @@ class Governor:
             await trio.sleep(pause)
 
     def _forget(self) -> None:
-        # The reserve stays: what the file system still writes, at its umount or after `govern=off`, may need it.
+        # The reserve stays, for what the file system still writes at its umount or after `govern=off`.
         self.stats = GovernorStats(freezes=self.stats.freezes, last_error=self.stats.last_error)
 
     async def _looks(self, link: WardenLink, wake_fd: int) -> None:

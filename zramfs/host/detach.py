@@ -32,7 +32,8 @@ def run(body: Callable[[Callable[[], None]], int], log: Path) -> None:
     ETIMEDOUT when nothing came for READY_TIMEOUT seconds (the daemon may still be there).
     """
     read_end, write_end = os.pipe()
-    sys.stdout.flush()  # or the daemon would write the caller's text once more, into its log
+    if sys.stdout is not None:
+        sys.stdout.flush()  # or the daemon would write the caller's text once more, into its log
     # What a signal raises inside Python's own hooks around fork is printed and lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     pid = os.fork()

@@ -1,15 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who keeps a mount busy. Nothing here asks a file system anything (no stat, no open below a mount),
-so nothing hangs on a FUSE server that does not answer."""
+"""What keeps a mount or a block device busy, in this mount namespace and in all others.
+
+Nothing here asks a file system anything (no stat, no open below a mount), so nothing hangs on a FUSE server
+that does not answer.
+"""
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from zramfs.host.mounts import Mount, mount_id, mounts
+from zramfs.host import system_calls
+from zramfs.host.mounts import Mount, mount_id, mounts, namespaces
+from zramfs.host.paths import AS_PATH
 from zramfs.host.swaps import swaps
+
+_OVERLAY_KEYS = ("upperdir", "workdir", "lowerdir")
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What somebody may use: the mounts on paths, and the block devices. devs: "major:minor" of the file
+    systems there, wherever they are mounted."""
+
+    paths: Collection[Path]
+    devices: Collection[str]
+    devs: set[str]
+
+    def is_of(self, mount: Mount) -> bool:
+        return mount.source in self.devices or mount.dev in self.devs
 
 
 def users_of(
@@ -18,14 +39,14 @@ def users_of(
 ) -> list[str]:
     """One phrase for each thing that keeps the mounts at `paths`, or the block `devices`, in use.
 
-    Mounts below, mounts of the same elsewhere, swap areas, and processes that have a file of the
-    mount open or mapped, work in it, or have it as root; processes of other mount namespaces too.
-    Processes in `but`, swap areas in `own_swaps` and this process do not count. Of the processes of
-    others an ordinary user sees nothing.
+    Mounts below; mounts of the same elsewhere, also in other mount namespaces, but for copies(); overlays on
+    it; swap areas; and processes that have a file of it open or mapped, work in it, or have it as root, also
+    after it was detached. Processes in `but`, swap areas in `own_swaps` and this process do not
+    count. Of the processes of others an ordinary user sees nothing.
     """
     table = mounts()
-    ours = [m for m in table if m.mountpoint in paths]
-    devs = {m.dev for m in ours}
+    devs = {m.dev for m in table if m.mountpoint in paths} | _numbers(devices)
+    target = _Target(paths, devices, devs)
     phrases = [
         f"{m.mountpoint} ({m.fstype}) is mounted below it"
         for m in table
@@ -34,25 +55,99 @@ def users_of(
     phrases += [
         f"{m.source} is mounted on {m.mountpoint}"
         for m in table
-        if (m.source in devices or m.dev in devs) and m.mountpoint not in paths
+        if target.is_of(m) and m.mountpoint not in paths
     ]
+    phrases += _overlays(table, target)
+    phrases += _elsewhere(table, target)
     phrases += [
         f"swap is on {area}"
         for area in swaps()
         if area not in own_swaps
         and (area in devices or any(Path(area).is_relative_to(path) for path in paths))
     ]
+    phrases += _built_on(devices)
+    skip = {os.getpid(), *but}
+    for pid in _pids():
+        if pid not in skip and (way := _uses(pid, target, table)):
+            phrases.append(f"{process_name(pid)} (pid {pid}) {way}")
+    return phrases
+
+
+def _built_on(devices: Collection[str]) -> list[str]:
+    phrases = []
     for device in devices:
         with contextlib.suppress(FileNotFoundError):
             phrases += [
                 f"/dev/{holder} is built on {device}"
                 for holder in os.listdir(f"/sys/block/{Path(device).name}/holders")
             ]
-    skip = {os.getpid(), *but}
+    return phrases
+
+
+def holders_below(directory: Path) -> list[str]:
+    """One phrase for each process that runs a program, has a file open or has one mapped whose name is below
+    `directory`. This process and its parents do not count."""
+    skip = set(_ancestors(os.getpid()))
+    phrases = []
     for pid in _pids():
-        if pid not in skip and (way := _uses(pid, paths, devs, devices, table)):
+        if pid not in skip and (way := _runs_or_has(pid, directory)):
             phrases.append(f"{process_name(pid)} (pid {pid}) {way}")
     return phrases
+
+
+def _numbers(devices: Collection[str]) -> set[str]:
+    """"major:minor" of block devices."""
+    found = set()
+    for device in devices:
+        with contextlib.suppress(OSError):
+            found.add(Path(f"/sys/block/{Path(device).name}/dev").read_text(encoding="ascii").strip())
+    return found
+
+
+def _overlays(table: Iterable[Mount], target: _Target, whose: str = "") -> list[str]:
+    """An overlay has a mount of its own of each of its directories, which no table shows."""
+    places = [m.mountpoint for m in table if target.is_of(m)]
+    phrases = []
+    for mount in table:
+        if mount.fstype != "overlay":
+            continue
+        for word in mount.options.split(","):
+            key, _, value = word.partition("=")
+            if key in _OVERLAY_KEYS and any(_below(path, places) for path in value.split(":")):
+                phrases.append(f"the overlay on {mount.mountpoint}{whose} has its {key} in {value}")
+    return phrases
+
+
+def _elsewhere(table: list[Mount], target: _Target) -> list[str]:
+    """What is mounted in other mount namespaces, on purpose: not as a mere copy of this one's."""
+    phrases = []
+    for pid, theirs in namespaces():
+        whose = f" in the mount namespace of {process_name(pid)} (pid {pid})"
+        phrases += [f"{m.source} is mounted on {m.mountpoint}{whose}" for m in theirs
+                    if target.is_of(m) and not _is_copy(m, theirs, table)]
+        phrases += _overlays(theirs, target, whose)
+    return phrases
+
+
+def copies(paths: Collection[Path], devices: Collection[str] = ()) -> list[tuple[int, Path]]:
+    """A process and a mount point for each copy of the mounts at `paths`, or of `devices`, that another mount
+    namespace got when it was made (unshare, a sandbox). Nobody need know of it, but it keeps what is mounted
+    alive. The last mount first. One that goes when ours is unmounted may be among them."""
+    table = mounts()
+    target = _Target(paths, devices, {m.dev for m in table if m.mountpoint in paths} | _numbers(devices))
+    return [(pid, m.mountpoint) for pid, theirs in namespaces() for m in reversed(theirs)
+            if target.is_of(m) and _is_copy(m, theirs, table)]
+
+
+def _is_copy(mount: Mount, theirs: Iterable[Mount], ours: Iterable[Mount]) -> bool:
+    """On the same place below the same root. A container has another root, and what is mounted there was
+    asked for."""
+    return {(mount.dev, mount.mountpoint), (_root(theirs), Path("/"))} <= {
+        (each.dev, each.mountpoint) for each in ours}
+
+
+def _root(table: Iterable[Mount]) -> str:
+    return next((each.dev for each in table if each.mountpoint == Path("/")), "")
 
 
 def process_name(pid: int) -> str:
@@ -67,35 +162,68 @@ def _pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-def _uses(
-    pid: int, paths: Collection[Path], devs: set[str], devices: Collection[str], table: Iterable[Mount]
-) -> str | None:
+def _ancestors(pid: int) -> Iterator[int]:
+    while pid > 0:
+        yield pid
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+                pid = int(stat.read().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            return
+
+
+def _uses(pid: int, target: _Target, table: Iterable[Mount]) -> str | None:
     proc = f"/proc/{pid}"
     try:
         if os.readlink(f"{proc}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
             table = mounts(pid)
-        ids = {m.id for m in table if m.dev in devs}
-        places = [*paths, *(m.mountpoint for m in table if m.dev in devs)]
+        ids = {m.id for m in table if m.dev in target.devs}
+        known = {m.id for m in table}
+        places = [*target.paths, *(m.mountpoint for m in table if m.dev in target.devs)]
         for link, way in (("cwd", "works in"), ("root", "has as its root"), ("exe", "runs")):
             # A kernel thread has neither exe nor fds.
             with contextlib.suppress(FileNotFoundError):
-                target = os.readlink(f"{proc}/{link}")
-                if _below(target, places):
-                    return f"{way} {target}"
+                path = os.readlink(f"{proc}/{link}")
+                if _below(path, places) or system_calls.device_of(f"{proc}/{link}") in target.devs:
+                    return f"{way} {path}"
         for fd in os.listdir(f"{proc}/fd"):
             with contextlib.suppress(FileNotFoundError):
-                target = os.readlink(f"{proc}/fd/{fd}")
-                if target in devices or mount_id(f"{proc}/fdinfo/{fd}") in ids:
-                    return f"has {target} open"
-        with open(f"{proc}/maps", encoding="utf-8", errors="surrogateescape") as maps:
+                path = os.readlink(f"{proc}/fd/{fd}")
+                number = mount_id(f"{proc}/fdinfo/{fd}")
+                if path in target.devices or number in ids:
+                    return f"has {path} open"
+                # A mount that was detached (umount --lazy) is in no table.
+                if path.startswith("/") and number not in known and (
+                        system_calls.device_of(f"{proc}/fd/{fd}") in target.devs):
+                    return f"has {path} open, of a mount that was detached"
+        with open(f"{proc}/maps", **AS_PATH) as maps:
             for line in maps:
                 fields = line.rstrip("\n").split(maxsplit=5)
                 if len(fields) == 6 and fields[5].startswith("/") and (
-                    _dev(fields[3]) in devs or _below(fields[5], places)
+                    _dev(fields[3]) in target.devs or _below(fields[5], places)
                 ):
                     return f"has {fields[5]} mapped"
     except OSError:  # it ended meanwhile, or belongs to somebody else
         pass
+    return None
+
+
+def _runs_or_has(pid: int, directory: Path) -> str | None:
+    proc = f"/proc/{pid}"
+    with contextlib.suppress(OSError):  # as above
+        path = os.readlink(f"{proc}/exe")
+        if _below(path, [directory]):
+            return f"runs {path}"
+        for fd in os.listdir(f"{proc}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                path = os.readlink(f"{proc}/fd/{fd}")
+                if _below(path, [directory]) and path != str(directory):
+                    return f"has {path} open"
+        with open(f"{proc}/maps", **AS_PATH) as maps:
+            for line in maps:
+                fields = line.rstrip("\n").split(maxsplit=5)
+                if len(fields) == 6 and _below(fields[5], [directory]):
+                    return f"has {fields[5]} mapped"
     return None
 
 

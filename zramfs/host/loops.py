@@ -9,11 +9,13 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from zramfs.errors import ZramfsError
 
-from . import system_calls
+from . import programs, system_calls
+from .paths import AS_PATH
 from .programs import run
 
 # The size of a page of the device: a smaller sector makes every small write a read-modify-write.
@@ -21,6 +23,7 @@ SECTOR_SIZE = 4096
 # losetup picks a free device and then claims it; between the two somebody else may have been faster.
 _TRIES = 20
 _PAUSE = 0.05
+_SILENCE = 3.0  # seconds that a command may wait without a word
 
 
 def attach(disk: Path) -> str:
@@ -54,12 +57,35 @@ def stands_on(device: str, disk: Path, attached: int | None = None) -> bool:
     return shown == str(disk) or (shown is not None and attached is not None and sequence(device) == attached)
 
 
-def detach(device: str, disk: Path, timeout: float = 10.0, attached: int | None = None) -> None:
+def is_claimed(device: str) -> bool:
+    """Whether a file system, swap or another device has the block device for itself."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
+def wait_unclaimed(device: str, timeout: float) -> bool:
+    """False if it is still claimed after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while is_claimed(device):
+        if time.monotonic() > end:
+            return False
+        time.sleep(_PAUSE)
+    return True
+
+
+def detach(
+    device: str, disk: Path, timeout: float = 10.0, attached: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> None:
     """Detaches `device` if `disk` is still what it stands on (attached: see stands_on), and waits until
     it really has let go. Without effect when `disk` was unmounted under it and it has been told before:
     then it goes with its last user, who can no longer be found.
 
     The release of a device in use succeeds and acts at the last close; so success is what sysfs says.
+    say: gets a sentence when the wait becomes longer than _SILENCE.
     Raises ZramfsError: EBUSY when it is in use after `timeout` seconds.
     """
     if not stands_on(device, disk, attached) or (backing_file(device) != str(disk) and _told(device)):
@@ -71,8 +97,12 @@ def detach(device: str, disk: Path, timeout: float = 10.0, attached: int | None 
             raise ZramfsError(
                 error.errno or errno.EIO, f"could not detach {device} from {disk}: {error.strerror}"
             ) from None
-    end = time.monotonic() + timeout
+    begin = time.monotonic()
+    end, silent = begin + timeout, begin + _SILENCE
     while stands_on(device, disk, attached):
+        if say and time.monotonic() > silent:
+            say(f"waiting up to {timeout:g} s until {device} lets go of {disk}")
+            say = None
         if time.monotonic() > end:
             raise ZramfsError(
                 errno.EBUSY,
@@ -99,7 +129,7 @@ def backing_file(device: str) -> str | None:
     """The file a loop device stands on, or None."""
     path = f"/sys/block/{Path(device).name}/loop/backing_file"
     with contextlib.suppress(OSError):
-        return Path(path).read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n")
+        return Path(path).read_text(**AS_PATH).removesuffix("\n")
     return None
 
 
@@ -116,11 +146,12 @@ def _loops() -> list[str]:
 
 def _backing_devices(timeout: float = 2.0) -> dict[str, str]:
     """Loop device to "major:minor" of its file's file system; empty when some server does not answer."""
-    command = ["losetup", "--list", "--json", "--output", "NAME,BACK-MAJ:MIN"]
-    try:
-        losetup = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    except FileNotFoundError:  # not in an ordinary user's PATH, who has no loop devices either
+    program = programs.find("losetup")
+    if program is None:
         return {}
+    losetup = subprocess.Popen(
+        [program, "--list", "--json", "--output", "NAME,BACK-MAJ:MIN"], stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, env=programs.environment())
     try:
         output, _ = losetup.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -3,9 +3,14 @@
 a FUSE server that does not answer."""
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from .paths import AS_PATH
 
 FSTYPE = "fuse.zramfs"  # of the tree of a device
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -14,7 +19,11 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 @dataclass(frozen=True)
 class Mount:
     """One line of mountinfo. dev is "major:minor"; id is what fdinfo calls mnt_id; root: the directory of the
-    file system that is mounted there."""
+    file system that is mounted there.
+
+    Two are the same mount whatever has become of the rest: parent, the id of the mount below; peers, as
+    "shared:7" or "master:3"; options, those of the file system itself.
+    """
 
     id: int
     dev: str
@@ -22,26 +31,43 @@ class Mount:
     fstype: str
     source: str
     root: str = "/"
+    parent: int = field(default=0, compare=False)
+    peers: tuple[str, ...] = field(default=(), compare=False)
+    options: str = field(default="", compare=False)
 
 
-def unescape(field: str) -> str:
+def unescape(text: str) -> str:
     """A field of mountinfo, mounts or swaps, where space, tab, newline and backslash are octal."""
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
 
 
 def mounts(process: int | Path = Path("/proc/self")) -> list[Mount]:
     """The mounts that a process sees, in the order of mounting: of several on one directory the last is on
     top. process: its pid, or its directory in /proc."""
     found = []
-    # surrogateescape: a path is bytes, and need not be UTF-8.
     place = process if isinstance(process, Path) else Path(f"/proc/{process}")
-    with open(place / "mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    with open(place / "mountinfo", **AS_PATH) as lines:
         for line in lines:
             fields = line.rstrip("\n").split(" ")
-            fstype, source = fields[fields.index("-") + 1 :][:2]
-            found.append(Mount(int(fields[0]), fields[2], Path(unescape(fields[4])), fstype,
-                               unescape(source), unescape(fields[3])))
+            dash = fields.index("-")
+            fstype, source, *options = fields[dash + 1:]
+            found.append(Mount(
+                int(fields[0]), fields[2], Path(unescape(fields[4])), fstype, unescape(source),
+                unescape(fields[3]), int(fields[1]), tuple(fields[6:dash]), " ".join(options)))
     return found
+
+
+def namespaces() -> Iterator[tuple[int, list[Mount]]]:
+    """A process and the mounts it sees, for each mount namespace but this process's own; of those alone that
+    this user may look into."""
+    seen = {os.readlink("/proc/self/ns/mnt")}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            namespace = os.readlink(f"/proc/{name}/ns/mnt")
+            if namespace not in seen:
+                found = mounts(int(name))
+                seen.add(namespace)
+                yield int(name), found
 
 
 def mount_at(path: Path) -> Mount | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zramfs.host.mounts import unescape
+from zramfs.host.paths import AS_PATH
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class SwapArea:
 def swap_areas() -> list[SwapArea]:
     """The active swap areas."""
     try:
-        with open("/proc/swaps", encoding="utf-8", errors="surrogateescape") as lines:
+        with open("/proc/swaps", **AS_PATH) as lines:
             rows = [line.split() for line in lines.readlines()[1:]]
     except FileNotFoundError:  # a kernel without swap
         return []

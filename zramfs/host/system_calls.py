@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""umount2(2), swapoff(2) and the release of a loop device, without a program.
+"""System calls that Python 3.11 does not have: mount, umount2, swapoff, setns, statx, and the release of a
+loop device.
 
 A daemon whose cgroup has no process left (pids.max), or a machine without memory, cannot start umount,
-losetup or swapoff. What these do must work all the same, because data depends on it.
+losetup or swapoff. What these do must work all the same, because data depends on it. Paths are as the kernel
+takes them, so /proc/self/fd/N names what a descriptor is open on. Errors are OSError with the call's errno.
 """
 from __future__ import annotations
 
@@ -10,14 +12,41 @@ import ctypes
 import errno
 import fcntl
 import os
+import struct
 from pathlib import Path
 
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_DIRSYNC, MS_NOATIME = 1, 2, 4, 8, 16, 128, 1024
+CLONE_NEWNS, CLONE_NEWPID = 0x20000, 0x20000000
+# <linux/stat.h>, and the place of stx_dev_major and stx_dev_minor in struct statx, of 256 bytes
+_AT_FDCWD, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC = -100, 0x800, 0x4000
+_STATX_SIZE, _STATX_DEV = 256, 136
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _LOOP_CLR_FD = 0x4C01
 # What fork(2) and clone(2) say where no process or thread can be started.
 NO_PROCESS = (errno.EAGAIN, errno.ENOMEM)
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
+    """mount(2). data: the file system's own options, separated by commas."""
+    words = [os.fsencode(word) for word in (source, target, fstype)]
+    _expect_zero(_libc.mount(*words, ctypes.c_ulong(flags), os.fsencode(data)), target)
+
+
+def enter_namespace(fd: int, kind: int) -> None:
+    """setns(2), for a process with one thread. kind: CLONE_NEWNS; CLONE_NEWPID, for its later children."""
+    _expect_zero(_libc.setns(fd, kind), None)
+
+
+def device_of(path: str) -> str:
+    """"major:minor" of the file system that `path` is on, from what the kernel has cached: a FUSE server that
+    does not answer is not asked."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags = _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
+    _expect_zero(_libc.statx(_AT_FDCWD, os.fsencode(path), flags, 0, buffer), path)
+    major, minor = struct.unpack_from("II", buffer, _STATX_DEV)
+    return f"{major}:{minor}"
 
 
 def unmount(point: str | os.PathLike[str], *, lazy: bool = False) -> None:
@@ -46,6 +75,10 @@ def release_loop(device: str) -> None:
 
 
 def _call(function: ctypes._CFuncPtr, path: str | os.PathLike[str], *more: ctypes.c_int) -> None:
-    if function(os.fsencode(path), *more):
+    _expect_zero(function(os.fsencode(path), *more), str(Path(path)))
+
+
+def _expect_zero(result: int, path: str | None) -> None:
+    if result:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(Path(path)))
+        raise OSError(number, os.strerror(number), path)

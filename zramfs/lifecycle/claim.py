@@ -10,29 +10,39 @@ from datetime import datetime
 from pathlib import Path
 
 from zramfs.errors import ZramfsError
-from zramfs.host import mounts, paths, process
+from zramfs.host import mounts, paths, process, safe_paths
 from zramfs.host.mounts import FSTYPE
-from zramfs.lifecycle.stop import END_TIMEOUT, Say, clean_up, expect_unused, remove_rundir, stale_message
+from zramfs.lifecycle.stop import (
+    END_TIMEOUT,
+    Say,
+    clean_up,
+    expect_unserved,
+    expect_unused,
+    remove_rundir,
+    stale_message,
+)
 from zramfs.model.config import DeviceConfig
 
-from . import rundir
+from . import mount_points, rundir
 from .rundir import Rundir, State
 
 _PAUSE = 0.02  # seconds between two looks whether a device has ended
 
 
 def claim_place(
-    directory: Path | None, kind: str, config: DeviceConfig, *, say: Say, name: str | None = None
+    directory: Path | None, kind: str, config: DeviceConfig, *, say: Say, name: str | None = None,
+    mode: int | None = None,
 ) -> tuple[Rundir, DeviceConfig]:
     """A run directory for a new device, and the device's description with its place in it.
 
     directory: where the tree goes, or the file system of a RAM disk; None for swap. It is made if only its
-    last part is missing. kind: as State.kind. name: of the device; None = its directory's, escaped.
+    last part is missing. kind: as State.kind. name: of the device; None = its directory's, escaped. mode: of
+    the root directory of a RAM disk's file system.
     Cleans up what a dead daemon left there, and says so. Raises ZramfsError: EBUSY when a device is there,
-    ENOTDIR, ENOENT, EPERM.
+    ENOTDIR, ENOENT, EPERM; EINVAL and EBUSY for what a mount would hide.
     """
-    if directory is not None and (reason := rundir.hides(directory)):
-        raise ZramfsError(errno.EINVAL, reason)
+    if directory is not None:
+        mount_points.expect_allowed(directory, mode)
     base = rundir.bases()[0]
     new = Rundir(base / (name or paths.escape(directory or Path("swap"))))
     inside = directory is None
@@ -41,21 +51,28 @@ def claim_place(
     while True:
         with rundir.locked(base):
             if not _ending(new, directory, end, say):
-                made = [] if inside else _make_directory(directory)
-                try:
-                    # Others pass through to `disk` of a device that they may use.
-                    mode = 0o711 if config.allow_other else 0o700
-                    os.mkdir(new.path, mode)
-                    os.chmod(new.path, mode)
-                    if kind in ("ramdisk", "swap"):
-                        new.tree.mkdir(0o700)
-                    new.write(_first_state(new, directory, kind, config.threads, made))
-                except BaseException:
-                    remove_rundir(new, made)
-                    raise
+                made = []
+                if not inside:
+                    mount_points.expect_idle(directory)
+                    made = _make_directory(directory)
+                _make_rundir(new, directory, kind, config, made)
                 tree = directory if kind == "device" else new.tree
                 return new, config.at(tree, new.path, new.name)
         time.sleep(_PAUSE)
+
+
+def _make_rundir(new: Rundir, directory: Path, kind: str, config: DeviceConfig, made: list[str]) -> None:
+    try:
+        # Others pass through to `disk` of a device that they may use.
+        mode = 0o711 if config.allow_other else 0o700
+        os.mkdir(new.path, mode)
+        os.chmod(new.path, mode)
+        if kind in ("ramdisk", "swap"):
+            new.tree.mkdir(0o700)
+        new.write(_first_state(new, directory, kind, config.threads, made))
+    except BaseException:
+        remove_rundir(new, made)
+        raise
 
 
 def _first_state(new: Rundir, directory: Path, kind: str, threads: int, made: list[str]) -> State:
@@ -86,6 +103,7 @@ def _ending(new: Rundir, directory: Path, end: float, say: Say) -> bool:
         if other.path != new.path and (state is None or str(directory) not in state.places()):
             continue
         if state is None or not state.alive():
+            expect_unserved(other, state)
             message = stale_message(other, state)
             expect_unused(other, state)
             clean_up(other, state)
@@ -124,14 +142,17 @@ def foreign_mount(directory: Path) -> str | None:
 
 
 def _make_directory(directory: Path) -> list[str]:
+    """The list of directories that were made."""
     try:
-        os.mkdir(directory, 0o755)
+        safe_paths.make_directory(directory)
     except FileExistsError:
-        if not stat.S_ISDIR(os.stat(directory).st_mode):
+        if not stat.S_ISDIR(os.lstat(directory).st_mode):
             raise ZramfsError(errno.ENOTDIR, f"{directory} is not a directory; a device needs one") from None
         return []
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise
+        number = error.errno or errno.EIO
         raise ZramfsError(
-            error.errno or errno.EIO, f"{directory} does not exist and could not be created: {error.strerror}"
-        ) from None
+            number, f"{directory} does not exist and could not be created: {os.strerror(number)}") from None
     return [str(directory)]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from zramfs.errors import ZramfsError
-from zramfs.host import bounded, mounts, system_calls
+from zramfs.host import bounded, fusermount, mounts, programs, safe_paths
 from zramfs.host.programs import run
 from zramfs.text.sizes import format_size
 
@@ -29,7 +29,7 @@ MKFS = {
 # options above: e2fsprogs 1.47, xfsprogs 6.1, btrfs-progs 6.2.
 MIN_SIZE = {"ext4": 200 << 10, "xfs": 300 << 20, "btrfs": 45 << 20}
 PACKAGE = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
-
+_FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878  # <linux/fs.h>
 
 LET_GO_TIMEOUT = 30.0  # seconds: a thaw, and on btrfs a commit, with writes that take from the reserve
 DEFAULT_OPTIONS = "discard"  # a deleted file gives its memory back
@@ -56,13 +56,8 @@ def expect_able(fs: str) -> None:
             "a RAM disk needs root, for its loop device and its mount (try sudo); without root, "
             "`zramfs create` gives you the same device as the file `disk`",
         )
-    for program, package in (("losetup", "mount"), ("mount", "mount"), (f"mkfs.{fs}", PACKAGE[fs])):
-        if shutil.which(program) is None:
-            raise ZramfsError(
-                errno.ENOENT,
-                f"a RAM disk with {fs} needs {program}, which is not in PATH ({os.environ.get('PATH')}); "
-                f"Debian has it in the package {package}",
-            )
+    programs.expect(
+        {"losetup": "mount", "mount": "mount", f"mkfs.{fs}": PACKAGE[fs]}, f"a RAM disk with {fs}")
 
 
 def trouble_with_size(fs: str, size: int) -> str | None:
@@ -84,31 +79,47 @@ def make_file_system(fs: str, device: str) -> None:
 
 
 def mount(wanted: FileSystem, device: str) -> None:
-    """Raises ZramfsError with what mount said."""
+    """Mounts on the very directory that is under the mount point's name at the begin; whoever may rename a
+    directory on the way cannot choose another. Raises ZramfsError: with what mount said; EXDEV if something
+    else is under that name at the end, and then nothing is mounted."""
     options = ["-o", wanted.options] if wanted.options else []
     command = ["mount", "-t", wanted.type, *options, "--", device, str(wanted.mountpoint)]
-    done = run(command)
+    point = safe_paths.open_path(wanted.mountpoint, os.O_PATH | os.O_DIRECTORY)
+    try:
+        # The dot, because the newer mount(2) calls of util-linux 2.39 follow no link at the end.
+        target = f"/proc/self/fd/{point}/."
+        done = run([command[0], "--no-canonicalize", *command[1:-1], target], pass_fds=[point])
+    finally:
+        os.close(point)
     if done.returncode:
-        raise ZramfsError(errno.EIO, f"`{' '.join(command)}` failed: {done.stderr.strip()}")
-    if (wanted.owner, wanted.group, wanted.mode) != (None, None, None):
+        said = done.stderr.strip().replace(target, str(wanted.mountpoint))
+        raise ZramfsError(errno.EIO, f"`{' '.join(command)}` failed: {said}")
+    try:
         _set_owner(wanted, device)
+    except OSError:
+        detach_everywhere(device)
+        raise
 
 
 def _set_owner(wanted: FileSystem, device: str) -> None:
-    """Of the new root directory, and of nothing else: whoever may rename a directory on the way to it could
-    put a link to another one in its place by now."""
-    fd = os.open(wanted.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """Of the new root directory alone. Raises ZramfsError(EXDEV) if that is not under its name."""
+    fd = -1
     try:
-        number = mounts.mount_id(f"/proc/self/fdinfo/{fd}")
+        with contextlib.suppress(OSError):
+            fd = safe_paths.open_path(wanted.mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+        number = mounts.mount_id(f"/proc/self/fdinfo/{fd}") if fd >= 0 else None
         if not any(each.id == number and each.source == device for each in mounts.mounts()):
             raise ZramfsError(
-                errno.EXDEV, f"{device} was mounted on {wanted.mountpoint}, and something else is there now")
+                errno.EXDEV,
+                f"{device} was mounted on {wanted.mountpoint}, and something else is there now, so it was "
+                "taken away again: somebody has renamed a directory on the way meanwhile")
         if wanted.owner is not None or wanted.group is not None:
             os.fchown(fd, *(-1 if each is None else each for each in (wanted.owner, wanted.group)))
         if wanted.mode is not None:
             os.fchmod(fd, wanted.mode)
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 def govern(tree: Path) -> None:
@@ -142,17 +153,47 @@ def mounted(device: str, mountpoint: Path) -> bool:
     return mount is not None and mount.source == device
 
 
+def places(device: str) -> list[Path]:
+    """Where the file system on `device` is mounted, the first mount first; they may have been renamed."""
+    return [each.mountpoint for each in mounts.mounts() if each.source == device]
+
+
+def detach_everywhere(device: str) -> None:
+    """Takes the file system on `device` out of all directories, users or not."""
+    for place in reversed(places(device)):
+        with contextlib.suppress(OSError):
+            fusermount.unmount_exactly(place, lazy=True)
+
+
 def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
-    """Raises ZramfsError: EBUSY and what else umount2(2) says."""
+    """Raises ZramfsError: EBUSY, or what umount2(2) said."""
     # Somebody who looks at every new mount (an indexer, a df) is gone in a moment.
     for pause in (0.1, 0.3, 0.6, 0):
         try:
-            system_calls.unmount(mountpoint, lazy=lazy)
+            fusermount.unmount_exactly(mountpoint, lazy=lazy)
             return
         except OSError as error:
-            reason = error
-        if reason.errno != errno.EBUSY:
-            break
+            if error.errno != errno.EBUSY or pause == 0:
+                raise ZramfsError(
+                    error.errno or errno.EIO, f"cannot unmount {mountpoint}: {error.strerror}") from None
         time.sleep(pause)
-    raise ZramfsError(
-        reason.errno or errno.EIO, f"{mountpoint} could not be unmounted: {reason.strerror}")
+
+
+def thaw(mountpoint: Path) -> bool:
+    """Ends the freeze of a file system (fsfreeze(8)); False if it was not frozen."""
+    return _freeze_call(mountpoint, _FITHAW)
+
+
+def freeze(mountpoint: Path) -> None:
+    _freeze_call(mountpoint, _FIFREEZE)
+
+
+def _freeze_call(mountpoint: Path, number: int) -> bool:
+    with contextlib.suppress(OSError):
+        fd = safe_paths.open_path(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.ioctl(fd, number, 0)
+            return True
+        finally:
+            os.close(fd)
+    return False

@@ -22,53 +22,17 @@ import os
 import stat
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from zramfs.errors import ZramfsError
-from zramfs.host.paths import ROOT_BASE, escape, resolve
-from zramfs.host.process import boot_id, process_start
+from zramfs.host import locks, safe_paths
+from zramfs.host.paths import AS_PATH, ROOT_BASE, escape, resolve
 
-_STATE_VERSION = 1
-_NEEDED = ("/proc", "/sys", "/dev", "/usr", "/bin", "/lib", "/etc")
+from .device_state import State, correct, rebuild
+
 _LOCK_TIMEOUT = 30.0
-
-
-@dataclass(frozen=True)
-class State:
-    """What state.json says. pid and pid_start (clock ticks after boot) name one process for ever
-    within boot_id; a RAM disk has loop, mountpoint and fs, a swap device loop, else they are None."""
-
-    name: str
-    directory: str
-    disk: str
-    kind: str  # "device", "ramdisk" or "swap"
-    phase: str  # "starting" until the daemon serves, then "ready", and "failed" after an end by a fault
-    pid: int
-    pid_start: int
-    boot_id: str
-    created: str  # ISO 8601, local time with offset
-    threads: int
-    made: list[str] = field(default_factory=list)  # directories to remove at the end, if empty
-    loop: str | None = None
-    mountpoint: str | None = None
-    fs: str | None = None
-    attached: int | None = None  # loops.sequence() of loop
-    notes: list[str] = field(default_factory=list)  # what was set up for swap, and what that lacks
-    version: int = _STATE_VERSION
-
-    def alive(self) -> bool:
-        """True as long as the very process that wrote its pid here runs."""
-        return self.boot_id == boot_id() and self.pid_start == process_start(self.pid)
-
-    @property
-    def where(self) -> str:
-        """What its user calls it: the directory that he gave, or the name of a swap device."""
-        return self.mountpoint or (self.name if self.kind == "swap" else self.directory)
-
-    def places(self) -> set[str]:
-        return {place for place in (self.directory, self.mountpoint) if place}
 
 
 @dataclass(frozen=True)
@@ -92,15 +56,26 @@ class Rundir:
         return self.path / "log"
 
     def read(self) -> State | None:
-        """None when there is no complete state: nobody finished to start here."""
+        """None when there is no complete state and nobody serves: nobody finished to start here."""
+        state = self._read_file()
+        if not self.path.is_dir():
+            return state
+        holders = locks.holders(self.path)
+        return rebuild(self.path, holders) if state is None else correct(state, holders)
+
+    def _read_file(self) -> State | None:
         try:
-            text = (self.path / "state.json").read_text(encoding="utf-8", errors="surrogateescape")
+            text = (self.path / "state.json").read_text(**AS_PATH)
             found = json.loads(text)
             # A daemon of another version may say more, or less. It is alive all the same, and what took it
             # for an unfinished start would drop its data.
             return State(**{each.name: found[each.name] for each in fields(State) if each.name in found})
-        except (FileNotFoundError, ValueError, TypeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
             return None
+
+    def is_served(self) -> bool:
+        """True while any process holds it, also one of another pid namespace; see keep()."""
+        return locks.is_locked(self.path)
 
     def write(self, state: State) -> None:
         """Replaces state.json in one step: a reader sees the old or the new one, complete. Raises
@@ -108,7 +83,7 @@ class Rundir:
         temporary = self.path / "state.json.new"
         text = json.dumps(asdict(state), indent=1, ensure_ascii=False) + "\n"
         try:
-            with open(temporary, "w", encoding="utf-8", errors="surrogateescape", opener=_private) as out:
+            with open(temporary, "w", **AS_PATH, opener=_private) as out:
                 out.write(text)
             os.replace(temporary, self.path / "state.json")
         except OSError as error:
@@ -148,7 +123,7 @@ def bases() -> list[Path]:
     """Where this user's run directories may be, the first choice first."""
     uid = os.getuid()
     if chosen := os.environ.get("ZRAMFS_RUN_DIR"):
-        return [resolve(chosen)]
+        return [safe_paths.resolve(chosen)]
     if uid == 0:
         return [ROOT_BASE]
     found = []
@@ -158,14 +133,6 @@ def bases() -> list[Path]:
             found.append(Path(parent) / "zramfs")
     found.append(Path(f"/tmp/zramfs-{uid}"))
     return list(dict.fromkeys(found))
-
-
-def hides(directory: Path) -> str | None:
-    """Why no device may be mounted on `directory`; None when one may. Of what a mount there would hide
-    every command needs something, also the one that is to take it away."""
-    if any(Path(place).is_relative_to(directory) for place in (*_NEEDED, bases()[0])):
-        return f"expected a directory to mount on, got {directory}, which would hide what zramfs itself needs"
-    return None
 
 
 def trouble(path: Path, *, private: bool) -> str | None:
@@ -195,7 +162,7 @@ def make_base(base: Path) -> None:
         raise ZramfsError(
             error.errno or errno.EIO, f"cannot make the run directory {base}: {error.strerror}"
         ) from None
-    if reason := trouble(base, private=os.getuid() != 0):
+    if reason := trouble(base, private=os.getuid() != 0) or safe_paths.replaceable(base):
         raise ZramfsError(
             errno.EPERM,
             f"{base} must be a directory that only uid {os.getuid()} can change, but {reason}: "
@@ -228,8 +195,8 @@ def locked(base: Path) -> Iterator[None]:
 
 
 def keep(rundir: Rundir) -> None:
-    """Keeps systemd-tmpfiles, which ages the files below /tmp, away from the run directory for as
-    long as this process lives: it leaves directories alone that somebody has locked."""
+    """Locks the run directory for as long as this process lives: by that others know who serves it. It also
+    keeps systemd-tmpfiles away, which ages the files below /tmp and leaves locked directories alone."""
     fd = os.open(rundir.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(fd, fcntl.LOCK_SH)
 
@@ -252,7 +219,7 @@ def find(wanted: str) -> Rundir | None:
     for rundir in candidates:
         state = rundir.read()
         # A start that ended before it wrote its state left only the name.
-        if str(place) in state.places() if state else rundir.name == escape(place):
+        if {str(place)} & {*state.places(), *state.former} if state else rundir.name == escape(place):
             here.append(rundir)
     named = [rundir for rundir in candidates if rundir.name == wanted]
     found = list(dict.fromkeys(here + named))

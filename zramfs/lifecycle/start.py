@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from zramfs.errors import ZramfsError
-from zramfs.host import detach, loops, process, safety, watermark
+from zramfs.host import detach, limits, loops, mounts, process, safety, watermark
 from zramfs.host.log import log_to_stderr
 from zramfs.lifecycle.stop import Say, clean_up, end_daemon, may_end, take_down_top, teardown
 from zramfs.model.config import DeviceConfig
@@ -81,7 +81,7 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
     device = loops.attach(new.disk)
     attached = loops.sequence(device)
     if isinstance(wanted, FileSystem):
-        new.update(loop=device, attached=attached, fs=wanted.type)
+        new.update(loop=device, attached=attached, fs=wanted.type, options=wanted.options)
         ramdisk.make_file_system(wanted.type, device)
         ramdisk.mount(wanted, device)
         ramdisk.govern(new.tree)
@@ -126,15 +126,17 @@ def _serve(
             safety.populate()
         elif refusal := safety.lock_private():
             log.info("the memory of the server is not locked, and can be swapped out: %s", refusal)
-        state = new.read()
-        if state is not None and state.kind == "device":
+        tree = mounts.mount_at(config.directory)
+        state = new.update(tree_dev=tree.dev if tree else None)
+        if state.kind == "device":
             new.update(phase="ready")
         on_ready()
 
-    new.update(pid=os.getpid(), pid_start=process.process_start(os.getpid()))
     rundir.keep(new)
+    new.update(pid=os.getpid(), pid_start=process.process_start(os.getpid()))
     status = daemon.FAILED
     try:
+        limits.lift_file_size()
         state = new.read()
         if state and state.kind == "swap" and not config.reserve and not config.forced:
             raise ZramfsError(

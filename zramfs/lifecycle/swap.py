@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from zramfs.errors import ZramfsError
-from zramfs.host import memcg, swaps, system_calls
+from zramfs.host import memcg, programs, swaps, system_calls
 from zramfs.host.programs import run
 from zramfs.model.config import Algorithm
 from zramfs.text.sizes import format_size
@@ -64,13 +63,8 @@ def expect_able() -> None:
     """Raises ZramfsError unless this process may set up loop devices and swap, and has the programs."""
     if os.geteuid() != 0:
         raise ZramfsError(errno.EPERM, "swap needs root, for its loop device and for swapon (try sudo)")
-    for program in ("losetup", "mkswap", "swapon", "swapoff"):
-        if shutil.which(program) is None:
-            raise ZramfsError(
-                errno.ENOENT,
-                f"swap needs {program}, which is not in PATH ({os.environ.get('PATH')}); "
-                "Debian has it in the package mount or util-linux",
-            )
+    programs.expect(
+        {"losetup": "mount", "mkswap": "util-linux", "swapon": "mount", "swapoff": "mount"}, "swap")
     if not os.path.exists("/proc/swaps"):
         raise ZramfsError(errno.ENOSYS, "this kernel has no swap (there is no /proc/swaps)")
 

@@ -47,7 +47,7 @@ class DeviceConfig:
     name         shown as the file system's source in /proc/mounts
     reserve      memory kept ready for writes, rounded up to 2 MiB; above 0 the process is also locked in
                  memory and set up for swap (safety.py); 0 = none of that
-    forced       go on without a setting that swap needs
+    forced       go on without a setting that swap needs, and over what the write-back file or device holds
     allow_other  other users may use the mounts (FUSE's option of that name)
     keep_free    of the host's memory: the pool does not grow while less is available; 0 = it grows anyway,
                  None = the default (device/host_memory.py), which is 0 for a device with a reserve

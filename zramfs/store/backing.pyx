@@ -307,10 +307,18 @@ cdef void backing_free(backing_t* b) noexcept nogil:
     free(b)
 
 
-def _open(path: str) -> int:
+def _open(path: str, opener) -> int:
     """A descriptor of a block device that nobody else has opened exclusively, or of a file that no
-    other zramfs has. Raises OSError."""
-    kind = os.stat(path).st_mode            # before opening: opening a fifo or a tape may wait or rewind
+    other zramfs has. opener: see Backing. Raises OSError."""
+    place = opener(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return _open_place(path, place)
+    finally:
+        os.close(place)
+
+
+def _open_place(path: str, place: int) -> int:
+    kind = os.fstat(place).st_mode          # before opening: opening a fifo or a tape may wait or rewind
     if stat.S_ISDIR(kind):
         raise ZramfsError(errors.EISDIR, f"expected a block device or a file, got the directory {path}")
     if not stat.S_ISBLK(kind) and not stat.S_ISREG(kind):
@@ -318,20 +326,26 @@ def _open(path: str) -> int:
     flags = os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if stat.S_ISBLK(kind) else 0)
     try:
         # Past the page cache: what was written back shall leave memory, and its errors shall be told.
-        fd = os.open(path, flags | os.O_DIRECT)
+        fd = _reopen(path, place, flags | os.O_DIRECT)
     except OSError as error:
         if error.errno != errors.EINVAL:
             raise
-        fd = os.open(path, flags | os.O_DSYNC)
+        fd = _reopen(path, place, flags | os.O_DSYNC)
     try:
-        if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(kind):
-            raise ZramfsError(errors.EAGAIN, f"{path} became another file while it was opened; try again")
         if stat.S_ISREG(kind):
             _lock(fd, path)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _reopen(path: str, place: int, flags: int) -> int:
+    """By the descriptor: by its name it may be another file by now."""
+    try:
+        return os.open(f"/proc/self/fd/{place}", flags)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def _lock(fd: int, path: str) -> None:
@@ -355,12 +369,13 @@ cdef class Backing:
     (trim()), and all of them when it is closed.
     Raises OSError: what open(2) says (ENOENT, EACCES, EBUSY ...); ENOTBLK for anything but a block
     device or a regular file; EINVAL for less than 4096 bytes; EBUSY for a file in use. MemoryError.
+    opener: opens the path with the flags that it gets, as os.open; for one that refuses some paths.
     """
 
-    def __cinit__(self, path: str, bint wipe=False):
+    def __cinit__(self, path: str, bint wipe=False, opener=os.open):
         cdef uint64_t nr_blocks
         self.path = os.path.abspath(path)
-        fd = _open(path)
+        fd = _open(path, opener)
         try:
             nr_blocks = min(os.lseek(fd, 0, os.SEEK_END) >> BLOCK_SHIFT, MAX_BLOCKS)
             if nr_blocks == 0:

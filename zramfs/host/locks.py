@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who has locked a directory with flock(2).
+
+The kernel gives the pids as this pid namespace knows them, and takes the lock away with the process. So a
+lock tells who serves a device better than a pid in a file.
+"""
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from .mounts import mount_id, mounts
+
+_TRIES = 3
+_PAUSE = 0.01
+
+
+def holders(directory: Path) -> list[int]:
+    """Processes of this pid namespace with a lock on `directory`; of a process outside it nothing is seen."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        inode = os.fstat(fd).st_ino
+        # Not st_dev, which is another number on btrfs.
+        number = mount_id(f"/proc/self/fdinfo/{fd}")
+    finally:
+        os.close(fd)
+    dev = next((each.dev for each in mounts() if each.id == number), None)
+    found = []
+    with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as lines:
+        for line in lines:
+            # 1: FLOCK ADVISORY READ PID MAJOR:MINOR:INODE START END; "->" before FLOCK: it waits for one
+            fields = line.split()
+            if fields[1] == "FLOCK" and dev is not None and _is_on(fields[5], dev, inode):
+                found.append(int(fields[4]))
+    return [pid for pid in found if pid > 0]
+
+
+def _is_on(place: str, dev: str, inode: int) -> bool:
+    major, minor, number = place.split(":")
+    return f"{int(major, 16)}:{int(minor, 16)}" == dev and int(number) == inode
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether any process has a lock on it, of whatever pid namespace. Another one that looks at the same
+    time has it for a moment, and is not meant."""
+    for _ in range(_TRIES):
+        if not _try_lock(directory):
+            return False
+        time.sleep(_PAUSE)
+    return True
+
+
+def _try_lock(directory: Path) -> bool:
+    """True if somebody has it."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other commands must know about a device: the contents of state.json.
+
+The file is the daemon's word. Two things in it can be out of date or gone, and the kernel knows them better:
+where the mounts are, since a directory above them may be renamed, and who serves, since a pid means another
+process in another pid namespace. correct() and rebuild() take them from there.
+"""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+from zramfs.host import loops, mounts, swaps
+from zramfs.host.process import boot_id, process_start
+
+_STATE_VERSION = 1
+DISK_SOURCE = "zramfs-disk:"  # and the device's name: what the daemon mounts on `disk` under
+
+
+@dataclass(frozen=True)
+class State:
+    """What state.json says. pid and pid_start (clock ticks after boot) name one process within boot_id.
+    A RAM disk has loop, mountpoint, fs and options, a swap device loop, else they are None."""
+
+    name: str
+    directory: str
+    disk: str
+    kind: str  # "device", "ramdisk" or "swap"
+    phase: str  # "starting" until the daemon serves, then "ready", and "failed" after an end by a fault
+    pid: int
+    pid_start: int
+    boot_id: str
+    created: str  # ISO 8601, local time with offset
+    threads: int  # 0 where that was lost
+    made: list[str] = field(default_factory=list)  # directories to remove at the end, if empty
+    loop: str | None = None
+    mountpoint: str | None = None
+    fs: str | None = None
+    options: str | None = None  # of mount(8), for the file system
+    attached: int | None = None  # loops.sequence() of loop
+    tree_dev: str | None = None  # "major:minor" of the mounted tree
+    former: list[str] = field(default_factory=list)  # what its places were called before a rename
+    notes: list[str] = field(default_factory=list)  # what was set up for swap, and what that lacks
+    version: int = _STATE_VERSION
+
+    def alive(self) -> bool:
+        """True as long as the very process that wrote its pid here runs."""
+        return self.boot_id == boot_id() and self.pid_start == process_start(self.pid)
+
+    @property
+    def where(self) -> str:
+        """What its user calls it: the directory that was given, or the name of a swap device."""
+        return self.mountpoint or (self.name if self.kind == "swap" else self.directory)
+
+    def places(self) -> set[str]:
+        return {place for place in (self.directory, self.mountpoint) if place}
+
+
+def correct(state: State, holders: list[int]) -> State:
+    """The state with the places where its mounts are now, and with the process that serves it in this pid
+    namespace. holders: who has the run directory locked."""
+    if state.boot_id != boot_id():
+        return state
+    table = mounts.mounts()
+    tree = [each for each in table if each.dev == state.tree_dev and each.fstype == mounts.FSTYPE]
+    state = _moved(state, "directory", tree)
+    if state.loop and state.mountpoint and loops.stands_on(state.loop, Path(state.disk), state.attached):
+        state = _moved(state, "mountpoint", [each for each in table if each.source == state.loop])
+    if state.phase == "ready" and holders and state.pid not in holders:
+        state = replace(state, pid=holders[0], pid_start=process_start(holders[0]) or 0)
+    return state
+
+
+def _moved(state: State, which: str, found: list[mounts.Mount]) -> State:
+    """With the one mount that is left of `found` as the place called `which`."""
+    old = str(getattr(state, which))
+    now = [str(each.mountpoint) for each in found]
+    if len(now) != 1 or now[0] == old:
+        return state
+    made = [now[0] if each == old else each for each in state.made]
+    return replace(state, **{which: now[0], "made": made, "former": [*state.former, old]})
+
+
+def rebuild(path: Path, holders: list[int]) -> State | None:
+    """The state of a device whose state.json is gone, while its daemon serves: from what is mounted. path:
+    its run directory."""
+    disk, tree = path / "disk", path / "tree"
+    lane = mounts.mount_at(disk)
+    if not holders or lane is None or not lane.source.startswith(DISK_SOURCE):
+        return None
+    table = mounts.mounts()
+    own = [each for each in table
+           if each.fstype == mounts.FSTYPE and each.source == lane.source.removeprefix(DISK_SOURCE)]
+    directory = next((each.mountpoint for each in own if each.mountpoint == tree),
+                     own[0].mountpoint if own else tree)
+    standing = loops.find(disk) if directory == tree else []
+    top = next((each for each in table if each.source in standing), None)
+    areas = [area for area in swaps.swaps() if area in standing]
+    loop = top.source if top else areas[0] if areas else standing[0] if standing else None
+    return State(
+        name=path.name, directory=str(directory), disk=str(disk), phase="ready", threads=0,
+        kind="device" if directory != tree else "swap" if areas or not loop else "ramdisk",
+        pid=holders[0], pid_start=process_start(holders[0]) or 0, boot_id=boot_id(),
+        created=datetime.fromtimestamp(os.lstat(path).st_mtime).astimezone().isoformat(timespec="seconds"),
+        loop=loop, attached=loops.sequence(loop) if loop else None,
+        mountpoint=str(top.mountpoint) if top else None, fs=top.fstype if top else None)
+
+
