@@ -9,27 +9,26 @@ from .stats import HeadroomStats
 
 @disjoint_base
 class Headroom:
-    """Stops the growth of a pool while the host, or a memory cgroup around this process, has none to spare.
+    """Room for the growth of one pool. Every method may be called from any thread.
 
-    keep_free: bytes of the host's available memory that are left to others, 0 = no such floor. meminfo: a
-    file like /proc/meminfo. Any thread may call any method. Raises ValueError for a keep_free above 2^62 - 1.
+    keep_free: bytes of the host's memory that stay available to others, 0 = no floor. meminfo: a file like
+    /proc/meminfo.
     """
 
     @property
     def keep_free(self) -> int:
-        """Bytes of the host's available memory that are left to others; settable."""
+        """Bytes of MemAvailable that are left to the host; settable."""
 
     @keep_free.setter
     def keep_free(self, nbytes: int) -> None: ...
     def __new__(cls, keep_free: int = 0, meminfo: str | PathLike[str] = "/proc/meminfo") -> Self: ...
 
     def set_groups(self, groups: Iterable[tuple[str | PathLike[str], int]]) -> None:
-        """The memory cgroups that bound this process: pairs of a directory and the version of its hierarchy
-        (1 or 2). Those that were set before are forgotten. Raises ValueError for more than 16."""
+        """The memory cgroups that bound this process: at most 16 pairs of directory and version (1 or 2).
+        Those that were set before are forgotten. Their files are opened anew."""
 
     def look(self, pages: int) -> None:
-        """Reads what host and groups can give now. pages: how many the pool has. To be called now and then,
-        because others use memory too; a pool that needs more than it was granted looks by itself."""
+        """Reads the files at once, and grants anew. pages: how many pool pages are in use."""
 
     def stats(self) -> HeadroomStats:
-        """HeadroomStats of the last look."""
+        """As the last look found it."""

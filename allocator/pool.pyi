@@ -45,8 +45,7 @@ class Pool:
         """Pages of 4096 bytes that the pool may use, 0 = no limit. What is stored stays."""
 
     def set_headroom(self, headroom: Headroom) -> None:
-        """Has the pool ask before it takes pages; malloc() raises OSError(ENOSPC) where there is no room. To
-        be called before the first object. A Headroom serves one pool."""
+        """Asked before the pool takes pages, from here on; to be called before the first object."""
 
     @property
     def huge_size(self) -> int:

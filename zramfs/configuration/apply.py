@@ -126,6 +126,13 @@ def _algorithm(algorithm: Algorithm) -> str:
     return algorithm.name + (f"({','.join(parameters)})" if parameters else "")
 
 
+def _memory(config: DeviceConfig) -> Iterator[str]:
+    if config.keep_free is not None:
+        yield f"{format_size(config.keep_free)} of the host's memory kept free"
+    if config.lock:
+        yield "its memory is locked, and never swapped out"
+
+
 def describe_settings(wanted: Settings) -> Iterator[str]:
     """Lines for people: what a device is, with everything that is not left to its default."""
     config = wanted.config
@@ -149,10 +156,7 @@ def describe_settings(wanted: Settings) -> Iterator[str]:
         yield f"left out here: {wanted.skip}"
     limit = f", at most {format_size(config.mem_limit)} of memory" if config.mem_limit else ""
     yield f"size {format_size(config.size)}{limit}"
-    if config.keep_free is not None:
-        yield f"{format_size(config.keep_free)} of the host's memory kept free"
-    if config.lock:
-        yield "its memory is locked, and never swapped out"
+    yield from _memory(config)
     first, *others = map(_algorithm, config.algorithms)
     then = f", recompressed with {' or '.join(others)}" if others else ""
     yield f"compressed with {first}{then}"

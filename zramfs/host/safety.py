@@ -252,7 +252,7 @@ SETTINGS = (
         "the kernel has no memory left for the requests that would free some", watermark.probe, _nothing,
     ),
     # Without it the kernel's reclaim, in a group of version 1, can let a thread of the lane wait for the
-    # write-back of the file system that this lane serves (shrink_folio_list() in mm/vmscan.c).
+    # write-back of the file system that this lane serves (its shrink_folio_list()).
     Setting(
         "PR_SET_IO_FLUSHER", False,
         "the kernel may slow the server down as it does any writer", _probe_flusher, _become_flusher,
