@@ -166,6 +166,7 @@ async def test_every_number_of_the_attribute_files_is_in_it():
 
     expect("algorithms", 1, f"algorithm={algorithm}", "dictionary=", "level=5", "priority=0")
     expect("access_times", 0)
+    expect("wipe", 0)
     done = device.stats().recompression
     expect("recompress_tried_total", done.tried)
     for result in ("won", "kept", "no_room", "busy"):
