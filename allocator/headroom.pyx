@@ -34,9 +34,9 @@ cdef enum:
 cdef uint64_t ALL_ROOM = <uint64_t>-1
 # The least grant while there is room, in bytes: two looks for each MiB cost less than 1 % of writing it.
 cdef uint64_t LEAST_GRANT = 1 << 20
-# Kept below a group's limit, for what is not the pool. While a pool grew to 846 MiB, its daemon with 4 threads
-# took 18 MiB more for tables, 4 for page tables and 1 for its heap, spread over the growth. A command such as
-# `zramfs stop` takes 14 MiB, and must find them in the same group.
+# Kept below the limit of a group, for what is not the pool. While a pool grew to 846 MiB, its daemon with 4
+# threads took 18 MiB more for tables, 4 for page tables and 1 for its heap, spread over the growth. A
+# command such as `zramfs stop` takes 14 MiB, and must find them in the same group.
 cdef uint64_t LEAST_MARGIN = 32 << 20
 cdef uint64_t MARGIN_PART = 16      # of the limit
 

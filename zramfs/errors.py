@@ -12,10 +12,11 @@ class ZramfsError(OSError):
 
     def __init__(self, errno: int, sentence: str) -> None:
         super().__init__(errno, sentence)
+        self._sentence = sentence
 
     @property
     def sentence(self) -> str:
-        return self.strerror
+        return self._sentence
 
     def __str__(self) -> str:
-        return self.strerror
+        return self._sentence

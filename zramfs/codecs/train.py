@@ -150,7 +150,7 @@ def train(taken: Sample, algo: str, level: int, size: int) -> tuple[bytes, Verdi
             errno.EINVAL, f"expected at least {LEAST} pages to train on that are neither same-filled nor "
             f"written back, found {len(taken.pages)}")
     judges = taken.pages[::HELD_OUT]
-    pages = [page for n, page in enumerate(taken.pages) if n % HELD_OUT]
+    pages: list[bytes | bytearray | memoryview] = [page for n, page in enumerate(taken.pages) if n % HELD_OUT]
     try:
         dictionary = zstandard.train_dictionary(size, pages, level=level if algo == "zstd" else 3).as_bytes()
     except zstandard.ZstdError as error:

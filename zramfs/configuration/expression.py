@@ -94,7 +94,7 @@ class _Parser:
             self.start = len(self.text) - len(self.text[self.position:].lstrip())
             self.kind = "unknown"
             raise self.unexpected("a number, a name or an operator")
-        self.kind = match.lastgroup
+        self.kind = match.lastgroup or ""
         self.token, self.suffix = match[self.kind], match["suffix"]
         self.start, self.position = match.start(self.kind), match.end()
         self.token = _MEANING.get(self.token, self.token)

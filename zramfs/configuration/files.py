@@ -176,9 +176,9 @@ def _text(file: Path, data: bytes, complaints: list[Complaint]) -> str | None:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+        broken = data[: error.start].count(b"\n") + 1
         sentence = f"expected UTF-8, got the byte {data[error.start]:#04x}"
-        complaints.append(Complaint(file, line, None, sentence))
+        complaints.append(Complaint(file, broken, None, sentence))
         return None
     for number, line in enumerate(text.split("\n"), 1):
         for character in line.rstrip("\r"):
@@ -211,7 +211,8 @@ def parse_entries(
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
     """Numbered, without comments and blank lines; a line that ends with a backslash goes on in the next."""
-    begun, parts = 0, []
+    begun = 0
+    parts: list[str] = []
     for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip()
         if line.startswith(("#", ";")) or (not line and not parts):

@@ -197,6 +197,7 @@ class _Daemon:
         self.lane = lane
 
     async def start_tree(self) -> None:
+        assert self.device is not None  # start_lane() came first
         tree = TreeServer(self.config.name, self.tree_mount, tree_of(self.device, self.disk.path))
         await tree.start()
         self.tree = tree
@@ -237,7 +238,7 @@ class _Daemon:
         except trio.TooSlowError:
             reason = f"no answer for {ANSWER_TIMEOUT:g} s"
         except OSError as error:
-            reason = error.strerror
+            reason = error.strerror or str(error)
         else:
             return
         raise ZramfsError(
@@ -255,6 +256,7 @@ class _Daemon:
         the way to one, is tried again."""
         if not self.may_end or not self.is_ready:
             self.order_end(reason)
+            return
         for pause in (*END_PAUSES, None):
             if self.is_stopping:
                 return
@@ -333,6 +335,7 @@ class _Daemon:
             await self.attempt("ending the lane", self.end_lane, cut_off is not False)
 
     async def undo_top(self) -> None:
+        assert self.teardown is not None
         for pause in END_PAUSES:
             try:
                 return await run_in_thread(self.teardown)

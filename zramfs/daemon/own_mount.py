@@ -75,7 +75,7 @@ class OwnMount:
                 reason = error
             await trio.sleep(UNMOUNT_PAUSE)
         self.failed = True
-        users = await run_in_thread(partial(in_use.users_of, [place]))
+        users = await run_in_thread(partial(in_use.users_of, [place or self.path]))
         log.warning(
             "%s: %s could not be unmounted (%s); it is cut off from its users, who get I/O errors from here "
             "on: %s",

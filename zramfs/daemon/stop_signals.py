@@ -38,7 +38,7 @@ class StopSignals:
             yield self
         finally:
             self._over = True
-            signal.pthread_kill(thread.ident, min(self._numbers))
+            signal.pthread_kill(thread.ident or 0, min(self._numbers))
             thread.join()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(self._wake_fd)

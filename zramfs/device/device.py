@@ -202,7 +202,7 @@ class Device(ReadOnlyTables):
             open_count=lane.open_count,
             alive=lane.alive,
             last_error=self._last_error,
-            algorithms=tuple(each and each.algorithm for each in self._algorithms),
+            algorithms=tuple(each.algorithm if each else None for each in self._algorithms),
             access_times=self._access_times,
             recompression=self._post.recompression,
             backing_dev=self.backing_store.settings,
@@ -415,4 +415,8 @@ class Device(ReadOnlyTables):
         )
 
     async def _job_thread(self, work: Callable[[], Any]) -> Any:
-        return await run_in_thread(lambda: (prepare_thread(), work())[1], self._job_limiter)
+        def prepared() -> Any:
+            prepare_thread()
+            return work()
+
+        return await run_in_thread(prepared, self._job_limiter)

@@ -198,6 +198,7 @@ class Governor:
         """Until nobody has the file system mounted any more, or the warden ends for another reason. True if
         that left it frozen."""
         link = self._link
+        assert link is not None  # _linked is set
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._looks, link, wake_fd)
             await link.ended()

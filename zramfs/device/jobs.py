@@ -101,4 +101,5 @@ async def finish_job(in_thread: InThread[T], finish: Callable[[], T]) -> T:
     """Ends a run of the store's whatever has happened: a run that is not finished would keep every later one
     out."""
     with trio.CancelScope(shield=True):
-        return await in_thread(finish)
+        done = await in_thread(finish)
+    return done

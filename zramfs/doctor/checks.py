@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -167,7 +168,7 @@ def _fuse_conf(machine: Machine) -> Verdict:
     lines = [line.split("#")[0].strip() for line in (machine.text("/etc/fuse.conf") or "").splitlines()]
     if machine.uid == 0:
         return "ok", "root needs no line in /etc/fuse.conf", ""
-    limits = [int(found[1]) for line in lines if (found := re.fullmatch(r"mount_max = (\d+)", line))]
+    limits = [int(match[1]) for line in lines if (match := re.fullmatch(r"mount_max = (\d+)", line))]
     most = limits[0] if limits else 1000
     # Two mounts a device, and fusermount3 counts those of all users.
     table = (machine.text("/proc/mounts") or "").splitlines()
@@ -342,11 +343,15 @@ def _leftovers(_machine: Machine) -> Verdict:
     return "degraded", f"daemons have died, and left {', '.join(found)}", "; ".join(do)
 
 
+def _block_size(place: Path) -> int:
+    return os.statvfs(place).f_bsize
+
+
 def _dead_mounts() -> list[Path]:
     """Mount points of ours whose connection is closed. One that hangs may live on, so it is none."""
     places = [mount.mountpoint for mount in mounts.mounts() if mount.fstype.startswith("fuse.zramfs")]
     # In children, which may hang. Attributes can come from a cache, a file system's numbers never do.
-    calls = [(mount, bounded.Call(lambda place=mount: os.statvfs(place).f_bsize)) for mount in places]
+    calls = [(mount, bounded.Call(partial(_block_size, mount))) for mount in places]
     deadline = time.monotonic() + _ANSWER_TIMEOUT
     dead = []
     for mount, call in calls:

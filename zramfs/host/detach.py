@@ -100,8 +100,8 @@ def _daemon(body: Callable[[Callable[[], None]], int], log: Path, write_end: int
             write_end = _redirect(log, write_end)
         except OSError as error:  # there is no log for a trace, and its caller's terminal is no place for one
             tell(errno=error.errno or errno.EIO, sentence=f"cannot write the log {log}: {error.strerror}")
-            return
-        status = body(tell)
+        else:
+            status = body(tell)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         # Before the trace, for which there may be no room.

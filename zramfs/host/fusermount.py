@@ -16,6 +16,7 @@ import struct
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from zramfs.errors import ZramfsError
 
@@ -172,7 +173,7 @@ def _escape(value: str | bool) -> str:
     return str(value).replace("\\", "\\\\").replace(",", "\\,")
 
 
-def _fusermount(words: list[str], *, what: str, **how: object) -> None:
+def _fusermount(words: list[str], *, what: str, **how: Any) -> None:
     program = programs.find("fusermount3")
     if program is None:
         raise MountError(errno.ENOENT, f"{what} needs fusermount3, which is not installed; "

@@ -8,12 +8,13 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from zramfs.errors import ZramfsError
 
 # For what the kernel says and for our own files: a path is bytes, and must come out of a text as it went in,
 # in whatever locale either was done.
-AS_PATH = {"encoding": sys.getfilesystemencoding(), "errors": "surrogateescape"}
+AS_PATH: dict[str, Any] = {"encoding": sys.getfilesystemencoding(), "errors": "surrogateescape"}
 ROOT_BASE = Path("/run/zramfs")  # of the run directories of root
 # NAME_MAX is 255 bytes; the rest is room for the temporary file's suffix and for reading comfort.
 _NAME_MAX = 200

@@ -89,7 +89,9 @@ def enter(kind: str, *, force: bool = False, lock: bool = False) -> list[str]:
 
 def _enter_swap(force: bool) -> list[str]:
     note = _leave_unlimited_group()
-    notes, needed, useful = [note] if note else [], [], []
+    notes = [note] if note else []
+    needed: list[tuple[Setting, str]] = []
+    useful: list[tuple[Setting, str]] = []
     for setting in SETTINGS:
         refusal, note = setting.apply()
         if note:

@@ -35,6 +35,6 @@ def written_on(number: signal.Signals) -> Iterator[None]:
         yield
     finally:
         over = True
-        signal.pthread_kill(thread.ident, number)
+        signal.pthread_kill(thread.ident or 0, number)
         thread.join()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_DIRSYNC, MS_NOATIME = 1, 2, 4, 8, 16, 128, 1024
@@ -74,7 +75,7 @@ def release_loop(device: str) -> None:
         os.close(fd)
 
 
-def _call(function: ctypes._CFuncPtr, path: str | os.PathLike[str], *more: ctypes.c_int) -> None:
+def _call(function: Callable[..., int], path: str | os.PathLike[str], *more: ctypes.c_int) -> None:
     _expect_zero(function(os.fsencode(path), *more), str(Path(path)))
 
 

@@ -22,6 +22,7 @@ import fcntl
 import os
 import struct
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -242,9 +243,10 @@ class BtrfsFiles(NamelessFiles):
 
 def of(fstype: str, directory: int, device: str) -> Withheld:
     """The way for a file system. Raises OSError where there is none."""
-    ways = {"ext4": ReservedClusters, "xfs": ReservedBlocks, "btrfs": BtrfsFiles}
+    ways: dict[str, Callable[[int, str], Withheld]] = {
+        "ext4": ReservedClusters, "xfs": ReservedBlocks, "btrfs": BtrfsFiles}
     try:
-        return ways.get(fstype, NamelessFiles)(directory, device)
+        return ways[fstype](directory, device) if fstype in ways else NamelessFiles(directory, device)
     except OSError:
         # /sys may be read-only, as in most containers.
         return NamelessFiles(directory, device)

@@ -66,7 +66,7 @@ cdef class Lane:
     """
     def __cinit__(self, int fd, *, int threads=2, int poll_us=0):
         cdef lane_shared_t* shared
-        cdef int i, err
+        cdef int err
         expect_kernel_pages()
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"expected 1 to {MAX_THREADS} threads, got {threads}")
@@ -81,7 +81,7 @@ cdef class Lane:
         self.lane.done_fd = eventfd(0, EFD_CLOEXEC)
         if self.lane.done_fd < 0:
             raise OSError(errno, f"no descriptor to tell the end of the lane: {os.strerror(errno)}")
-        for i in range(threads):
+        for _ in range(threads):
             err = lane_add_worker(self.lane)
             if err:
                 raise OSError(err, f"no memory for the buffers of {threads} threads: {os.strerror(err)}")

@@ -3,7 +3,7 @@
 # * lane_t.rest_lock, for a few words; under it, once, when all workers have to end, slow_t.lock (slow.pxd).
 """What the workers of a lane do; see serve.pxd."""
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EIO, ENODEV, ENOENT, ENOTCONN, errno
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint64_t
 from posix.unistd cimport dup2, read, write
 
 from allocator.prim cimport (

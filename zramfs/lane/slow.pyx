@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """The queue of the slow threads; see slow.pxd."""
-from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy
 
 from allocator.prim cimport (

@@ -92,7 +92,7 @@ cdef struct worker_t:
     uint64_t done             # how far that try came
     uint64_t protocol_errors
     uint64_t refused_sizes    # truncations to more than the device's size,
-    uint64_t busy_truncations # and to 0 while others had it open
+    uint64_t busy_truncations  # and to 0 while others had it open
     uint64_t helped           # pieces done of other threads' requests
 
 

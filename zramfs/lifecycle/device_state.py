@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from zramfs.host import loops, mounts, swaps
 from zramfs.host.process import boot_id, process_start
@@ -80,7 +81,8 @@ def _moved(state: State, which: str, found: list[mounts.Mount]) -> State:
     if len(now) != 1 or now[0] == old:
         return state
     made = [now[0] if each == old else each for each in state.made]
-    return replace(state, **{which: now[0], "made": made, "former": [*state.former, old]})
+    changes: dict[str, Any] = {which: now[0], "made": made, "former": [*state.former, old]}
+    return replace(state, **changes)
 
 
 def rebuild(path: Path, holders: list[int]) -> State | None:

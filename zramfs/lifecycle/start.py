@@ -87,8 +87,8 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
         ramdisk.govern(new.tree)
     else:
         new.update(loop=device, attached=attached)
-        if (note := _raise_watermark(new, wanted)) and say:
-            say(f"note: {note}")
+        if (raised := _raise_watermark(new, wanted)) and say:
+            say(f"note: {raised}")
         swap.make(device)
         swap.on(device, wanted)
     new.update(phase="ready")

@@ -112,13 +112,13 @@ cdef void block_put(backing_t* b, uint64_t block, uint32_t amount) noexcept nogi
 
 
 cdef int64_t backing_take(backing_t* b, uint64_t wanted) noexcept nogil:
-    cdef uint64_t turn, group, block, end
+    cdef uint64_t _turn, group, block, end
     if wanted < b.nr_blocks and block_try_take(b, wanted):
         return <int64_t>wanted
     # From where the last search ended, once around: one group more than there are, for the part of
     # the first one that lies before the cursor.
     block = b.cursor if b.cursor < b.nr_blocks else 0
-    for turn in range(b.nr_groups + 1):
+    for _turn in range(b.nr_groups + 1):
         group = block >> GROUP_SHIFT
         end = min((group + 1) << GROUP_SHIFT, b.nr_blocks)
         if load32(&b.groups[group]) & LIVE < GROUP_BLOCKS:

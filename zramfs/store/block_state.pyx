@@ -3,7 +3,7 @@
 
     index, time of the last access in seconds since boot, flags
               300           75.000000 .wh..n
-    s same-filled   w written back   h huge (stored raw, there too)   i idle   r recompressed   n incompressible
+    s same-filled  w written back  h huge (stored raw, there too)  i idle  r recompressed  n incompressible
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
@@ -25,12 +25,14 @@ cdef int format_line(store_t* st, uint64_t slot, uint64_t v, char* line) noexcep
     cdef bint huge = kind == HUGE or kind == WRITTEN_BACK and v & BACK_HUGE != 0
     return snprintf(
         line, LINE, "%12llu %12u.%06d %c%c%c%c%c%c\n", <unsigned long long>slot, last_access(st, slot), 0,
-        <int>(c's' if kind == SAME or kind == SAME_OBJ else c'.'), <int>(c'w' if kind == WRITTEN_BACK else c'.'),
+        <int>(c's' if kind == SAME or kind == SAME_OBJ else c'.'),
+        <int>(c'w' if kind == WRITTEN_BACK else c'.'),
         <int>(c'h' if huge else c'.'), <int>(c'i' if v & SLOT_IDLE else c'.'),
         <int>(c'r' if slot_prio(v) else c'.'), <int>(c'n' if v & SLOT_INCOMPRESSIBLE else c'.'))
 
 
-cdef uint64_t format_chunk(store_t* st, uint64_t slot, char* out, uint64_t* used, uint64_t room) noexcept nogil:
+cdef uint64_t format_chunk(store_t* st, uint64_t slot, char* out, uint64_t* used,
+                           uint64_t room) noexcept nogil:
     """The slot that found no room, or the first of the next chunk."""
     cdef uint64_t end = ((slot >> CHUNK_SHIFT) + 1) << CHUNK_SHIFT, v
     cdef char line[LINE]

@@ -25,7 +25,8 @@ cdef int check_object(store_t* st, uint64_t slot, uint64_t v, uint64_t* bytes) e
     cdef uint64_t header
     if zs_map(st.pool, v >> LOC_SHIFT, scratch, &size) == NULL:
         fail_slots(f"slot {slot} names object {idx} of zspage {number}, which does not exist")
-    header = header_ptr(st.pool, &st.arena.zspages[number], st.pool.by_index[st.arena.zspages[number].class_idx], idx)[0]
+    header = header_ptr(
+        st.pool, &st.arena.zspages[number], st.pool.by_index[st.arena.zspages[number].class_idx], idx)[0]
     zs_unmap(st.pool, v >> LOC_SHIFT)
     if header >> 16 != slot:
         fail_slots(f"slot {slot} names an object that names slot {header >> 16}")

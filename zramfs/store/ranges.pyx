@@ -9,8 +9,8 @@ from allocator.prim cimport add64, cas64, load32, load64, peek64, store32, write
 from zramfs.store.slots cimport *
 
 cdef enum:
-    # For a piece of 32 KiB: 16 MiB/s with two threads, then 8 to 1. The governor acts within 20 ms, but on two
-    # CPUs with 16 programs that want them it took more than 0.4 s, in which 6 MiB came in at 16 MiB/s.
+    # For a piece of 32 KiB: 16 MiB/s with two threads, then 8 to 1. The governor acts within 20 ms, but on
+    # two CPUs with 16 busy programs it took more than 0.4 s, in which 6 MiB came in at 16 MiB/s.
     SLOW_US = 4000
     MOST_SLOW_SHIFT = 4
 

@@ -8,7 +8,7 @@ largest first. A page is replaced only if its new object falls into a smaller si
 nothing would be won.
 """
 cimport cython
-from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 
 from allocator.prim cimport *
 from allocator.zspage cimport class_for, size_class_t

@@ -6,7 +6,6 @@ from libc.errno cimport EAGAIN, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from allocator.frames cimport arena_t
 from allocator.layout cimport LOC_BITS
 from allocator.populate cimport arena_populate_user
 from allocator.prim cimport *
@@ -155,7 +154,8 @@ cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noex
     return r
 
 
-cdef int object_unpack(store_ctx_t* ctx, uint64_t v, const uint8_t* p, uint32_t size, uint8_t* dst) noexcept nogil:
+cdef int object_unpack(store_ctx_t* ctx, uint64_t v, const uint8_t* p, uint32_t size,
+                       uint8_t* dst) noexcept nogil:
     """The page whose object, compressed or raw, lies at p."""
     if size == PAGE:
         memcpy(dst, p, PAGE)

@@ -347,7 +347,8 @@ cdef class Store:
         self.check_range(0, 0)
         with nogil:
             while self.compact_class < self.st.pool.nr_classes and now_ns() < until:
-                zs_compact_class(self.st.pool, &self.st.pool.classes[self.compact_class], SLICE_ZSPAGES, &more)
+                zs_compact_class(
+                    self.st.pool, &self.st.pool.classes[self.compact_class], SLICE_ZSPAGES, &more)
                 if not more:
                     self.compact_class += 1
             zs_flush_deferred(self.st.pool)
@@ -384,7 +385,7 @@ cdef class Store:
 
     def set_overdraft(self, uint32_t pages, uint32_t reserve):
         """Pool pages beyond the limit that writes may take; the last of them are a reserve. Past its first
-        quarter writes are slow, and its last is not for pages that do not compress: a file system's own do."""
+        quarter writes are slow. Its last is not for pages that do not compress: a file system's own do."""
         self.check_range(0, 0)
         store_set_overdraft(self.st, pages, reserve)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from zramfs.device import commands
 from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
+from zramfs.model.device_stats import DeviceStats
 from zramfs.text.kernel_numbers import c_string, printable
 from zramfs.text.sizes import PAGE
 from zramfs.tree.tree import Directory, File, Link, Node
@@ -54,11 +56,19 @@ def _root_files(device: Device, disk: Path) -> Iterable[Node]:
     yield File(name="metrics.prom", mode=0o444, read=lambda: metrics.prometheus_text(device))
 
 
+def _encoded(show: Callable[[], str]) -> bytes:
+    return show().encode()
+
+
+def _shown(device: Device, show: Callable[[DeviceStats], str]) -> bytes:
+    return show(device.stats()).encode("utf-8", "surrogateescape")
+
+
 def _attribute_files(device: Device) -> list[Node]:
     def attribute(a: attributes.Attribute) -> File:
         return File(
             name=a.name, mode=a.mode, size=ATTRIBUTE_SIZE,
-            read=(lambda: a.show(device.stats()).encode("utf-8", "surrogateescape")) if a.show else None,
+            read=partial(_shown, device, a.show) if a.show else None,
             write=_writer(device, f"zram/{a.name}", a.parse) if a.parse else None,
         )
 
@@ -80,7 +90,7 @@ def _memory_files(device: Device) -> list[Node]:
          memory_files.parse_proactiveness),
     )
     return [
-        File(name=name, mode=0o644 if parse else 0o444, read=lambda show=show: show().encode(),
+        File(name=name, mode=0o644 if parse else 0o444, read=partial(_encoded, show),
              write=_writer(device, f"memory/{name}", parse) if parse else None)
         for name, show, parse in shown
     ]

@@ -346,7 +346,7 @@ class Tree(pyfuse3.Operations):
     async def _refuse(self, *args) -> NoReturn:
         raise FUSEError(errno.EPERM)
 
-    mkdir = unlink = rmdir = symlink = rename = link = _refuse
+    mkdir = unlink = rmdir = symlink = rename = link = _refuse  # type: ignore[assignment]
 
 
 def _read_chosen(handle: Handle, off: int, size: int) -> bytes:

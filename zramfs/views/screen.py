@@ -324,8 +324,8 @@ def _memory(device: Watched) -> Table:
                                 f"{size(s.number('recompress_saved_bytes_total'))} saved"))
     for kind, idle in s.by("policy_idle_seconds", "policy").items():
         if idle:
-            pages = amount(s.number("policy_pages_total", policy=kind))
-            rows.append(("policy", f"{kind} {format_age(int(idle))}: {pages} pages"))
+            done = amount(s.number("policy_pages_total", policy=kind))
+            rows.append(("policy", f"{kind} {format_age(int(idle))}: {done} pages"))
     if target := s.number("balloon_target_bytes"):
         rows.append(("balloon", f"{size(s.number('balloon_bytes'))} of {size(target)}"))
     # Last what may be cut off on a small screen.
