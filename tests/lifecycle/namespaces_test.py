@@ -7,12 +7,13 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support.commands import child, failure, nothing_left, state_of
-from tests.support.whole import MIB, ZRAMFS, device, run, wait_until, zramfs
+from tests.support.whole import MIB, ZRAMFS, device, run, zramfs
 from zramfs.errors import ZramfsError
 from zramfs.host import in_use, loops, mounts
 from zramfs.lifecycle import ramdisk, rundir, stop
@@ -174,22 +175,19 @@ def test_a_wait_for_the_loop_device_is_announced(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(loops, "_SILENCE", 0.05)
     monkeypatch.setattr(loops, "stands_on", lambda *_: True)
     monkeypatch.setattr(loops, "backing_file", lambda _: str(disk))
-    monkeypatch.setattr(loops, "run", lambda command: subprocess.CompletedProcess(command, 0))
+    monkeypatch.setattr(loops.system_calls, "release_loop", lambda device: None)
     said: list[str] = []
     with pytest.raises(ZramfsError, match="still in use 0.2 s after it was detached"):
         loops.detach("/dev/loop-none", disk, 0.2, 1, said.append)
     assert said == [f"waiting up to 0.2 s until /dev/loop-none lets go of {disk}"]
 
 
-def test_what_stop_needs_is_missed_before_anything_is_changed(
-    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_ram_disk_is_stopped_without_any_program_and_swap_misses_its_own_at_once(
+    disk: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stop.programs, "PLACES", ())
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ZramfsError, match=f"stopping {disk} needs losetup, which is in none of "):
-        stop.stop_device(rundir.find(str(disk)), lambda _: None)
-    monkeypatch.undo()
-    os.environ["ZRAMFS_RUN_DIR"] = str(tmp_path / "run")
-    untouched(disk)
-    zramfs("stop", disk)
-    wait_until(lambda: not disk.exists(), "its directory is gone")
+    with pytest.raises(ZramfsError, match="stopping .* needs swapoff, which is in none of "):
+        stop._expect_programs(replace(state_of(disk), kind="swap"))
+    stop.stop_device(rundir.find(str(disk)), lambda _: None)
+    nothing_left(disk, base)
