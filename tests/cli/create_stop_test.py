@@ -61,7 +61,7 @@ def test_version() -> None:
         (["ramdisk", "/x"], "Missing option '--size'"),
         (["ramdisk", "/x", "--size", "1G", "--fs", "ntfs"], "'ntfs' is not one of"),
         (["status", "--output", "NAME,SIZE"], "unknown column 'SIZE': expected some of NAME, DISKSIZE"),
-        (["nonsense"], "No such command 'nonsense'"),
+        (["nonsense"], "no such command: 'nonsense'"),
         (["control", "/x", "a\nb"], "expected a command of one line"),
     ],
 )

@@ -86,7 +86,9 @@ DEVICE_SIZE = _Value("size")
 
 
 def device_options(command: C) -> C:
-    """--algo and the like, which every command that makes a device has."""
+    """--algo and the like, which every command that makes a device has.
+
+    Long: a table of options."""
     for option in (
         click.option(
             "--threads", type=_Value("threads"), default=str(DEFAULT_THREADS), metavar="NUMBER",

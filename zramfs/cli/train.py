@@ -25,6 +25,13 @@ LEAST_SAMPLE = 64  # train.LEAST, whose module loads the compressors
 DEFAULT_SAMPLE = 5000  # pages, 20 MB: the trainer wants a hundred times the dictionary, zstd(1) says
 
 
+def _expect_writable(output: Path) -> None:
+    if not os.access(output.absolute().parent, os.W_OK | os.X_OK):
+        raise ZramfsError(
+            errno.EACCES, f"expected {output} in a directory that can be written to; "
+            f"{output.absolute().parent} is none")
+
+
 @click.command()
 @click.argument("dir", shell_complete=completion.devices)
 @click.option(
@@ -56,11 +63,7 @@ def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     directory = tree(dir)
-    # Before a minute's work, not after it.
-    if not os.access(output.absolute().parent, os.W_OK | os.X_OK):
-        raise ZramfsError(
-            errno.EACCES, f"expected {output} in a directory that can be written to; "
-            f"{output.absolute().parent} is none")
+    _expect_writable(output)  # before a minute's work, not after it
 
     def take() -> list:
         found = training.sample(directory, sample, random.Random())

@@ -133,6 +133,13 @@ def _memory(config: DeviceConfig) -> Iterator[str]:
         yield "its memory is locked, and never swapped out"
 
 
+def _rights(of: DeviceConfig | FileSystem) -> list[str]:
+    given = (
+        (of.mode, f"mode {of.mode or 0:04o}"), (of.owner, f"owner {of.owner}"),
+        (of.group, f"group {of.group}"))
+    return [text for value, text in given if value is not None]
+
+
 def describe_settings(wanted: Settings) -> Iterator[str]:
     """Lines for people: what a device is, with everything that is not left to its default."""
     config = wanted.config
@@ -166,12 +173,6 @@ def describe_settings(wanted: Settings) -> Iterator[str]:
         yield f"written back to {config.writeback}"
     if config.wipe:
         yield "what is discarded or overwritten is zeroed"
-    words = [
-        text for value, text in (
-            (rights.mode, f"mode {rights.mode or 0:04o}"), (rights.owner, f"owner {rights.owner}"),
-            (rights.group, f"group {rights.group}"),
-        ) if value is not None
-    ]
-    if words:
+    if words := _rights(rights):
         yield ", ".join(words)
     yield f"{config.threads} threads, proactiveness {config.proactiveness}"

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zramfs.host import signatures
-from zramfs.lifecycle import mount_points, ramdisk, swap
+from zramfs.lifecycle import ramdisk, swap
 from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.lifecycle.start import OnTop
 from zramfs.lifecycle.swap import Swap
@@ -22,6 +21,7 @@ from . import files
 from .expression import evaluate_expression
 from .files import Complaint, Entry
 from .keys import ALIASES, KEYS, OBSOLETE, SWAP_OPTIONS
+from .places import trouble_with_places
 
 MIB = 1 << 20
 PAGE = 4096
@@ -273,7 +273,8 @@ def _settle(device: ConfiguredDevice, ram: int) -> None:
     _expect_size(device, values, kind, size)
     if kind == "swap":
         _expect_safe_swap(device, values, reserve)
-    _expect_places(device, values, kind)
+    for key, trouble in trouble_with_places(values, kind):
+        device.complaints.append(entries[key].complain(trouble))
     device.complaints.sort(key=lambda each: (device.files.index(each.file), each.line or 0))
     if any(each.is_error for each in device.complaints):
         return
@@ -301,26 +302,6 @@ def _on_top(kind: str, values: dict[str, Any], min_free: int | None) -> OnTop:
             fs = values.get("fs-type", DEFAULT_FS)
             return FileSystem(fs, values["mount-point"], options, **_rights(values))
     return None
-
-
-def _expect_places(device: ConfiguredDevice, values: dict[str, Any], kind: str) -> None:
-    """What only the other keys, or the machine, tell of places."""
-    place, mode = values.get("mount-point") or values.get("directory"), values.get("mode")
-    if place and (trouble := mount_points.needs_mode(place, mode if kind == "ramdisk" else None)):
-        key = "mount-point" if kind == "ramdisk" else "directory"
-        device.complaints.append(device.entries[key].complain(trouble))
-    if "writeback-device" in values and (held := _held_by(values["writeback-device"])):
-        device.complaints.append(device.entries["writeback-device"].complain(
-            f"expected a block device, or a file that is there for this alone; {values['writeback-device']} "
-            f"holds {held}"))
-
-
-def _held_by(path: Path) -> str | None:
-    """Of files only: a device is looked at when it is taken. What cannot be read now may be there then."""
-    try:
-        return signatures.held_by(path) if path.is_file() else None
-    except OSError:
-        return None
 
 
 def _rights(values: dict[str, Any]) -> dict[str, Any]:

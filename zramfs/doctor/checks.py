@@ -2,22 +2,20 @@
 """What on this machine stands in the way of devices, and of what is built on them."""
 from __future__ import annotations
 
-import errno
 import fcntl
 import importlib.util
 import os
 import re
 import stat
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from zramfs.configuration import settings
-from zramfs.host import bounded, loops, memcg, mounts, safety
+from zramfs.doctor.dead_mounts import dead_mounts
+from zramfs.host import loops, memcg, mounts, safety
 from zramfs.host.machine import CAPABILITIES, Machine
 from zramfs.lifecycle import ramdisk, rundir
 from zramfs.model.kernel_pages import other_pages
@@ -32,7 +30,6 @@ _LOOP_CTL_GET_FREE = 0x4C82
 _LOCKED = 5 << 20
 _OPEN_FILES = 64
 _PROGRAM_TIMEOUT = 5.0
-_ANSWER_TIMEOUT = 2.0
 _BECOME_ROOT = "become root (sudo), outside a container"
 
 
@@ -334,33 +331,13 @@ def _leftovers(_machine: Machine) -> Verdict:
             stale = loops.find(each.disk)
             found.append(f"{place} ({', '.join(stale)} on it)" if stale else place)
             do.append(f"zramfs stop {place}")
-    for mount in _dead_mounts():
+    for mount in dead_mounts():
         if mount not in known:
             found.append(str(mount))
             do.append(f"fusermount3 -u {mount}")
     if not found:
         return "ok", "no device of a daemon that has died", ""
     return "degraded", f"daemons have died, and left {', '.join(found)}", "; ".join(do)
-
-
-def _block_size(place: Path) -> int:
-    return os.statvfs(place).f_bsize
-
-
-def _dead_mounts() -> list[Path]:
-    """Mount points of ours whose connection is closed. One that hangs may live on, so it is none."""
-    places = [mount.mountpoint for mount in mounts.mounts() if mount.fstype.startswith("fuse.zramfs")]
-    # In children, which may hang. Attributes can come from a cache, a file system's numbers never do.
-    calls = [(mount, bounded.Call(partial(_block_size, mount))) for mount in places]
-    deadline = time.monotonic() + _ANSWER_TIMEOUT
-    dead = []
-    for mount, call in calls:
-        try:
-            call.result(deadline)
-        except OSError as error:
-            if error.errno == errno.ENOTCONN:
-                dead.append(mount)
-    return dead
 
 
 def _security(machine: Machine) -> Verdict:

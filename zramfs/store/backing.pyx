@@ -9,13 +9,12 @@ from libc.string cimport memcpy, memset
 from allocator.prim cimport *
 
 import errno as errors
-import fcntl
 import os
 import stat
-import struct
 
 from allocator.check import CheckError
 from zramfs.errors import ZramfsError
+from zramfs.store.open_backing import open_backing as _open_backing
 from zramfs.model.stats import BackingStats
 
 cdef extern from "<unistd.h>" nogil:
@@ -307,59 +306,6 @@ cdef void backing_free(backing_t* b) noexcept nogil:
     free(b)
 
 
-def _open(path: str, opener) -> int:
-    """A descriptor of a block device that nobody else has opened exclusively, or of a file that no
-    other zramfs has. opener: see Backing. Raises OSError."""
-    place = opener(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        return _open_place(path, place)
-    finally:
-        os.close(place)
-
-
-def _open_place(path: str, place: int) -> int:
-    kind = os.fstat(place).st_mode          # before opening: opening a fifo or a tape may wait or rewind
-    if stat.S_ISDIR(kind):
-        raise ZramfsError(errors.EISDIR, f"expected a block device or a file, got the directory {path}")
-    if not stat.S_ISBLK(kind) and not stat.S_ISREG(kind):
-        raise ZramfsError(errors.ENOTBLK, f"expected a block device or a regular file, got {path}")
-    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if stat.S_ISBLK(kind) else 0)
-    try:
-        # Past the page cache: what was written back shall leave memory, and its errors shall be told.
-        fd = _reopen(path, place, flags | os.O_DIRECT)
-    except OSError as error:
-        if error.errno != errors.EINVAL:
-            raise
-        fd = _reopen(path, place, flags | os.O_DSYNC)
-    try:
-        if stat.S_ISREG(kind):
-            _lock(fd, path)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _reopen(path: str, place: int, flags: int) -> int:
-    """By the descriptor: by its name it may be another file by now."""
-    try:
-        return os.open(f"/proc/self/fd/{place}", flags)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
-
-
-def _lock(fd: int, path: str) -> None:
-    try:
-        # Of the open file, not of the process, and so also against ourselves.
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-    except OSError as error:
-        if error.errno in (errors.EACCES, errors.EAGAIN):
-            raise ZramfsError(
-                errors.EBUSY, f"{path} is locked by somebody else, probably as another device's backing store"
-            ) from None
-        raise
-
-
 @cython.no_gc_clear
 cdef class Backing:
     """A block device or regular file, opened for a store's pages; its data is lost.
@@ -375,7 +321,7 @@ cdef class Backing:
     def __cinit__(self, path: str, bint wipe=False, opener=os.open):
         cdef uint64_t nr_blocks
         self.path = os.path.abspath(path)
-        fd = _open(path, opener)
+        fd = _open_backing(path, opener)
         try:
             nr_blocks = min(os.lseek(fd, 0, os.SEEK_END) >> BLOCK_SHIFT, MAX_BLOCKS)
             if nr_blocks == 0:

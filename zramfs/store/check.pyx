@@ -38,6 +38,7 @@ cdef int check_object(store_t* st, uint64_t slot, uint64_t v, uint64_t* bytes) e
 
 
 cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
+    """Long: one walk over the slots, for sums that belong together."""
     cdef uint64_t chunk, slot, v, flags, stored = 0, same = 0, huge = 0, nbytes = 0, objects = 0
     cdef uint32_t used
     for chunk in range(st.nr_chunks):

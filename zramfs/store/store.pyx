@@ -9,13 +9,13 @@ from libc.string cimport memset
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
-from allocator.arena cimport Arena, arena_buddyinfo, arena_stats
+from allocator.arena cimport Arena, arena_buddyinfo
 from allocator.balloon cimport Balloon
 from allocator.check cimport check_arena, check_pool
 from allocator.compaction cimport Migration
 from allocator.headroom cimport Headroom
 from allocator.layout cimport PAGEBLOCK_FRAMES
-from allocator.pool cimport pool_classes, pool_stats
+from allocator.pool cimport pool_classes
 from allocator.populate cimport arena_populate_user
 from allocator.prim cimport *
 from allocator.reserve cimport Reserve
@@ -29,13 +29,14 @@ from zramfs.store.ranges cimport (
     store_disksize, store_read, store_seek, store_set_overdraft, store_write, store_zero,
 )
 from zramfs.store.slots cimport *
-from zramfs.store.tables cimport chunks_of, store_ctx_free, store_ctx_new, store_delete, store_new
+from zramfs.store.tables cimport (
+    chunks_of, store_ctx_free, store_ctx_new, store_delete, store_new, store_stats,
+)
 
 import os
 
 from zramfs.model.config import MAX_DISKSIZE as _MAX_DISKSIZE
 from zramfs.model.kernel_pages import expect_kernel_pages
-from zramfs.model.stats import StoreStats
 
 # A pool can need eight times the device's size (every zspage holding one object), but never more
 # than the machine's memory; 8 TiB of address space is the most that is asked for.
@@ -67,6 +68,7 @@ cdef class Store:
 
     def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0,
                   Backing backing=None, reserve=0, bint wipe=False, Headroom headroom=None):
+        """Long: one step for each part of a store, and the way back from each."""
         cdef uint64_t nr_slots
         cdef Codec codec
         cdef int prio, r
@@ -406,33 +408,7 @@ cdef class Store:
 
     def stats(self):
         self.check_range(0, 0)
-        pool = pool_stats(self.st.pool)
-        arena = arena_stats(self.st.arena)
-        return StoreStats(
-            orig_data_size=peek64(&self.st.pages_stored) * PAGE,
-            compr_data_size=peek64(&self.st.compr_bytes),
-            mem_used_total=pool.pages * PAGE,
-            mem_limit=pool.limit_pages * PAGE,
-            mem_used_max=pool.max_pages * PAGE,
-            same_pages=peek64(&self.st.same_pages),
-            pages_compacted=pool.pages_compacted,
-            huge_pages=peek64(&self.st.huge_pages),
-            huge_pages_since=peek64(&self.st.huge_pages_since),
-            failed_reads=peek64(&self.st.failed_reads),
-            failed_writes=peek64(&self.st.failed_writes),
-            notify_free=peek64(&self.st.notify_free),
-            resident=arena.resident,
-            pageblocks_in_use=arena.pageblocks_in_use,
-            pageblocks_total=arena.pageblocks_total,
-            bytes_returned=arena.bytes_returned,
-            frames_used=arena.frames_used,
-            frames_free=arena.frames_free,
-            reserve=arena.reserve,
-            reserve_target=arena.reserve_target,
-            reserve_misses=arena.reserve_misses,
-            corrupt=pool.corrupt,
-            written_back=peek64(&self.st.written_back),
-        )
+        return store_stats(self.st)
 
     def classes(self):
         """ClassStats of every class that was not merged into a larger one, smallest first."""

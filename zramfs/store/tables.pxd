@@ -10,6 +10,8 @@ from zramfs.store.slots cimport CHUNK_SHIFT, CHUNK_SLOTS, store_ctx_t, store_t
 # address space or memory is short.
 cdef store_t* store_new(arena_t* arena, uint64_t nr_slots) noexcept nogil
 cdef void store_delete(store_t* st) noexcept nogil
+# A StoreStats; needs the GIL.
+cdef object store_stats(store_t* st)
 # NULL when memory is short. A context belongs to one store and one thread.
 cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil
 cdef void store_ctx_free(store_ctx_t* ctx) noexcept nogil

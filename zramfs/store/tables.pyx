@@ -4,14 +4,17 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from allocator.arena cimport arena_stats
 from allocator.frames cimport arena_t
 from allocator.layout cimport CHAIN_MAX
-from allocator.pool cimport pool_delete, pool_new
+from allocator.pool cimport pool_delete, pool_new, pool_stats
 from allocator.prim cimport *
 from allocator.zspage cimport pool_ops_t
 from zramfs.store.backing cimport FETCH_BYTES
 from zramfs.codecs.codec cimport codec_ctx_free, codec_ctx_new
 from zramfs.store.slots cimport *
+
+from zramfs.model.stats import StoreStats
 
 cdef extern from "<malloc.h>" nogil:
     size_t malloc_usable_size(void* p) noexcept
@@ -84,3 +87,33 @@ cdef void store_ctx_free(store_ctx_t* ctx) noexcept nogil:
         if ctx.codec[prio] != NULL:
             codec_ctx_free(ctx.codec[prio])
     free(ctx)
+
+
+cdef object store_stats(store_t* st):
+    pool = pool_stats(st.pool)
+    arena = arena_stats(st.arena)
+    return StoreStats(
+        orig_data_size=peek64(&st.pages_stored) * PAGE,
+        compr_data_size=peek64(&st.compr_bytes),
+        mem_used_total=pool.pages * PAGE,
+        mem_limit=pool.limit_pages * PAGE,
+        mem_used_max=pool.max_pages * PAGE,
+        same_pages=peek64(&st.same_pages),
+        pages_compacted=pool.pages_compacted,
+        huge_pages=peek64(&st.huge_pages),
+        huge_pages_since=peek64(&st.huge_pages_since),
+        failed_reads=peek64(&st.failed_reads),
+        failed_writes=peek64(&st.failed_writes),
+        notify_free=peek64(&st.notify_free),
+        resident=arena.resident,
+        pageblocks_in_use=arena.pageblocks_in_use,
+        pageblocks_total=arena.pageblocks_total,
+        bytes_returned=arena.bytes_returned,
+        frames_used=arena.frames_used,
+        frames_free=arena.frames_free,
+        reserve=arena.reserve,
+        reserve_target=arena.reserve_target,
+        reserve_misses=arena.reserve_misses,
+        corrupt=pool.corrupt,
+        written_back=peek64(&st.written_back),
+    )

@@ -117,6 +117,12 @@ def _governor(stats: DeviceStats) -> str:
             f"{words[g.state]}")
 
 
+def _lane(stats: DeviceStats) -> str:
+    alive = "" if stats.alive else "; it has ended, disk does not answer any more"
+    return (f"{stats.threads} threads, disk is open {stats.open_count} times, {stats.lane.in_flight} "
+            f"requests in flight, {stats.lane.protocol_errors} protocol errors{alive}")
+
+
 def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
     dictionary = stats.algorithms[0].dictionary
     level = ("" if stats.level is None else f", level {stats.level}") + (
@@ -151,11 +157,5 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
         f"{lane.read_ios} reads, {lane.write_ios} writes, {lane.discard_ios} discards; "
         f"the longest took {format_time(lane.longest_us / 1e6)}",
     ))
-    alive = "" if stats.alive else "; it has ended, disk does not answer any more"
-    rows.append((
-        "lane",
-        f"{stats.threads} threads, disk is open {stats.open_count} times, {lane.in_flight} requests in "
-        f"flight, {lane.protocol_errors} protocol errors{alive}",
-    ))
-    rows.append(("tasks", _tasks(stats)))
+    rows += [("lane", _lane(stats)), ("tasks", _tasks(stats))]
     return rows

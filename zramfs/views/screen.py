@@ -289,6 +289,26 @@ def fitted(histogram: Mapping[float, float], room: int) -> list[tuple[str, float
     return rows
 
 
+def _rows_of_options(s: Scrape) -> list[tuple[str, str]]:
+    """For what not every device has."""
+    rows = []
+    if target := s.number("reserve_bytes", state="target"):
+        rows.append(("reserve", f"{size(s.number('reserve_bytes', state='ready'))} of {size(target)}, "
+                                f"{amount(s.number('reserve_misses_total'))} misses"))
+    if pages := s.number("written_back_pages"):
+        rows.append(("on disk", f"{amount(pages)} pages written back"))
+    if won := s.number("recompress_pages_total", result="won"):
+        rows.append(("smaller", f"{amount(won)} pages by recompression, "
+                                f"{size(s.number('recompress_saved_bytes_total'))} saved"))
+    for kind, idle in s.by("policy_idle_seconds", "policy").items():
+        if idle:
+            done = amount(s.number("policy_pages_total", policy=kind))
+            rows.append(("policy", f"{kind} {format_age(int(idle))}: {done} pages"))
+    if target := s.number("balloon_target_bytes"):
+        rows.append(("balloon", f"{size(s.number('balloon_bytes'))} of {size(target)}"))
+    return rows
+
+
 def _memory(device: Watched) -> Table:
     """Ratio over time, compaction, and where the memory is."""
     last, rates = device.last, device.rates
@@ -314,20 +334,7 @@ def _memory(device: Watched) -> Table:
         ("winnable", f"{100 * s.number('compaction_winnable_ratio'):.1f} % of "
                      f"{s.number('pageblocks_in_use'):.0f} pageblocks"),
     ]
-    if target := s.number("reserve_bytes", state="target"):
-        rows.append(("reserve", f"{size(s.number('reserve_bytes', state='ready'))} of {size(target)}, "
-                                f"{amount(s.number('reserve_misses_total'))} misses"))
-    if pages := s.number("written_back_pages"):
-        rows.append(("on disk", f"{amount(pages)} pages written back"))
-    if won := s.number("recompress_pages_total", result="won"):
-        rows.append(("smaller", f"{amount(won)} pages by recompression, "
-                                f"{size(s.number('recompress_saved_bytes_total'))} saved"))
-    for kind, idle in s.by("policy_idle_seconds", "policy").items():
-        if idle:
-            done = amount(s.number("policy_pages_total", policy=kind))
-            rows.append(("policy", f"{kind} {format_age(int(idle))}: {done} pages"))
-    if target := s.number("balloon_target_bytes"):
-        rows.append(("balloon", f"{size(s.number('balloon_bytes'))} of {size(target)}"))
+    rows += _rows_of_options(s)
     # Last what may be cut off on a small screen.
     rows += [
         ("resident", f"{size(s.number('resident_bytes'))}, "
