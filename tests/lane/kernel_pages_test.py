@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zramfs.daemon.daemon import serve
+from zramfs.daemon.daemon import serve_device
 from zramfs.doctor.checks import _kernel
 from zramfs.errors import ZramfsError
 from zramfs.host.machine import Machine
@@ -29,7 +29,7 @@ def sentence(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def test_neither_a_lane_nor_a_store_nor_a_daemon_is_made(sentence: str, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     config = DeviceConfig(directory=tmp_path / "tree", rundir=tmp_path, name="z")
-    for make in (lambda: Lane(-1), lambda: Store(1 << 20), lambda: serve(config, lambda: None)):
+    for make in (lambda: Lane(-1), lambda: Store(1 << 20), lambda: serve_device(config, lambda: None)):
         with pytest.raises(ZramfsError) as caught:
             make()
         assert (caught.value.errno, str(caught.value)) == (errno.EOPNOTSUPP, sentence)

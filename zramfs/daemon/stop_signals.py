@@ -34,12 +34,16 @@ class StopSignals:
         thread = threading.Thread(target=self._take, name="signals", daemon=True)
         thread.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, before | self._numbers)
+        # A library may have begun a thread before, which takes signals too. By default one would end the process.
+        handlers = {number: signal.signal(number, self._note) for number in self._numbers}
         try:
             yield self
         finally:
             self._over = True
             signal.pthread_kill(thread.ident or 0, min(self._numbers))
             thread.join()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(self._wake_fd)
 
@@ -48,8 +52,11 @@ class StopSignals:
             with contextlib.suppress(Exception):
                 number = signal.sigwait(self._numbers)
                 if not self._over:
-                    self._pending[signal.Signals(number)] = True
-                    os.eventfd_write(self._wake_fd, 1)
+                    self._note(number)
+
+    def _note(self, number: int, _frame: object = None) -> None:
+        self._pending[signal.Signals(number)] = True
+        os.eventfd_write(self._wake_fd, 1)
 
     async def next_signal(self) -> signal.Signals:
         """Waits for one; several of a kind that come together are one."""

@@ -2,11 +2,24 @@
 """What tells one process from another that had the same number."""
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that `pid` has started and that live."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            number = int(entry.name)
+            text = (entry / "stat").read_text(encoding="utf-8", errors="replace")
+            if int(text[text.rindex(")") + 2:].split()[1]) == pid:
+                found.append(number)
+    return found
 
 
 def process_start(pid: int) -> int | None:

@@ -20,6 +20,7 @@ from zramfs.host import (
     locks,
     loops,
     mounts,
+    process,
     programs,
     safe_paths,
     system_calls,
@@ -253,7 +254,8 @@ def expect_unused(old: Rundir, state: State | None) -> None:
     phrases += in_use.users_of(
         [place for place in places if mounts.mount_at(place)],
         devices=standing,
-        but=[state.pid] if state else [],
+        # The warden holds the file system for the daemon, and lets it go before the unmount.
+        but=[state.pid, *process.children_of(state.pid)] if state else [],
         own_swaps=own if state and state.kind == "swap" else [],
     )
     if state is not None and state.mountpoint and not phrases:
