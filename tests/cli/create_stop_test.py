@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -159,9 +160,8 @@ def test_the_daemon_keeps_no_descriptor_of_its_caller(tmp_path: Path) -> None:
 
 def test_a_second_device_is_refused_and_the_first_lives_on(tmp_path: Path, base: Path) -> None:
     directory = tmp_path / "device"
-    (tmp_path / "link").symlink_to(directory)
     with device(directory, MIB) as made:
-        for path in (directory, tmp_path / "link", f"{directory}/../device/"):
+        for path in (directory, f"{directory}/../device/"):
             said = failure("create", path, "--size", "1M")
             assert (
                 f"a zramfs device is there on {directory} (daemon pid {state_of(directory).pid}, since "
@@ -263,4 +263,4 @@ def test_a_device_that_wipes_says_so(tmp_path: Path, base: Path) -> None:
         said = (directory / "control").read_text()
         assert "wipe         what is discarded or overwritten is zeroed" in said
     with device(directory, MIB):
-        assert "wipe" not in (directory / "control").read_text()
+        assert not re.search("^wipe ", (directory / "control").read_text(), re.MULTILINE)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.whole import zramfs
+from zramfs.host import signatures
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def said(file: Path, code: int) -> str:
 def test_a_file_with_text_is_no_backing_file(configured: Path, tmp_path: Path, text: bytes) -> None:
     back = tmp_path / "back"
     back.write_bytes(text)
-    sentence = f"{back} holds text, so it is no backing file; write-back would destroy it"
+    sentence = (f"expected a block device, or a file that is there for this alone; {back} holds data "
+                "that zramfs has not put there, which write-back would destroy")
     assert said(configured, 1) == f"writeback-device: {sentence}"
     done = zramfs("up", check=False)
     assert done.returncode == 1 and sentence in done.stderr
@@ -58,6 +60,7 @@ def test_a_file_for_write_back_is_taken(configured: Path, tmp_path: Path) -> Non
     back.chmod(0o600)
     assert said(configured, 0) == ""
     back.write_bytes(os.urandom(8192))
+    signatures.mark(back)
     assert said(configured, 0) == "", "used before"
     back.chmod(0o644)
     sentence = f"{back} has the mode 0644, so other users reach what is written back; `chmod 600 {back}`"

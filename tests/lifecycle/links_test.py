@@ -156,12 +156,15 @@ def test_check_config_names_the_line_of_a_file_that_holds_something_and_of_a_pla
     monkeypatch.setenv("ZRAMFS_ROOT", str(tmp_path))
     (tmp_path / "etc/zramfs").mkdir(parents=True)
     file = tmp_path / "etc/zramfs/r.conf"
-    file.write_text("mount-point = /var/tmp\nwriteback-device = /etc/passwd\n")
+    file.write_text("mount-point = /var/tmp\n")
+    other = tmp_path / "etc/zramfs/s.conf"
+    other.write_text(f"directory = {tmp_path}/s\nwriteback-device = /etc/passwd\n")
     done = zramfs("check-config", check=False)
     said = done.stdout + done.stderr
     assert done.returncode == 1
-    assert f"{file}:2: writeback-device: expected a block device, or a file that is there for this alone; " \
+    assert f"{other}:2: writeback-device: expected a block device, or a file that is there for this alone; " \
            "/etc/passwd holds data that zramfs has not put there" in said
     assert f"{file}:1: mount-point: everybody writes to /var/tmp, so a file system there needs mode" in said
+    other.unlink()
     file.write_text("mount-point = /var/tmp\nmode = 1777\n")
     assert zramfs("check-config").returncode == 0

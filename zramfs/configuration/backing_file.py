@@ -6,9 +6,11 @@ time the file system with the file may not be mounted, or may not answer.
 """
 from __future__ import annotations
 
-import codecs
 import os
 import stat
+from pathlib import Path
+
+from zramfs.host import signatures
 
 from .files import Complaint
 from .settings import ConfiguredDevice
@@ -45,24 +47,15 @@ def _trouble_with(path: str) -> tuple[str | None, bool]:
             return None, False
         if not stat.S_ISREG(seen.st_mode):
             return f"expected a block device or a regular file, and {path} is neither", True
+        if held := signatures.held_by(Path(path)):
+            return (f"expected a block device, or a file that is there for this alone; {path} holds {held}, "
+                    "which write-back would destroy"), True
         if seen.st_size < BLOCK:
             return (f"{path} has {seen.st_size} bytes, so it is no backing file: expected at least {BLOCK}; "
                     f"`fallocate -l 1G {path}` makes one"), True
-        if _is_text(os.pread(fd, BLOCK, 0)):
-            return f"{path} holds text, so it is no backing file; write-back would destroy it", True
         if stat.S_IMODE(seen.st_mode) & 0o077:
             return (f"{path} has the mode {stat.S_IMODE(seen.st_mode):04o}, so other users reach what is "
                     f"written back; `chmod 600 {path}`"), False
         return None, False
     finally:
         os.close(fd)
-
-
-def _is_text(data: bytes) -> bool:
-    """A file made for write-back begins with zeros, a used one with compressed data."""
-    try:
-        # Not final: the block may end inside a character.
-        text = codecs.getincrementaldecoder("utf-8")().decode(data)
-    except UnicodeDecodeError:
-        return False
-    return all(character.isprintable() or character in "\t\n\r\f" for character in text)

@@ -34,7 +34,7 @@ class StopSignals:
         thread = threading.Thread(target=self._take, name="signals", daemon=True)
         thread.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, before | self._numbers)
-        # A library may have begun a thread before, which takes signals too. By default one would end the process.
+        # A thread that a library began before takes signals too; by default one would end the process.
         handlers = {number: signal.signal(number, self._note) for number in self._numbers}
         try:
             yield self
