@@ -267,6 +267,9 @@ class Governor:
         stats = store.stats()
         used = self._used(store)
         limit, host = stats.mem_limit, self._host_room()
+        # No data on the disk takes more than its size and what manages it.
+        if host is not None and host > store.disksize + 2 * reserve_for(limit):
+            host = None
         self._base = max(limit, used if limit != self._limit else min(self._base, used))
         self._limit = limit
         reserve = reserve_for(limit) if limit or host is not None else 0
