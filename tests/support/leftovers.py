@@ -195,8 +195,12 @@ def _take_down_once(found: list[Leftover]) -> None:
             _run("losetup", "--detach", leftover.what)
         elif leftover.kind == "zram":
             _remove_zram(leftover)
-        elif leftover.kind in ("mount", "fuse mount") and not _run("umount", leftover.what):
-            _run("umount", "--lazy", leftover.what)
+        elif leftover.kind in ("mount", "fuse mount"):
+            if leftover.kind == "mount":
+                # A frozen file system outlives its unmount, and holds its loop device, until it is thawed.
+                _run("fsfreeze", "--unfreeze", leftover.what)
+            if not _run("umount", leftover.what):
+                _run("umount", "--lazy", leftover.what)
 
 
 def _end_groups(wanted: Callable[[str], bool]) -> None:
