@@ -24,18 +24,21 @@ LAYERS = (
     "allocator", "text", "codecs", "store", "lane", "host", "device", "tree", "daemon", "lifecycle",
     "configuration", "views", "doctor", "cli", "docs", "packaging", "machine", "benchmarks", "soak",
 )
-# scripts/test runs two files at a time (`-n 2`). These must not meet each other, because they use swap: the
-# machine has one set of swap areas and one vm.min_free_kbytes.
+# scripts/test runs two processes side by side, each with a share of the files. These are all in the first share,
+# so that they never meet each other. They use swap: the machine has one set of swap areas and one
+# vm.min_free_kbytes.
 SWAP = {
     "lifecycle/stop_test.py", "lifecycle/swap_test.py", "configuration/apply_test.py", "cli/status_test.py",
     "machine/data_path_test.py", "machine/filesystems_test.py", "machine/ltp_test.py",
     "machine/scripts_test.py", "machine/swap_load_test.py", "machine/systemd_test.py",
 }
-# These measure time. They come late, one after the other, when little else is left to run.
+# And these measure time.
 QUIET = {
     "tree/mounted_test.py", "lane/mounted_life_test.py", "benchmarks/fragmentation_test.py",
     "benchmarks/run_test.py",
 }
+# What makes the shares equal: 360 and 390 s of CPU time, of which the first waits more.
+FIRST_SHARE = ("allocator/", "text/", "codecs/", "device/", "cli/", "soak/fuzz_test.py")
 TRACEBACK = "Traceback (most recent call last)"
 GUARDIAN = pytest.StashKey[Guardian]()
 
@@ -44,6 +47,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--soak", type=float, default=0.0, metavar="MINUTES",
         help="run the tests of tests/soak for about this many minutes together instead of one",
+    )
+    parser.addoption(
+        "--share", type=int, choices=(1, 2), help="run only this share of the tests; scripts/test runs both",
     )
     parser.addoption(
         "--clean-room", action="store_true",
@@ -59,13 +65,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "clean_room: runs with --clean-room only",
     ):
         config.addinivalue_line("markers", line)
-    is_worker = hasattr(config, "workerinput")
-    # With pytest-xdist this process only hands the tests out, and each worker is a run of its own.
-    runs_tests = is_worker or config.getoption("dist", "no") == "no"
-    if not config.option.collectonly and not is_worker:
+    if not config.option.collectonly:
         leftovers.sweep(leftovers.of_dead_runs)
         leftovers.sweep_directories()
-    if not config.option.collectonly and runs_tests:
         config.stash[GUARDIAN] = Guardian()  # before the name is in the environment: it is no leftover
     # In the background a shell has us ignore Ctrl-C, which every program that we start would inherit.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -74,16 +76,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("PYTHONUNBUFFERED", None)
     owner = leftovers.owner_name()
     # Everything temporary gets the run's name into its path: mount points, sockets, run directories.
-    place = Path(tempfile.gettempdir())
-    if is_worker and leftovers.owner_of(place.name):
-        place = place.parent  # of the process that hands out, whose name a path of ours must not have
-    home = place / owner
-    if config.option.basetemp is None or is_worker:
+    home = Path(tempfile.gettempdir()) / owner
+    if config.option.basetemp is None:
         config.option.basetemp = str(home / "pytest")
     home.mkdir(mode=0o755, exist_ok=True)
     os.environ["TMPDIR"] = tempfile.tempdir = str(home)
-    if runs_tests:
-        os.environ[leftovers.ENVIRONMENT] = owner
+    os.environ[leftovers.ENVIRONMENT] = owner
     # kill -USR1 PID shows where a hanging run stands; a copy of stderr, since capturing replaces it.
     faulthandler.register(signal.SIGUSR1, file=os.fdopen(os.dup(2), "w"), all_threads=True)
 
@@ -95,16 +93,15 @@ def _file(nodeid: str) -> str:
 
 def _layer(nodeid: str) -> int:
     file = _file(nodeid)
-    directory = "benchmarks" if file in QUIET else file.partition("/")[0]
+    directory = file.partition("/")[0]
     if directory not in LAYERS:
         raise pytest.UsageError(f"tests/{directory} has no place in LAYERS of tests/conftest.py; add it")
     return LAYERS.index(directory)
 
 
-def _group(nodeid: str) -> str:
-    """Tests of one group never run at the same time."""
+def _share(nodeid: str) -> int:
     file = _file(nodeid)
-    return "swap" if file in SWAP else "quiet" if file in QUIET else file
+    return 1 if file in SWAP | QUIET or file.startswith(FIRST_SHARE) else 2
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> None:
@@ -130,28 +127,20 @@ def pytest_report_header() -> list[str]:
     return lines
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return _group(nodeid)
-
-    config.option.loadscopereorder = False  # the order is that of LAYERS
-    return Scheduling(config, log)
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _layer(item.nodeid))
     for item in items:
         uses_swap = any("swap" in mark.args for mark in item.iter_markers("requires"))
         if uses_swap and _file(item.nodeid) not in SWAP:
             raise pytest.UsageError(f"{item.nodeid} uses swap: add its file to SWAP in tests/conftest.py")
-    if not config.getoption("clean_room"):
-        left_out = [item for item in items if item.get_closest_marker("clean_room")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    wanted = config.getoption("share")
+    left_out = {
+        item for item in items
+        if (item.get_closest_marker("clean_room") and not config.getoption("clean_room"))
+        or (wanted and _share(item.nodeid) != wanted)
+    }
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
     factor = max(1.0, config.getoption("soak"))
     limit = float(config.getini("timeout"))
     for item in items:
