@@ -24,8 +24,8 @@ LAYERS = (
     "allocator", "text", "codecs", "store", "lane", "host", "device", "tree", "daemon", "lifecycle",
     "configuration", "views", "doctor", "cli", "docs", "packaging", "machine", "benchmarks", "soak",
 )
-# scripts/test runs two processes side by side, each with a share of the files. These are all in the first share,
-# so that they never meet each other. They use swap: the machine has one set of swap areas and one
+# scripts/test runs two processes side by side, each with a share of the files. These are all in the first
+# share, so that they never meet each other. They use swap, and the machine has one set of swap areas and one
 # vm.min_free_kbytes.
 SWAP = {
     "lifecycle/stop_test.py", "lifecycle/swap_test.py", "configuration/apply_test.py", "cli/status_test.py",
