@@ -28,9 +28,10 @@ LAYERS = (
 # share, so that they never meet each other. They use swap, and the machine has one set of swap areas and one
 # vm.min_free_kbytes.
 SWAP = {
-    "lifecycle/stop_test.py", "lifecycle/swap_test.py", "configuration/apply_test.py", "cli/status_test.py",
-    "machine/data_path_test.py", "machine/filesystems_test.py", "machine/ltp_test.py",
-    "machine/scripts_test.py", "machine/swap_load_test.py", "machine/systemd_test.py",
+    "cli/status_test.py", "configuration/apply_test.py", "daemon/shortage_test.py", "lifecycle/lost_test.py",
+    "lifecycle/stop_test.py", "lifecycle/swap_test.py", "machine/data_path_test.py",
+    "machine/filesystems_test.py", "machine/ltp_test.py", "machine/scripts_test.py",
+    "machine/swap_load_test.py", "machine/systemd_test.py",
 }
 # And these measure time.
 QUIET = {
