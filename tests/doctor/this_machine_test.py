@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.apart import apart
 from tests.support.commands import state_of
 from tests.support.users import NOBODY, fuse_for_everybody, zramfs_as_nobody
 from tests.support.whole import ZRAMFS, run, wait_until, zramfs
@@ -103,7 +104,7 @@ def test_a_machine_without_fusermount3(base: Path, tmp_path: Path) -> None:
         "for place in /usr/bin /bin; do [ ! -e $place/fusermount3 ] || "
         'mount --bind /dev/null "$(realpath $place)/fusermount3"; done; exec "$@"'
     )
-    words = ["unshare", "--mount", "sh", "-c", script, "sh", *ZRAMFS, "doctor", "--json"]
+    words = apart("sh", "-c", script, "sh", *ZRAMFS, "doctor", "--json")
     done = run(*words, check=False, env=dict(os.environ))
     assert done.returncode == 1
     shown = json.loads(done.stdout)
@@ -139,7 +140,7 @@ def test_an_ordinary_user_without_rights_on_dev_fuse(home: Path) -> None:
     os.mknod(node, 0o600 | stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
     command = zramfs_as_nobody([])
     script = f'mount --bind {node} /dev/fuse && exec "$@"'
-    done = run("unshare", "--mount", "sh", "-c", script, "sh", *command, "doctor", check=False, cwd="/")
+    done = run(*apart("sh", "-c", script, "sh", *command, "doctor"), check=False, cwd="/")
     assert done.returncode == 1
     [line] = [line for line in done.stdout.splitlines() if "FUSE device" in line]
     assert line.startswith("missing   FUSE device: /dev/fuse (mode 0600) cannot be opened: Permission denied")

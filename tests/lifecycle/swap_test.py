@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import capabilities
+from tests.support.apart import apart
 from tests.support.commands import failure, kill_daemon, nothing_left, rows
 from tests.support.whole import MIB, ZRAMFS, run, wait_until, zramfs
 from zramfs import busy, loops, rundir, watermark
@@ -277,10 +278,8 @@ def test_without_fusermount3_nothing_is_begun(tmp_path: Path, base: Path) -> Non
     hidden.touch()
     real = run("sh", "-c", "command -v fusermount3").stdout.strip()
     words = " ".join(map(str, (*ZRAMFS, "swap", "--size", "16M")))
-    done = run(
-        "unshare", "--mount", "sh", "-c", f"mount --bind {hidden} {real} && {words}", check=False,
-        env=dict(os.environ),
-    )
+    script = f"mount --bind {hidden} {real} && {words}"
+    done = run(*apart("sh", "-c", script), check=False, env=dict(os.environ))
     assert done.returncode == 1
     assert "needs fusermount3, which is not installed; on Debian: apt-get install fuse3" in done.stderr
     gone(base)
