@@ -37,7 +37,8 @@ SWAP = {
 # compare ours with those.
 CACHES = {
     "lifecycle/ramdisk_test.py", "machine/writeback_test.py", "machine/differences_test.py",
-    "machine/differential_test.py", "machine/differential_random_test.py", "benchmarks/fragmentation_test.py",
+    "machine/differential_test.py", "machine/differential_random_test.py",
+    "benchmarks/fragmentation_test.py",
 }
 # These measure time.
 QUIET = {"tree/mounted_test.py", "lane/mounted_life_test.py", "benchmarks/run_test.py"}
