@@ -24,19 +24,26 @@ LAYERS = (
     "allocator", "text", "codecs", "store", "lane", "host", "device", "tree", "daemon", "lifecycle",
     "configuration", "views", "doctor", "cli", "docs", "packaging", "machine", "benchmarks", "soak",
 )
-# scripts/test runs two files at a time (`-n 2`). These must not meet each other, because they use swap: the
-# machine has one set of swap areas and one vm.min_free_kbytes.
+# scripts/test runs two processes side by side, each with a share of the files. These are all in the first
+# share, so that they never meet each other. They use swap, and the machine has one set of swap areas and one
+# vm.min_free_kbytes.
 SWAP = {
-    "daemon/shortage_test.py", "lifecycle/lost_test.py", "lifecycle/stop_test.py", "lifecycle/swap_test.py",
-    "configuration/apply_test.py", "cli/status_test.py",
-    "machine/data_path_test.py", "machine/filesystems_test.py", "machine/ltp_test.py",
-    "machine/scripts_test.py", "machine/swap_load_test.py", "machine/systemd_test.py",
+    "cli/status_test.py", "configuration/apply_test.py", "daemon/shortage_test.py", "lifecycle/lost_test.py",
+    "lifecycle/stop_test.py", "lifecycle/swap_test.py", "machine/data_path_test.py",
+    "machine/filesystems_test.py", "machine/ltp_test.py", "machine/scripts_test.py",
+    "machine/swap_load_test.py", "machine/systemd_test.py",
 }
-# These measure time. They come late, one after the other, when little else is left to run.
-QUIET = {
-    "tree/mounted_test.py", "lane/mounted_life_test.py", "benchmarks/fragmentation_test.py",
-    "benchmarks/run_test.py",
+# The first two drop the caches of the machine, upon which the kernel compacts its own zram devices. The
+# others compare ours with those.
+CACHES = {
+    "lifecycle/ramdisk_test.py", "machine/writeback_test.py", "machine/differences_test.py",
+    "machine/differential_test.py", "machine/differential_random_test.py",
+    "benchmarks/fragmentation_test.py",
 }
+# These measure time.
+QUIET = {"tree/mounted_test.py", "lane/mounted_life_test.py", "benchmarks/run_test.py"}
+# What makes the shares equal: about 350 and 400 s of CPU time, and the first waits more.
+FIRST_SHARE = ("allocator/", "text/", "codecs/", "device/")
 TRACEBACK = "Traceback (most recent call last)"
 GUARDIAN = pytest.StashKey[Guardian]()
 
@@ -45,6 +52,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--soak", type=float, default=0.0, metavar="MINUTES",
         help="run the tests of tests/soak for about this many minutes together instead of one",
+    )
+    parser.addoption(
+        "--share", type=int, choices=(1, 2), help="run only this share of the tests; scripts/test runs both",
     )
     parser.addoption(
         "--clean-room", action="store_true",
@@ -60,13 +70,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "clean_room: runs with --clean-room only",
     ):
         config.addinivalue_line("markers", line)
-    is_worker = hasattr(config, "workerinput")
-    # With pytest-xdist this process only hands the tests out, and each worker is a run of its own.
-    runs_tests = is_worker or config.getoption("dist", "no") == "no"
-    if not config.option.collectonly and not is_worker:
+    if not config.option.collectonly:
         leftovers.sweep(leftovers.of_dead_runs)
         leftovers.sweep_directories()
-    if not config.option.collectonly and runs_tests:
         config.stash[GUARDIAN] = Guardian()  # before the name is in the environment: it is no leftover
     # In the background a shell has us ignore Ctrl-C, which every program that we start would inherit.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -75,16 +81,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("PYTHONUNBUFFERED", None)
     owner = leftovers.owner_name()
     # Everything temporary gets the run's name into its path: mount points, sockets, run directories.
-    place = Path(tempfile.gettempdir())
-    if is_worker and leftovers.owner_of(place.name):
-        place = place.parent  # of the process that hands out, whose name a path of ours must not have
-    home = place / owner
-    if config.option.basetemp is None or is_worker:
+    home = Path(tempfile.gettempdir()) / owner
+    if config.option.basetemp is None:
         config.option.basetemp = str(home / "pytest")
     home.mkdir(mode=0o755, exist_ok=True)
     os.environ["TMPDIR"] = tempfile.tempdir = str(home)
-    if runs_tests:
-        os.environ[leftovers.ENVIRONMENT] = owner
+    os.environ[leftovers.ENVIRONMENT] = owner
     # kill -USR1 PID shows where a hanging run stands; a copy of stderr, since capturing replaces it.
     faulthandler.register(signal.SIGUSR1, file=os.fdopen(os.dup(2), "w"), all_threads=True)
 
@@ -96,16 +98,15 @@ def _file(nodeid: str) -> str:
 
 def _layer(nodeid: str) -> int:
     file = _file(nodeid)
-    directory = "benchmarks" if file in QUIET else file.partition("/")[0]
+    directory = file.partition("/")[0]
     if directory not in LAYERS:
         raise pytest.UsageError(f"tests/{directory} has no place in LAYERS of tests/conftest.py; add it")
     return LAYERS.index(directory)
 
 
-def _group(nodeid: str) -> str:
-    """Tests of one group never run at the same time."""
+def _share(nodeid: str) -> int:
     file = _file(nodeid)
-    return "swap" if file in SWAP else "quiet" if file in QUIET else file
+    return 1 if file in SWAP | CACHES | QUIET or file.startswith(FIRST_SHARE) else 2
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> None:
@@ -131,28 +132,20 @@ def pytest_report_header() -> list[str]:
     return lines
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return _group(nodeid)
-
-    config.option.loadscopereorder = False  # the order is that of LAYERS
-    return Scheduling(config, log)
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _layer(item.nodeid))
     for item in items:
         uses_swap = any("swap" in mark.args for mark in item.iter_markers("requires"))
         if uses_swap and _file(item.nodeid) not in SWAP:
             raise pytest.UsageError(f"{item.nodeid} uses swap: add its file to SWAP in tests/conftest.py")
-    if not config.getoption("clean_room"):
-        left_out = [item for item in items if item.get_closest_marker("clean_room")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    wanted = config.getoption("share")
+    left_out = {
+        item for item in items
+        if (item.get_closest_marker("clean_room") and not config.getoption("clean_room"))
+        or (wanted and _share(item.nodeid) != wanted)
+    }
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
     factor = max(1.0, config.getoption("soak"))
     limit = float(config.getini("timeout"))
     for item in items:

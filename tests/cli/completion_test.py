@@ -178,8 +178,9 @@ def test_every_argument_of_every_command_is_completed(
     monkeypatch.setenv("ZRAMFS_ROOT", str(tmp_path))
     (tmp_path / "etc/zramfs").mkdir(parents=True)
     (tmp_path / "etc/zramfs/fast.conf").write_text("")
+    whole = click.Context(group)
     for name, command in group.commands.items():
-        context = click.Context(command)
+        context = click.Context(command, parent=whole)
         for parameter in command.params:
             if isinstance(parameter, click.Argument) and not command.hidden and name != "swap":
                 assert parameter.shell_complete(context, ""), f"{name} {parameter.name}"

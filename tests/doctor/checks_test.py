@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.apart import apart
 from tests.support.fake_machine import LIMITS, NO_RIGHTS, Fake, status
 from tests.support.whole import run
 from zramfs.doctor import checks
@@ -277,7 +278,7 @@ def test_a_user_needs_a_file_system_that_is_not_nosuid(fake: Fake) -> None:
     )
     place = fake.root / "usr/bin"
     script = f'mount --bind {place} {place} && mount -o remount,bind,nosuid {place} && exec "$@"'
-    done = run("unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", code, fake.root)
+    done = run(*apart("sh", "-c", script, "sh", sys.executable, "-c", code, fake.root))
     assert "is on a file system that is mounted nosuid" in done.stdout
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import leftovers
+from tests.support.apart import apart
 from tests.support.child import TIMEOUT
 from tests.support.paths import python_environment
 from zramfs.errors import ZramfsError
@@ -212,8 +213,7 @@ def test_nothing_hangs_on_a_mount_that_nobody_serves(point: Path):
 def python_apart(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Runs Python in a mount namespace of its own."""
     return subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", textwrap.dedent(code),
-         *map(str, arguments)],
+        apart(sys.executable, "-c", textwrap.dedent(code), *arguments),
         capture_output=True, text=True, timeout=60,
         env=python_environment(),
     )

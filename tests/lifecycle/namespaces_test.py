@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.apart import apart
 from tests.support.commands import child, failure, nothing_left, state_of
 from tests.support.whole import MIB, ZRAMFS, device, run, zramfs
 from zramfs.errors import ZramfsError
@@ -41,10 +42,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def apart(*words: object, first: str = "true") -> Iterator[int]:
+def process_apart(*words: object, first: str = "true") -> Iterator[int]:
     """A process in a mount namespace of its own, after a command of the shell: its pid."""
-    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c",
-               f"{first} && echo there && exec cat", "sh", *map(str, words)]
+    command = apart("sh", "-c", f"{first} && echo there && exec cat", "sh", *words)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "there\n"
@@ -59,7 +59,7 @@ def untouched(disk: Path) -> None:
 
 
 def test_a_copy_of_the_mount_in_a_namespace_that_does_not_use_it_goes_too(disk: Path, base: Path) -> None:
-    with apart() as pid:
+    with process_apart() as pid:
         assert disk in {each.mountpoint for each in mounts.mounts(pid)}
         assert (pid, disk) in in_use.copies([disk])
         done = zramfs("stop", disk)
@@ -70,7 +70,7 @@ def test_a_copy_of_the_mount_in_a_namespace_that_does_not_use_it_goes_too(disk: 
 
 def test_the_copies_of_a_plain_device_do_not_hold_it_up(tmp_path: Path, base: Path) -> None:
     directory = tmp_path / "device"
-    with apart(), device(directory, MIB), apart() as pid:
+    with process_apart(), device(directory, MIB), process_apart() as pid:
         zramfs("stop", directory)
         assert not [each for each in mounts.mounts(pid) if each.mountpoint.is_relative_to(directory)]
         zramfs("create", directory, "--size", "1M")
@@ -81,7 +81,7 @@ def test_a_mount_that_a_container_asked_for_is_named_and_nothing_is_changed(
     disk: Path, tmp_path: Path, base: Path
 ) -> None:
     (tmp_path / "data").mkdir()
-    with apart(disk, tmp_path / "data", first='mount --bind "$1" "$2" && umount "$1"') as pid:
+    with process_apart(disk, tmp_path / "data", first='mount --bind "$1" "$2" && umount "$1"') as pid:
         said = failure("stop", disk)
         name = in_use.process_name(pid)
         assert "is in use, so nothing was changed:\n" in said
@@ -145,8 +145,7 @@ def test_a_file_system_that_lives_on_is_mounted_again_with_its_options(
 
 def test_a_ram_disk_of_a_private_namespace_is_stopped_from_outside(tmp_path: Path, base: Path) -> None:
     point = tmp_path / "disk"
-    run("unshare", "--mount", "--propagation", "private", *ZRAMFS, "ramdisk", point, "--size", "16M",
-        env=dict(os.environ))
+    run(*apart(*ZRAMFS, "ramdisk", point, "--size", "16M"), env=dict(os.environ))
     state = state_of(point)
     assert mounts.mount_at(point) is None
     assert mounts.mounts(state.pid)[-1].mountpoint == point

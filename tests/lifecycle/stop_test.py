@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.apart import apart
 from tests.support.child import stopped
 from tests.support.commands import child, failure, kill_daemon, nothing_left, rows, state_of
 from tests.support.paths import python_environment
@@ -121,13 +122,7 @@ def test_stop_names_swap(tmp_path: Path) -> None:
 def test_stop_sees_processes_in_other_mount_namespaces(tmp_path: Path) -> None:
     directory = tmp_path / "device"
     with device(directory, MIB):
-        command = [
-            "unshare",
-            "--mount",
-            sys.executable,
-            "-c",
-            "import sys; print('there', flush=True); sys.stdin.read()",
-        ]
+        command = apart(sys.executable, "-c", "import sys; print('there', flush=True); sys.stdin.read()")
         with subprocess.Popen(
             command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as process:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import capabilities
+from tests.support.apart import apart
 from tests.support.commands import failure, kill_daemon, nothing_left, rows
 from tests.support.whole import MIB, ZRAMFS, run, wait_until, zramfs
 from zramfs.cli.status import DEFAULT
@@ -281,7 +282,8 @@ def test_swap_needs_no_fusermount3_and_a_private_namespace_is_no_obstacle_to_its
     hidden.touch()
     real = run("sh", "-c", "command -v fusermount3").stdout.strip()
     words = " ".join(map(str, (*ZRAMFS, "swap", "--size", "16M")))
-    run("unshare", "--mount", "sh", "-c", f"mount --bind {hidden} {real} && {words}", env=dict(os.environ))
+    script = f"mount --bind {hidden} {real} && {words}"
+    run(*apart("sh", "-c", script), env=dict(os.environ))
     zramfs("stop", "swap0")
     gone(base)
 

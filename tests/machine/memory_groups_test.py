@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import capabilities, leftovers
+from tests.support.apart import apart
 from tests.support.commands import rows, state_of
 from tests.support.users import NOBODY, fuse_for_everybody, zramfs_as_nobody
 from tests.support.whole import MIB, ZRAMFS, Device, device, opened, run, stop, wait_until
@@ -106,8 +107,7 @@ def _remove(group: Group) -> None:
 
 @pytest.fixture(autouse=True)
 def watchdog() -> Iterator[None]:
-    words = ["unshare", "--mount", sys.executable, "-c", _WATCHDOG, str(os.getpid()),
-             str(tempfile.gettempdir()), str(CUT_AFTER)]
+    words = apart(sys.executable, "-c", _WATCHDOG, os.getpid(), tempfile.gettempdir(), CUT_AFTER)
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "there\n"
@@ -276,7 +276,7 @@ def of_a_user(group: Group) -> Iterator[Inside]:
 def of_root_in_a_container(base: Path, group: Group) -> Iterator[Inside]:
     """Root, for whom the cgroups are mounted read-only."""
     code = f"mount -o remount,bind,ro {capabilities.MEMCG_V1} && echo there && exec cat"
-    with subprocess.Popen(["unshare", "--mount", "sh", "-c", code], stdin=subprocess.PIPE,
+    with subprocess.Popen(apart("sh", "-c", code), stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout.readline() == "there\n"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.apart import apart
 from tests.support.backing_tools import backing_file
 from tests.support.child import stopped
 from tests.support.commands import failure, rows
@@ -154,7 +155,7 @@ def test_the_way_out_of_a_hang(swap: State, small: Group, program: Path) -> None
         until_swapped(small, 50 * MIB)
         filler.read_pass()
         with stopped(swap.pid, 120):
-            run("unshare", "--mount", "sh", "-c", script)
+            run(*apart("sh", "-c", script))
             filler.process.communicate(timeout=30)
             assert filler.process.returncode == -signal.SIGBUS
         wait_until(lambda: not swap.alive(), "the daemon has ended", 30)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.apart import apart
 from tests.support.packages import BARE, USE, USED, build
 from tests.support.whole import run
 
@@ -61,7 +62,7 @@ def inside(room: Path, script: str) -> list[str]:
     }
     if (room / "tmp/certificates").exists():
         environment |= {"PIP_CERT": "/tmp/certificates", "SSL_CERT_FILE": "/tmp/certificates"}
-    words = ["unshare", "--mount", "sh", "-c", ENTER, "sh", room, script]
+    words = apart("sh", "-c", ENTER, "sh", room, script)
     return run(*words, env=environment, timeout=700, cwd="/").stdout.splitlines()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import zramfs as package
+from tests.support.apart import apart
 from tests.support.packages import BARE, ROOT, USE, USED, Packages, build
 from tests.support.whole import run
 
@@ -188,7 +189,7 @@ grep -A 9 Traceback <&3 || true
 def test_the_debian_package_installs_works_and_goes_from_under_a_device(
     built: Packages, tmp_path: Path,
 ) -> None:
-    words = ["unshare", "--mount", "sh", "-c", ELSEWHERE, "sh", tmp_path, built.file("zramfs_*.deb"), INSTALL]
+    words = apart("sh", "-c", ELSEWHERE, "sh", tmp_path, built.file("zramfs_*.deb"), INSTALL)
     kept = {name: value for name, value in environment(tmp_path).items() if name != "ZRAMFS_RUN_DIR"}
     done = run(*words, env=kept, timeout=120, cwd="/")
     assert done.stdout.splitlines() == [*USED, "/usr/share/man/man1/zramfs.1.gz"]

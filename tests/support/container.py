@@ -16,6 +16,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support import leftovers
+from tests.support.apart import LET_GO
 from tests.support.commands import installed_program
 from tests.support.paths import ROOT
 from tests.support.whole import tool_environment, wait_until
@@ -23,10 +25,12 @@ from tests.support.whole import tool_environment, wait_until
 SOURCES = ROOT / "systemd"
 
 # Runs inside the namespaces, as process 1. $1 is the directory of the test, $2 the checkout, which may lie in
-# /tmp or on a file system of its own.
+# /tmp or on a file system of its own, $3 the name of this run.
 _START = r"""
 set -e
 mount --make-rprivate /
+owner=$3
+LET_GO
 mkdir "$1/machine"
 mount -t tmpfs -o mode=755 tmpfs "$1/machine"
 cd "$1/machine"
@@ -141,13 +145,13 @@ def booted(place: Path, configuration: dict[str, str], units: dict[str, str]) ->
     generator = place / "zramfs-generator"
     generator.write_text((SOURCES / generator.name).read_text().replace("/usr/bin/zramfs", str(program)))
     generator.chmod(0o755)
-    (place / "start").write_text(_START)
+    (place / "start").write_text(_START.replace("LET_GO\n", LET_GO))
     with _cgroups(place.name) as groups:
         join = "".join(f"echo $$ >{group}/cgroup.procs; " for group in groups)
         with open(place / "console", "w") as console:
             process = subprocess.Popen(
                 ["sh", "-c", f'{join}exec unshare {_NAMESPACES} --fork --kill-child sh "$@"',
-                 "sh", str(place / "start"), str(place), str(ROOT)],
+                 "sh", str(place / "start"), str(place), str(ROOT), leftovers.owner_name()],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT,
                 env={"PATH": os.environ["PATH"]},
             )

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.support import native
+from tests.support.apart import apart
 
 ON_TMPFS = r"""
 #define _GNU_SOURCE
@@ -30,10 +31,9 @@ def on_a_small_tmpfs(tmp_path: Path, script: str) -> list[int]:
     place = tmp_path / "small"
     place.mkdir()
     run = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c",
-         'mount -t tmpfs -o size=20M small "$SMALL_TMPFS" && '
-         'LD_PRELOAD="$LIBRARY" exec "$@"', "sh",
-         sys.executable, "-c", script, Path(__file__).parents[2]],
+        apart("sh", "-c",
+              'mount -t tmpfs -o size=20M small "$SMALL_TMPFS" && LD_PRELOAD="$LIBRARY" exec "$@"', "sh",
+              sys.executable, "-c", script, Path(__file__).parents[2]),
         env={**os.environ, "SMALL_TMPFS": str(place), "LIBRARY": str(library)},
         capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL,
     )

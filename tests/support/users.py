@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.apart import apart
 from tests.support.whole import run
 
 NOBODY = 65534
@@ -32,7 +33,7 @@ def fuse_for_everybody(directory: Path) -> Iterator[list[str]]:
     node.chmod(0o666)
     code = 'mount --bind "$1" /dev/fuse && echo there && exec cat'
     with subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", code, "sh", node],
+        apart("sh", "-c", code, "sh", node),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

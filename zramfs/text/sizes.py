@@ -21,9 +21,9 @@ _MAX = 2**63 - 1
 
 def total_ram(file: str | os.PathLike[str] = "/proc/meminfo") -> int:
     """MemTotal of /proc/meminfo in bytes. Raises OSError, also for a file without it."""
-    with open(file, encoding="ascii", errors="replace") as meminfo:
+    with open(file, "rb") as meminfo:
         for line in meminfo:
-            if line.startswith("MemTotal:"):
+            if line.startswith(b"MemTotal:"):
                 return int(line.split()[1]) * 1024
     raise OSError(errno.EINVAL, f"{file} has no MemTotal line, so no size can be a share of the RAM")
 
