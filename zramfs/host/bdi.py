@@ -18,15 +18,15 @@ def bound(device: str, nbytes: int) -> None:
     kernel takes it as a share of what may wait in all, so the bound moves with the machine's free memory.
     Raises OSError: ENOENT on a kernel before 6.2, EROFS where /sys is read-only."""
     for place in _places(device):
-        (place / "max_bytes").write_text(str(nbytes), encoding="ascii")
+        (place / "max_bytes").write_text(str(nbytes), encoding="utf-8")
         # Without it the bound counts only when much waits for all devices together.
-        (place / "strict_limit").write_text("1", encoding="ascii")
+        (place / "strict_limit").write_text("1", encoding="utf-8")
 
 
 def waiting(device: str) -> int | None:
     """The bound in bytes, as the kernel has it; None where it knows no such thing."""
     with contextlib.suppress(OSError, ValueError):
-        return min(int((place / "max_bytes").read_text(encoding="ascii")) for place in _places(device))
+        return min(int((place / "max_bytes").read_text(encoding="utf-8")) for place in _places(device))
     return None
 
 
@@ -34,13 +34,13 @@ def release(device: str) -> None:
     """As for a device that nobody has bounded. Without effect where that fails: the device may be gone."""
     with contextlib.suppress(OSError):
         for place in _places(device):
-            (place / "strict_limit").write_text("0", encoding="ascii")
-            (place / "max_ratio").write_text(str(_ALL), encoding="ascii")
+            (place / "strict_limit").write_text("0", encoding="utf-8")
+            (place / "max_ratio").write_text(str(_ALL), encoding="utf-8")
 
 
 def _places(device: str) -> list[Path]:
     """That of the device, by which ext4 and xfs go, and that of a btrfs on it, which has one of its own."""
     name = Path(device).name
-    number = Path(f"/sys/block/{name}/dev").read_text(encoding="ascii").strip()
+    number = Path(f"/sys/block/{name}/dev").read_text(encoding="utf-8").strip()
     own = [each.parent.parent / "bdi" for each in Path("/sys/fs/btrfs").glob(f"*/devices/{name}")]
     return [Path("/sys/class/bdi") / number, *own]

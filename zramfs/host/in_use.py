@@ -100,7 +100,7 @@ def _numbers(devices: Collection[str]) -> set[str]:
     found = set()
     for device in devices:
         with contextlib.suppress(OSError):
-            found.add(Path(f"/sys/block/{Path(device).name}/dev").read_text(encoding="ascii").strip())
+            found.add(Path(f"/sys/block/{Path(device).name}/dev").read_text(encoding="utf-8").strip())
     return found
 
 

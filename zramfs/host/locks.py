@@ -32,7 +32,7 @@ def holders(directory: Path) -> list[int]:
         os.close(fd)
     dev = next((each.dev for each in mounts() if each.id == number), None)
     found = []
-    with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as lines:
+    with contextlib.suppress(OSError), open("/proc/locks", encoding="utf-8") as lines:
         for line in lines:
             # 1: FLOCK ADVISORY READ PID MAJOR:MINOR:INODE START END; "->" before FLOCK: it waits for one
             fields = line.split()

@@ -46,7 +46,7 @@ def attach(disk: Path) -> str:
 def sequence(device: str) -> int | None:
     """What no other attachment of a block device has had since boot; None before Linux 5.15."""
     with contextlib.suppress(OSError, ValueError):
-        return int(Path(f"/sys/block/{Path(device).name}/diskseq").read_text(encoding="ascii"))
+        return int(Path(f"/sys/block/{Path(device).name}/diskseq").read_text(encoding="utf-8"))
     return None
 
 
@@ -136,7 +136,7 @@ def backing_file(device: str) -> str | None:
 def _told(device: str) -> bool:
     """Whether a device goes with its last user, which a release asks for where it is in use."""
     with contextlib.suppress(OSError):
-        return Path(f"/sys/block/{Path(device).name}/loop/autoclear").read_text(encoding="ascii") == "1\n"
+        return Path(f"/sys/block/{Path(device).name}/loop/autoclear").read_text(encoding="utf-8") == "1\n"
     return False
 
 
@@ -166,7 +166,7 @@ def _backing_devices(timeout: float = 2.0) -> dict[str, str]:
 
 def _expect_direct(device: str, disk: Path) -> None:
     """losetup only warns when direct I/O is refused: then every page would sit in RAM twice."""
-    if Path(f"/sys/block/{Path(device).name}/loop/dio").read_text(encoding="ascii").strip() != "1":
+    if Path(f"/sys/block/{Path(device).name}/loop/dio").read_text(encoding="utf-8").strip() != "1":
         detach(device, disk)
         raise ZramfsError(
             errno.EINVAL, f"{device} refused direct I/O on {disk}; the kernel log (dmesg) may say why"

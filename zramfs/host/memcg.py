@@ -142,12 +142,12 @@ def short_groups(elsewhere: int) -> Iterator[ShortGroup]:
 
 def _number(file: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError):
-        return int(file.read_text(encoding="ascii"))
+        return int(file.read_text(encoding="utf-8"))
     return None
 
 
 def _table(file: Path) -> dict[str, int]:
     with contextlib.suppress(OSError, ValueError):
-        rows = (line.split() for line in file.read_text(encoding="ascii").splitlines())
+        rows = (line.split() for line in file.read_text(encoding="utf-8").splitlines())
         return {row[0]: int(row[1]) for row in rows if len(row) == 2}
     return {}

@@ -77,7 +77,7 @@ def mount_at(path: Path) -> Mount | None:
 
 def mount_id(fdinfo: str) -> int | None:
     """Of the mount that an open file is on; fdinfo: its file in /proc."""
-    with open(fdinfo, encoding="ascii") as lines:
+    with open(fdinfo, encoding="utf-8") as lines:
         for line in lines:
             if line.startswith("mnt_id:"):
                 return int(line.split()[1])

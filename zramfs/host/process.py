@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
 
 
 def children_of(pid: int) -> list[int]:

@@ -226,7 +226,7 @@ def _become_flusher() -> tuple[str | None, str | None]:
 
 def _spare_from_oom() -> tuple[str | None, str | None]:
     try:
-        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJ), encoding="ascii")
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJ), encoding="utf-8")
     except OSError as error:
         return _probe_flusher() or error.strerror, None
     return None, None

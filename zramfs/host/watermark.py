@@ -170,12 +170,12 @@ def _write(lock: _Lock, record: dict[str, Any]) -> None:
 
 
 def _current() -> int:
-    return int(SETTING.read_text(encoding="ascii"))
+    return int(SETTING.read_text(encoding="utf-8"))
 
 
 def _set(kib: int) -> None:
     try:
-        SETTING.write_text(str(kib), encoding="ascii")
+        SETTING.write_text(str(kib), encoding="utf-8")
     except OSError as error:
         raise ZramfsError(
             error.errno or errno.EIO,

@@ -90,10 +90,10 @@ class ReservedClusters(Withheld):
             self._write(self._least)
 
     def _read(self) -> int:
-        return int(self._file.read_text(encoding="ascii"))
+        return int(self._file.read_text(encoding="utf-8"))
 
     def _write(self, blocks: int) -> None:
-        self._file.write_text(str(blocks), encoding="ascii")
+        self._file.write_text(str(blocks), encoding="utf-8")
 
 
 class ReservedBlocks(Withheld):
@@ -215,7 +215,7 @@ class BtrfsFiles(NamelessFiles):
         if not places:
             raise OSError(errno.ENOENT, f"/sys/fs/btrfs/*/devices has no {name}")
         self._place = places[0].parent.parent / "allocation"
-        self._total = int(Path(f"/sys/block/{name}/size").read_text(encoding="ascii")) * 512
+        self._total = int(Path(f"/sys/block/{name}/size").read_text(encoding="utf-8")) * 512
 
     def free(self) -> int:
         unallocated, free = self._total, 0
@@ -238,7 +238,7 @@ class BtrfsFiles(NamelessFiles):
         return max(0, super().obtainable() - sum(self._read(kind, "bytes_pinned") for kind in kinds))
 
     def _read(self, kind: str, what: str) -> int:
-        return int((self._place / kind / what).read_text(encoding="ascii"))
+        return int((self._place / kind / what).read_text(encoding="utf-8"))
 
 
 def of(fstype: str, directory: int, device: str) -> Withheld:

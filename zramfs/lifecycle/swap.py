@@ -138,7 +138,7 @@ def expect_room(device: str) -> None:
 
 
 def _mem_available() -> int:
-    for line in MEMINFO.read_text(encoding="ascii").splitlines():
+    for line in MEMINFO.read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 0
