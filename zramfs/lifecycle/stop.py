@@ -201,7 +201,8 @@ def may_end(old: Rundir, *, is_order: bool) -> None:
 
 def teardown(old: Rundir) -> None:
     """For the daemon that ends without `stop`: takes down what was built on `disk` as far as that goes
-    without waiting for its users, who get I/O errors soon."""
+    without waiting for its users, who get I/O errors soon. A swap area is there still where the lane has
+    ended: then its pages are lost, whoever needs one gets SIGBUS, and swapoff needs no memory for them."""
     # Written, because where things are now would be lost with their mounts.
     if old.read() is None or (state := old.update()).kind == "device":
         return
@@ -215,6 +216,8 @@ def teardown(old: Rundir) -> None:
                 except ZramfsError as error:
                     log.warning("%s; it is detached from the tree now, and goes when its users go", error)
                     ramdisk.unmount(mountpoint, lazy=True)
+            if state.kind == "swap":
+                swap.off(device)
             _detach(old, state, device, timeout=1.0)
         except ZramfsError as error:
             log.warning("%s", error)
