@@ -28,7 +28,7 @@ from tests.support.governed import (
     sync_file_system,
 )
 from tests.support.whole import MIB, opened, run, wait_until, zramfs
-from zramfs.host import bdi
+from zramfs.host import bdi, loops
 from zramfs.lifecycle import rundir
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop"), pytest.mark.timeout(120)]
@@ -293,18 +293,51 @@ def test_what_a_killed_warden_left_frozen_is_thawed(disk: Full) -> None:
     disk.expect_whole()
 
 
-@pytest.mark.parametrize("fstype", ["ext4", "btrfs"])
-def test_a_daemon_that_is_killed_leaves_no_warden_and_nothing_that_hangs(tmp_path: Path, fstype: str) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+@each_fs
+def test_a_daemon_that_is_killed_leaves_no_warden_and_nothing_that_hangs(
+    tmp_path: Path, fstype: str, frozen: bool
+) -> None:
     require(fstype)
     point = tmp_path / "disk"
     zramfs("ramdisk", point, "--size", SIZES[fstype], "--mem-limit", LIMIT, "--fs", fstype)
     state = state_of(point)
     [warden] = children(state.pid)
     (point / "file").write_bytes(os.urandom(MIB))
+    if frozen:
+        run("fsfreeze", "--freeze", point)
     kill_daemon(state)
     zramfs("stop", point)
     wait_until(lambda: not Path(f"/proc/{warden}").exists(), "the warden has ended", 20)
     assert not rundir.find(str(point))
+    assert loops.backing_file(state.loop) is None
+
+
+@each_fs
+def test_a_file_system_that_somebody_froze_does_not_hold_the_end_up(tmp_path: Path, fstype: str) -> None:
+    """On xfs and btrfs nothing that was withheld can be given back before the thaw."""
+    require(fstype)
+    point = tmp_path / "disk"
+    zramfs("ramdisk", point, "--size", SIZES[fstype], "--mem-limit", LIMIT, "--fs", fstype)
+    state = state_of(point)
+    (point / "file").write_bytes(os.urandom(MIB))
+    run("fsfreeze", "--freeze", point)
+    os.kill(state.pid, signal.SIGTERM)
+    wait_until(lambda: not state.alive(), "the daemon has ended", 15)
+    assert not rundir.find(str(point))
+    assert loops.backing_file(state.loop) is None
+
+
+@each_fs
+def test_stop_does_not_wait_for_what_somebody_froze(tmp_path: Path, fstype: str) -> None:
+    require(fstype)
+    point = tmp_path / "disk"
+    zramfs("ramdisk", point, "--size", SIZES[fstype], "--mem-limit", LIMIT, "--fs", fstype)
+    (point / "file").write_bytes(os.urandom(MIB))
+    run("fsfreeze", "--freeze", point)
+    begin = time.monotonic()
+    zramfs("stop", point)
+    assert time.monotonic() - begin < 15
 
 
 def test_everybody_may_fill_the_example_configurations_directory(
