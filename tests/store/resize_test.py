@@ -66,7 +66,7 @@ def test_threads_read_and_write_the_old_part_and_the_new_one_while_the_device_gr
         time.sleep(0.002)
 
     run(*(region.job for region in regions), guest(4), guest(5), change, *housekeeping(store))
-    assert refused and grown > 20
+    assert refused and grown > 5
     # Nothing is left behind the end: what was written there is no part of a device that grows again.
     resize(store, 8 * MIB, discard=True)
     resize(store, MOST)
@@ -80,39 +80,45 @@ def test_threads_read_and_write_the_old_part_and_the_new_one_while_the_device_gr
 
 
 def test_a_write_that_meets_the_shrinking_end_leaves_no_page_behind_it() -> None:
-    """Each round writes the last 2 MiB while another thread cuts them off."""
-    store = Store(4 * MIB, grows_to=4 * MIB)
-    data = block("half random", 1, 64 * PAGE)
+    """Each write goes through four chunks of the table, while another thread cuts off all but the first."""
+    store = Store(8 * MIB, grows_to=8 * MIB)
+    data = block("half random", 1, 8 * MIB)
     stop = threading.Event()
     failures: list[BaseException] = []
+    cut_short = 0
 
     def write() -> None:
-        n = 0
+        nonlocal cut_short
         while not stop.is_set():
-            n += 1
             try:
-                store.write(2 * MIB + n % 8 * len(data), data)
+                store.write(0, data)
             except OSError as error:
+                cut_short += 0 < getattr(error, "written", 0) < len(data)
                 if error.errno != errno.EINVAL:
                     failures.append(error)
                     return
+                time.sleep(0.0005)
 
     writers = [threading.Thread(target=write) for _ in range(2)]
     for writer in writers:
         writer.start()
-    met = 0
     until = time.monotonic() + 1.2
     try:
-        while time.monotonic() < until:
-            met += resize(store, 2 * MIB, discard=True) == 2 * MIB and store.stats().orig_data_size == 0
-            assert store.stats().orig_data_size == 0
-            resize(store, 4 * MIB)
-            time.sleep(0.0005)
+        while time.monotonic() < until and not failures:
+            resize(store, 2 * MIB, discard=True)
+            time.sleep(0.002)
+            # What a late write had put behind the end would count, and come back with it.
+            stored = store.stats().orig_data_size
+            assert stored <= 2 * MIB, f"{stored} bytes in a device of 2 MiB"
+            resize(store, 8 * MIB)
+            end = time.monotonic() + 10
+            while store.stats().orig_data_size <= 4 * MIB and time.monotonic() < end:
+                time.sleep(0.0002)
     finally:
         stop.set()
         for writer in writers:
             writer.join(30)
-    assert not failures and met > 50
+    assert not failures and cut_short
     settle(store)
     store.close()
 
@@ -315,7 +321,7 @@ def test_one_resize_at_a_time() -> None:
             busy += 1
 
     run(change, change, change, seconds=0.5)
-    assert changed > 100
+    assert changed > 20
     assert store.disksize in (4 * MIB, 8 * MIB, 32 * MIB, 64 * MIB) and store.disksize % STEP == 0
     store.check(3)
     store.close()

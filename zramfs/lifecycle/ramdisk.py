@@ -125,7 +125,7 @@ def _set_owner(wanted: FileSystem, device: str) -> None:
 def govern(tree: Path) -> None:
     """Has the daemon keep the new file system within the pool's limit. Raises ZramfsError."""
     try:
-        _command(tree, b"govern=on\n")
+        send_command(tree, "govern=on")
     except OSError as error:
         raise ZramfsError(
             error.errno or errno.EIO, f"the file system cannot be kept within the limit: {error.strerror}; "
@@ -136,13 +136,14 @@ def let_go(tree: Path) -> None:
     """Ends that, so that the next umount is the end of the file system. Without effect where the daemon does
     not answer: then it ends a moment later. For a process of one thread."""
     with contextlib.suppress(OSError):  # TimeoutError is one
-        bounded.call(lambda: _command(tree, b"govern=off\n"), LET_GO_TIMEOUT)
+        bounded.call(lambda: send_command(tree, "govern=off"), LET_GO_TIMEOUT)
 
 
-def _command(tree: Path, line: bytes) -> None:
+def send_command(tree: Path, line: str) -> None:
+    """One line to `control`. Raises OSError with the daemon's errno."""
     fd = os.open(tree / "control", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, line)
+        os.write(fd, f"{line}\n".encode())
     finally:
         os.close(fd)
 
