@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zramfs resize`: devices and file systems in use become larger and smaller, and every step that fails leaves
-layers that fit each other."""
+"""`zramfs resize`: devices and file systems in use become larger and smaller, and every step that fails
+leaves layers that fit each other."""
 from __future__ import annotations
 
 import errno
@@ -16,7 +16,17 @@ import pytest
 
 from tests.support.capabilities import require
 from tests.support.commands import child, failure, kill_daemon, rows, state_of
-from tests.support.whole import MIB, Device, device, loop, mounted, opened, run, tool_environment, wait_until, zramfs
+from tests.support.whole import (
+    MIB,
+    Device,
+    device,
+    loop,
+    opened,
+    run,
+    tool_environment,
+    wait_until,
+    zramfs,
+)
 from zramfs.errors import ZramfsError
 from zramfs.host import loops
 from zramfs.host.machine import Machine
@@ -83,8 +93,8 @@ def load(point: Path) -> Iterator[None]:
     def work() -> None:
         while not over.is_set() and not (ended and ended[-1].returncode):
             ended.append(subprocess.run(
-                [*FIO, f"--filename={point}/load"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                env=tool_environment(), timeout=60, check=False))
+                [*FIO, f"--filename={point}/load"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, env=tool_environment(), timeout=60, check=False))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -171,7 +181,9 @@ def test_btrfs_is_not_asked_for_less_than_it_can_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("fs", "option"), [("ext4", ["--unmount"]), ("btrfs", [])])
-def test_data_that_does_not_fit_stays_and_so_does_every_size(tmp_path: Path, fs: str, option: list[str]) -> None:
+def test_data_that_does_not_fit_stays_and_so_does_every_size(
+    tmp_path: Path, fs: str, option: list[str],
+) -> None:
     with ram_disk(tmp_path / "disk", fs, "512M") as point:
         data = os.urandom(300 * MIB)
         (point / "large").write_bytes(data)

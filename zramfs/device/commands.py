@@ -161,7 +161,7 @@ COMMANDS = {
         Command("proactiveness", "0..100", "how readily the pool is compacted unasked, 0 for never",
                 _whole_number),
         Command("govern", "on|off|spare SIZE",
-                "keep the file system on disk's loop device within mem_limit; spare: let it have so much more",
+                "keep the file system on disk's loop device within mem_limit; spare: let it have more",
                 _governed),
         Command("balloon", "SIZE", "memory to keep from the pool, for the host", _size),
     )

@@ -257,8 +257,8 @@ class Device(ReadOnlyTables):
         store = self.expect_store("no size to change")
         if self._config.reserve:
             raise ZramfsError(
-                errno.EINVAL, "the size of a device for swap stays as it is: its tables are resident, and the "
-                "kernel takes the size of a swap area when that is enabled")
+                errno.EINVAL, "the size of a device for swap stays as it is: the kernel takes the size of a "
+                "swap area when that is enabled")
         await self._in_thread(partial(change_size, store, self._lane, size, discard=discard))
         log.info("%s: has %d bytes", self._config.name, store.disksize)
         self.governor.poke()

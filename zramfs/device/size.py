@@ -41,10 +41,10 @@ def make_store(size: int, *, reserve: int, **arguments: Any) -> Store:
 
 def change_size(store: Store, lane: Lane, size: int, *, discard: bool) -> None:
     """Gives the device `size` bytes, rounded up to 2 MiB, and tells the kernel. discard: pages behind the end
-    are dropped. Takes about 0.1 s for each GiB that is dropped.
+    are dropped.
 
-    Raises ZramfsError, with the device as it was: EINVAL for a size outside 1 to its room, ENOTEMPTY for pages
-    behind the end, ENOMEM.
+    Raises ZramfsError, with the device as it was: EINVAL for a size outside 1 to its room, ENOTEMPTY for
+    pages behind the end, ENOMEM.
     """
     before = store.disksize
     most = room_to_grow(store)
@@ -61,8 +61,8 @@ def change_size(store: Store, lane: Lane, size: int, *, discard: bool) -> None:
         if error.errno != errno.ENOTEMPTY:
             raise
         raise ZramfsError(
-            errno.ENOTEMPTY, f"{error.strerror}: discard them first, or write resize={size} discard, which drops "
-            "them") from None
+            errno.ENOTEMPTY, f"{error.strerror}: discard them first, or write resize={size} discard, which "
+            "drops them") from None
     if after == before:
         return
     try:

@@ -118,8 +118,8 @@ def size(device: str) -> int:
 
 
 def follow_size(device: str, disk: Path, wanted: int, timeout: float = 5.0) -> None:
-    """Has a loop device, which may be in use, take the size of `disk`, and returns when it has `wanted` bytes.
-    Raises ZramfsError(EIO), or what the kernel said."""
+    """Has a loop device, which may be in use, take the size of `disk`, and returns when it has `wanted`
+    bytes. Raises ZramfsError(EIO), or what the kernel said."""
     end = time.monotonic() + timeout
     while True:
         # The kernel reads the size that it last heard of, and asks the server for it only here. It drops an

@@ -25,7 +25,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
-
 # <linux/btrfs.h>: struct btrfs_ioctl_dev_info_args is 4096 bytes: devid, uuid, bytes_used, total_bytes ...
 _BTRFS_IOC_DEV_INFO, _DEV_INFO_SIZE, _DEV_INFO_TOTAL = 0xD000941E, 4096, 32
 

@@ -26,8 +26,8 @@ _TRIES, _PAUSE = 5, 1.0
 
 
 def expect_able(fs: str, size: int, *, smaller: bool) -> None:
-    """Raises ZramfsError(ENOENT) without the programs, EOPNOTSUPP where the file system can't do it, EINVAL for
-    a size that is too small for it."""
+    """Raises ZramfsError(ENOENT) without the programs, EOPNOTSUPP where the file system can't do it, EINVAL
+    for a size that is too small for it."""
     if fs == "btrfs" and smaller and size < _LEAST_BTRFS:
         raise ZramfsError(
             errno.EINVAL, f"btrfs takes at least {format_size(_LEAST_BTRFS)} when it becomes smaller, got "
@@ -80,7 +80,8 @@ def _resize_btrfs(size: str, device: str, place: Path) -> None:
         if not any(each.id == number and each.source == device for each in mounts.mounts()):
             raise ZramfsError(errno.EXDEV, f"{device} is not what is mounted on {place} any more")
         target = f"/proc/self/fd/{fd}"
-        _expect_done(["btrfs", "filesystem", "resize", size, target], pass_fds=[fd], shown={target: str(place)})
+        command = ["btrfs", "filesystem", "resize", size, target]
+        _expect_done(command, pass_fds=[fd], shown={target: str(place)})
     finally:
         os.close(fd)
 

@@ -34,10 +34,10 @@ def resize_device(old: Rundir, size: int, say: Say, *, unmount: bool = False, di
     """Gives the device `size` bytes, rounded up to 2 MiB, and what stands on it too. Returns the size that it
     has then.
 
-    unmount: a file system that cannot be resized while it is mounted is unmounted for that time. discard: of a
-    plain device, drop what is stored behind the new end. Raises ZramfsError: EOPNOTSUPP for swap, xfs and the like,
-    EBUSY with what is in the way, EPERM, and whatever a step failed with. From the first step on SIGINT, SIGTERM and
-    SIGHUP have no effect.
+    unmount: a file system that cannot be resized while it is mounted is unmounted for that time. discard: of
+    a plain device, drop what is stored behind the new end. Raises ZramfsError: EOPNOTSUPP for swap, xfs and
+    the like, EBUSY with what is in the way, EPERM, and whatever a step failed with. From the first step on
+    SIGINT, SIGTERM and SIGHUP have no effect.
     """
     state = _expect_able(old)
     size = -(-size // RESIZE_STEP) * RESIZE_STEP
@@ -66,8 +66,8 @@ def _expect_able(old: Rundir) -> State:
     if state.kind == "swap":
         raise ZramfsError(
             errno.EOPNOTSUPP,
-            f"the swap area {state.where} keeps its size, which the kernel takes when it is enabled. For more "
-            "swap add a second area beside it, which needs no pause: `zramfs swap NAME --size SIZE`; or "
+            f"the swap area {state.where} keeps its size, which the kernel takes when it is enabled. For "
+            "more swap add a second area beside it, which needs no pause: `zramfs swap NAME --size SIZE`; or "
             f"`zramfs stop {state.where}` and make it anew")
     if is_elsewhere(state.pid):
         raise ZramfsError(
@@ -137,8 +137,8 @@ def _grow(old: Rundir, state: State, before: int, size: int, say: Say, *, unmoun
         except ZramfsError as error:
             raise ZramfsError(
                 error.errno or errno.EIO,
-                f"the device and {state.loop} have {format_size(size)}, and the file system on {place} is whole "
-                f"and did not become so large: {error}. The same command tries that again") from None
+                f"the device and {state.loop} have {format_size(size)}, and the file system on {place} is "
+                f"whole and did not become so large: {error}. The same command tries that again") from None
 
 
 def _grow_below(old: Rundir, state: State, standing: list[str], before: int, size: int) -> None:
@@ -156,9 +156,10 @@ def _mounted_place(state: State) -> Path:
     found = ramdisk.places(state.loop) if state.loop else []
     if not found:
         raise ZramfsError(
-            errno.ENOENT, f"expected the file system of {state.where} to be mounted, and it is not; nothing was "
-            "changed")
-    return Path(state.mountpoint) if Path(str(state.mountpoint)) in found else found[0]
+            errno.ENOENT, f"expected the file system of {state.where} to be mounted, and it is not; nothing "
+            "was changed")
+    usual = Path(state.where)
+    return usual if usual in found else found[0]
 
 
 def _followers(old: Rundir, before: int, size: int, say: Say) -> list[str]:
@@ -193,8 +194,8 @@ def _shrink(
     if state.kind == "device":
         if standing := loops.find(old.disk):
             raise ZramfsError(
-                errno.EBUSY, f"{', '.join(standing)} stands on {old.disk}, and could lose what lies behind the "
-                "new end, so nothing was changed: detach it first")
+                errno.EBUSY, f"{', '.join(standing)} stands on {old.disk}, and could lose what lies behind "
+                "the new end, so nothing was changed: detach it first")
         _send(state, f"resize={size}{' discard' if discard else ''}")
         os.stat(old.disk)  # which has the kernel ask for the size
         return
@@ -216,8 +217,8 @@ def _shrink(
 
 def _shrink_btrfs(old: Rundir, state: State, before: int, size: int, place: Path) -> None:
     assert state.loop is not None
-    # Most of it may be withheld from the users, in files that would have to move. All of these go: what is left
-    # of them need not fit beside the data. Who writes much meanwhile is braked, and frozen in the end.
+    # Most of it may be withheld from the users, in files that would have to move, and need not fit beside the
+    # data. All of these go for a while. Programs that write much meanwhile are braked, and frozen in the end.
     _send(state, f"govern=spare {before}")
     try:
         try:
@@ -251,8 +252,8 @@ def _unmounted(old: Rundir, state: State, place: Path) -> Iterator[None]:
     assert state.loop is not None
     if len(found := ramdisk.places(state.loop)) > 1:
         raise ZramfsError(
-            errno.EBUSY, f"{state.loop} is mounted on {' and '.join(map(str, found))}, so nothing was changed: "
-            "leave one mount")
+            errno.EBUSY, f"{state.loop} is mounted on {' and '.join(map(str, found))}, so nothing was "
+            "changed: leave one mount")
     expect_unused(old, state)
     tree = Path(state.directory)
     options = ramdisk.DEFAULT_OPTIONS if state.options is None else state.options
@@ -265,8 +266,8 @@ def _unmounted(old: Rundir, state: State, place: Path) -> Iterator[None]:
     try:
         if not loops.wait_unclaimed(state.loop, GONE_TIMEOUT):
             raise ZramfsError(
-                errno.EBUSY, f"the file system on {state.loop} lives on without {place}, so somebody uses it who "
-                "is not to be seen from here; it is mounted again, and nothing was changed")
+                errno.EBUSY, f"the file system on {state.loop} lives on without {place}, so somebody uses it "
+                "who is not to be seen from here; it is mounted again, and nothing was changed")
         yield
     finally:
         ramdisk.mount(FileSystem(state.fs or "auto", place, options), state.loop)

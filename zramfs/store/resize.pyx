@@ -39,8 +39,8 @@ cdef int store_grow(store_t* st, uint64_t nr_slots) noexcept nogil:
 
 
 cdef bint chunk_is_unused(store_t* st, uint64_t chunk) noexcept nogil:
-    """True if a chunk behind the end has no slot in use and never will. Waits until no other thread is inside:
-    for a piece of a request, which may be one read of the backing store."""
+    """True if a chunk behind the end has no slot in use and never will. Waits until no other thread is
+    inside: for a piece of a request, which may be one read of the backing store."""
     cdef unsigned int round = 0
     # A change of the word, even of nothing, and not only a look at it: a thread that pins the chunk after
     # that sees the new size.
@@ -106,8 +106,8 @@ def resize(Store store not None, disksize, *, bint discard=False):
     size that it has then. discard: pages that are stored behind the new end are dropped.
 
     A write that is under way behind the new end fails with EINVAL. Raises ValueError for a size outside 1 to
-    room_to_grow(); OSError, with the device as it was: EBUSY beside another resize, ENOTEMPTY for pages behind
-    the new end; MemoryError when the system refuses memory for the tables.
+    room_to_grow(); OSError, with the device as it was: EBUSY beside another resize, ENOTEMPTY for pages
+    behind the new end; MemoryError when the system refuses memory for the tables.
     """
     cdef uint64_t slots
     cdef store_t* st
