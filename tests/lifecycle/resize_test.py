@@ -278,6 +278,25 @@ def test_no_size_beyond_the_room_and_none_for_swap_or_a_dead_device(tmp_path: Pa
     assert "no zramfs device" in failure("resize", tmp_path / "nothing", "8M")
 
 
+def test_what_is_configured_is_named_where_it_says_another_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ZRAMFS_ROOT", str(tmp_path))
+    (tmp_path / "etc/zramfs").mkdir(parents=True)
+    (tmp_path / "etc/zramfs/plain.conf").write_text(f"directory = {tmp_path}/plain\nzram-size = 16\n")
+    zramfs("up", "plain")
+    try:
+        said = zramfs("resize", "plain", "32M").stderr
+        assert "plain has 32M\n" in said and "makes plain with 16M again" in said
+        assert "note: " not in zramfs("resize", "plain", "16M").stderr
+        zramfs("resize", "plain", "64M")
+    finally:
+        zramfs("down", "plain")
+    zramfs("up", "plain")
+    assert resize.device_size(state_of(tmp_path / "plain")) == 16 * MIB
+    zramfs("down", "plain")
+
+
 # ---- steps that fail ------------------------------------------------------------------------------------
 
 def fail(*_: object, **__: object) -> None:

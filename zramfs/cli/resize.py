@@ -16,7 +16,7 @@ from .output import say
 
 @click.command()
 @click.argument("dir", shell_complete=completion.devices)
-@click.argument("size", type=DEVICE_SIZE)
+@click.argument("size", type=DEVICE_SIZE, shell_complete=completion.one_of(("512M", "1G", "2G", "4G", "8G")))
 @click.option("--unmount", is_flag=True,
               help="Where ext4 must not be mounted for it, unmount it for that moment; nobody may use it.")
 @click.option("--discard", is_flag=True,
