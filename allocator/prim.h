@@ -152,6 +152,21 @@ static inline void *map_sparse(size_t n, int fd)
 	return p == MAP_FAILED ? NULL : p;
 }
 
+/* n bytes of address space that nobody can use, and that count as no memory, until try_open_space() opens a
+ * part of them. NULL when there are none. Ended by munmap(). */
+static inline void *reserve_space(size_t n)
+{
+	void *p = mmap(NULL, n, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	return p == MAP_FAILED ? NULL : p;
+}
+
+/* Makes the first n bytes of such space usable, as those of map_sparse() are: 0, or -ENOMEM when the system
+ * refuses (RLIMIT_DATA, strict overcommit). What was open before stays as it is, and may be in use. */
+static inline int try_open_space(void *space, size_t n)
+{
+	return mprotect(space, round_up(n, PAGE_BYTES), PROT_READ | PROT_WRITE) == 0 ? 0 : -ENOMEM;
+}
+
 /* Makes 64 KiB of the calling thread's stack resident, far more than anything in the core uses: a
  * page of it that came into being under a lock would keep the lock's other users waiting for memory. */
 static __attribute__((noinline, unused)) void ready_stack(void)

@@ -23,6 +23,7 @@ from .mount import is_mount_call, mount
 from .options import version
 from .output import say
 from .report import report
+from .resize import resize
 from .status import status
 from .stop import stop
 from .swap import swap
@@ -74,7 +75,7 @@ def zramfs() -> None:
 
 
 for command in (
-    create, ramdisk, swap, stop, up, down, check_config, status, top, report, train, control, doctor,
+    create, ramdisk, swap, resize, stop, up, down, check_config, status, top, report, train, control, doctor,
     help_command, systemd_generator,
 ):
     zramfs.add_command(command)

@@ -22,7 +22,7 @@ CLONE_NEWNS, CLONE_NEWPID = 0x20000, 0x20000000
 _AT_FDCWD, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC = -100, 0x800, 0x4000
 _STATX_SIZE, _STATX_DEV = 256, 136
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
-_LOOP_CLR_FD = 0x4C01
+_LOOP_CLR_FD, _LOOP_SET_CAPACITY = 0x4C01, 0x4C07
 # What fork(2) and clone(2) say where no process or thread can be started.
 NO_PROCESS = (errno.EAGAIN, errno.ENOMEM)
 
@@ -68,9 +68,18 @@ def end_swap(device: str) -> None:
 
 def release_loop(device: str) -> None:
     """At once, or with the last user of the loop device. OSError: ENXIO if it stands on nothing."""
+    _loop_call(device, _LOOP_CLR_FD)
+
+
+def set_loop_capacity(device: str) -> None:
+    """Has a loop device, which may be in use, take the size of its file. OSError: ENXIO as above."""
+    _loop_call(device, _LOOP_SET_CAPACITY)
+
+
+def _loop_call(device: str, number: int) -> None:
     fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(fd, _LOOP_CLR_FD)
+        fcntl.ioctl(fd, number)
     finally:
         os.close(fd)
 

@@ -22,6 +22,7 @@ from zramfs.lifecycle.stop import (
     stale_message,
 )
 from zramfs.model.config import DeviceConfig
+from zramfs.text.kernel_numbers import page_align
 
 from . import mount_points, rundir
 from .rundir import Rundir, State
@@ -69,13 +70,13 @@ def _make_rundir(new: Rundir, directory: Path, kind: str, config: DeviceConfig, 
         os.chmod(new.path, mode)
         if kind in ("ramdisk", "swap"):
             new.tree.mkdir(0o700)
-        new.write(_first_state(new, directory, kind, config.threads, made))
+        new.write(_first_state(new, directory, kind, config, made))
     except BaseException:
         remove_rundir(new, made)
         raise
 
 
-def _first_state(new: Rundir, directory: Path, kind: str, threads: int, made: list[str]) -> State:
+def _first_state(new: Rundir, directory: Path, kind: str, config: DeviceConfig, made: list[str]) -> State:
     start_time = process.process_start(os.getpid())
     assert start_time is not None
     is_ramdisk = kind == "ramdisk"
@@ -89,9 +90,11 @@ def _first_state(new: Rundir, directory: Path, kind: str, threads: int, made: li
         pid_start=start_time,
         boot_id=process.boot_id(),
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
-        threads=threads,
+        threads=config.threads,
         made=made,
         mountpoint=str(directory) if is_ramdisk else None,
+        # That of a plain device changes without a command of the command line (reset, disksize).
+        size=None if kind == "device" else page_align(config.size),
     )
 
 

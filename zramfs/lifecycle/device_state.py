@@ -23,7 +23,7 @@ DISK_SOURCE = "zramfs-disk:"  # and the device's name: what the daemon mounts on
 @dataclass(frozen=True)
 class State:
     """What state.json says. pid and pid_start (clock ticks after boot) name one process within boot_id.
-    A RAM disk has loop, mountpoint, fs and options, a swap device loop, else they are None."""
+    A RAM disk has loop, mountpoint, fs, options and size, a swap device loop and size, else they are None."""
 
     name: str
     directory: str
@@ -40,6 +40,7 @@ class State:
     mountpoint: str | None = None
     fs: str | None = None
     options: str | None = None  # of mount(8), for the file system
+    size: int | None = None  # bytes, of a RAM disk or a swap device: as made, or as `zramfs resize` left it
     attached: int | None = None  # loops.sequence() of loop
     tree_dev: str | None = None  # "major:minor" of the mounted tree
     former: list[str] = field(default_factory=list)  # what its places were called before a rename

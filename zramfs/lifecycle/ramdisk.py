@@ -125,7 +125,7 @@ def _set_owner(wanted: FileSystem, device: str) -> None:
 def govern(tree: Path) -> None:
     """Has the daemon keep the new file system within the pool's limit. Raises ZramfsError."""
     try:
-        _command(tree, b"govern=on\n")
+        send_command(tree, "govern=on")
     except OSError as error:
         raise ZramfsError(
             error.errno or errno.EIO, f"the file system cannot be kept within the limit: {error.strerror}; "
@@ -137,16 +137,17 @@ def let_go(tree: Path, timeout: float = LET_GO_TIMEOUT) -> bool:
     `timeout` seconds: then it ends later, on xfs and btrfs not before the thaw of what somebody froze. For a
     process of one thread."""
     try:
-        bounded.call(lambda: _command(tree, b"govern=off\n"), timeout)
+        bounded.call(lambda: send_command(tree, "govern=off"), timeout)
     except OSError:  # TimeoutError is one
         return False
     return True
 
 
-def _command(tree: Path, line: bytes) -> None:
+def send_command(tree: Path, line: str) -> None:
+    """One line to `control`. Raises OSError with the daemon's errno."""
     fd = os.open(tree / "control", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, line)
+        os.write(fd, f"{line}\n".encode())
     finally:
         os.close(fd)
 

@@ -8,6 +8,7 @@
         tree        where the tree of a RAM disk or a swap device is mounted
         state.json  see State
         log         what the daemon says
+        resize      locked by a change of the device's size that is under way
 
 NAME is the device's directory, escaped as systemd does it, so that two directories never share one.
 Every change of the set of devices happens under a lock on the directory that holds the NAMEs.
@@ -105,7 +106,7 @@ class Rundir:
         Never a recursive removal: that would reach into a file system still mounted below.
         """
         with contextlib.suppress(FileNotFoundError):
-            for name in ("state.json.new", "disk", "log", "state.json"):
+            for name in ("state.json.new", "disk", "log", "resize", "state.json"):
                 if name not in but:
                     with contextlib.suppress(FileNotFoundError):
                         (self.path / name).unlink()

@@ -13,5 +13,5 @@ cdef int keep_access_times(store_t* st, bint on) except -1
 cdef uint32_t last_access(store_t* st, uint64_t slot) noexcept nogil
 # Marks the pages idle whose last access lies more than age seconds back (0: all of them), and takes the
 # mark from the others, from a chunk on, for about ns nanoseconds (0: to the end). Never SAME, SAME_OBJ and
-# WRITTEN_BACK. The chunk where the next call goes on; st.nr_chunks: it is done.
+# WRITTEN_BACK. The chunk where the next call goes on; chunk_count(): it is done.
 cdef uint64_t mark_idle(store_t* st, uint64_t chunk, uint32_t age, uint64_t ns) noexcept nogil

@@ -12,20 +12,22 @@ cdef int keep_access_times(store_t* st, bint on) except -1:
     cdef uint64_t n
     cdef void* p
     if on and st.atime == NULL:
-        n = st.nr_slots * sizeof(uint32_t)
-        p = map_sparse(n, -1)
-        if p == NULL:
+        n = slot_count(st) * sizeof(uint32_t)
+        p = reserve_space(st.most_slots * sizeof(uint32_t))
+        if p == NULL or try_open_space(p, n) != 0:
+            if p != NULL:
+                munmap(p, st.most_slots * sizeof(uint32_t))
             raise MemoryError(f"no address space for {n} bytes of access times")
         if st.stays_ready:
             make_resident(p, n)
-        st.atime, st.atime_len = <uint32_t*>p, n
+        st.atime = <uint32_t*>p
     if on and not load32(&st.atime_on):
         store32(&st.atime_since, boot_seconds())
     # The store of atime_on is what shows the mapping to the threads; it stays until close(),
     # because a thread may be on its way to write there.
     store32(&st.atime_on, on)
     if not on and st.atime != NULL:
-        madvise(st.atime, st.atime_len, MADV_DONTNEED)
+        madvise(st.atime, slot_count(st) * sizeof(uint32_t), MADV_DONTNEED)
     return 0
 
 
@@ -42,8 +44,8 @@ cdef void chunk_mark_idle(store_t* st, uint64_t chunk, uint32_t age) noexcept no
     cdef uint64_t slot = chunk << CHUNK_SHIFT, end, v
     cdef uint32_t now = boot_seconds()
     end = slot + CHUNK_SLOTS
-    if end > st.nr_slots:
-        end = st.nr_slots
+    if end > slot_count(st):
+        end = slot_count(st)
     while slot < end:
         v = load64(&st.slots[slot])
         # A page that is locked is in use by another thread. It is looked at all the same, because that
@@ -61,7 +63,7 @@ cdef void chunk_mark_idle(store_t* st, uint64_t chunk, uint32_t age) noexcept no
 
 cdef uint64_t mark_idle(store_t* st, uint64_t chunk, uint32_t age, uint64_t ns) noexcept nogil:
     cdef uint64_t until = now_ns() + ns
-    while chunk < st.nr_chunks:
+    while chunk < chunk_count(st):
         if load32(&st.chunks[chunk]) & CHUNK_USED != 0:
             if chunk_pin(st, chunk):
                 chunk_mark_idle(st, chunk, age)

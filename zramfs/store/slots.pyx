@@ -84,7 +84,7 @@ cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
 cdef bint slot_pin(void* st, uint64_t slot, uint64_t loc) noexcept nogil:
     cdef store_t* s = <store_t*>st
     cdef uint64_t v
-    if slot >= s.nr_slots or not chunk_try_pin(s, slot >> CHUNK_SHIFT):
+    if slot >= slot_count(s) or not chunk_try_pin(s, slot >> CHUNK_SHIFT):
         return False
     v = peek64(&s.slots[slot])
     # An object that its slot does not name is about to be committed or freed by another thread.

@@ -29,9 +29,7 @@ from zramfs.store.ranges cimport (
     store_disksize, store_read, store_seek, store_set_overdraft, store_write, store_zero,
 )
 from zramfs.store.slots cimport *
-from zramfs.store.tables cimport (
-    chunks_of, store_ctx_free, store_ctx_new, store_delete, store_new, store_stats,
-)
+from zramfs.store.tables cimport store_ctx_free, store_ctx_new, store_delete, store_new, store_stats
 
 import os
 
@@ -53,7 +51,8 @@ cdef enum:
 cdef class Store:
     """The pages of one device.
 
-    disksize: bytes, 1 to 2^48, rounded up to 4096. algo, level, dictionary: the primary algorithm, see
+    disksize: bytes, 1 to 2^48, rounded up to 4096. grows_to: bytes up to which resize.resize() can make it
+    larger, which costs address space. algo, level, dictionary: the primary algorithm, see
     zramfs.codecs.codec. secondary: Codecs (or None) of priority 1 to 3, whose objects `recompress` makes.
     mem_limit: bytes of pool memory, rounded up to 4096, 0 = none. backing: an open Backing,
     which belongs to the store from then on, or None. reserve: bytes of memory that is kept ready
@@ -67,9 +66,9 @@ cdef class Store:
     """
 
     def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0,
-                  Backing backing=None, reserve=0, bint wipe=False, Headroom headroom=None):
+                  Backing backing=None, reserve=0, bint wipe=False, Headroom headroom=None, grows_to=0):
         """Long: one step for each part of a store, and the way back from each."""
-        cdef uint64_t nr_slots
+        cdef uint64_t nr_slots, most_slots
         cdef Codec codec
         cdef int prio, r
         expect_kernel_pages()
@@ -79,21 +78,22 @@ cdef class Store:
         if not 1 <= disksize <= _MAX_DISKSIZE:
             raise ValueError(f"a disk size of 1 to {_MAX_DISKSIZE} bytes expected, got {disksize}")
         nr_slots = (disksize + PAGE - 1) >> PAGE_SHIFT
+        most_slots = max(nr_slots, min(grows_to, _MAX_DISKSIZE) >> PAGE_SHIFT)
         nr_pageblocks = min(
-            (8 * nr_slots + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES + SPARE_PAGEBLOCKS, MAX_PAGEBLOCKS)
-        self.arena = Arena(chunks_of(nr_slots) << PAGE_SHIFT, nr_pageblocks)
+            (8 * most_slots + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES + SPARE_PAGEBLOCKS, MAX_PAGEBLOCKS)
+        self.arena = Arena(chunks_of(most_slots) << PAGE_SHIFT, nr_pageblocks)
         self.migration = Migration(self.arena)
         self.balloon = Balloon(self.arena)
         if reserve:
             self.reserve = Reserve(self.arena, reserve)
-        self.st = store_new(self.arena.a, nr_slots)
+        self.st = store_new(self.arena.a, nr_slots, most_slots)
         if self.st == NULL:
             raise MemoryError(f"no memory for the tables of a device of {disksize} bytes")
         if reserve:
             self.st.stays_ready = True
             with nogil:
-                r = arena_populate_user(self.arena.a, 0, self.st.nr_chunks << PAGE_SHIFT)
-                make_resident(self.st.chunks, self.st.nr_chunks * sizeof(uint32_t))
+                r = arena_populate_user(self.arena.a, 0, chunk_count(self.st) << PAGE_SHIFT)
+                make_resident(self.st.chunks, chunk_count(self.st) * sizeof(uint32_t))
             if r != 0:
                 raise MemoryError(f"the system refuses the slot table of a device of {disksize} bytes")
         for prio in range(NR_PRIO):
@@ -213,7 +213,7 @@ cdef class Store:
         cdef int r = 0
         cdef uint8_t* p
         self.check_range(0, 0)
-        if not 0 <= page < self.st.nr_slots:
+        if not 0 <= page < slot_count(self.st):
             return None
         slot = page
         out = PyBytes_FromStringAndSize(NULL, PAGE)
@@ -330,7 +330,7 @@ cdef class Store:
         chunk = first
         with nogil:
             chunk = mark_idle(self.st, chunk, seconds, ns)
-        return chunk if chunk < self.st.nr_chunks else None
+        return chunk if chunk < chunk_count(self.st) else None
 
     def compact(self):
         """Object compaction, to the end: pool pages freed."""

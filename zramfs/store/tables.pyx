@@ -25,23 +25,23 @@ cdef void store_delete(store_t* st) noexcept nogil:
         return
     pool_delete(st.pool, False)
     if st.chunks != NULL:
-        munmap(st.chunks, st.nr_chunks * sizeof(uint32_t))
+        munmap(st.chunks, chunks_of(st.most_slots) * sizeof(uint32_t))
     if st.atime != NULL:
-        munmap(st.atime, st.atime_len)
+        munmap(st.atime, st.most_slots * sizeof(uint32_t))
     free(st)
 
 
-cdef store_t* store_new(arena_t* arena, uint64_t nr_slots) noexcept nogil:
+cdef store_t* store_new(arena_t* arena, uint64_t nr_slots, uint64_t most_slots) noexcept nogil:
     cdef store_t* st = <store_t*>calloc(1, sizeof(store_t))
     cdef pool_ops_t ops
     if st == NULL:
         return NULL
     st.nr_slots = nr_slots
-    st.nr_chunks = chunks_of(nr_slots)
+    st.most_slots = most_slots
     st.arena = arena
     st.slots = <uint64_t*>arena.user
-    st.chunks = <uint32_t*>map_sparse(st.nr_chunks * sizeof(uint32_t), -1)
-    if st.chunks != NULL:
+    st.chunks = <uint32_t*>reserve_space(chunks_of(most_slots) * sizeof(uint32_t))
+    if st.chunks != NULL and try_open_space(st.chunks, chunks_of(nr_slots) * sizeof(uint32_t)) == 0:
         ops.ctx = st
         ops.pin = slot_pin
         ops.moved = slot_moved
