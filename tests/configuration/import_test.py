@@ -135,7 +135,7 @@ def test_without_discard_zram_still_gives_memory_back_and_so_do_we(top: Path) ->
 
 
 def test_the_places_are_read_in_their_order(top: Path) -> None:
-    """The last main file alone, then all drop-ins by name, those of a later place in place of earlier ones."""
+    """The last main file alone, then all drop-ins by name; a later place replaces those of an earlier one."""
     for place, size in (("usr/lib", 1), ("usr/local/lib", 2), ("etc", 3)):
         generator(top, f"[zram0]\nzram-size={size}\n[zram{size}]\nzram-size=9\n",
                   f"{place}/systemd/zram-generator.conf")

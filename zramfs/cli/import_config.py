@@ -14,7 +14,7 @@ from .output import say
 
 
 @click.command("import")
-@click.option("-n", "--dry-run", is_flag=True, help="Show the files that would be written, and write nothing.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace files of these names in /etc/zramfs.")
 @click.option("--from", "tools", type=click.Choice(list(importing.TOOLS)), multiple=True,
               help="Take only what this tool has configured; may be given twice.  [default: both]")
