@@ -48,23 +48,21 @@ def stuck(directory: Path, disk: Path) -> Iterator[tuple[int, subprocess.Popen]]
     """The pid of a daemon that is stopped, and a process that waits for it. In the end both are freed."""
     pid = state_of(directory).pid
     lane = mounts.mount_at(disk)
-    reader = subprocess.Popen([sys.executable, "-c", READ, disk], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, text=True)
-    try:
-        assert reader.stdout.readline() == "there\n"
-        os.kill(pid, signal.SIGSTOP)
-        reader.stdin.write("\n")
-        reader.stdin.flush()
-        wait_until(lambda: "readv" in Path(f"/proc/{reader.pid}/stack").read_text()
-                   or "fuse" in Path(f"/proc/{reader.pid}/stack").read_text(), "the reader waits")
-        yield pid, reader
-    finally:
-        with contextlib.suppress(OSError):
-            fuse_connections.abort_connection(lane)
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGCONT)
-        reader.kill()
-        reader.wait(20)
+    with subprocess.Popen([sys.executable, "-c", READ, disk], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as reader:
+        try:
+            assert reader.stdout.readline() == "there\n"
+            os.kill(pid, signal.SIGSTOP)
+            reader.stdin.write("\n")
+            reader.stdin.flush()
+            wait_until(lambda: "fuse" in Path(f"/proc/{reader.pid}/stack").read_text(), "the reader waits")
+            yield pid, reader
+        finally:
+            with contextlib.suppress(OSError):
+                fuse_connections.abort_connection(lane)
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGCONT)
+            reader.kill()
 
 
 @pytest.mark.parametrize("setup", [
