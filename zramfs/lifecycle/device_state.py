@@ -68,7 +68,7 @@ def correct(state: State, holders: list[int]) -> State:
     table = mounts.mounts()
     tree = [each for each in table if each.dev == state.tree_dev and each.fstype == mounts.FSTYPE]
     if not holders:
-        # The kernel gives the number of a tree that is gone to the next mount, maybe to another device's tree.
+        # The kernel gives the number of a tree that is gone to another mount, maybe another device's tree.
         tree = [each for each in tree if str(each.mountpoint) == state.directory or _is_dead(each)]
     state = _moved(state, "directory", tree)
     if state.loop and state.mountpoint and loops.stands_on(state.loop, Path(state.disk), state.attached):
