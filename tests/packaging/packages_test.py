@@ -116,6 +116,7 @@ def test_the_debian_package_brings_the_pages_the_completions_and_the_units(built
         "/usr/share/fish/vendor_completions.d/zramfs.fish",
         "/usr/share/doc/zramfs/copyright",
         "/usr/share/doc/zramfs/README.md.gz",
+        "/etc/needrestart/conf.d/zramfs.conf",
     }
     for page in ROOT.glob("docs/*.[1-8]"):
         expected.add(f"/usr/share/man/man{page.suffix[1:]}/{page.name}.gz")
@@ -171,7 +172,8 @@ zramfs create /mnt/stays --size 4M
 pid=$(zramfs status /mnt/stays --noheadings --output PID)
 exec 3</run/zramfs/mnt-stays/log
 dpkg --purge zramfs >/run/log 2>&1 || {{ cat /run/log; exit 1; }}
-! ls -d /usr/lib/zramfs /etc/zramfs /usr/bin/zramfs 2>/dev/null
+grep -q '^  mnt-stays on /mnt/stays$' /run/log
+! ls -d /usr/lib/zramfs /etc/zramfs /usr/bin/zramfs /etc/needrestart/conf.d/zramfs.conf 2>/dev/null
 ! grep -q 'not empty' /run/log
 # The device goes on without its program, and ends in order.
 for file in /mnt/stays/* /mnt/stays/*/*; do

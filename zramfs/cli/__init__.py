@@ -14,11 +14,14 @@ import click
 
 from zramfs.errors import ZramfsError
 
+from .abort import abort
 from .configured import check_config, down, systemd_generator, up
 from .control import control
 from .create import create, ramdisk
 from .doctor import doctor
 from .help import help_command
+from .import_config import import_config
+from .log import log
 from .mount import is_mount_call, mount
 from .options import version
 from .output import say
@@ -75,8 +78,8 @@ def zramfs() -> None:
 
 
 for command in (
-    create, ramdisk, swap, resize, stop, up, down, check_config, status, top, report, train, control, doctor,
-    help_command, systemd_generator,
+    create, ramdisk, swap, resize, stop, abort, up, down, check_config, import_config, status, top, report, train,
+    control, log, doctor, help_command, systemd_generator,
 ):
     zramfs.add_command(command)
 

@@ -6,6 +6,7 @@ import base64
 import errno
 import os
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -17,7 +18,7 @@ from zramfs.text import sizes
 
 from . import completion
 from .options import tree
-from .output import say
+from .output import print_object, say
 from .questions import ask_device
 
 READ_TIMEOUT = 120.0  # seconds for the sample: a page takes about 0.2 ms
@@ -47,7 +48,8 @@ def _expect_writable(output: Path) -> None:
     "--sample", type=click.IntRange(min=LEAST_SAMPLE, max=1 << 20), default=DEFAULT_SAMPLE, metavar="NUMBER",
     show_default=True, help="Pages to train on and to judge by.",
 )
-def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
+@click.option("-J", "--json", "as_json", is_flag=True, help="What it would win, as JSON.")
+def train(dir: str, output: Path, algo: str, size: str, sample: int, as_json: bool) -> None:
     """Train a dictionary on a sample of the pages of the device DIR, and say what it would win.
 
     The pages are read without counting as used, and nothing on the device is changed. If the
@@ -75,9 +77,14 @@ def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
     taken = training.Sample([base64.b64decode(page) for page in pages], stored)
     assert chosen.level is not None
     dictionary, verdict = training.train(taken, chosen.name, chosen.level, most)
-    for line in verdict.lines():
-        click.echo(line)
-    if verdict.won <= 0 or verdict.bytes_won <= 0:
+    wins = verdict.won > 0 and verdict.bytes_won > 0
+    if as_json:
+        figures = {**asdict(verdict), "won": verdict.won, "bytes_won": verdict.bytes_won}
+        print_object({"output": str(output.absolute()) if wins else None, **figures})
+    else:
+        for line in verdict.lines():
+            click.echo(line)
+    if not wins:
         raise ZramfsError(
             errno.EINVAL,
             f"a dictionary would lose, so {output} was not written; device and pages stay as they are")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System calls that Python 3.11 does not have: mount, umount2, swapoff, setns, statx, and the release of a
-loop device.
+"""System calls that Python 3.11 does not have: mount, umount2, swapoff, setns, unshare, statx, and the
+release of a loop device.
 
 A daemon whose cgroup has no process left (pids.max), or a machine without memory, cannot start umount,
 losetup or swapoff. What these do must work all the same, because data depends on it. Paths are as the kernel
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_DIRSYNC, MS_NOATIME = 1, 2, 4, 8, 16, 128, 1024
+MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
 CLONE_NEWNS, CLONE_NEWPID = 0x20000, 0x20000000
 # <linux/stat.h>, and the place of stx_dev_major and stx_dev_minor in struct statx, of 256 bytes
 _AT_FDCWD, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC = -100, 0x800, 0x4000
@@ -38,6 +39,11 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
 def enter_namespace(fd: int, kind: int) -> None:
     """setns(2), for a process with one thread. kind: CLONE_NEWNS; CLONE_NEWPID, for its later children."""
     _expect_zero(_libc.setns(fd, kind), None)
+
+
+def leave_namespace(kind: int) -> None:
+    """unshare(2), for a process with one thread: it gets a namespace of its own. kind: CLONE_NEWNS."""
+    _expect_zero(_libc.unshare(kind), None)
 
 
 def device_of(path: str) -> str:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ MKFS = {
 # options above: e2fsprogs 1.47, xfsprogs 6.1, btrfs-progs 6.2.
 MIN_SIZE = {"ext4": 200 << 10, "xfs": 300 << 20, "btrfs": 45 << 20}
 PACKAGE = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
+LABEL_LIMIT = {"ext4": 16, "xfs": 12, "btrfs": 255}  # bytes; all mkfs take it behind -L
 _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878  # <linux/fs.h>
 
 LET_GO_TIMEOUT = 30.0  # seconds: a thaw, and on btrfs a commit, with writes that take from the reserve
@@ -38,7 +40,8 @@ DEFAULT_OPTIONS = "discard"  # a deleted file gives its memory back
 @dataclass(frozen=True)
 class FileSystem:
     """What to make on the device, and where to mount it; options as mount(8) takes them, may be empty.
-    mode, owner, group of the new root directory; None = as mkfs made it."""
+    mode, owner, group of the new root directory; None = as mkfs made it. mkfs: more words for mkfs, behind
+    ours, so that of two that contradict each other the user's hold."""
 
     type: str
     mountpoint: Path
@@ -46,6 +49,8 @@ class FileSystem:
     mode: int | None = None
     owner: int | None = None
     group: int | None = None
+    label: str | None = None
+    mkfs: tuple[str, ...] = ()
 
 
 def expect_able(fs: str) -> None:
@@ -69,9 +74,18 @@ def trouble_with_size(fs: str, size: int) -> str | None:
     return f"{fs} needs at least {format_size(MIN_SIZE[fs])}{hint}"
 
 
-def make_file_system(fs: str, device: str) -> None:
-    """Raises ZramfsError with what mkfs said."""
-    command = [f"mkfs.{fs}", *MKFS[fs], device]
+def trouble_with_label(fs: str, label: str) -> str | None:
+    """Why the file system cannot be called that; None if it can."""
+    # The kernel's tools pass labels on to udev and to paths below /dev/disk/by-label.
+    if label and label.isprintable() and "/" not in label and len(label.encode()) <= LABEL_LIMIT[fs]:
+        return None
+    return f"expected a label of 1 to {LABEL_LIMIT[fs]} bytes without / for {fs}, got {label!r}"
+
+
+def make_file_system(fs: str, device: str, label: str | None = None, more: Sequence[str] = ()) -> None:
+    """more: words for mkfs behind ours. Raises ZramfsError with what mkfs said."""
+    named = [] if label is None else ["-L", label]
+    command = [f"mkfs.{fs}", *MKFS[fs], *named, *more, device]
     done = run(command)
     if done.returncode:
         said = (done.stderr or done.stdout).strip()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from zramfs import __version__
 from zramfs.errors import ZramfsError
+from zramfs.host import programs
+from zramfs.host.package_managers import advise_install
 from zramfs.text.sizes import format_size
 
 from . import sample
@@ -37,7 +39,7 @@ def expect_able() -> None:
         raise ZramfsError(
             errno.ENOENT,
             "a report is drawn by matplotlib, which is not installed here: pip install 'zramfs[report]', "
-            "or apt-get install python3-matplotlib",
+            f"or {advise_install(programs.find, 'python3-matplotlib')}",
         )
 
 

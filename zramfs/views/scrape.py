@@ -49,6 +49,10 @@ class Scrape:
         """Of the first sample."""
         return self._samples[name][0].labels if name in self._samples else {}
 
+    def all_samples(self) -> list[tuple[str, list[Sample]]]:
+        """By name, in the order of the file."""
+        return list(self._samples.items())
+
     def forget(self, prefix: str) -> None:
         """Drops the samples whose names begin with `prefix`."""
         for name in [name for name in self._samples if name.startswith(prefix)]:
