@@ -19,6 +19,7 @@ from .control import control
 from .create import create, ramdisk
 from .doctor import doctor
 from .help import help_command
+from .metrics import metrics
 from .mount import is_mount_call, mount
 from .options import version
 from .output import say
@@ -74,7 +75,7 @@ def zramfs() -> None:
 
 
 for command in (
-    create, ramdisk, swap, stop, up, down, check_config, status, top, report, train, control, doctor,
+    create, ramdisk, swap, stop, up, down, check_config, status, top, metrics, report, train, control, doctor,
     help_command, systemd_generator,
 ):
     zramfs.add_command(command)
