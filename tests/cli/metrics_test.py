@@ -69,7 +69,8 @@ def test_dead_and_hanging_devices_are_down(two: tuple[Device, Device]) -> None:
         done = zramfs("metrics")
     assert by_device(done.stdout, "zramfs_up") == {"first": 0, "second": 0}
     assert by_device(done.stdout, "zramfs_disksize_bytes") == {}
-    assert f"its daemon is dead, and its data is lost; `zramfs stop {first.directory}` cleans up" in done.stderr
+    what = f"its daemon is dead, and its data is lost; `zramfs stop {first.directory}` cleans up"
+    assert what in done.stderr
     assert "second: it has not answered for 2 s" in done.stderr and done.stderr.count("warning: ") == 2
     assert by_device(zramfs("metrics").stdout, "zramfs_up") == {"first": 0, "second": 1}
 

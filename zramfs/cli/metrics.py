@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +56,9 @@ class _Address(click.ParamType):
               help="Into FILE in one step, for node_exporter's textfile collector.")
 @click.option("--listen", type=_Address(), metavar="[ADDRESS:]PORT",
               help="Answer each HTTP request on this port of the loopback until the end.")
-def metrics(dirs: tuple[str, ...], openmetrics: bool, output: Path | None, listen: tuple[str, int] | None) -> None:
+def metrics(
+    dirs: tuple[str, ...], openmetrics: bool, output: Path | None, listen: tuple[str, int] | None
+) -> None:
     """Print all numbers of the devices on the directories DIR, or of all of them, for Prometheus.
 
     zramfs_up says which of them have answered. Those that have not within two seconds are left out
@@ -109,9 +110,7 @@ def _serve(dirs: Sequence[str], address: tuple[str, int]) -> None:
     fleet.find_members(dirs)
     try:
         with metrics_server.MetricsServer(address, lambda: _sources(dirs)) as server:
-            host, port = server.server_address[:2]
-            shown = f"[{host}]" if server.address_family == socket.AF_INET6 else host
-            say(f"note: answering on http://{shown}:{port}/metrics")
+            say(f"note: answering on {server.url}")
             server.serve_forever()
     except KeyboardInterrupt:
         pass

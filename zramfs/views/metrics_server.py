@@ -38,16 +38,22 @@ class MetricsServer(WSGIServer):
     def __init__(self, address: tuple[str, int], sources: Callable[[], Sequence[Source]]) -> None:
         self.address_family = (
             socket.AF_INET6 if ipaddress.ip_address(address[0]).version == 6 else socket.AF_INET)
+        self._host = address[0]
         self._gatherer = Gatherer(sources, lambda _words: None)
         super().__init__(address, _Handler)
         registry = CollectorRegistry()
         registry.register(self._gatherer)
         self.set_app(make_wsgi_app(registry))
 
+    @property
+    def url(self) -> str:
+        host = f"[{self._host}]" if self.address_family == socket.AF_INET6 else self._host
+        return f"http://{host}:{self.server_port}/metrics"
+
     def server_bind(self) -> None:
         # Not HTTPServer's own, which asks a name server for the name of this machine.
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[0], self.server_address[1]
+        self.server_name, self.server_port = self._host, self.server_address[1]
         self.setup_environ()
 
     def handle_error(self, request: Any, client_address: Any) -> None:

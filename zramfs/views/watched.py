@@ -21,9 +21,9 @@ from .scrape import Scrape
 WINDOW = 60.0  # seconds of requests that percentiles and the histogram are of
 CURVE = 400  # points of a graph: more than a wide terminal has columns
 KEPT = 120  # readings; each takes 100 KiB once the size classes are dropped from it
-DEAD = "dead"
+DEAD, ENDED = "dead", "it has ended"
 # A tree that is still mounted, but whose daemon is gone, answers the first two.
-_STATES = {errno.ENOTCONN: DEAD, errno.ECONNABORTED: DEAD, errno.ENOENT: "it has ended"}
+_STATES = {errno.ENOTCONN: DEAD, errno.ECONNABORTED: DEAD, errno.ENOENT: ENDED}
 ERRORS = {
     "failed_reads_total": "failed reads", "failed_writes_total": "failed writes",
     "protocol_errors_total": "protocol errors", "reply_errors_total": "reply errors",
