@@ -145,7 +145,7 @@ def test_a_screen_of_80_by_24(made: Device) -> None:
     with top(made.directory, "--interval", "0.2") as terminal, writing(made):
         terminal.see(r"\nwrite +[1-9][\d.]* +[\d.]+ ")
         terminal.see(r"<= [\d.]+ us [█▏]")
-        for line, words in ((0, state_of(made.directory).name[-10:]), (0, "ready"), (1, "lz4   size 16M"),
+        for line, words in ((0, state_of(made.directory).name[-6:]), (0, "ready"), (1, "lz4   size 16M"),
                             (3, "requests"), (8, "time they took"), (8, "I/O "), (9, "ratio "),
                             (10, "memory "), (11, "compaction"), (18, "full up to"), (22, "errors none"),
                             (23, "q quits")):

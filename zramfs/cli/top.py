@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import sys
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 # A device that takes longer is shown as it was; the keys answer meanwhile.
 PATIENCE = 0.5
+_KEY = re.compile(rb"\x1b[\[O][A-Z]|.", re.DOTALL)
 HEADINGS_EVERY = 20  # lines, as vmstat
 
 
@@ -127,7 +129,8 @@ def _live(fleet: _Fleet, interval: float, count: int | None) -> None:
                 key = keys.wait(began + interval - time.monotonic())
                 if key is None:
                     break
-                if not view.press(key, fleet.devices):
+                # Of somebody who types fast, or holds a key down, several come at once.
+                if not all(view.press(each, fleet.devices) for each in _KEY.findall(key)):
                     return
 
 
@@ -181,7 +184,7 @@ class _Keys:
         self._live.start()
 
     def wait(self, seconds: float) -> bytes | None:
-        """The next key; empty when the screen should be drawn again; None when the time is over."""
+        """The next keys; empty when the screen should be drawn again; None when the time is over."""
         watched = [self._woken] + ([self._fd] if self._fd is not None else [])
         readable, _, _ = select.select(watched, [], [], max(0.0, seconds))
         if self._woken in readable:

@@ -13,7 +13,7 @@ from .watched import ENDED, Watched, percentile
 
 # Screens of this many columns have room for more of the list.
 WIDE, VERY_WIDE = 110, 150
-LEAST_NAME, LONGEST_STATE = 12, 24  # characters
+LEAST_NAME, LONGEST_STATE = 10, 24  # characters
 
 
 def columns(*right: bool, padding: int = 2) -> Table:

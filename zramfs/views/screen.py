@@ -33,6 +33,7 @@ LIST_LINES = 5  # devices in the list, where the screen has room for no more
 # Lines of the part in the middle. Fewer cut the compaction panel off, which begins below three curves and has
 # its first four rows there. With more than the second, graphs and further devices are worth more.
 MIDDLE_LEAST, MIDDLE_ENOUGH = 8, 16
+MIDDLE_AT_ALL = 3  # fewer show nothing of it
 GRAPH_LEAST, GRAPH_MOST = 6, 18  # lines of the graphs, with their heading
 LEFT = 39  # columns of the histogram, on a screen that is not wide
 RIGHT = 32  # columns of the size classes, which a wide screen has room for
@@ -100,6 +101,9 @@ def plan(devices: int, height: int) -> Plan:
         fixed = 1 + (1 + gap) + (REQUEST_LINES + gap) + 2  # title, summary, requests; errors and keys
         return height - listed - heading - fixed - has_fullness * (FULLNESS_LINES + gap)
 
+    if listed:
+        # On a low screen the chosen device goes before the others.
+        listed = max(1, listed - max(0, MIDDLE_AT_ALL - middle(0, False)))
     choices = [(1, True), (0, True), (1, False), (0, False)]
     gap, has_fullness = next((each for each in choices if middle(*each) >= MIDDLE_LEAST), (0, False))
     spare = max(0, middle(gap, has_fullness) - MIDDLE_LEAST)
