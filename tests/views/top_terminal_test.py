@@ -206,10 +206,10 @@ def test_many_devices_a_dead_one_keys_and_a_terminal_that_changes_its_size(tmp_p
             terminal.see(r"device .* data v .*\n> +\S*-d4 ")
             terminal.see(r"\S+-d4 on .*\nlz4   size 5M   data 800K")
             for columns, lines, seen in (
-                (120, 40, rf"on .* limit .*\n(?:.*\n)+.*{made[4].directory} (?:.*\n)+I/O .* ratio .* memory "),
+                (120, 40, rf"on .* limit .*\n(?:.*\n)+.*{made[4].directory} (?:.*\n)+I/O .* ratio .* memory"),
                 (200, 50, r"on .* rMiB/s .*\n(?:.*\n)*> +\S+-d4 +\S+/d4 (?:.*\n)+.*class  objects"),
                 (60, 14, r"read/s .*\n(?:.*\n)*> +\S+-d4 .*\n(?:.*\n)+errors none"),
-                (80, 24, r"read/s .*\n(?:.*\n)*\S+-d4 on .*\nlz4 (?:.*\n)+time they took.* I/O .*\n.* ratio "),
+                (80, 24, r"read/s .*\n(?:.*\n)*\S+-d4 on .*\nlz4 (?:.*\n)+time they took.* I/O .*\n.* ratio"),
             ):
                 terminal.resize(columns, lines)
                 terminal.process.send_signal(signal.SIGWINCH)
