@@ -62,6 +62,8 @@ def test_the_wheel_holds_modules_types_and_what_the_system_reads(built: Packages
             expected.add(name.removesuffix(".pyx") + ".so")
         elif path.parts[0] == "docs" and re.fullmatch(r"\.[1-8]", path.suffix):
             expected.add(f"share/man/man{path.suffix[1:]}/{path.name}")
+        elif path.parts[0] == "monitoring":
+            expected.add(f"share/zramfs/{path.name}")
         elif path.parts[0] == "completions":
             place = {"": "bash-completion/completions", ".fish": "fish/vendor_completions.d"}[path.suffix]
             expected.add(f"share/{'zsh/site-functions' if path.name[0] == '_' else place}/{path.name}")
@@ -120,8 +122,10 @@ def test_the_debian_package_brings_the_pages_the_completions_and_the_units(built
     }
     for page in ROOT.glob("docs/*.[1-8]"):
         expected.add(f"/usr/share/man/man{page.suffix[1:]}/{page.name}.gz")
-    for unit in ROOT.glob("systemd/*.service"):
+    for unit in [*ROOT.glob("systemd/*.service"), *ROOT.glob("systemd/*.timer")]:
         expected.add(f"/lib/systemd/system/{unit.name}")
+    for file in ROOT.glob("monitoring/*"):
+        expected.add(f"/usr/share/zramfs/{file.name}")
     assert expected <= names
     assert any(line.endswith(" ./etc/zramfs/") for line in lines)
     strays = [

@@ -22,6 +22,7 @@ from .doctor import doctor
 from .help import help_command
 from .import_config import import_config
 from .log import log
+from .metrics import metrics
 from .mount import is_mount_call, mount
 from .options import version
 from .output import say
@@ -78,8 +79,8 @@ def zramfs() -> None:
 
 
 for command in (
-    create, ramdisk, swap, resize, stop, abort, up, down, check_config, import_config, status, top, report, train,
-    control, log, doctor, help_command, systemd_generator,
+    create, ramdisk, swap, resize, stop, abort, up, down, check_config, import_config, status, top, metrics,
+    report, train, control, log, doctor, help_command, systemd_generator,
 ):
     zramfs.add_command(command)
 

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which devices a command is about that reads several of them: those named, or all of this user."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zramfs.host import loops, mounts, swaps
+from zramfs.lifecycle import rundir
+from zramfs.lifecycle.rundir import Rundir, State
+
+from .options import tree
+
+
+@dataclass(frozen=True)
+class Member:
+    """One device. directory: of its tree. where: what its user calls it. state: None for another user's
+    device, or one whose start was never finished. disk: where the lane is mounted, None where that is not
+    known."""
+
+    name: str
+    directory: Path
+    where: str
+    state: State | None
+    disk: Path | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.state.kind if self.state else "device"
+
+
+def find_members(dirs: Sequence[str]) -> list[Member]:
+    """Those on the directories `dirs`, or all of this user, dead ones included. Raises ZramfsError for a
+    directory that has none."""
+    if not dirs:
+        return [_member(each, state) for each in rundir.rundirs() if (state := each.read()) is not None]
+    return list({member.directory: member for member in map(_named, dirs)}.values())
+
+
+def _member(each: Rundir, state: State) -> Member:
+    return Member(each.name, Path(state.directory), state.where, state, each.disk)
+
+
+def _named(text: str) -> Member:
+    directory = tree(text)
+    found = rundir.find(text) or rundir.find(str(directory))
+    state = found.read() if found else None
+    if found and state:
+        return _member(found, state)
+    mount = mounts.mount_at(directory)  # another user's
+    return Member(mount.source if mount else directory.name, directory, text, None)
+
+
+def mounted_on(member: Member, table: Sequence[mounts.Mount], areas: Sequence[swaps.SwapArea]) -> str | None:
+    """Where a file system on the device is mounted, or [SWAP]; None for neither. table: mounts.mounts();
+    areas: swaps.swap_areas()."""
+    standing = loops.find(member.disk) if member.disk else []
+    for mount in table:
+        if mount.source in standing:
+            return str(mount.mountpoint)
+    return "[SWAP]" if any(area.path in standing for area in areas) else None
