@@ -195,8 +195,8 @@ TEXT = b"".join(b"line %d of a text\n" % number for number in range(300))[:PAGE]
 PACKED = [(codec, codec.compress(TEXT)) for codec in map(codec.parse, ("lz4", "lz4hc", "zstd:1", "zstd:19"))]
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target for target in (
-        numbers, size, attribute, command, keys, size_expression, configuration, foreign_configuration, compressed,
-        requests,
+        numbers, size, attribute, command, keys, size_expression, configuration, foreign_configuration,
+        compressed, requests,
     )
 }
 
