@@ -184,7 +184,8 @@ def beginnings(target: str) -> list[bytes]:
                     b"zram-resident-limit = 512\n# comment\nhost-memory-limit = none\nthreads = \\\n 5\n"]
         case "foreign_configuration":
             return [b"set!x = echo 1\n[zram0]\nzram-fraction = 0.5\nmax-zram-size = none\n"
-                    b"swap-priority: -1\ncompression-algorithm = lzo-rle zstd(level=3,dict=/d) (type=idle)\noptions = pri=3\n",
+                    b"swap-priority: -1\noptions = pri=3\n"
+                    b"compression-algorithm = lzo-rle zstd(level=3,dict=/d) (type=idle)\n",
                     b"[zram1]\nmount-point = \"/m\"\nfs-type = ext2\noptions = rw,X-mount.mode=1777\n",
                     b"ALGO=\"zstd\" # c\nexport PERCENT='50'\nSIZE=$((1 << 9))\nPRIORITY=100\n"]
     return [b"4096", b"1.5G", b"50%"]
