@@ -198,6 +198,14 @@ def test_what_would_be_another_device_is_left_out(top: Path, text: str, sentence
     assert not (top / "ran").exists()
 
 
+def test_what_is_wrong_is_said_of_the_line_that_it_comes_from(top: Path) -> None:
+    generator(top, "[zram0]\n\nmount-point=/m\nzram-size=\\\n1e30\noptions=X-mount.mode=9\n")
+    assert re.findall(r"^/etc/systemd/zram-generator.conf:(\d+): (?!warning)([\w-]+): ",
+                      said(top, make_plan(top, TOOLS, RAM)), re.M) == [("4", "zram-size"), ("6", "options")]
+    plan = zramswap(top, "\nPRIORITY=40000\n")
+    assert "/etc/default/zramswap:2: PRIORITY: expected a whole number from -1 to 32767" in said(top, plan)
+
+
 def test_a_file_that_cannot_be_trusted_keeps_all_from_being_written(top: Path) -> None:
     generator(top, "[zram0]\n")
     generator(top, "[zram0]\nzram-size=1\n", "etc/systemd/zram-generator.conf.d/x.conf").chmod(0o666)

@@ -14,6 +14,7 @@ import click
 from zramfs.codecs.spec import parse_spec
 from zramfs.errors import ZramfsError
 from zramfs.host import bounded
+from zramfs.model.config import Algorithm
 from zramfs.text import sizes
 
 from . import completion
@@ -31,6 +32,20 @@ def _expect_writable(output: Path) -> None:
         raise ZramfsError(
             errno.EACCES, f"expected {output} in a directory that can be written to; "
             f"{output.absolute().parent} is none")
+
+
+def _parsed(algo: str, size: str) -> tuple[Algorithm, int]:
+    """Raises click.UsageError."""
+    from zramfs.codecs import train as training
+
+    try:
+        chosen, most = parse_spec(algo), sizes.parse_size(size)
+        training.expect_size(most, chosen.name)
+        if chosen.name == "none" or chosen.dictionary:
+            raise ValueError(f"--algo takes zstd, lz4 or lz4hc with a level, not {algo!r}")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return chosen, most
 
 
 @click.command()
@@ -57,13 +72,7 @@ def train(dir: str, output: Path, algo: str, size: str, sample: int, as_json: bo
     """
     from zramfs.codecs import train as training
 
-    try:
-        chosen, most = parse_spec(algo), sizes.parse_size(size)
-        training.expect_size(most, chosen.name)
-        if chosen.name == "none" or chosen.dictionary:
-            raise ValueError(f"--algo takes zstd, lz4 or lz4hc with a level, not {algo!r}")
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    chosen, most = _parsed(algo, size)
     directory = tree(dir)
     _expect_writable(output)  # before a minute's work, not after it
 
@@ -78,16 +87,16 @@ def train(dir: str, output: Path, algo: str, size: str, sample: int, as_json: bo
     assert chosen.level is not None
     dictionary, verdict = training.train(taken, chosen.name, chosen.level, most)
     wins = verdict.won > 0 and verdict.bytes_won > 0
+    if not as_json:
+        click.echo("\n".join(verdict.lines()))
+    if wins:
+        training.write(dictionary, output)
     if as_json:
         figures = {**asdict(verdict), "won": verdict.won, "bytes_won": verdict.bytes_won}
         print_object({"output": str(output.absolute()) if wins else None, **figures})
-    else:
-        for line in verdict.lines():
-            click.echo(line)
     if not wins:
         raise ZramfsError(
             errno.EINVAL,
             f"a dictionary would lose, so {output} was not written; device and pages stay as they are")
-    training.write(dictionary, output)
     say(f"note: {output}: {len(dictionary)} bytes, which contain pieces of the device's data; to use it: "
         f"--recomp-algo {chosen.name}:{chosen.level}:dict={output.absolute()}")

@@ -23,12 +23,14 @@ STAND_INS = {**REPLACED, "deflate": "zstd", "842": "lz4"}
 
 @dataclass
 class ForeignDevice:
-    """A device that another tool makes. lines: our key and value of what goes into NAME.conf."""
+    """A device that another tool makes. lines: our key and value of what goes into NAME.conf. origins: by our
+    key, the line that it comes from."""
 
     name: str
     tool: str
     files: list[Path] = field(default_factory=list)
     lines: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, Entry] = field(default_factory=dict)
     complaints: list[Complaint] = field(default_factory=list)
 
     @property
@@ -38,6 +40,9 @@ class ForeignDevice:
     def note_file(self, file: Path) -> None:
         if file not in self.files:
             self.files.append(file)
+
+    def put(self, key: str, value: str, origin: Entry) -> None:
+        self.lines[key], self.origins[key] = value, origin
 
     def warn(self, entry: Entry, sentence: str) -> None:
         self.complaints.append(entry.complain(sentence, is_error=False))
@@ -72,7 +77,7 @@ def put_algorithms(device: ForeignDevice, entry: Entry) -> None:
     if len(found) > PRIORITIES:
         device.warn(entry, f"only the first {PRIORITIES} of {len(found)} algorithms are taken")
     if found:
-        device.lines["compression-algorithm"] = " ".join(found[:PRIORITIES])
+        device.put("compression-algorithm", " ".join(found[:PRIORITIES]), entry)
 
 
 def _algorithm(device: ForeignDevice, entry: Entry, name: str, inside: str) -> str | None:

@@ -70,7 +70,7 @@ def _judge(
     by directory, the device that has it."""
     file = target(top, device)
     made = settings.load_text(file, device.text(), ram).devices[device.name]
-    device.complaints += made.complaints
+    device.complaints += [_at_its_origin(each, device) for each in made.complaints]
     old = there.devices.get(device.name)
     if others := [str(each) for each in (old.files if old else []) if each != file]:
         device.complaints.append(Complaint(
@@ -80,6 +80,14 @@ def _judge(
     if place is not None and taken.setdefault(place, device.name) != device.name:
         device.complaints.append(Complaint(
             file, None, None, f"expected a directory of its own, but {place} is that of {taken[place]}"))
+
+
+def _at_its_origin(complaint: Complaint, device: ForeignDevice) -> Complaint:
+    """Of the line that ours comes from: the file that is complained about may never be there."""
+    origin = device.origins.get(complaint.key or "")
+    if origin is None:
+        return complaint
+    return origin.complain(complaint.sentence, is_error=complaint.is_error)
 
 
 def write_files(plan: Plan, top: Path, *, replace: bool) -> list[Path]:

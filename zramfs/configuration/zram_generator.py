@@ -132,7 +132,7 @@ def _translate(device: ForeignDevice, raw: dict[str, Entry], variables: set[str]
         put_algorithms(device, entry)
     for key in ("host-memory-limit", "writeback-device"):
         if entry := entries.get(key):
-            device.lines[key] = entry.value
+            device.put(key, entry.value, entry)
     if "mount-point" in entries:
         _put_file_system(device, entries)
     elif (fs := entries.get("fs-type")) and fs.value != "swap":
@@ -178,7 +178,7 @@ def _put_fraction(device: ForeignDevice, entries: dict[str, Entry]) -> None:
     device.warn(given, f"it is obsolete; zram-size = {size} says the same")
     if old := entries.pop("zram-size", None):
         device.warn(old, f"{given.key} overrides it")
-    device.lines["zram-size"] = size
+    device.put("zram-size", size, given)
 
 
 def _put_size(device: ForeignDevice, entry: Entry, variables: set[str]) -> None:
@@ -189,7 +189,7 @@ def _put_size(device: ForeignDevice, entry: Entry, variables: set[str]) -> None:
         hint = f"; {', '.join(used)} comes from a program: write its value instead" if used else ""
         device.refuse(entry, f"{error}{hint}")
         return
-    device.lines[entry.key] = entry.value
+    device.put(entry.key, entry.value, entry)
 
 
 def _words(entry: Entry | None) -> list[str]:
@@ -200,7 +200,7 @@ def _words(entry: Entry | None) -> list[str]:
 
 def _put_swap(device: ForeignDevice, entries: dict[str, Entry]) -> None:
     if priority := entries.get("swap-priority"):
-        device.lines["swap-priority"] = priority.value
+        device.put("swap-priority", priority.value, priority)
     entry = entries.get("options")
     words = _words(entry)
     known = [word for word in words if word in SWAP_OPTIONS]
@@ -210,13 +210,13 @@ def _put_swap(device: ForeignDevice, entries: dict[str, Entry]) -> None:
             device.warn(entry, f"the option {word} is left out{reason}")
     if entry and not known:
         device.warn(entry, "zram learns of freed pages without discard; here they need it, so discard stays")
-    if known and known[-1] != "discard":
-        device.lines["options"] = known[-1]
+    if entry and known and known[-1] != "discard":
+        device.put("options", known[-1], entry)
 
 
 def _put_file_system(device: ForeignDevice, entries: dict[str, Entry]) -> None:
     place, fs = entries["mount-point"], entries.get("fs-type")
-    device.lines["mount-point"] = place.value
+    device.put("mount-point", place.value, place)
     kind = fs.value if fs else "ext2"
     if kind == "swap":
         assert fs is not None
@@ -226,16 +226,16 @@ def _put_file_system(device: ForeignDevice, entries: dict[str, Entry]) -> None:
         said = "" if fs else ", its default,"
         device.warn(fs or place, f"there is no {kind}{said} here, so ext4 is taken, without a journal")
         kind = "ext4"
-    device.lines["fs-type"] = kind
+    device.put("fs-type", kind, fs or place)
     if priority := entries.get("swap-priority"):
         device.warn(priority, "means nothing for a file system")
     entry = entries.get("options")
     kept = []
     for word in _words(entry):
         name, _, value = word.partition("=")
-        if name in _BY_KEY and value:
-            device.lines[_BY_KEY[name]] = value
+        if entry and name in _BY_KEY and value:
+            device.put(_BY_KEY[name], value, entry)
         elif not word.startswith("X-mount.mkdir"):
             kept.append(word)
     if entry:
-        device.lines["options"] = ",".join(kept)
+        device.put("options", ",".join(kept), entry)

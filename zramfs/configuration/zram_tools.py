@@ -70,9 +70,10 @@ def _translate(device: ForeignDevice, entries: dict[str, Entry]) -> None:
     if not _WHOLE.fullmatch(given.value):
         device.refuse(given, f"expected a whole number above 0 without a leading 0, got {given.value!r}")
     else:
-        device.lines["zram-size"] = f"ram * {given.value} / 100" if percent.value else given.value
+        expression = f"ram * {given.value} / 100" if percent.value else given.value
+        device.put("zram-size", expression, given)
     if re.fullmatch(r"[0-9]{1,5}|-1", priority.value):
-        device.lines["swap-priority"] = str(int(priority.value))
+        device.put("swap-priority", str(int(priority.value)), priority)
     else:
         device.refuse(priority, f"expected a priority from 0 to 32767, got {priority.value!r}")
     if re.fullmatch(r"[A-Za-z0-9-]+", entries["ALGO"].value):
