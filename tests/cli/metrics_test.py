@@ -181,6 +181,27 @@ def test_neither_a_silent_client_nor_a_device_that_hangs_stops_the_server(two: t
         wait_until(lambda: not children.read_text().split(), "no child is left")
 
 
+def test_a_device_that_was_named_and_is_stopped_is_no_longer_there(two: tuple[Device, Device]) -> None:
+    with listening(two[0].directory, two[1].directory, "--listen", "0") as (_, url):
+        assert by_device(asked(url)[1], "zramfs_up") == {"first": 1, "second": 1}
+        zramfs("stop", two[0].directory)
+        assert by_device(asked(url)[1], "zramfs_up") == {"second": 1}
+        zramfs("create", two[0].directory, "--size", "4M")
+        assert by_device(asked(url)[1], "zramfs_disksize_bytes") == {"first": 4 * MIB, "second": 2 * MIB}
+
+
+def test_a_signal_leaves_no_process_that_waits_for_a_device(two: tuple[Device, Device]) -> None:
+    with stopped(state_of(two[1].directory).pid):
+        process = subprocess.Popen([*ZRAMFS, "metrics"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait_until(lambda: children.read_text().split(), "it asks")
+        waiting = children.read_text().split()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 128 + signal.SIGTERM
+        process.communicate()
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in waiting), "none is left")
+
+
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this kernel has no IPv6")
 def test_ipv6(two: tuple[Device, Device]) -> None:
     try:
