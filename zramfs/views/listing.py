@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from zramfs.text.plain import plain
+
 from .charts import BAD, DIM, GOOD, HEAD, MIB, WARN, amount, fullness, poorness, size, slowness, span
 from .watched import ENDED, Watched, percentile
 
@@ -96,11 +98,12 @@ def ordered(devices: Sequence[Watched], key: str, reverse: bool) -> list[Watched
 
 def state_text(device: Watched) -> Text:
     style = GOOD if device.ready else WARN if device.state == ENDED else BAD
-    return Text(device.state, style)
+    return Text(plain(device.state), style)
 
 
 def shortened(text: str, room: int) -> str:
-    """Names made of a directory differ at their ends."""
+    """Plain text of at most `room` characters. Names made of a directory differ at their ends."""
+    text = plain(text)
     return text if len(text) <= room else f"~{text[1 - room:]}"
 
 

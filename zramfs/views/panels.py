@@ -10,6 +10,7 @@ from rich.text import Text
 
 from zramfs.model.policy import format_age
 from zramfs.model.stats import FULLNESS_GROUPS, OPERATIONS
+from zramfs.text.plain import plain
 
 from .charts import (
     BAD,
@@ -34,6 +35,7 @@ from .watched import WINDOW, Point, Rates, Watched, errors, percentile
 
 LABELS = 21  # columns beside the bars of the histogram
 
+
 def summary(device: Watched) -> Text:
     last = device.last
     assert last is not None
@@ -44,7 +46,7 @@ def summary(device: Watched) -> Text:
     used = s.number("mem_used_bytes")
     text = Text(no_wrap=True, overflow="ellipsis")
     for words, style in (
-        (s.labels("device_info").get("algorithm", ""), ""),
+        (plain(s.labels("device_info").get("algorithm", "")), ""),
         (f"size {size(s.number('disksize_bytes'))}", ""),
         (f"data {size(s.number('orig_data_bytes'))}", ""), (f"memory {size(used)}", ""),
         (f"of {size(limit)} ({100 * used / limit:.0f} %)" if limit else "no limit",
@@ -144,7 +146,7 @@ def _rows_of_options(s: Scrape) -> list[tuple[str, str]]:
     for kind, idle in s.by("policy_idle_seconds", "policy").items():
         if idle:
             done = amount(s.number("policy_pages_total", policy=kind))
-            rows.append(("policy", f"{kind} {format_age(int(idle))}: {done} pages"))
+            rows.append(("policy", f"{plain(kind)} {format_age(int(idle))}: {done} pages"))
     if target := s.number("balloon_target_bytes"):
         rows.append(("balloon", f"{size(s.number('balloon_bytes'))} of {size(target)}"))
     return rows
@@ -237,7 +239,7 @@ class Classes:
         table.add_row(*(Text(word, HEAD) for word in ("class", "objects", "memory", "full")))
         order = sorted(self._pages, key=lambda each: -self._pages[each])
         for each in order[:max(1, (options.height or 40) - 2)]:
-            table.add_row(each, amount(self._used[each]), size(4096 * self._pages[each]),
+            table.add_row(plain(each), amount(self._used[each]), size(4096 * self._pages[each]),
                           f"{100 * self._used[each] / self._places[each]:.0f} %")
         yield table
 
