@@ -10,7 +10,8 @@ from zramfs.text.plain import plain
 
 
 @pytest.mark.parametrize("text, shown", [
-    ("/mnt/z 0", "/mnt/z 0"), ("/srv/日本", "/srv/日本"), ("a\x1b[2Jb", "a?[2Jb"), ("two\nlines\t", "two?lines?"),
+    ("/mnt/z 0", "/mnt/z 0"), ("/srv/日本", "/srv/日本"),
+    ("a\x1b[2Jb", "a?[2Jb"), ("two\nlines\t", "two?lines?"),
     ("\udcff", "?"), ("\u202e", "?"), ("", ""),
 ])
 def test_only_what_steers_a_terminal_is_replaced(text: str, shown: str) -> None:
