@@ -101,6 +101,36 @@ def test_a_file_for_the_textfile_collector(two: tuple[Device, Device], tmp_path:
     assert os.listdir(place) == ["zramfs.prom"]
 
 
+@pytest.mark.requires("prometheus-node-exporter")
+def test_node_exporter_shows_types_and_helps(two: tuple[Device, Device], tmp_path: Path) -> None:
+    place = tmp_path / "collector"
+    place.mkdir()
+    zramfs("metrics", "--output", place / "zramfs.prom")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    exporter = subprocess.Popen(
+        ["prometheus-node-exporter", f"--web.listen-address={address}", "--collector.disable-defaults",
+         "--collector.textfile", f"--collector.textfile.directory={place}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=tool_environment())
+    try:
+        wait_until(lambda: answers(address), "node_exporter answers", SECONDS)
+        shown = asked(f"http://{address}/metrics")[1]
+    finally:
+        exporter.kill()
+        exporter.wait()
+    heads = [line for line in (place / "zramfs.prom").read_text().splitlines()
+             if line.startswith("# ") and "class_zspages" not in line]  # which has no sample yet
+    assert len(heads) > 200 and set(heads) - set(shown.splitlines()) == set()
+    assert "\nnode_textfile_scrape_error 0\n" in shown
+
+
+def answers(address: str) -> bool:
+    host, _, port = address.partition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+        return True
+    return False
+
+
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
     place = tmp_path / "collector"
     place.mkdir()
