@@ -22,12 +22,12 @@ from .charts import (
     Curve,
     Graph,
     amount,
-    fullness,
     glyphs,
-    poorness,
+    ratio_style,
+    share_style,
     size,
-    slowness,
     span,
+    time_style,
 )
 from .listing import columns, limit_share
 from .scrape import Scrape
@@ -50,8 +50,8 @@ def summary(device: Watched) -> Text:
         (f"size {size(s.number('disksize_bytes'))}", ""),
         (f"data {size(s.number('orig_data_bytes'))}", ""), (f"memory {size(used)}", ""),
         (f"of {size(limit)} ({100 * used / limit:.0f} %)" if limit else "no limit",
-         fullness(limit_share(device))),
-        (f"ratio {last.ratio:.2f}" if last.ratio else "no ratio yet", poorness(last.ratio, used)),
+         share_style(limit_share(device))),
+        (f"ratio {last.ratio:.2f}" if last.ratio else "no ratio yet", ratio_style(last.ratio, used)),
     ):
         text.append("   " if text else "").append(words, style)
     return text
@@ -71,7 +71,7 @@ def requests(device: Watched) -> Table:
             amount(rates.requests(operation)) if rates else "-",
             amount(rates.bytes(operation) / MIB) if rates else "-",
             span(window.mean(operation)) if window else "-",
-            *(Text(span(found), slowness(found))
+            *(Text(span(found), time_style(found))
               for found in (percentile(histogram, share) for share in (0.5, 0.99, 0.999))),
             amount(total),
         )
@@ -196,7 +196,7 @@ def _curves(device: Watched) -> Table:
     table.add_column(no_wrap=True, justify="right")
     points = list(device.points)
     now = points[-1] if points else Point()
-    memory_style = fullness(limit_share(device))
+    memory_style = share_style(limit_share(device))
     table.add_row(Text("I/O", HEAD), Curve([p.io for p in points], True, TRAFFIC),
                   "-" if now.io is None else io_words(now.io))
     table.add_row(Text("ratio", HEAD), Curve([p.ratio for p in points]),
@@ -216,7 +216,7 @@ def graphs(device: Watched, below: int) -> list[Graph]:
     return [
         Graph("I/O", [p.io for p in points], io_words, style=TRAFFIC, below=below),
         Graph("ratio", [p.ratio for p in points], lambda v: f"{v:.2f}", False, below=below),
-        Graph("memory", [p.memory for p in points], size, True, fullness(limit_share(device)), below),
+        Graph("memory", [p.memory for p in points], size, True, share_style(limit_share(device)), below),
     ]
 
 
