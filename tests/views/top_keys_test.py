@@ -111,13 +111,13 @@ async def test_graphs_show_io_ratio_and_memory_over_time(columns: int, lines: in
         shown = picture([device], columns, lines, keys=keys)
         text = "\n".join(shown)
         if columns > 80 or keys:
-            assert re.search(r"I/O 50 MiB/s +0 to 50 MiB/s", text), text
+            assert re.search(r"I/O 50M/s +0 to 50M/s", text), text
             assert re.search(r"ratio 2\.60 +2\.\d\d to 2\.6\d", text) and "memory 48.8K" in text
             # The wave is seen: the last column is full, and its neighbours to the left are lower and lower.
             first = shown[next(i for i, line in enumerate(shown) if line.startswith("I/O ")) + 1]
             assert re.search("[▁-█]*█", first) and re.search(" [▁-▆]+[▁-█]*█", first), first
         else:
-            assert re.search(r"I/O +[▁-█]{10,} +50 MiB/s", text)
+            assert re.search(r"I/O +[▁-█]{10,} +50M/s", text)
             assert re.search(r"ratio +[▁-█]{10,} +2.60", text)
             assert re.search(r"memory +[▁-█]{10,} +48.8K", text)
         assert ("time they took" in text) == (not keys) and "full up to" in text

@@ -207,7 +207,7 @@ def _curves(device: Watched) -> Table:
 
 
 def io_words(rate: float) -> str:
-    return f"{amount(rate / MIB)} MiB/s"
+    return f"{size(rate)}/s"
 
 
 def graphs(device: Watched, below: int) -> list[Graph]:
