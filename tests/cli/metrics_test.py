@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,6 +231,22 @@ def test_a_signal_leaves_no_process_that_waits_for_a_device(two: tuple[Device, D
         assert process.wait(SECONDS) == 128 + signal.SIGTERM
         process.communicate()
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in waiting), "none is left")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_ends_in_order_in_the_middle_of_a_request(
+    two: tuple[Device, Device], number: signal.Signals
+) -> None:
+    with stopped(state_of(two[1].directory).pid), listening("--listen", "0") as (process, url):
+        answer: list[str] = []
+        client = threading.Thread(target=lambda: answer.append(asked(url)[1]))
+        client.start()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait_until(lambda: children.read_text().split(), "it asks the devices")
+        process.send_signal(number)
+        assert process.wait(SECONDS) == 0
+        client.join()
+        assert by_device(answer[0], "zramfs_up") == {"first": 1, "second": 0}
 
 
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this kernel has no IPv6")

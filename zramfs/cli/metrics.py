@@ -111,20 +111,14 @@ def _serve(dirs: Sequence[str], address: tuple[str, int]) -> None:
     """Answers until SIGTERM or SIGINT, which are the usual end."""
     from zramfs.views import metrics_server
 
-    signal.signal(signal.SIGTERM, _end)
     fleet.find_members(dirs)
-    try:
-        with metrics_server.MetricsServer(address, lambda: _sources(dirs)) as server:
-            say(f"note: answering on {server.url}")
-            server.serve_forever()
-    except KeyboardInterrupt:
-        pass
+    with metrics_server.MetricsServer(address, lambda: _sources(dirs)) as server:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: server.end())
+        say(f"note: answering on {server.url}")
+        server.serve()
 
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     # Not at once: a child that waits for a device would keep it in use.
     raise SystemExit(128 + number)
-
-
-def _end(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
