@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,36 @@ def test_a_file_for_the_textfile_collector(two: tuple[Device, Device], tmp_path:
     assert os.listdir(place) == ["zramfs.prom"]
 
 
+@pytest.mark.requires("prometheus-node-exporter")
+def test_node_exporter_shows_types_and_helps(two: tuple[Device, Device], tmp_path: Path) -> None:
+    place = tmp_path / "collector"
+    place.mkdir()
+    zramfs("metrics", "--output", place / "zramfs.prom")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    exporter = subprocess.Popen(
+        ["prometheus-node-exporter", f"--web.listen-address={address}", "--collector.disable-defaults",
+         "--collector.textfile", f"--collector.textfile.directory={place}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=tool_environment())
+    try:
+        wait_until(lambda: answers(address), "node_exporter answers", SECONDS)
+        shown = asked(f"http://{address}/metrics")[1]
+    finally:
+        exporter.kill()
+        exporter.wait()
+    heads = [line for line in (place / "zramfs.prom").read_text().splitlines()
+             if line.startswith("# ") and "class_zspages" not in line]  # which has no sample yet
+    assert len(heads) > 200 and set(heads) - set(shown.splitlines()) == set()
+    assert "\nnode_textfile_scrape_error 0\n" in shown
+
+
+def answers(address: str) -> bool:
+    host, _, port = address.partition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+        return True
+    return False
+
+
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
     place = tmp_path / "collector"
     place.mkdir()
@@ -179,6 +210,43 @@ def test_neither_a_silent_client_nor_a_device_that_hangs_stops_the_server(two: t
             assert len(children.read_text().split()) <= 1, "one read is under way, not three"
         assert by_device(asked(url)[1], "zramfs_up") == {"first": 1, "second": 1}
         wait_until(lambda: not children.read_text().split(), "no child is left")
+
+
+def test_a_device_that_was_named_and_is_stopped_is_no_longer_there(two: tuple[Device, Device]) -> None:
+    with listening(two[0].directory, two[1].directory, "--listen", "0") as (_, url):
+        assert by_device(asked(url)[1], "zramfs_up") == {"first": 1, "second": 1}
+        zramfs("stop", two[0].directory)
+        assert by_device(asked(url)[1], "zramfs_up") == {"second": 1}
+        zramfs("create", two[0].directory, "--size", "4M")
+        assert by_device(asked(url)[1], "zramfs_disksize_bytes") == {"first": 4 * MIB, "second": 2 * MIB}
+
+
+def test_a_signal_leaves_no_process_that_waits_for_a_device(two: tuple[Device, Device]) -> None:
+    with stopped(state_of(two[1].directory).pid):
+        process = subprocess.Popen([*ZRAMFS, "metrics"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait_until(lambda: children.read_text().split(), "it asks")
+        waiting = children.read_text().split()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 128 + signal.SIGTERM
+        process.communicate()
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in waiting), "none is left")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_ends_in_order_in_the_middle_of_a_request(
+    two: tuple[Device, Device], number: signal.Signals
+) -> None:
+    with stopped(state_of(two[1].directory).pid), listening("--listen", "0") as (process, url):
+        answer: list[str] = []
+        client = threading.Thread(target=lambda: answer.append(asked(url)[1]))
+        client.start()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait_until(lambda: children.read_text().split(), "it asks the devices")
+        process.send_signal(number)
+        assert process.wait(SECONDS) == 0
+        client.join()
+        assert by_device(answer[0], "zramfs_up") == {"first": 1, "second": 0}
 
 
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this kernel has no IPv6")

@@ -25,6 +25,7 @@ _PACKAGE = {
     "setfacl": "acl", "systemd-analyze": "systemd", "systemd-escape": "systemd", "systemctl": "systemd",
     "fuse2fs": "fuse2fs", "mandoc": "mandoc", "groff": "groff-base", "zsh": "zsh",
     "fish": "fish", "dh": "debhelper", "man": "man-db", "promtool": "prometheus",
+    "prometheus-node-exporter": "prometheus-node-exporter",
 }
 
 

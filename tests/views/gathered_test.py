@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -141,26 +140,24 @@ async def test_a_device_that_hangs_has_one_read_under_way_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a server would have it that is asked again and again."""
-    monkeypatch.setattr(bounded, "ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr(bounded, "ANSWER_TIMEOUT", 3)  # of which the other device needs little on any machine
     good, slow = await tree_in(tmp_path, "good"), await tree_in(tmp_path, "slow")
     answer = (slow.directory / "metrics").read_bytes()
     (slow.directory / "metrics").unlink()
     os.mkfifo(slow.directory / "metrics")  # whose reader waits, as behind a server that hangs
     said: list[str] = []
     gatherer = Gatherer(lambda: (good, slow), said.append)
-    began = time.monotonic()
     gathered.to_prometheus(gatherer)
     under_way = gatherer._readers[slow.directory]._call
     text = gathered.to_prometheus(gatherer).decode()
-    assert time.monotonic() - began < 10
     assert under_way is not None and gatherer._readers[slow.directory]._call is under_way
     assert 'zramfs_up{device="slow",kind="device",where="/mnt/slow"} 0.0' in text
     assert 'zramfs_disksize_bytes{device="good"}' in text
     assert 'zramfs_disksize_bytes{device="slow"}' not in text
-    assert all(each == "slow: it has not answered for 0 s" for each in said) and len(said) == 2
+    assert len(said) == 2 and all(re.fullmatch(r"slow: it has not answered for \d+ s", each) for each in said)
     with open(slow.directory / "metrics", "wb") as pipe:
         pipe.write(answer)
-    monkeypatch.setattr(bounded, "ANSWER_TIMEOUT", 20)
+    monkeypatch.setattr(bounded, "ANSWER_TIMEOUT", 60)
     text = gathered.to_prometheus(gatherer).decode()
     assert 'zramfs_disksize_bytes{device="slow"} 1.048576e+06' in text
     gatherer.close()

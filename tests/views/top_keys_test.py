@@ -11,6 +11,8 @@ import pytest
 from rich.console import Console
 
 from tests.support.screens import PAGE, SIZES, drawn, latency, made, on, picture, reading, two_readings
+from zramfs.model.config import Algorithm
+from zramfs.model.policy import Recompress
 from zramfs.model.stats import BUCKET_BOUNDS, NO_LATENCY, Latency
 from zramfs.tree import metrics
 from zramfs.views import scrape, watched
@@ -109,13 +111,13 @@ async def test_graphs_show_io_ratio_and_memory_over_time(columns: int, lines: in
         shown = picture([device], columns, lines, keys=keys)
         text = "\n".join(shown)
         if columns > 80 or keys:
-            assert re.search(r"I/O 50 MiB/s +0 to 50 MiB/s", text), text
+            assert re.search(r"I/O 50M/s +0 to 50M/s", text), text
             assert re.search(r"ratio 2\.60 +2\.\d\d to 2\.6\d", text) and "memory 48.8K" in text
             # The wave is seen: the last column is full, and its neighbours to the left are lower and lower.
             first = shown[next(i for i, line in enumerate(shown) if line.startswith("I/O ")) + 1]
             assert re.search("[▁-█]*█", first) and re.search(" [▁-▆]+[▁-█]*█", first), first
         else:
-            assert re.search(r"I/O +[▁-█]{10,} +50 MiB/s", text)
+            assert re.search(r"I/O +[▁-█]{10,} +50M/s", text)
             assert re.search(r"ratio +[▁-█]{10,} +2.60", text)
             assert re.search(r"memory +[▁-█]{10,} +48.8K", text)
         assert ("time they took" in text) == (not keys) and "full up to" in text
@@ -190,3 +192,25 @@ async def test_a_screen_of_any_size_is_drawn(columns: int, lines: int, keys: str
         text = drawn(some, width=columns, height=lines, keys=keys, color_system=None)
         shown = text.removesuffix("\n").split("\n")
         assert len(shown) <= lines and all(len(line) <= columns for line in shown)
+
+
+@SIZES
+@pytest.mark.parametrize("keys", ["", "g"])
+async def test_nothing_that_a_device_says_steers_the_terminal(columns: int, lines: int, keys: str) -> None:
+    """Another user's device may be watched, and directories may have any name."""
+    evil = "\x1b[2J\x1b]0;owned\x07\udcff\n\u202e"
+    device = made(policies=(Recompress(60),), algorithms=(Algorithm("lz4"), Algorithm("zstd")))
+    await device.start()
+    device._lane.store.write(0, os.urandom(PAGE))
+    text = metrics.openmetrics_text(device).decode()
+    for old in ('algorithm="lz4"', 'policy="recompress"', 'size="4096"'):
+        assert old in text
+        text = text.replace(old, old[:-1] + "\x1b[2J\x07" + '"')
+    shown = on(Reading(1.0, scrape.parse_metrics(text, "x")), Reading(2.0, scrape.parse_metrics(text, "x")))
+    shown.place = Place(Path(f"/mnt/{evil}"), evil, f"/mnt/{evil}", f"/mnt/{evil}")
+    other = Watched(shown.place)
+    other.state = f"somewhere{evil}"
+    for chosen in (0, 1):
+        drawn_text = drawn([shown, other], width=columns, height=lines, chosen=chosen, keys=keys,
+                           color_system=None)
+        assert not [each for each in drawn_text if not each.isprintable() and each != "\n"]

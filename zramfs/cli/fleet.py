@@ -2,10 +2,12 @@
 """Which devices a command is about that reads several of them: those named, or all of this user."""
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zramfs.errors import ZramfsError
 from zramfs.host import loops, mounts, swaps
 from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import Rundir, State
@@ -36,6 +38,17 @@ def find_members(dirs: Sequence[str]) -> list[Member]:
     if not dirs:
         return [_member(each, state) for each in rundir.rundirs() if (state := each.read()) is not None]
     return list({member.directory: member for member in map(_named, dirs)}.values())
+
+
+def still_there(dirs: Sequence[str]) -> list[Member]:
+    """As find_members(), without the directories whose device has been stopped."""
+    if not dirs:
+        return find_members(dirs)
+    found = []
+    for each in dirs:
+        with contextlib.suppress(ZramfsError):
+            found += find_members([each])
+    return list({member.directory: member for member in found}.values())
 
 
 def _member(each: Rundir, state: State) -> Member:

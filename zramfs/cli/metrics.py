@@ -2,13 +2,12 @@
 """zramfs metrics"""
 from __future__ import annotations
 
-import ipaddress
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -16,6 +15,9 @@ from zramfs.host.whole_file import replace_file
 
 from . import completion, fleet
 from .output import say
+
+if TYPE_CHECKING:
+    from zramfs.views.gathered import Source
 
 # node_exporter runs as a user of its own, and the numbers are no secrets: no data, and no keys.
 READABLE = 0o644
@@ -32,6 +34,8 @@ class _Address(click.ParamType):
     ) -> tuple[str, int]:
         if isinstance(value, tuple):
             return value
+        import ipaddress  # takes 4 ms, and few calls have this option
+
         host, _, port = str(value).rpartition(":")
         if not (port.isascii() and port.isdecimal() and 0 <= int(port) < 65536):
             self.fail(f"expected [ADDRESS:]PORT, such as 9101 or 127.0.0.1:9101, got {value!r}", param, ctx)
@@ -76,6 +80,7 @@ def metrics(
     from zramfs.views import gathered
 
     fleet.find_members(dirs)  # a DIR that has no device is an error
+    signal.signal(signal.SIGTERM, _leave)
     gatherer = gathered.Gatherer(lambda: _sources(dirs), lambda words: say(f"warning: {words}"))
     try:
         text = gathered.to_openmetrics(gatherer) if openmetrics else gathered.to_prometheus(gatherer)
@@ -87,12 +92,12 @@ def metrics(
         replace_file(output, text, READABLE)
 
 
-def _sources(dirs: Sequence[str]) -> list:
-    """The devices as gathered.Source, without those that are just being started."""
+def _sources(dirs: Sequence[str]) -> list[Source]:
+    """The devices, without those that are just being started."""
     from zramfs.views.gathered import Source
 
     found = []
-    for member in fleet.find_members(dirs):
+    for member in fleet.still_there(dirs):
         state, dead = member.state, None
         if state is not None and not state.alive():
             what = "has failed" if state.phase == "failed" else "is dead"
@@ -106,15 +111,14 @@ def _serve(dirs: Sequence[str], address: tuple[str, int]) -> None:
     """Answers until SIGTERM or SIGINT, which are the usual end."""
     from zramfs.views import metrics_server
 
-    signal.signal(signal.SIGTERM, _end)
     fleet.find_members(dirs)
-    try:
-        with metrics_server.MetricsServer(address, lambda: _sources(dirs)) as server:
-            say(f"note: answering on {server.url}")
-            server.serve_forever()
-    except KeyboardInterrupt:
-        pass
+    with metrics_server.MetricsServer(address, lambda: _sources(dirs)) as server:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: server.end())
+        say(f"note: answering on {server.url}")
+        server.serve()
 
 
-def _end(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    # Not at once: a child that waits for a device would keep it in use.
+    raise SystemExit(128 + number)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zramfs.host import mounts, swaps
+from zramfs.text.plain import plain
 
 from . import completion
 from .fleet import find_members, mounted_on
@@ -248,7 +249,7 @@ def _rows(devices: Sequence[Watched]) -> Iterator[str]:
         rates, last = device.rates, device.last
         if not device.ready or rates is None or last is None:
             words = 'just begun' if device.ready else device.advice or device.state
-            yield f"{now} {device.name}: {words}"
+            yield f"{now} {plain(device.name)}: {plain(words)}"
             continue
         found = errors(device)
         cells = [
@@ -259,4 +260,4 @@ def _rows(devices: Sequence[Watched]) -> Iterator[str]:
             size(last.scrape.number("orig_data_bytes")), size(last.scrape.number("mem_used_bytes")),
             f"{last.ratio:.2f}" if last.ratio else "-", amount(sum(new for _, new in found.values())),
         ]
-        yield _row(cells, device.name, width)
+        yield _row(cells, plain(device.name), width)

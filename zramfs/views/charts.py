@@ -46,17 +46,17 @@ def span(seconds: float | None) -> str:
     return "-" if seconds is None else format_time(seconds)
 
 
-def slowness(seconds: float | None) -> str:
+def time_style(seconds: float | None) -> str:
     """The colour of how long the slowest requests took."""
     return "" if not seconds or seconds < SLOW else WARN if seconds < VERY_SLOW else BAD
 
 
-def fullness(share: float | None) -> str:
+def share_style(share: float | None) -> str:
     """The colour of memory that has this share of its limit; None: there is no limit."""
     return "" if share is None else GOOD if share < NEARLY_FULL else WARN if share < FULL else BAD
 
 
-def poorness(ratio: float | None, memory: float) -> str:
+def ratio_style(ratio: float | None, memory: float) -> str:
     """The colour of a ratio."""
     return WARN if ratio and ratio < POOR_RATIO and memory >= MUCH_MEMORY else ""
 

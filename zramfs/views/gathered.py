@@ -20,6 +20,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from zramfs.errors import ZramfsError
 from zramfs.host import bounded
+from zramfs.text.plain import plain
 
 from . import scrape
 from .reader import Reader, wait_answers
@@ -47,7 +48,7 @@ class Gatherer:
 
     def __init__(self, sources: Callable[[], Sequence[Source]], warn: Callable[[str], None]) -> None:
         self._sources = sources
-        self._warn = warn
+        self._warn = lambda words: warn(plain(words))
         self._readers: dict[Path, Reader] = {}
 
     def collect(self) -> Iterator[Family]:

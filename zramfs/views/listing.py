@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from .charts import BAD, DIM, GOOD, HEAD, MIB, WARN, amount, fullness, poorness, size, slowness, span
+from zramfs.text.plain import plain
+
+from .charts import BAD, DIM, GOOD, HEAD, MIB, WARN, amount, ratio_style, share_style, size, span, time_style
 from .watched import ENDED, Watched, percentile
 
 # Screens of this many columns have room for more of the list.
@@ -69,13 +71,13 @@ COLUMNS = (
     Column("write/s", lambda d: _rate(d, "write"), amount, "w"),
     Column("rMiB/s", lambda d: _bytes(d, "read"), lambda v: amount(v / MIB), from_width=VERY_WIDE),
     Column("wMiB/s", lambda d: _bytes(d, "write"), lambda v: amount(v / MIB), from_width=VERY_WIDE),
-    Column("99 %", slowest, span, "l", WIDE, lambda _d, v: slowness(v)),
+    Column("99 %", slowest, span, "l", WIDE, lambda _d, v: time_style(v)),
     Column("data", lambda d: _number(d, "orig_data_bytes"), size, "d"),
     Column("memory", lambda d: _number(d, "mem_used_bytes"), size, "m", 0,
-           lambda d, _v: fullness(limit_share(d))),
-    Column("limit", limit_share, lambda v: f"{100 * v:.0f} %", "f", WIDE, lambda _d, v: fullness(v)),
+           lambda d, _v: share_style(limit_share(d))),
+    Column("limit", limit_share, lambda v: f"{100 * v:.0f} %", "f", WIDE, lambda _d, v: share_style(v)),
     Column("ratio", lambda d: d.last.ratio if d.last else None, lambda v: f"{v:.2f}", "c", 0,
-           lambda d, v: poorness(v, _memory(d))),
+           lambda d, v: ratio_style(v, _memory(d))),
 )
 BY_NAME = "n"
 SORT_KEYS = {column.key: column for column in COLUMNS if column.key}
@@ -96,11 +98,12 @@ def ordered(devices: Sequence[Watched], key: str, reverse: bool) -> list[Watched
 
 def state_text(device: Watched) -> Text:
     style = GOOD if device.ready else WARN if device.state == ENDED else BAD
-    return Text(device.state, style)
+    return Text(plain(device.state), style)
 
 
 def shortened(text: str, room: int) -> str:
-    """Names made of a directory differ at their ends."""
+    """Plain text of at most `room` characters. Names made of a directory differ at their ends."""
+    text = plain(text)
     return text if len(text) <= room else f"~{text[1 - room:]}"
 
 

@@ -35,10 +35,13 @@ class _Handler(WSGIRequestHandler):
 class MetricsServer(WSGIServer):
     """address: an IP address and a port, 0 for any that is free. Raises OSError."""
 
+    timeout = 0.5  # seconds until it looks whether it is over
+
     def __init__(self, address: tuple[str, int], sources: Callable[[], Sequence[Source]]) -> None:
         self.address_family = (
             socket.AF_INET6 if ipaddress.ip_address(address[0]).version == 6 else socket.AF_INET)
         self._host = address[0]
+        self._is_over = False
         self._gatherer = Gatherer(sources, lambda _words: None)
         super().__init__(address, _Handler)
         registry = CollectorRegistry()
@@ -49,6 +52,16 @@ class MetricsServer(WSGIServer):
     def url(self) -> str:
         host = f"[{self._host}]" if self.address_family == socket.AF_INET6 else self._host
         return f"http://{host}:{self.server_port}/metrics"
+
+    def end(self) -> None:
+        """serve() returns after the present request, if there is one. For a signal handler: an exception in
+        the middle of a request would be caught by wsgiref, which answers 500 and goes on."""
+        self._is_over = True
+
+    def serve(self) -> None:
+        """Answers until end()."""
+        while not self._is_over:
+            self.handle_request()
 
     def server_bind(self) -> None:
         # Not HTTPServer's own, which asks a name server for the name of this machine.

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from zramfs.model.policy import format_age
 from zramfs.model.stats import FULLNESS_GROUPS, OPERATIONS
+from zramfs.text.plain import plain
 
 from .charts import (
     BAD,
@@ -21,18 +22,19 @@ from .charts import (
     Curve,
     Graph,
     amount,
-    fullness,
     glyphs,
-    poorness,
+    ratio_style,
+    share_style,
     size,
-    slowness,
     span,
+    time_style,
 )
 from .listing import columns, limit_share
 from .scrape import Scrape
 from .watched import WINDOW, Point, Rates, Watched, errors, percentile
 
 LABELS = 21  # columns beside the bars of the histogram
+
 
 def summary(device: Watched) -> Text:
     last = device.last
@@ -44,12 +46,12 @@ def summary(device: Watched) -> Text:
     used = s.number("mem_used_bytes")
     text = Text(no_wrap=True, overflow="ellipsis")
     for words, style in (
-        (s.labels("device_info").get("algorithm", ""), ""),
+        (plain(s.labels("device_info").get("algorithm", "")), ""),
         (f"size {size(s.number('disksize_bytes'))}", ""),
         (f"data {size(s.number('orig_data_bytes'))}", ""), (f"memory {size(used)}", ""),
         (f"of {size(limit)} ({100 * used / limit:.0f} %)" if limit else "no limit",
-         fullness(limit_share(device))),
-        (f"ratio {last.ratio:.2f}" if last.ratio else "no ratio yet", poorness(last.ratio, used)),
+         share_style(limit_share(device))),
+        (f"ratio {last.ratio:.2f}" if last.ratio else "no ratio yet", ratio_style(last.ratio, used)),
     ):
         text.append("   " if text else "").append(words, style)
     return text
@@ -69,7 +71,7 @@ def requests(device: Watched) -> Table:
             amount(rates.requests(operation)) if rates else "-",
             amount(rates.bytes(operation) / MIB) if rates else "-",
             span(window.mean(operation)) if window else "-",
-            *(Text(span(found), slowness(found))
+            *(Text(span(found), time_style(found))
               for found in (percentile(histogram, share) for share in (0.5, 0.99, 0.999))),
             amount(total),
         )
@@ -144,7 +146,7 @@ def _rows_of_options(s: Scrape) -> list[tuple[str, str]]:
     for kind, idle in s.by("policy_idle_seconds", "policy").items():
         if idle:
             done = amount(s.number("policy_pages_total", policy=kind))
-            rows.append(("policy", f"{kind} {format_age(int(idle))}: {done} pages"))
+            rows.append(("policy", f"{plain(kind)} {format_age(int(idle))}: {done} pages"))
     if target := s.number("balloon_target_bytes"):
         rows.append(("balloon", f"{size(s.number('balloon_bytes'))} of {size(target)}"))
     return rows
@@ -194,7 +196,7 @@ def _curves(device: Watched) -> Table:
     table.add_column(no_wrap=True, justify="right")
     points = list(device.points)
     now = points[-1] if points else Point()
-    memory_style = fullness(limit_share(device))
+    memory_style = share_style(limit_share(device))
     table.add_row(Text("I/O", HEAD), Curve([p.io for p in points], True, TRAFFIC),
                   "-" if now.io is None else io_words(now.io))
     table.add_row(Text("ratio", HEAD), Curve([p.ratio for p in points]),
@@ -205,7 +207,7 @@ def _curves(device: Watched) -> Table:
 
 
 def io_words(rate: float) -> str:
-    return f"{amount(rate / MIB)} MiB/s"
+    return f"{size(rate)}/s"
 
 
 def graphs(device: Watched, below: int) -> list[Graph]:
@@ -214,7 +216,7 @@ def graphs(device: Watched, below: int) -> list[Graph]:
     return [
         Graph("I/O", [p.io for p in points], io_words, style=TRAFFIC, below=below),
         Graph("ratio", [p.ratio for p in points], lambda v: f"{v:.2f}", False, below=below),
-        Graph("memory", [p.memory for p in points], size, True, fullness(limit_share(device)), below),
+        Graph("memory", [p.memory for p in points], size, True, share_style(limit_share(device)), below),
     ]
 
 
@@ -237,7 +239,7 @@ class Classes:
         table.add_row(*(Text(word, HEAD) for word in ("class", "objects", "memory", "full")))
         order = sorted(self._pages, key=lambda each: -self._pages[each])
         for each in order[:max(1, (options.height or 40) - 2)]:
-            table.add_row(each, amount(self._used[each]), size(4096 * self._pages[each]),
+            table.add_row(plain(each), amount(self._used[each]), size(4096 * self._pages[each]),
                           f"{100 * self._used[each] / self._places[each]:.0f} %")
         yield table
 

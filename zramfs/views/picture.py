@@ -51,7 +51,7 @@ class Ink:
     after: str
     is_dark: bool
 
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[Any, str]:
         """matplotlib's, for everything that is not coloured one by one."""
         grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
         texts = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")

@@ -12,6 +12,8 @@ from rich.layout import Layout
 from rich.table import Table
 from rich.text import Text
 
+from zramfs.text.plain import plain
+
 from . import panels
 from .charts import BAD, DIM, GOOD, HEAD, WARN
 from .listing import (
@@ -161,6 +163,7 @@ def _title(device: Watched, width: int) -> Table:
         words += f"   its files in {place.directory}"
     state = state_text(device)
     # The name is made of the directory, so that is what stays whole where there is not room for both.
+    words = plain(words)
     name = shortened(device.name, max(LEAST_NAME, width - len(words) - len(state) - 1))
     return _line(Text.assemble((name, HEAD), words), Text.assemble(" ", state))
 
@@ -169,11 +172,12 @@ def _device(device: Watched, shares: Plan, width: int, has_graphs: bool) -> list
     title = _title(device, width)
     # rich draws a box of its own in place of an empty text, so none of these is empty.
     if device.last is None:
-        return [Layout(title, size=2), Layout(Text(device.advice or "No figures have come from it yet."))]
+        words = device.advice or "No figures have come from it yet."
+        return [Layout(title, size=2), Layout(Text(plain(words)))]
     # With a long path the advice takes two lines.
     summary = Layout(panels.summary(device), size=1 + shares.gap)
     if device.advice is not None:
-        summary = Layout(Text(device.advice, BAD), size=2)
+        summary = Layout(Text(plain(device.advice), BAD), size=2)
     parts = [
         Layout(title, size=1), summary, Layout(panels.requests(device), size=REQUEST_LINES + shares.gap),
     ]
