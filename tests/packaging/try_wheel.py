@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What scripts/wheels and scripts/cross try of what they have built: try_wheel.py API.MD PLACE [ZRAMFS]
 
-PLACE: the directory that the packages must come from. ZRAMFS: the installed command, with which a device is made
-where /dev/fuse can be opened. Ends with a traceback if anything is wrong.
+PLACE: the directory that the packages must come from. ZRAMFS: the installed command, with which a device is
+made where /dev/fuse can be opened. Ends with a traceback if anything is wrong.
 """
 from __future__ import annotations
 

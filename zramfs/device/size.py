@@ -30,8 +30,8 @@ def room_for(size: int) -> int:
 
 
 def most_memory(store: Store) -> int:
-    """Bytes that the pool of a device of this size can ever have, its room to grow left out: what a balloon can
-    keep from it."""
+    """Bytes that the pool of a device of this size can ever have, its room to grow left out: what a balloon
+    can keep from it."""
     blocks = -(-8 * store.disksize // PAGEBLOCK) + SPARE_PAGEBLOCKS
     return min(blocks, MAX_PAGEBLOCKS) * PAGEBLOCK
 
