@@ -112,7 +112,9 @@ static inline void short_mutex_init(pthread_mutex_t *m)
 {
 	pthread_mutexattr_t attr;
 	pthread_mutexattr_init(&attr);
+#ifdef __GLIBC__ /* musl's mutexes spin by themselves */
 	pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
+#endif
 	pthread_mutex_init(m, &attr);
 	pthread_mutexattr_destroy(&attr);
 }

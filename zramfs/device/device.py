@@ -45,7 +45,7 @@ from .long_work import LongWork
 from .policies import Policies
 from .postprocess import PostProcessor
 from .read_only import ReadOnlyTables
-from .size import change_size, make_store
+from .size import change_size, make_store, most_memory
 
 if TYPE_CHECKING:
     from zramfs.lane.lane import Lane
@@ -287,14 +287,12 @@ class Device(ReadOnlyTables):
     async def set_balloon(self, size: int) -> None:
         """Sets the target, in bytes; the compactor moves the balloon there."""
         store = self.expect_store("no pool to take memory from")
-        try:
-            store.balloon.set_target(page_align(size) // 4096)
-        except ValueError:
-            most = store.stats().pageblocks_total << 21  # of 2 MiB
+        if size > (most := most_memory(store)):
             raise ZramfsError(
                 errno.EINVAL,
                 f"expected a balloon of at most {format_size(most)}, all that the pool can ever have, got "
-                f"{format_size(size)}") from None
+                f"{format_size(size)}")
+        store.balloon.set_target(page_align(size) // 4096)
         self.compactor.poke()
 
     async def set_mem_limit(self, limit: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zramfs.errors import ZramfsError
 from zramfs.model.config import MAX_DISKSIZE
 from zramfs.store.resize import resize, room_to_grow
-from zramfs.store.store import Store
+from zramfs.store.store import MAX_PAGEBLOCKS, SPARE_PAGEBLOCKS, Store
 from zramfs.text.sizes import format_size
 
 if TYPE_CHECKING:
@@ -21,11 +21,19 @@ log = logging.getLogger(__package__)
 # space alone, eight times as much: half a TiB of the 128 TiB of a process for the least.
 GROWTH = 16
 LEAST_ROOM = 64 << 30
+PAGEBLOCK = 2 << 20
 
 
 def room_for(size: int) -> int:
     """Bytes that a device of `size` bytes may grow to."""
     return min(max(size * GROWTH, LEAST_ROOM), MAX_DISKSIZE)
+
+
+def most_memory(store: Store) -> int:
+    """Bytes that the pool of a device of this size can ever have, its room to grow left out: what a balloon
+    can keep from it."""
+    blocks = -(-8 * store.disksize // PAGEBLOCK) + SPARE_PAGEBLOCKS
+    return min(blocks, MAX_PAGEBLOCKS) * PAGEBLOCK
 
 
 def make_store(size: int, *, reserve: int, **arguments: Any) -> Store:
