@@ -157,12 +157,12 @@ class Governor:
         """Has it look at once: the device has another size."""
         self._poke.set()
 
-    async def let_go(self) -> None:
-        """Ends that; without effect when nothing is governed."""
+    async def let_go(self, *, ends: bool = False) -> None:
+        """Ends that; without effect when nothing is governed. ends: the device ends too."""
         async with self._turn:
             if self._link is not None:
                 self._dismissed = True
-                await self._link.close()
+                await self._link.close(ends=ends)
 
     def expect_limit(self, limit: int) -> None:
         """To be called before the pool gets another limit: one below what is stored must not make the file
