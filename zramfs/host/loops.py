@@ -183,6 +183,8 @@ def _backing_devices(timeout: float = 2.0) -> dict[str, str]:
         output, _ = losetup.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         losetup.kill()
+        assert losetup.stdout is not None
+        losetup.stdout.close()
         # Inside a request that the server has read but not answered, it does not die either.
         with contextlib.suppress(subprocess.TimeoutExpired):
             losetup.wait(0.1)
