@@ -21,10 +21,10 @@ from allocator.prim cimport *
 from zramfs.store.slots cimport *
 from zramfs.store.store cimport Store
 
-from zramfs.model.config import RESIZE_STEP
+from zramfs.model import config
 
 STEP = PAGE << CHUNK_SHIFT
-assert STEP == RESIZE_STEP
+assert STEP == config.RESIZE_STEP
 
 
 cdef int store_grow(store_t* st, uint64_t nr_slots) noexcept nogil:
