@@ -9,7 +9,7 @@ from zramfs.lifecycle import abort as aborting
 from zramfs.lifecycle import rundir
 
 from . import completion
-from .options import no_device
+from .devices import no_device
 from .output import say
 
 

@@ -17,7 +17,7 @@ from zramfs.host import bounded
 from zramfs.views import scrape
 
 from . import completion
-from .options import tree
+from .devices import tree
 from .output import print_object
 from .questions import ask_device
 

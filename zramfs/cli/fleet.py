@@ -12,7 +12,7 @@ from zramfs.host import loops, mounts, swaps
 from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import Rundir, State
 
-from .options import tree
+from .devices import tree
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import click
 from zramfs.errors import ZramfsError
 
 from . import completion
-from .options import device
+from .devices import device
 from .output import print_object
 
 MOST = 8 << 20  # bytes: twice what watch_log lets a log become

@@ -9,7 +9,7 @@ stays with its data, and the next mount on the directory mounts it again.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,16 +46,6 @@ _OURS = (
     "keep_free=SIZE, threads=NUMBER, writeback=PATH, access_times, wipe, allow_other, lock, mode=MODE, "
     "uid=USER, gid=GROUP, and for a RAM disk fs=ext4|xfs|btrfs, label=LABEL"
 )
-
-
-def is_mount_call(words: Sequence[str], commands: Container[str]) -> bool:
-    """NAME DIR -o OPTIONS. mount.fuse3 always puts rw or ro first, which no command of ours takes
-    after -o; so NAME may even be the word of a command."""
-    if len(words) < 2 or words[0].startswith("-"):
-        return False
-    if len(words) == 4 and words[2] == "-o" and words[3].split(",")[0] in ("rw", "ro"):
-        return True
-    return words[0] not in commands and "-o" in words[2:]
 
 
 def mount(words: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 """Values on the command line and in mount options: sizes, algorithms, directories."""
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shlex
@@ -12,14 +11,10 @@ from typing import Any, TypeVar
 
 import click
 
-from zramfs import __version__
 from zramfs.codecs.spec import parse_secondary, parse_spec
-from zramfs.errors import ZramfsError
-from zramfs.host import mounts, paths
 from zramfs.host.rights import parse_group, parse_mode, parse_user
-from zramfs.lifecycle import claim, ramdisk, rundir
+from zramfs.lifecycle import ramdisk
 from zramfs.lifecycle.ramdisk import FileSystem
-from zramfs.lifecycle.rundir import Rundir
 from zramfs.model.config import DEFAULT_ALGO, DEFAULT_THREADS, MAX_THREADS, Algorithm, DeviceConfig
 from zramfs.text import sizes
 
@@ -216,45 +211,3 @@ def lock_option(command: C) -> C:
     return click.option(
         "--lock", is_flag=True, help="Lock the device's memory, so that none of it is swapped out to a disk.",
     )(command)
-
-
-def version(command: C, **more: Any) -> C:
-    """-V and --version; more: what else click.option() knows."""
-    return click.version_option(
-        __version__, "-V", "--version", prog_name="zramfs", message="%(prog)s %(version)s", **more)(command)
-
-
-def device(text: str) -> Rundir:
-    """The device that DIR means. Raises ZramfsError."""
-    found = rundir.find(text)
-    if found is None:
-        raise no_device(text)
-    return found
-
-
-def tree(text: str) -> Path:
-    """The directory with `control` and the rest: of a device of this user, or of another user's device that
-    is mounted on this very directory. Raises ZramfsError."""
-    place = paths.resolve(text)
-    mount = mounts.mount_at(place)
-    if mount is not None and mount.fstype == mounts.FSTYPE:
-        return place
-    state = device(text).read()
-    if state is None:
-        raise ZramfsError(errno.ENODEV, f"the device {text} never came up; `zramfs stop {text}` cleans it up")
-    return Path(state.directory)
-
-
-def no_device(text: str) -> ZramfsError:
-    known = [
-        state.where if state else each.name
-        for each in rundir.rundirs()
-        for state in [each.read()]
-    ]
-    place = paths.resolve(text)
-    there = f"yours are on {', '.join(known)}" if known else "there is none at all"
-    return ZramfsError(
-        errno.ENODEV,
-        f"no zramfs device of yours is on {place}, and none is called {text}; "
-        f"{claim.foreign_mount(place) or there}",
-    )

@@ -10,7 +10,8 @@ from zramfs.lifecycle.rundir import Rundir
 from zramfs.text.sizes import format_size
 
 from . import completion
-from .options import DEVICE_SIZE, device
+from .devices import device
+from .options import DEVICE_SIZE
 from .output import say
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import re
 import time
@@ -21,8 +22,9 @@ from zramfs.text.sizes import format_size, format_time
 from zramfs.views import scrape
 
 from . import completion
-from .options import no_device, version
+from .devices import no_device
 from .output import Value, print_json, print_raw, print_table, say
+from .version import version
 
 PAGE = 4096
 C = TypeVar("C", bound=Callable[..., Any])
@@ -320,6 +322,10 @@ def _read(directory: Path, files: Sequence[str]) -> dict[str, str]:
     with contextlib.suppress(FileNotFoundError):  # of a daemon that an older version started
         found[GOVERNOR] = (directory / GOVERNOR).read_text()
     return found
+
+
+list_command = copy.copy(status)
+list_command.hidden = True
 
 
 def _advice(row: Row) -> str:

@@ -18,7 +18,7 @@ from zramfs.model.config import Algorithm
 from zramfs.text import sizes
 
 from . import completion
-from .options import tree
+from .devices import tree
 from .output import print_object, say
 from .questions import ask_device
 
