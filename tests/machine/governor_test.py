@@ -310,7 +310,7 @@ def test_a_daemon_that_is_killed_leaves_no_warden_and_nothing_that_hangs(
     zramfs("stop", point)
     wait_until(lambda: not Path(f"/proc/{warden}").exists(), "the warden has ended", 20)
     assert not rundir.find(str(point))
-    assert loops.backing_file(state.loop) is None
+    assert not loops.stands_on(state.loop, Path(state.disk), state.attached)
 
 
 @each_fs
@@ -325,7 +325,7 @@ def test_a_file_system_that_somebody_froze_does_not_hold_the_end_up(tmp_path: Pa
     os.kill(state.pid, signal.SIGTERM)
     wait_until(lambda: not state.alive(), "the daemon has ended", 15)
     assert not rundir.find(str(point))
-    assert loops.backing_file(state.loop) is None
+    assert not loops.stands_on(state.loop, Path(state.disk), state.attached)
 
 
 @each_fs
