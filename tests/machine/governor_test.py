@@ -293,17 +293,23 @@ def test_what_a_killed_warden_left_frozen_is_thawed(disk: Full) -> None:
     disk.expect_whole()
 
 
+def with_a_file(tmp_path: Path, fstype: str) -> Path:
+    """The mount point of a RAM disk that the test takes down."""
+    require(fstype)
+    point = tmp_path / "disk"
+    zramfs("ramdisk", point, "--size", SIZES[fstype], "--mem-limit", LIMIT, "--fs", fstype)
+    (point / "file").write_bytes(os.urandom(MIB))
+    return point
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 @each_fs
 def test_a_daemon_that_is_killed_leaves_no_warden_and_nothing_that_hangs(
     tmp_path: Path, fstype: str, frozen: bool
 ) -> None:
-    require(fstype)
-    point = tmp_path / "disk"
-    zramfs("ramdisk", point, "--size", SIZES[fstype], "--mem-limit", LIMIT, "--fs", fstype)
+    point = with_a_file(tmp_path, fstype)
     state = state_of(point)
     [warden] = children(state.pid)
-    (point / "file").write_bytes(os.urandom(MIB))
     if frozen:
         run("fsfreeze", "--freeze", point)
     kill_daemon(state)
@@ -316,11 +322,8 @@ def test_a_daemon_that_is_killed_leaves_no_warden_and_nothing_that_hangs(
 @each_fs
 def test_a_file_system_that_somebody_froze_does_not_hold_the_end_up(tmp_path: Path, fstype: str) -> None:
     """On xfs and btrfs nothing that was withheld can be given back before the thaw."""
-    require(fstype)
-    point = tmp_path / "disk"
-    zramfs("ramdisk", point, "--size", SIZES[fstype], "--mem-limit", LIMIT, "--fs", fstype)
+    point = with_a_file(tmp_path, fstype)
     state = state_of(point)
-    (point / "file").write_bytes(os.urandom(MIB))
     run("fsfreeze", "--freeze", point)
     os.kill(state.pid, signal.SIGTERM)
     wait_until(lambda: not state.alive(), "the daemon has ended", 15)
@@ -330,10 +333,7 @@ def test_a_file_system_that_somebody_froze_does_not_hold_the_end_up(tmp_path: Pa
 
 @each_fs
 def test_stop_does_not_wait_for_what_somebody_froze(tmp_path: Path, fstype: str) -> None:
-    require(fstype)
-    point = tmp_path / "disk"
-    zramfs("ramdisk", point, "--size", SIZES[fstype], "--mem-limit", LIMIT, "--fs", fstype)
-    (point / "file").write_bytes(os.urandom(MIB))
+    point = with_a_file(tmp_path, fstype)
     run("fsfreeze", "--freeze", point)
     begin = time.monotonic()
     zramfs("stop", point)

@@ -10,28 +10,11 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families as families
 
-from tests.support.fakes import FakeLane
-from zramfs.device.device import Device
+from tests.support.sources import PAGE, source_in
 from zramfs.host import bounded
-from zramfs.model.config import DeviceConfig
-from zramfs.tree import metrics
 from zramfs.tree.metrics import COUNTER, TABLE
 from zramfs.views import gathered
 from zramfs.views.gathered import Gatherer, Source
-
-PAGE = 4096
-
-
-async def tree_in(place: Path, name: str, pages: int = 0) -> Source:
-    """A directory in place of the tree of a device, with what its `metrics` says."""
-    device = Device(DeviceConfig(place / name, place / "run", name=name, size=1 << 20), FakeLane())
-    await device.start()
-    for page in range(pages):
-        device._lane.store.write(page * PAGE, os.urandom(2000).ljust(PAGE, b"z"))
-    (place / name).mkdir()
-    (place / name / "metrics").write_bytes(metrics.openmetrics_text(device))
-    await device.close()
-    return Source(name, place / name, "device", f"/mnt/{name}")
 
 
 class Collected:
@@ -54,7 +37,7 @@ class Collected:
 
 
 async def test_the_families_of_all_devices_stand_once_in_both_formats(tmp_path: Path) -> None:
-    got = Collected(await tree_in(tmp_path, "a"), await tree_in(tmp_path, "b", pages=7))
+    got = Collected(await source_in(tmp_path, "a"), await source_in(tmp_path, "b", pages=7))
     for text, parse in ((got.text, families), (got.openmetrics, open_families)):
         names = re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE)
         assert len(names) == len(set(names)) == len(TABLE) + 2
@@ -68,7 +51,7 @@ async def test_the_families_of_all_devices_stand_once_in_both_formats(tmp_path: 
 
 async def test_counters_keep_type_and_help_in_the_format_of_the_textfile_collector(tmp_path: Path) -> None:
     """It knows a counter by a TYPE line with the very name of the sample."""
-    text = Collected(await tree_in(tmp_path, "a"), await tree_in(tmp_path, "b")).text
+    text = Collected(await source_in(tmp_path, "a"), await source_in(tmp_path, "b")).text
     for metric in TABLE:
         if metric.kind == COUNTER:
             name = f"zramfs_{metric.name}_total"
@@ -80,7 +63,7 @@ async def test_counters_keep_type_and_help_in_the_format_of_the_textfile_collect
 
 
 async def test_a_device_that_does_not_answer_is_down_and_left_out(tmp_path: Path) -> None:
-    good, gone, other = [await tree_in(tmp_path, name) for name in ("good", "gone", "other")]
+    good, gone, other = [await source_in(tmp_path, name) for name in ("good", "gone", "other")]
     (gone.directory / "metrics").unlink()
     (other.directory / "metrics").write_text("something else\n")
     dead = Source("dead", tmp_path / "dead", "ramdisk", "/mnt/dead", "its daemon is dead")
@@ -98,7 +81,7 @@ async def test_a_device_that_does_not_answer_is_down_and_left_out(tmp_path: Path
 
 async def test_no_series_stands_twice_whatever_a_device_says(tmp_path: Path) -> None:
     """Prometheus refuses all of a text in which one does."""
-    one, liar = await tree_in(tmp_path, "one"), await tree_in(tmp_path, "liar")
+    one, liar = await source_in(tmp_path, "one"), await source_in(tmp_path, "liar")
     (liar.directory / "metrics").write_text((one.directory / "metrics").read_text())
     dead = Source("one", tmp_path / "elsewhere", "device", "/mnt/one", "its daemon is dead")
     got = Collected(dead, one, liar)
@@ -110,7 +93,7 @@ async def test_no_series_stands_twice_whatever_a_device_says(tmp_path: Path) -> 
 
 
 async def test_daemons_of_two_versions_are_put_together(tmp_path: Path) -> None:
-    old, new = await tree_in(tmp_path, "old"), await tree_in(tmp_path, "new")
+    old, new = await source_in(tmp_path, "old"), await source_in(tmp_path, "new")
     text = (old.directory / "metrics").read_text()
     text = text.replace("# TYPE zramfs_same_pages gauge", "# TYPE zramfs_same_pages unknown")
     text = re.sub(r"# HELP zramfs_wipe (?:.*\n)+?(?=# HELP)", "", text)
@@ -128,7 +111,7 @@ def test_without_a_device_there_is_a_text_all_the_same() -> None:
 
 
 async def test_names_that_text_formats_fear(tmp_path: Path) -> None:
-    source = await tree_in(tmp_path, 'a "b" \\ {c}')
+    source = await source_in(tmp_path, 'a "b" \\ {c}')
     hostile = Source(source.name, source.directory, "device", "/mnt/\udcff\n")
     got = Collected(hostile)
     assert got.values("zramfs_up") == {source.name: 1} and got.warnings == []
@@ -141,7 +124,7 @@ async def test_a_device_that_hangs_has_one_read_under_way_and_comes_back(
 ) -> None:
     """As a server would have it that is asked again and again."""
     monkeypatch.setattr(bounded, "ANSWER_TIMEOUT", 3)  # of which the other device needs little on any machine
-    good, slow = await tree_in(tmp_path, "good"), await tree_in(tmp_path, "slow")
+    good, slow = await source_in(tmp_path, "good"), await source_in(tmp_path, "slow")
     answer = (slow.directory / "metrics").read_bytes()
     (slow.directory / "metrics").unlink()
     os.mkfifo(slow.directory / "metrics")  # whose reader waits, as behind a server that hangs

@@ -8,7 +8,6 @@ is left after the trouble has gone.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from collections import defaultdict
@@ -18,13 +17,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as families
 
 from tests.support.backing_tools import backing_file
-from tests.support.fakes import FakeLane
 from tests.support.paths import ROOT
+from tests.support.sources import source_in
 from tests.support.whole import tool_environment
-from zramfs.device.device import Device
-from zramfs.model.config import DeviceConfig
 from zramfs.model.policy import Recompress
-from zramfs.tree import metrics
 from zramfs.views import gathered
 from zramfs.views.gathered import Gatherer, Source
 
@@ -51,14 +47,7 @@ def panels() -> list[dict]:
 
 
 async def text_of(place: Path, name: str, pages: int = 0, **config: object) -> Source:
-    device = Device(DeviceConfig(place / name, place / "run", name=name, size=64 << 20, **config), FakeLane())
-    await device.start()
-    for page in range(pages):
-        device._lane.store.write(page * PAGE, os.urandom(2000).ljust(PAGE, b"z"))
-    (place / name).mkdir()
-    (place / name / "metrics").write_bytes(metrics.openmetrics_text(device))
-    await device.close()
-    return Source(name, place / name, "device", f"/mnt/{name}")
+    return await source_in(place, name, pages, size=64 << 20, **config)
 
 
 def printed(*sources: Source) -> list[tuple[str, dict[str, str], float]]:

@@ -39,11 +39,9 @@ def no_device(text: str) -> ZramfsError:
         for state in [each.read()]
     ]
     place = paths.resolve(text)
-    from zramfs.lifecycle import claim  # which loads what a start needs
-
     there = f"yours are on {', '.join(known)}" if known else "there is none at all"
     return ZramfsError(
         errno.ENODEV,
         f"no zramfs device of yours is on {place}, and none is called {text}; "
-        f"{claim.foreign_mount(place) or there}",
+        f"{rundir.foreign_mount(place) or there}",
     )

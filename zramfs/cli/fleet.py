@@ -28,6 +28,11 @@ class Member:
     disk: Path | None = None
 
     @property
+    def loops(self) -> list[str]:
+        """Those that stand on it."""
+        return loops.find(self.disk) if self.disk else []
+
+    @property
     def kind(self) -> str:
         return self.state.kind if self.state else "device"
 
@@ -65,10 +70,11 @@ def _named(text: str) -> Member:
     return Member(mount.source if mount else directory.name, directory, text, None)
 
 
-def mounted_on(member: Member, table: Sequence[mounts.Mount], areas: Sequence[swaps.SwapArea]) -> str | None:
-    """Where a file system on the device is mounted, or [SWAP]; None for neither. table: mounts.mounts();
-    areas: swaps.swap_areas()."""
-    standing = loops.find(member.disk) if member.disk else []
+def mounted_on(
+    standing: Sequence[str], table: Sequence[mounts.Mount], areas: Sequence[swaps.SwapArea]
+) -> str | None:
+    """Where a file system on a device is mounted, or [SWAP]; None for neither. standing: the loop devices on
+    it; table: mounts.mounts(); areas: swaps.swap_areas()."""
     for mount in table:
         if mount.source in standing:
             return str(mount.mountpoint)

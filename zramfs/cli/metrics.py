@@ -6,15 +6,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from zramfs.host.whole_file import replace_file
 
 from . import completion, fleet
-from .output import say
+from .output import leave, say
 
 if TYPE_CHECKING:
     from zramfs.views.gathered import Source
@@ -80,7 +79,7 @@ def metrics(
     from zramfs.views import gathered
 
     fleet.find_members(dirs)  # a DIR that has no device is an error
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
     gatherer = gathered.Gatherer(lambda: _sources(dirs), lambda words: say(f"warning: {words}"))
     try:
         text = gathered.to_openmetrics(gatherer) if openmetrics else gathered.to_prometheus(gatherer)
@@ -117,8 +116,3 @@ def _serve(dirs: Sequence[str], address: tuple[str, int]) -> None:
             signal.signal(number, lambda *_: server.end())
         say(f"note: answering on {server.url}")
         server.serve()
-
-
-def _leave(number: int, _frame: FrameType | None) -> NoReturn:
-    # Not at once: a child that waits for a device would keep it in use.
-    raise SystemExit(128 + number)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 Value = str | int | float | None
 
@@ -59,3 +60,9 @@ def print_json(name: str, headings: Sequence[str], rows: Sequence[Sequence[Value
 def print_object(value: Mapping[str, Any]) -> None:
     """As JSON. docs/zramfs.schema.json has the shape of each command's."""
     print(json.dumps(value, indent=3, ensure_ascii=False))
+
+
+def leave(number: int, _frame: FrameType | None) -> NoReturn:
+    """A handler of signals that ends the command as a shell reports it, when what is open has been closed: a
+    child that waits for a device would keep that in use."""
+    raise SystemExit(128 + number)

@@ -18,15 +18,15 @@ import click
 from zramfs.host import bounded, loops, mounts, paths, swaps
 from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import Rundir, State
-from zramfs.text.sizes import format_size, format_time
+from zramfs.text.sizes import PAGE, format_size, format_time
 from zramfs.views import scrape
 
 from . import completion
 from .devices import no_device
+from .fleet import mounted_on
 from .output import Value, print_json, print_raw, print_table, say
 from .version import version
 
-PAGE = 4096
 C = TypeVar("C", bound=Callable[..., Any])
 
 
@@ -115,10 +115,7 @@ def _metric(name: str, unit: int = 1, **labels: str) -> Callable[[Row], int | No
 
 
 def _mountpoint(row: Row) -> str | None:
-    for mount in mounts.mounts():
-        if mount.source in row.loops:
-            return str(mount.mountpoint)
-    return "[SWAP]" if row.swap else None
+    return mounted_on(row.loops, mounts.mounts(), swaps.swap_areas())
 
 
 COLUMNS = {

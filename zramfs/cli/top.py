@@ -23,6 +23,7 @@ from zramfs.text.plain import plain
 
 from . import completion
 from .fleet import find_members, mounted_on
+from .output import leave
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -49,7 +50,7 @@ def top(dirs: tuple[str, ...], interval: float, count: int | None) -> None:
     back.
     """
     fleet = _Fleet(dirs)
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
     try:
         if sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown"):
             _live(fleet, interval, count)
@@ -61,10 +62,6 @@ def top(dirs: tuple[str, ...], interval: float, count: int | None) -> None:
     finally:
         for device in fleet.devices:
             device.close()
-
-
-def _leave(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 class _Fleet:
@@ -88,7 +85,7 @@ class _Fleet:
         known = self._known()
         for member in members:
             place = Place(member.directory, member.name, member.where,
-                          mounted_on(member, table, areas))
+                          mounted_on(member.loops, table, areas))
             if member.directory in known:
                 known[member.directory].place = place
             else:

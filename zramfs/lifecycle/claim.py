@@ -11,7 +11,6 @@ from pathlib import Path
 
 from zramfs.errors import ZramfsError
 from zramfs.host import mounts, paths, process, safe_paths
-from zramfs.host.mounts import FSTYPE
 from zramfs.lifecycle.stop import (
     END_TIMEOUT,
     Say,
@@ -128,20 +127,9 @@ def _ending(new: Rundir, directory: Path, end: float, say: Say) -> bool:
                 f"use another {'name' if state.kind == 'swap' else 'directory'}, or "
                 f"`zramfs stop {state.where}` first",
             )
-    if foreign := foreign_mount(directory):
+    if foreign := rundir.foreign_mount(directory):
         raise ZramfsError(errno.EBUSY, f"{foreign}; or use another directory")
     return False
-
-
-def foreign_mount(directory: Path) -> str | None:
-    """What to say of a tree that is mounted there and belongs to no run directory of this user."""
-    mount = mounts.mount_at(directory)
-    if mount is None or mount.fstype != FSTYPE:
-        return None
-    return (
-        f"a zramfs device of another user or run directory is mounted on {directory}: let its owner stop it, "
-        f"or, if its daemon has died, take the mount away with `fusermount3 -u {directory}`"
-    )
 
 
 def _make_directory(directory: Path) -> list[str]:

@@ -16,6 +16,8 @@ from zramfs.host import bounded, fusermount, mounts, programs, safe_paths
 from zramfs.host.programs import run
 from zramfs.text.sizes import format_size
 
+from .device_state import State
+
 # What comes after the program's name. The device is new, so it reads as zeros (nothing to discard or
 # to zero), and what it holds dies with it (nothing to repair after a crash, so no second copies).
 # Without journal and reserve an ext4 of 8 GiB has 474 MiB more room; copying 275 MiB of files made
@@ -51,6 +53,11 @@ class FileSystem:
     group: int | None = None
     label: str | None = None
     mkfs: tuple[str, ...] = ()
+
+
+def as_it_was(state: State, place: Path) -> FileSystem:
+    """The file system that is on the device of `state` already, to be mounted again."""
+    return FileSystem(state.fs or "auto", place, DEFAULT_OPTIONS if state.options is None else state.options)
 
 
 def expect_able(fs: str) -> None:

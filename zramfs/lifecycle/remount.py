@@ -10,7 +10,6 @@ from zramfs.host import loops
 from zramfs.lifecycle.stop import Say
 
 from . import ramdisk, rundir
-from .ramdisk import FileSystem
 from .rundir import Rundir
 
 
@@ -38,8 +37,7 @@ def mount_again(found: Rundir | None, place: Path, say: Say) -> bool:
             raise ZramfsError(
                 errno.ENODEV, f"the loop device {state.loop} of {place} was detached, so its file system "
                 f"cannot be mounted again; `zramfs stop {place}` ends the device, and its data is lost")
-        options = ramdisk.DEFAULT_OPTIONS if state.options is None else state.options
-        ramdisk.mount(FileSystem(state.fs or "auto", place, options), state.loop)
+        ramdisk.mount(ramdisk.as_it_was(state, place), state.loop)
     ramdisk.govern(Path(state.directory))
     say(f"note: {state.name} was there, and is mounted on {place} again with its data")
     return True

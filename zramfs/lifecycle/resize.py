@@ -23,7 +23,6 @@ from zramfs.model.config import RESIZE_STEP
 from zramfs.text.sizes import format_size
 
 from . import file_system_size, ramdisk
-from .ramdisk import FileSystem
 from .rundir import Rundir, State
 from .stop import GONE_TIMEOUT, Say, expect_answer, expect_unused, is_elsewhere
 
@@ -256,7 +255,6 @@ def _unmounted(old: Rundir, state: State, place: Path) -> Iterator[None]:
             "changed: leave one mount")
     expect_unused(old, state)
     tree = Path(state.directory)
-    options = ramdisk.DEFAULT_OPTIONS if state.options is None else state.options
     ramdisk.let_go(tree)
     try:
         ramdisk.unmount(place)
@@ -270,5 +268,5 @@ def _unmounted(old: Rundir, state: State, place: Path) -> Iterator[None]:
                 "who is not to be seen from here; it is mounted again, and nothing was changed")
         yield
     finally:
-        ramdisk.mount(FileSystem(state.fs or "auto", place, options), state.loop)
+        ramdisk.mount(ramdisk.as_it_was(state, place), state.loop)
         ramdisk.govern(tree)

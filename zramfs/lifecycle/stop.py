@@ -314,8 +314,7 @@ def _take_down_file_system(state: State, device: str, place: Path, say: Say | No
         raise
     if not state.alive() or loops.wait_unclaimed(device, GONE_TIMEOUT):
         return
-    options = ramdisk.DEFAULT_OPTIONS if state.options is None else state.options
-    ramdisk.mount(ramdisk.FileSystem(state.fs or "auto", place, options), device)
+    ramdisk.mount(ramdisk.as_it_was(state, place), device)
     _put_back(state, place, frozen=frozen)
     raise ZramfsError(
         errno.EBUSY,
