@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import itertools
 import os
 import shutil
@@ -44,6 +45,8 @@ CACHES = {
 QUIET = {"tree/mounted_test.py", "lane/mounted_life_test.py", "benchmarks/run_test.py"}
 # What makes the shares equal: 860 s each on two cores with nothing else to do.
 FIRST_SHARE = ("allocator/", "text/", "codecs/", "device/", "tree/")
+# Half of what select(2) can wait for.
+MOST_DESCRIPTORS = 512
 TRACEBACK = "Traceback (most recent call last)"
 GUARDIAN = pytest.StashKey[Guardian]()
 
@@ -199,6 +202,8 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """After the last test of a file nothing of this run may stand on the machine any more."""
     result = yield
     if nextitem is None or nextitem.path != item.path:
+        if len(os.listdir("/proc/self/fd")) > MOST_DESCRIPTORS:
+            gc.collect()  # an arena or a device in a circle of references keeps its own until then
         mine = leftovers.owner_name()
         found = leftovers.sweep(lambda owner: owner == mine)
         if found:

@@ -139,6 +139,7 @@ class Device(ReadOnlyTables):
             await self.jobs.wait_ended()
             await self._drop_store()
         self.governor.close()
+        self.host_memory.close()
         if self._ballast:
             self._ballast.close()
 
