@@ -21,7 +21,7 @@ from zramfs.tree.watch import BALLAST_COUNTERS, CALM, LANE_COUNTERS, STORE_COUNT
 
 @functools.cache
 def _stats() -> DeviceStats:
-    """Of a device that has done nothing: one for all, since a device has descriptors until it is collected."""
+    """Of a device that has done nothing. One for all: a device has descriptors until it is collected."""
     return Device(DeviceConfig(directory=Path("/mnt/z0"), rundir=Path("/run/z0")), FakeLane()).stats()
 
 
