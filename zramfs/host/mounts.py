@@ -86,10 +86,9 @@ def mount_at(path: Path) -> Mount | None:
 
 def mount_id(fdinfo: str) -> int | None:
     """Of the mount that an open file is on; fdinfo: its file in /proc."""
-    with open(fdinfo, encoding="utf-8") as lines:
-        for line in lines:
-            if line.startswith("mnt_id:"):
-                return int(line.split()[1])
-    return None
+    # The second or third line; without the layers of a text file, which take longer than the system calls.
+    with open(fdinfo, "rb", buffering=0) as file:
+        _, found, rest = file.read(256).partition(b"mnt_id:")
+    return int(rest.split(maxsplit=1)[0]) if found else None
 
 
