@@ -82,6 +82,8 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # Ours must behave as on a machine where nobody has set this: what is written late fails late.
     os.environ.pop("PYTHONUNBUFFERED", None)
+    # A program that compiles its modules at each start takes half as long again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     owner = leftovers.owner_name()
     # Everything temporary gets the run's name into its path: mount points, sockets, run directories.
     home = Path(tempfile.gettempdir()) / owner

@@ -222,7 +222,8 @@ def python_apart(code: str, *arguments: object) -> subprocess.CompletedProcess[s
 # --- somebody else
 
 USER = """
-    import errno, os, subprocess, sys
+    # Some for zramfs.host: this user may not be able to read the interpreter's directory.
+    import errno, os, shutil, socket, subprocess, sys
     from pathlib import Path
     place, uid = Path(sys.argv[1]), 65534
     # As distributions have it; here the machine may keep /dev/fuse for root.

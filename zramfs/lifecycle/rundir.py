@@ -23,9 +23,9 @@ import os
 import stat
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zramfs.errors import ZramfsError
 from zramfs.host import locks, mounts, safe_paths
@@ -36,8 +36,7 @@ from .device_state import State, correct, rebuild
 _LOCK_TIMEOUT = 30.0
 
 
-@dataclass(frozen=True)
-class Rundir:
+class Rundir(NamedTuple):
     path: Path
 
     @property

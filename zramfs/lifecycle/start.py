@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import logging
 import os
 import signal
@@ -119,7 +120,11 @@ def _abandon(new: Rundir) -> None:
 def _serve(
     new: Rundir, config: DeviceConfig, on_ready: Callable[[], None], notifier: Notifier | None = None
 ) -> int:
+    gc.disable()  # as in zramfs.cli: half a second of imports leaves no garbage
     from zramfs.daemon import daemon  # brings trio and pyfuse3, which only the daemon needs
+
+    gc.freeze()
+    gc.enable()
 
     def ready() -> None:
         if config.reserve:
