@@ -12,8 +12,10 @@ cdef class Lane:
     cdef Store store
     cdef readonly int threads
     cdef bint started
+    cdef bint takeover
     cdef object __weakref__
     cdef int _start_slow(self) except -1
+    cdef int _resend(self) except -1
     cdef int _notify(self, const void* message, size_t size) except -1
     cdef void _exchange(self, store_t* st, store_ctx_t** fresh) noexcept nogil
     cdef worker_thread_t* _thread(self, int i) noexcept nogil

@@ -40,8 +40,8 @@ cdef int64_t LATER = -100001
 
 cdef void stamp_change(lane_shared_t* s) noexcept nogil:
     cdef uint64_t now = wall_ns()
-    store64(&s.mtime, now)
-    store64(&s.ctime, now)
+    store64(&s.kept.mtime, now)
+    store64(&s.kept.ctime, now)
 
 
 # --- I/O statistics, as the block layer counts them
@@ -282,9 +282,9 @@ cdef int64_t dispatch_request(worker_t* w, const fuse_in_header* h, size_t got) 
     elif opcode == FUSE_SETATTR:
         return do_setattr(w, arg, h.pid)
     elif opcode == FUSE_OPEN:
-        return do_open(w, h.pid)
+        return do_open(w, h.unique, h.pid)
     elif opcode == FUSE_RELEASE:
-        return do_release(w, arg)
+        return do_release(w, arg, h.unique)
     return do_statfs(w)
 
 

@@ -19,6 +19,7 @@ workers.pxd.
 from libc.stdint cimport uint8_t, uint64_t
 
 from allocator.prim cimport pthread_mutex_t
+from zramfs.lane.kept cimport kept_hand
 from zramfs.lane.slow cimport SLOW_SPARES, SLOW_THREADS, pthread_cond_t, slow_t
 from zramfs.lane.worker cimport lane_shared_t, worker_t
 
@@ -40,6 +41,7 @@ cdef struct worker_thread_t:
     worker_t w
     lane_t* lane
     int index
+    kept_hand* hand             # what the keeper sees of it
     unsigned int requests       # read so far, wraps
     bint long_request           # the last one
     bint hopeful                # the next request will probably come while we look for it

@@ -17,6 +17,7 @@ from allocator.prim cimport (
     add64, load64, peek64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock, store64,
 )
+from zramfs.lane.kept cimport KEPT_HANDS, page_release
 from zramfs.lane.slow cimport (
     SLOW_SPARES, SLOW_THREADS, pthread_cond_destroy, pthread_cond_init, slow_idle, slow_init, slow_t,
 )
@@ -112,6 +113,7 @@ cdef int lane_add_worker(lane_t* lane) noexcept nogil:
     if t == NULL:
         return errno
     t.index = lane.count
+    t.hand = &lane.shared.kept.hands[lane.count]
     lane.threads[lane.count] = t
     lane.count += 1
     return 0
@@ -133,6 +135,9 @@ cdef int lane_add_slow_workers(lane_t* lane) noexcept nogil:
         if lane.slow_threads[lane.slow_count] == NULL:
             return errno
         lane.slow_threads[lane.slow_count].w.may_wait = True
+        lane.slow_threads[lane.slow_count].hand = (
+            &lane.shared.kept.hands[KEPT_HANDS - SLOW_THREADS + lane.slow_count])
+        lane.slow_threads[lane.slow_count].hand.waits = 1
         lane.slow_count += 1
     s = <slow_t*> locked_memory(sizeof(slow_t), &unlocked)
     if s == NULL:
@@ -285,6 +290,7 @@ cdef void lane_free(lane_t* lane) noexcept nogil:
             munmap(lane.spares[i], SPARE)
     if lane.slow != NULL:
         munmap(lane.slow, sizeof(slow_t))
+    page_release(lane.shared.kept)
     pthread_cond_destroy(&lane.rest_over)
     pthread_mutex_destroy(&lane.rest_lock)
     if lane.fd >= 0:

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page that outlives the lane (kept_page.h): who maps it, and what a successor reads there."""
+from libc.stdint cimport uint64_t
+
+cdef extern from "kept_page.h" nogil:
+    enum: KEPT_BYTES, KEPT_HANDS, KEPT_OPENS, KEPT_REFUSED
+    const uint64_t KEPT_MAGIC
+    const uint64_t FUSE_RESENT
+
+    struct kept_hand:
+        uint64_t unique
+        uint64_t waits
+
+    struct kept_page:
+        uint64_t magic
+        uint64_t refused_count
+        kept_hand* hands
+        uint64_t* refused
+        uint64_t minor
+        uint64_t flags
+        uint64_t mode
+        uint64_t uid
+        uint64_t gid
+        uint64_t atime
+        uint64_t mtime
+        uint64_t ctime
+        uint64_t more_opens
+        uint64_t* opens
+
+# The page behind a descriptor, or one of this process alone for -1; resident, and locked where that is
+# allowed. NULL, and errno: EINVAL for a file that is no such page.
+cdef kept_page* page_map(int fd) noexcept nogil
+cdef void page_release(kept_page* page) noexcept nogil
+# Whether a request that comes again was in hand at too many deaths (keeper/hands.h). unique: with or without
+# FUSE_RESENT.
+cdef bint is_refused(kept_page* page, uint64_t unique) noexcept nogil
+# Open files, as the predecessor left them.
+cdef uint64_t count_opens(kept_page* page) noexcept nogil
