@@ -10,7 +10,8 @@ from .stats import BalloonStats
 class Balloon:
     """Takes frames out of an arena so that the host has their memory, and gives them back.
 
-    Any thread may call it, and the arena's users go on meanwhile. Raises ValueError for an arena that has
+    Any thread may call it, and the arena's users go on meanwhile. In an arena that was recovered it begins with
+    the frames that the last balloon had. Raises ValueError for an arena that has
     a balloon already: it takes one at a time.
     """
 

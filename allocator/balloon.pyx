@@ -96,6 +96,19 @@ cdef uint32_t balloon_inflate(balloon_t* b, uint32_t n) noexcept nogil:
     return done
 
 
+cdef void balloon_take_left(balloon_t* b) noexcept nogil:
+    """The frames that recovery has found in the arena, which counts them already."""
+    cdef uint32_t frame
+    b.head = b.arena.left_frames
+    b.pages = b.arena.nr_left
+    b.arena.left_frames = NONE32
+    b.arena.nr_left = 0
+    frame = b.head
+    while frame != NONE32:
+        b.arena.pages[frame].ref = LISTED
+        frame = b.arena.pages[frame].next
+
+
 cdef uint32_t balloon_pop(balloon_t* b) noexcept nogil:
     """A frame that is off the list, and so can't be isolated any more; NONE32 if none is listed."""
     cdef uint32_t frame
@@ -132,7 +145,8 @@ cdef uint32_t balloon_deflate(balloon_t* b, uint32_t n) noexcept nogil:
 cdef class Balloon:
     """Takes frames out of an arena so that the host has their memory, and gives them back.
 
-    Any thread may call it, and the arena's users go on meanwhile. Raises ValueError for an arena that has
+    Any thread may call it, and the arena's users go on meanwhile. In an arena that was recovered it begins with
+    the frames that the last balloon had. Raises ValueError for an arena that has
     a balloon already: it takes one at a time.
     """
 
@@ -150,6 +164,7 @@ cdef class Balloon:
         self.registered = owner_register(self.b.arena, OWNER_BALLOON, &owner)
         if not self.registered:
             raise ValueError("this arena has a balloon already")
+        balloon_take_left(&self.b)
 
     def __dealloc__(self):
         if self.registered and self.arena.a != NULL:

@@ -68,7 +68,7 @@ cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats,
     free(run.blocks)
     memset(run, 0, sizeof(compact_run_t))
     pthread_mutex_lock(&a.lock)
-    fresh = a.fresh
+    fresh = a.sb.fresh
     pthread_mutex_unlock(&a.lock)
     # 4 bytes a pageblock, so 2 KiB for each GiB of the pool; on the compactor's thread.
     run.blocks = <uint32_t*>malloc((fresh + 1) * sizeof(uint32_t))
@@ -255,7 +255,7 @@ cdef list pageblock_stats(arena_t* a):
     cdef bint in_use
     result = []
     pthread_mutex_lock(&a.lock)
-    fresh = a.fresh
+    fresh = a.sb.fresh
     pthread_mutex_unlock(&a.lock)
     for pb in range(fresh):
         movable = isolated = balloon = 0

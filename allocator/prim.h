@@ -39,6 +39,7 @@ static inline uint32_t load32(const uint32_t *p) { return __atomic_load_n(p, __A
 static inline void store32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline uint32_t add32(uint32_t *p, uint32_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
 static inline uint32_t sub32(uint32_t *p, uint32_t v) { return __atomic_sub_fetch(p, v, __ATOMIC_ACQ_REL); }
+static inline uint32_t swap32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
 static inline bool cas32(uint32_t *p, uint32_t old, uint32_t v)
 {
 	return __atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
@@ -61,6 +62,10 @@ static inline bool cas16(uint16_t *p, uint16_t old, uint16_t v)
 {
 	return __atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
+
+/* Keeps the compiler from moving a store across this place. A process that is killed leaves what each of its
+ * threads has executed, so what the processor reorders is of no concern. */
+static inline void order_stores(void) { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
 
 /* Raises *p to at least v. */
 static inline void max64(uint64_t *p, uint64_t v)

@@ -86,7 +86,7 @@ cdef uint64_t zs_compact_class(pool_t* pool, size_class_t* c, uint32_t max_zspag
             break
         zspage_free(pool, c, src)
         freed += c.pages
-    add64(&pool.pages_compacted, freed)
+    add64(&pool.arena.sb.pages_compacted, freed)
     return freed
 
 

@@ -16,7 +16,6 @@ from allocator.compaction cimport Migration
 from allocator.headroom cimport Headroom
 from allocator.layout cimport PAGEBLOCK_FRAMES
 from allocator.pool cimport pool_classes
-from allocator.populate cimport arena_populate_user
 from allocator.prim cimport *
 from allocator.reserve cimport Reserve
 from allocator.zscompact cimport zs_compact, zs_compact_class, zs_freeable
@@ -28,9 +27,12 @@ from zramfs.store.check cimport check_backing, check_slots
 from zramfs.store.ranges cimport (
     store_disksize, store_read, store_seek, store_set_overdraft, store_write, store_zero,
 )
+from zramfs.store.record cimport codecs_packed, kept_arguments
+from zramfs.store.recovery cimport store_recover
 from zramfs.store.slots cimport *
 from zramfs.store.tables cimport (
-    chunks_of, store_ctx_free, store_ctx_new, store_delete, store_new, store_stats,
+    clear_memory_file, record_finish, store_ctx_free, store_ctx_new, store_delete, store_new, store_stats,
+    store_stay_ready, user_bytes,
 )
 
 import os
@@ -60,18 +62,20 @@ cdef class Store:
     (allocator/reserve.pyx), rounded up to 2 MiB, 0 = none; with one the slot table (disksize / 512) is
     resident too, and no read, write or discard makes memory resident. wipe: what was discarded, overwritten
     or moved is zeroed in the memory file at once. headroom: asked before the pool takes memory, None = nobody
-    is; the store is its one user.
+    is; the store is its one user. fd: an empty memory file that the store lies in, which others may hold too,
+    so that the store outlives this process; -1 = one of its own. adopted: it has a store, see adopt().
     Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and MemoryError
     when address space is short. Every method may be called from any thread; the GIL is released while
     data moves.
     """
 
     def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0,
-                  Backing backing=None, reserve=0, bint wipe=False, Headroom headroom=None):
+                  Backing backing=None, reserve=0, bint wipe=False, Headroom headroom=None, int fd=-1,
+                  bint adopted=False):
         """Long: one step for each part of a store, and the way back from each."""
         cdef uint64_t nr_slots
         cdef Codec codec
-        cdef int prio, r
+        cdef int prio
         expect_kernel_pages()
         self.codecs = (Codec(algo, level, dictionary), *secondary, *(None,) * (NR_PRIO - 1 - len(secondary)))
         if len(self.codecs) != NR_PRIO:
@@ -81,21 +85,17 @@ cdef class Store:
         nr_slots = (disksize + PAGE - 1) >> PAGE_SHIFT
         nr_pageblocks = min(
             (8 * nr_slots + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES + SPARE_PAGEBLOCKS, MAX_PAGEBLOCKS)
-        self.arena = Arena(chunks_of(nr_slots) << PAGE_SHIFT, nr_pageblocks)
+        if adopted:
+            self.arena = Arena.adopt(fd)
+        else:
+            clear_memory_file(fd)
+            self.arena = Arena(user_bytes(nr_slots), nr_pageblocks, fd)
         self.migration = Migration(self.arena)
-        self.balloon = Balloon(self.arena)
-        if reserve:
-            self.reserve = Reserve(self.arena, reserve)
         self.st = store_new(self.arena.a, nr_slots)
         if self.st == NULL:
             raise MemoryError(f"no memory for the tables of a device of {disksize} bytes")
-        if reserve:
-            self.st.stays_ready = True
-            with nogil:
-                r = arena_populate_user(self.arena.a, 0, self.st.nr_chunks << PAGE_SHIFT)
-                make_resident(self.st.chunks, self.st.nr_chunks * sizeof(uint32_t))
-            if r != 0:
-                raise MemoryError(f"the system refuses the slot table of a device of {disksize} bytes")
+        if reserve and store_stay_ready(self.st) != 0:
+            raise MemoryError(f"the system refuses the slot table of a device of {disksize} bytes")
         for prio in range(NR_PRIO):
             if self.codecs[prio] is not None:
                 codec = self.codecs[prio]
@@ -105,23 +105,49 @@ cdef class Store:
         self.st.pool.wipe = wipe
         self.algo = algo
         self.level = self.codecs[0].level
-        self.set_mem_limit(mem_limit)
-        if headroom is not None:
-            self.headroom = headroom
-            self.st.pool.headroom = &headroom.h
-            headroom.look(0)
         if backing is not None:
             if backing.b == NULL or backing.taken:
                 raise ValueError("expected an open backing store that no other store has")
             backing.taken = True
             self.backing = backing
             self.st.backing = backing.b
+        if adopted:
+            self.recovered = store_recover(self.st, (reserve + (1 << 21) - 1) >> 21)
+        else:
+            self.arena.set_note(0, codecs_packed(self.codecs))
+            self.set_mem_limit(mem_limit)
+        self.balloon = Balloon(self.arena)
+        if reserve:
+            self.reserve = Reserve(self.arena, reserve)
+        if headroom is not None:
+            self.headroom = headroom
+            self.st.pool.headroom = &headroom.h
+            headroom.look(0)
+        record_finish(self.st)
+
+    @staticmethod
+    def adopt(fd, *, backing=None, reserve=0, headroom=None):
+        """The store that a killed process has left in a memory file, recovered; `recovered` says what that
+        took. A duplicate of fd is kept. backing: its backing store, by Backing(kept=...), if it had one. Raises
+        ValueError, and changes nothing, for a file that is not a store of this version or a backing store that
+        is missing; else as the constructor."""
+        return Store(**kept_arguments(fd, backing), backing=backing, reserve=reserve, headroom=headroom, fd=fd,
+                     adopted=True)
 
     def __dealloc__(self):
-        self.close()
+        # Whoever holds the memory file may adopt the store.
+        self.end(self.arena is not None and self.arena.a != NULL and self.arena.a.lent)
 
     def close(self):
-        """Gives all memory back. No other call, and no lane, may be at work on the store."""
+        """Gives all memory back: a memory file that was given to the store is empty afterwards. No other call,
+        and no lane, may be at work on the store."""
+        self.end(False)
+
+    def leave(self):
+        """As close(), but the memory file and the backing store keep what is stored, to be adopted."""
+        self.end(True)
+
+    cdef int end(self, bint left) except -1:
         cdef store_t* st = self.st
         cdef int i
         # Closed before the GIL is released, so that a second close() or a late call finds no store.
@@ -136,10 +162,9 @@ cdef class Store:
             self.reserve.close()
         with nogil:
             store_delete(st)
-        if self.arena is not None:
-            self.arena.close()
-        if self.backing is not None:
-            self.backing.close()
+        for part in (self.arena, self.backing):
+            if part is not None:
+                part.leave() if left else part.close()
 
     cdef store_ctx_t* take_ctx(self) except NULL:
         cdef store_ctx_t* ctx
@@ -293,12 +318,12 @@ cdef class Store:
         self.check_range(0, 0)
         if not 0 <= nbytes < 1 << 64:
             raise ValueError(f"a limit of 0 to 2^64 - 1 bytes expected, got {nbytes}")
-        store64(&self.st.pool.limit_pages, (nbytes + PAGE - 1) >> PAGE_SHIFT)
+        store64(&self.st.arena.sb.limit_pages, (nbytes + PAGE - 1) >> PAGE_SHIFT)
 
     def reset_mem_used_max(self):
         """The peak starts anew from what is in use."""
         self.check_range(0, 0)
-        store64(&self.st.pool.max_pages, peek64(&self.st.pool.pages))
+        store64(&self.st.arena.sb.max_pages, peek64(&self.st.pool.pages))
 
     @property
     def access_times(self):
@@ -402,7 +427,7 @@ cdef class Store:
     def room(self):
         """Pages that the balloon may take before the pool's limit is reached; None without a limit."""
         self.check_range(0, 0)
-        limit = peek64(&self.st.pool.limit_pages)
+        limit = peek64(&self.st.arena.sb.limit_pages)
         taken = peek64(&self.st.pool.pages) + peek64(&self.st.arena.reserved)
         return max(0, limit - taken) if limit else None
 

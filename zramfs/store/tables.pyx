@@ -7,14 +7,17 @@ from libc.string cimport memset
 from allocator.arena cimport arena_stats
 from allocator.frames cimport arena_t
 from allocator.layout cimport CHAIN_MAX
+from allocator.populate cimport arena_populate_user
 from allocator.pool cimport pool_delete, pool_new, pool_stats
 from allocator.prim cimport *
 from allocator.zspage cimport pool_ops_t
 from zramfs.store.backing cimport FETCH_BYTES
 from zramfs.codecs.codec cimport codec_ctx_free, codec_ctx_new
+from zramfs.store.record cimport *
 from zramfs.store.slots cimport *
 
 from zramfs.model.stats import StoreStats
+from zramfs.store.record import is_kept
 
 cdef extern from "<malloc.h>" nogil:
     size_t malloc_usable_size(void* p) noexcept
@@ -23,11 +26,13 @@ cdef extern from "<malloc.h>" nogil:
 cdef void store_delete(store_t* st) noexcept nogil:
     if st == NULL:
         return
+    if st.backing != NULL:
+        # It is closed after the arena.
+        st.backing.own = st.backing.record[0]
+        st.backing.record = &st.backing.own
     pool_delete(st.pool, False)
     if st.chunks != NULL:
         munmap(st.chunks, st.nr_chunks * sizeof(uint32_t))
-    if st.atime != NULL:
-        munmap(st.atime, st.atime_len)
     free(st)
 
 
@@ -40,6 +45,10 @@ cdef store_t* store_new(arena_t* arena, uint64_t nr_slots) noexcept nogil:
     st.nr_chunks = chunks_of(nr_slots)
     st.arena = arena
     st.slots = <uint64_t*>arena.user
+    st.record = record_of(arena)
+    st.record.nr_slots = nr_slots
+    st.record.atime_off = st.nr_chunks << PAGE_SHIFT
+    st.atime = <uint32_t*>(arena.user + st.record.atime_off)
     st.chunks = <uint32_t*>map_sparse(st.nr_chunks * sizeof(uint32_t), -1)
     if st.chunks != NULL:
         ops.ctx = st
@@ -52,6 +61,36 @@ cdef store_t* store_new(arena_t* arena, uint64_t nr_slots) noexcept nogil:
     st.max_object = st.pool.huge_size - 1
     st.change_fd = -1
     return st
+
+
+cdef int store_stay_ready(store_t* st) noexcept nogil:
+    st.stays_ready = True
+    make_resident(st.chunks, st.nr_chunks * sizeof(uint32_t))
+    return arena_populate_user(st.arena, 0, st.nr_chunks << PAGE_SHIFT)
+
+
+cdef void record_finish(store_t* st) noexcept nogil:
+    cdef store_record_t* record = st.record
+    cdef bint adopted = record.magic == RECORD_MAGIC
+    record.version = RECORD_VERSION
+    record.wipe = st.pool.wipe
+    record.has_backing = st.backing != NULL
+    if st.backing != NULL:
+        if not adopted:
+            record.backing = st.backing.own
+        st.backing.record = &record.backing
+    if adopted and record.atime_on:
+        store32(&st.atime_wanted, 1)
+        store32(&st.atime_on, 1)
+    store64(&record.magic, RECORD_MAGIC)
+
+
+cdef int clear_memory_file(int fd) except -1:
+    if fd >= 0 and is_kept(fd):
+        raise ValueError("expected an empty memory file, got one with a store in it; adopt it")
+    if fd >= 0 and ftruncate(fd, 0) != 0:
+        raise ValueError("expected a memory file that may be written")
+    return 0
 
 
 cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil:
@@ -101,10 +140,10 @@ cdef object store_stats(store_t* st):
         same_pages=peek64(&st.same_pages),
         pages_compacted=pool.pages_compacted,
         huge_pages=peek64(&st.huge_pages),
-        huge_pages_since=peek64(&st.huge_pages_since),
-        failed_reads=peek64(&st.failed_reads),
-        failed_writes=peek64(&st.failed_writes),
-        notify_free=peek64(&st.notify_free),
+        huge_pages_since=peek64(&st.record.huge_pages_since),
+        failed_reads=peek64(&st.record.failed_reads),
+        failed_writes=peek64(&st.record.failed_writes),
+        notify_free=peek64(&st.record.notify_free),
         resident=arena.resident,
         pageblocks_in_use=arena.pageblocks_in_use,
         pageblocks_total=arena.pageblocks_total,
