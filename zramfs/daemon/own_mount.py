@@ -38,6 +38,14 @@ class OwnMount:
         self._found = mounts.mount_at(self.path)
         return fd
 
+    def adopt(self, found: tuple[int, str]) -> None:
+        """What a predecessor has mounted: kept() of its OwnMount. It may be gone."""
+        self._found = next((each for each in mounts.mounts() if (each.id, each.dev) == tuple(found)), None)
+
+    def kept(self) -> tuple[int, str] | None:
+        """What names the mount, for adopt() in another process."""
+        return (self._found.id, self._found.dev) if self._found else None
+
     def place(self) -> Path | None:
         """Where ours is, since somebody may have renamed a directory on the way to it; None if it is gone, or
         something else is mounted over it."""
