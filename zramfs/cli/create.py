@@ -12,7 +12,7 @@ from zramfs.lifecycle import ramdisk as file_systems
 from zramfs.text.sizes import format_size
 
 from . import completion
-from .options import DEVICE_SIZE, described, device_options, lock_option, over_contents
+from .options import DEVICE_SIZE, described, device_options, lock_option, over_contents, standby_option
 from .output import say
 
 
@@ -25,6 +25,7 @@ from .output import say
 @device_options
 @over_contents
 @lock_option
+@standby_option
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--foreground", is_flag=True, help="Stay attached until the device ends.")
 def create(dir: str, foreground: bool, **values: Any) -> None:
@@ -52,6 +53,7 @@ def create(dir: str, foreground: bool, **values: Any) -> None:
 @device_options
 @over_contents
 @lock_option
+@standby_option
 def ramdisk(dir: str, fs: str, **values: Any) -> None:
     """Make a device, put a file system on it and mount that on the directory DIR. Needs root.
 

@@ -33,7 +33,7 @@ _NEVER = {
 }
 _OURS = (
     "size=SIZE, algo=NAME[:LEVEL], recomp_algo=NAME[:LEVEL] (up to three times), mem_limit=SIZE, "
-    "keep_free=SIZE, threads=NUMBER, writeback=PATH, access_times, wipe, allow_other, lock"
+    "keep_free=SIZE, threads=NUMBER, writeback=PATH, access_times, wipe, allow_other, lock, standby"
 )
 
 
@@ -68,7 +68,7 @@ def parse_options(text: str) -> DeviceConfig:
                 values[key] = (*values.get(key, ()), parsed) if key == "recomp_algo" else parsed
             except ValueError as error:
                 raise click.UsageError(f"the mount option {word}: {error}") from None
-        elif word in ("allow_other", "access_times", "wipe", "lock"):
+        elif word in ("allow_other", "access_times", "wipe", "lock", "standby"):
             values[key] = True
         elif key in _NEVER:
             raise click.UsageError(f"the mount option {word} makes no sense here: {_NEVER[key]}")

@@ -144,6 +144,14 @@ def lock_option(command: C) -> C:
     )(command)
 
 
+def standby_option(command: C) -> C:
+    """--standby, for devices other than swap, which always has one."""
+    return click.option(
+        "--standby", is_flag=True,
+        help="Keep a second process ready, so that the death of the first is a pause of milliseconds.",
+    )(command)
+
+
 def version(command: C, **more: Any) -> C:
     """-V and --version; more: what else click.option() knows."""
     return click.version_option(

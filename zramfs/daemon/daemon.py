@@ -65,7 +65,7 @@ MayEnd = Callable[[bool], None]
 def serve_device(
     config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None = None,
     may_end: MayEnd | None = None, notifier: Notifier | None = None, line: KeeperLine | None = None,
-    inherited: Inherited | None = None,
+    inherited: Inherited | None = None, announce: Callable[[], None] = lambda: None,
 ) -> int:
     """Serves one device until SIGTERM, SIGINT, SIGHUP, or until its tree or its lane is unmounted.
 
@@ -75,7 +75,8 @@ def serve_device(
     a new tree if that was lost. All run in a thread. An exception of on_ready ends the device, as soon as
     may_end lets it, and is raised again; one of teardown is logged. notifier: tells a service manager. line: to
     the keeper, which has another process take over when this one dies. inherited: what a predecessor left; when
-    that can't be taken over, an exception says why, and all stays as it is.
+    that can't be taken over, an exception says why, and all stays as it is. announce: called after on_ready, when
+    the device would outlive this process.
 
     Returns 0 after an orderly end; CUT_OFF if something had to be cut off from its users; FAILED if the lane
     had broken, or a step of the end failed. Raises ZramfsError (or on_ready's exception) when the start
@@ -86,7 +87,7 @@ def serve_device(
     log_to_stderr()
     expect_kernel_pages()
     with StopSignals(*STOP_SIGNALS).taken() as signals, stacks.written_on(signal.SIGUSR1):
-        daemon = _Daemon(config, on_ready, teardown, may_end, notifier, signals, line, inherited)
+        daemon = _Daemon(config, on_ready, teardown, may_end, notifier, signals, line, inherited, announce)
         while True:
             try:
                 return trio.run(daemon.run)
@@ -104,8 +105,9 @@ class _Daemon:
     def __init__(
         self, config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None,
         may_end: MayEnd | None, notifier: Notifier | None, signals: StopSignals, line: KeeperLine | None,
-        inherited: Inherited | None,
+        inherited: Inherited | None, announce: Callable[[], None],
     ) -> None:
+        self.announce = announce
         self.inherited = inherited
         self.config = config
         self.notifier = notifier
@@ -248,8 +250,9 @@ class _Daemon:
             raise ZramfsError(errno.EINTR, f"the device had to end before it was ready: {self.reason}")
         await run_in_thread(self.set_owner)
         await run_in_thread(self.tell_ready)
-        self.is_ready = True
         self.succession.begin(self.device, self.lane.stats().can_resend)
+        await run_in_thread(self.announce)
+        self.is_ready = True
         if self.notifier:
             await self.notifier.tell("READY=1")
         log.info("%s: ready at %s", self.config.name, self.config.directory)

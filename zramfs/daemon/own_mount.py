@@ -7,6 +7,7 @@ tries, then it is cut off from its users, who are named in the log.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -38,9 +39,15 @@ class OwnMount:
         self._found = mounts.mount_at(self.path)
         return fd
 
-    def adopt(self, found: tuple[int, str]) -> None:
-        """What a predecessor has mounted: kept() of its OwnMount. It may be gone."""
-        self._found = next((each for each in mounts.mounts() if (each.id, each.dev) == tuple(found)), None)
+    def adopt(self, found: Sequence[int | str] | None) -> None:
+        """What a predecessor has mounted: kept() of its OwnMount, or, if that is gone, what looks like ours at
+        the path, since the predecessor may have died just after a mount. It may be nothing."""
+        table = mounts.mounts()
+        top = mounts.mount_at(self.path)
+        is_ours = top and (top.source, top.fstype) == (
+            self._options["fsname"], f"fuse.{self._options['subtype']}")
+        self._found = next((each for each in table if found and [each.id, each.dev] == list(found)),
+                           top if is_ours else None)
 
     def kept(self) -> tuple[int, str] | None:
         """What names the mount, for adopt() in another process."""

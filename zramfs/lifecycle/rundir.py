@@ -108,7 +108,7 @@ class Rundir:
             raise ZramfsError(
                 error.errno or errno.EIO, f"cannot write {self.path}/state.lock: {error.strerror}") from None
         try:
-            fcntl.lockf(fd, fcntl.LOCK_EX)  # gone with whoever has it; holds no other lock meanwhile
+            fcntl.flock(fd, fcntl.LOCK_EX)  # of this open file: also against another thread
             yield
         finally:
             os.close(fd)

@@ -28,10 +28,11 @@ log = logging.getLogger(__name__)
 
 
 def serve(
-    new: Rundir, config: DeviceConfig, on_ready: Callable[[], None], notifier: Notifier | None = None
+    new: Rundir, config: DeviceConfig, *, build: Callable[[], None] = lambda: None,
+    announce: Callable[[], None] = lambda: None, notifier: Notifier | None = None,
 ) -> int:
     """Serves the claimed device. The caller's process becomes its keeper, and this returns in a child of it,
-    when the device has ended: see daemon.serve_device(). To be called while the process has one thread."""
+    when the device has ended: see daemon.serve_device(). build: makes what stands on `disk`. To be called while the process has one thread."""
     from zramfs.daemon import daemon  # brings trio and pyfuse3, which only the daemon needs
     from zramfs.daemon.keeper_line import KeeperLine
 
@@ -45,9 +46,10 @@ def serve(
             _become_resident(config)
             if _note_tree(new, config).kind == "device":
                 new.update(phase="ready")
-            on_ready()
+            build()
 
-        status = daemon.serve_device(config, ready, notifier=notifier, line=line, **_endings(new))
+        status = daemon.serve_device(
+            config, ready, notifier=notifier, line=line, announce=announce, **_endings(new))
         return status
     finally:
         _clean_up(new, status == daemon.FAILED)

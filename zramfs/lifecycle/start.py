@@ -36,7 +36,7 @@ def start_device(new: Rundir, config: DeviceConfig, on_top: OnTop = None, say: S
     for number in _SIGNALS:
         signal.signal(number, _leave)
     try:
-        detach.run(lambda on_ready: serve(new, config, on_ready), new.log)
+        detach.run(lambda on_ready: serve(new, config, announce=on_ready), new.log)
         _build(new, on_top, say)
         # A signal that comes now is too late: the device is there, and the exit status must say so.
         for number in _SIGNALS:
@@ -59,7 +59,7 @@ def serve_in_foreground(new: Rundir, config: DeviceConfig, say: Say, on_top: OnT
         if state := new.read():
             say(f"{state.where} is ready")
 
-    if serve(new, config, on_ready, Notifier.from_environment()):
+    if serve(new, config, build=on_ready, notifier=Notifier.from_environment()):
         raise ZramfsError(errno.EIO, "the device did not end in order; what happened is in the lines above")
 
 
