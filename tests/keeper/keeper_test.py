@@ -121,6 +121,16 @@ def test_a_daemon_and_its_standby_killed_at_once_are_replaced(tmp_path: Path) ->
         assert len(keeper.events("serving")) == 2
 
 
+def test_a_daemon_that_dies_before_it_serves_is_replaced_by_its_own_standby(tmp_path: Path) -> None:
+    with kept(tmp_path, standby=True) as keeper:
+        server = keeper.wait_for("serving")
+        keeper.wait_for_standby()
+        (tmp_path / "fails_late").touch()
+        os.kill(server, signal.SIGKILL)
+        keeper.wait_for("failing")
+        keeper.wait_for("serving", 2)
+
+
 def test_five_deaths_without_serving_end_the_device_with_a_sentence(tmp_path: Path) -> None:
     with kept(tmp_path) as keeper:
         server = keeper.wait_for("serving")

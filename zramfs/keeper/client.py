@@ -110,6 +110,10 @@ class Keeper:
     def close(self) -> None:
         self._sock.close()
 
+    def detach(self) -> None:
+        """Its descriptor is closed already."""
+        self._sock.detach()
+
     def _send(self, what: int, value: int, fds: Sequence[int] = ()) -> None:
         """A keeper that is gone is told by fileno()."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -166,9 +170,11 @@ def fork_standby(keeper: Keeper) -> Place | None:
         if pid:
             os.write(write_end, struct.pack("=i", pid))
             os._exit(0)
-        os.close(write_end)
-        ours.close()
-        keeper.close()
+        # Locks and pipes of the parent must not outlive it in here.
+        os.closerange(3, theirs.fileno())
+        os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+        ours.detach()
+        keeper.detach()
         return Place(theirs)
     os.close(write_end)
     theirs.close()

@@ -45,6 +45,7 @@ static struct kept_page *page;
 static uint32_t bits;		/* of the last SERVING */
 static bool ever_served, ending, blamed;
 static int stop_signal;
+static uint64_t stop_until;	/* a signal that was refused is forgotten then */
 static uint64_t death_at[DEATHS];
 static unsigned int deaths;	/* in a row without serving */
 static uint64_t standby_due, standby_pause = STANDBY_MS;
@@ -119,8 +120,8 @@ static void take_standby(pid_t pid, int sock)
 	end_standby();
 	if (!process_adopt(&standby, pid, sock))
 		return;
-	if (server.serves)
-		pass_kept(&standby);
+	/* At once: the server may die before it serves. */
+	pass_kept(&standby);
 	send_message(server.sock, STANDBY, (int32_t)pid, NULL, 0);
 }
 
@@ -146,8 +147,7 @@ static void handle_message(const struct message *m, int *fds, int count)
 		server.serves = ever_served = true;
 		deaths = 0;
 		standby_due = now_ms() + STANDBY_MS;
-		pass_kept(&standby);
-		if (stop_signal)
+		if (stop_signal && now_ms() < stop_until)
 			kill(server.pid, stop_signal);
 	} else if (m->what == ENDING) {
 		ending = true;
@@ -311,6 +311,7 @@ static void handle_signal(int number)
 	if (number == SIGCHLD)
 		return;
 	stop_signal = number;
+	stop_until = now_ms() + START_MS;
 	/* One that is about to take over would end at once, and with it whatever is in swap. */
 	if (server.serves || !ever_served)
 		kill(server.pid, number);

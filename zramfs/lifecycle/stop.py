@@ -39,6 +39,7 @@ SILENCE = 3.0  # seconds that a wait may take before it is announced; on a loade
 # A file system that nobody holds is gone when umount2 returns, but for somebody who had just a look at it.
 GONE_TIMEOUT = 2.0
 
+KEEPER = "zramfs-keeper"  # as its process is called
 LAST_LINES = 8  # of the log of a daemon that failed: its reason, and the steps of its end
 
 Say = Callable[[str], None]
@@ -230,11 +231,18 @@ def _expect_answer(state: State) -> None:
             errno.ETIMEDOUT,
             f"the daemon (pid {state.pid}) of {state.directory} has not answered for {ANSWER_TIMEOUT:g} s, "
             "so nothing was changed. If it is stopped, `kill -CONT` lets it go on; if it is stuck, "
-            f"`kill -KILL {state.pid}` ends it, and the same command then cleans up",
+            f"{_way_out(state)}",
         ) from None
     except OSError as error:
         # The lane has ended, and the daemon is on its way out.
         log.debug("%s: %s", state.disk, error)
+
+
+def _way_out(state: State) -> str:
+    if in_use.process_name(state.keeper_pid) == KEEPER:
+        return (f"`kill -KILL {state.pid}` has another process take over with the data, and "
+                f"`kill -KILL {state.keeper_pid} {state.pid}` ends the device; the same command then cleans up")
+    return f"`kill -KILL {state.pid}` ends it, and the same command then cleans up"
 
 
 def expect_unused(old: Rundir, state: State | None) -> None:
@@ -255,7 +263,8 @@ def expect_unused(old: Rundir, state: State | None) -> None:
         [place for place in places if mounts.mount_at(place)],
         devices=standing,
         # The warden holds the file system for the daemon, and lets it go before the unmount.
-        but=[state.pid, *process.children_of(state.pid)] if state else [],
+        but=[pid for each in {state.pid, state.keeper_pid, state.standby_pid} - {0}
+             for pid in (each, *process.children_of(each))] if state else [],
         own_swaps=own if state and state.kind == "swap" else [],
     )
     if state is not None and state.mountpoint and not phrases:
@@ -320,9 +329,11 @@ def _take_down_file_system(state: State, device: str, place: Path, say: Say | No
 
 
 def end_daemon(state: State, say: Say | None = None) -> None:
-    """SIGTERM to the daemon, if it is still the process that state names, and waits for its end."""
+    """SIGTERM to the daemon, if it is still the process that state names, and waits for its end. By its keeper,
+    which ends with it, and tells the next daemon if this one dies on the way."""
+    is_kept = in_use.process_name(state.keeper_pid) == KEEPER
     try:
-        pidfd = os.pidfd_open(state.pid)
+        pidfd = os.pidfd_open(state.keeper_pid if is_kept else state.pid)
     except ProcessLookupError:
         return
     try:

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kills the daemon of a device again and again, while a test looks at what whoever does I/O notices."""
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.whole import wait_until
+from zramfs.host import locks
+from zramfs.lifecycle import rundir
+from zramfs.lifecycle.rundir import Rundir, State
+
+
+def found(directory: Path) -> Rundir:
+    rundir_ = rundir.find(str(directory))
+    assert rundir_ is not None
+    return rundir_
+
+
+def state(directory: Path) -> State:
+    read = found(directory).read()
+    assert read is not None
+    return read
+
+
+def serving_pids(place: Rundir) -> list[int]:
+    """Of the daemon; empty between two of them."""
+    read = place.read()
+    return [pid for pid in locks.holders(place.path) if read and pid != read.keeper_pid]
+
+
+def kill_daemon(directory: Path, number: int = signal.SIGKILL) -> int:
+    """The pid of the one that was killed; returns when another one is named in the state."""
+    old = state(directory).pid
+    os.kill(old, number)
+    wait_until(lambda: state(directory).pid not in (old, state(directory).keeper_pid), "another daemon serves", 30)
+    return old
+
+
+class Killer:
+    """kills: so far."""
+
+    def __init__(self, directory: Path, pauses: tuple[float, float], seed: int = 0) -> None:
+        self._place = found(directory)
+        self._pauses = pauses
+        self._random = random.Random(seed)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.kills = 0
+
+    def _run(self) -> None:
+        while not self._over.wait(self._random.uniform(*self._pauses)):
+            for pid in serving_pids(self._place):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    self.kills += 1
+
+    def wait_kills(self, count: int, seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while self.kills < count:
+            assert time.monotonic() < end, f"only {self.kills} kills of {count} in {seconds} s"
+            time.sleep(0.01)
+
+    def log(self) -> str:
+        return self._place.log.read_text()
+
+    def end(self) -> None:
+        """After it, a daemon serves."""
+        self._over.set()
+        self._thread.join()
+        wait_until(lambda: bool(serving_pids(self._place)), "a daemon after the last kill", 30)
+
+    @classmethod
+    @contextlib.contextmanager
+    def at_work(cls, directory: Path, pauses: tuple[float, float]) -> Iterator[Killer]:
+        killer = cls(directory, pauses)
+        killer._thread.start()
+        try:
+            yield killer
+        finally:
+            killer.end()
