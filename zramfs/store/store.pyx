@@ -4,26 +4,24 @@
 cimport cython
 from libc.errno cimport EBUSY, EINVAL
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
 from allocator.arena cimport Arena, arena_buddyinfo
 from allocator.balloon cimport Balloon
-from allocator.check cimport check_arena, check_pool
 from allocator.compaction cimport Migration
 from allocator.headroom cimport Headroom
 from allocator.layout cimport PAGEBLOCK_FRAMES
 from allocator.pool cimport pool_classes
 from allocator.prim cimport *
 from allocator.reserve cimport Reserve
-from allocator.zscompact cimport zs_compact, zs_compact_class, zs_freeable
+from allocator.zscompact cimport zs_compact, zs_compact_slice
 from allocator.zsmalloc cimport zs_flush_deferred, zs_wake_after
 from zramfs.store.access_times cimport keep_access_times, mark_idle
 from zramfs.store.backing cimport Backing
 from zramfs.codecs.codec cimport CODEC_NONE, Codec
-from zramfs.store.check cimport check_backing, check_slots
+from zramfs.store.check cimport check_store
 from zramfs.store.ranges cimport (
     store_disksize, store_read, store_seek, store_set_overdraft, store_write, store_zero,
 )
@@ -32,7 +30,7 @@ from zramfs.store.recovery cimport store_recover
 from zramfs.store.slots cimport *
 from zramfs.store.tables cimport (
     clear_memory_file, record_finish, store_ctx_free, store_ctx_new, store_delete, store_new, store_stats,
-    store_stay_ready, user_bytes,
+    store_stay_ready, store_winnable, user_bytes,
 )
 
 import os
@@ -44,10 +42,6 @@ from zramfs.model.kernel_pages import expect_kernel_pages
 # than the machine's memory; 8 TiB of address space is the most that is asked for.
 MAX_PAGEBLOCKS = 4 << 20
 SPARE_PAGEBLOCKS = 64
-
-
-cdef enum:
-    SLICE_ZSPAGES = 8       # emptied between two looks at the clock, at most about 100 us
 
 
 # The collector must not take the arena away before __dealloc__ has used it.
@@ -166,6 +160,18 @@ cdef class Store:
             if part is not None:
                 part.leave() if left else part.close()
 
+    @property
+    def note(self):
+        """At most 5 MiB of bytes that the device keeps with the store, to find them again after adopt(); b""
+        before they are set. MemoryError, and the old ones stay, when the system refuses the memory."""
+        self.check_range(0, 0)
+        return self.arena.note(1)
+
+    @note.setter
+    def note(self, bytes content not None):
+        self.check_range(0, 0)
+        self.arena.set_note(1, content)
+
     cdef store_ctx_t* take_ctx(self) except NULL:
         cdef store_ctx_t* ctx
         if self.st == NULL:
@@ -245,14 +251,7 @@ cdef class Store:
         p = <uint8_t*><char*>out
         ctx = self.take_ctx()
         with nogil:
-            if chunk_pin(self.st, slot >> CHUNK_SHIFT):
-                v = slot_lock(self.st, slot)
-                if slot_type(v) != WRITTEN_BACK:
-                    r = page_load(self.st, ctx, v, p)
-                slot_unlock(self.st, slot, v)
-            else:
-                memset(p, 0, PAGE)
-            chunk_unpin(self.st, slot >> CHUNK_SHIFT)
+            r = page_peek(self.st, ctx, slot, p, &v)
         self.put_ctx(ctx)
         if r != 0:
             raise OSError(-r, f"page {page} can't be read: {os.strerror(-r)}")
@@ -369,33 +368,16 @@ cdef class Store:
     def compact_slice(self, uint64_t ns):
         """Object compaction for about ns nanoseconds, going on where the last slice ended. False when
         it has been through all classes; the next slice begins anew."""
-        cdef uint64_t until = now_ns() + ns
-        cdef bint more = False
         self.check_range(0, 0)
         with nogil:
-            while self.compact_class < self.st.pool.nr_classes and now_ns() < until:
-                zs_compact_class(
-                    self.st.pool, &self.st.pool.classes[self.compact_class], SLICE_ZSPAGES, &more)
-                if not more:
-                    self.compact_class += 1
+            self.compact_class = zs_compact_slice(self.st.pool, self.compact_class, now_ns() + ns)
             zs_flush_deferred(self.st.pool)
-        if self.compact_class < self.st.pool.nr_classes:
-            return True
-        self.compact_class = 0
-        return False
+        return self.compact_class != 0
 
     def winnable(self):
         """What compaction could give back to the OS: (pageblocks, of how many in use)."""
-        cdef uint64_t freeable, used, blocks, needed
         self.check_range(0, 0)
-        with nogil:
-            freeable = zs_freeable(self.st.pool)
-            pthread_mutex_lock(&self.st.arena.lock)
-            used = self.st.arena.frames_used
-            blocks = self.st.arena.pageblocks_in_use
-            pthread_mutex_unlock(&self.st.arena.lock)
-            needed = (used - min(used, freeable) + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES
-        return blocks - min(blocks, needed), blocks
+        return store_winnable(self.st)
 
     @property
     def frees(self):
@@ -452,19 +434,11 @@ cdef class Store:
         """
         cdef store_ctx_t* ctx = self.take_ctx()
         try:
-            check_arena(self.st.arena, level)
-            check_pool(self.st.pool, level)
-            if level >= 2:
-                check_slots(self.st, ctx, level)
-                if self.backing is not None:
-                    check_backing(self.st, self.backing)
+            check_store(self.st, ctx, self.backing, level)
         finally:
             self.put_ctx(ctx)
 
     def inject_failure(self, after):
         """The after-th frame allocation from now fails as if memory were short (0 = none does)."""
-        cdef uint64_t allocations = after
         self.check_range(0, 0)
-        pthread_mutex_lock(&self.st.arena.lock)
-        self.st.arena.fail_after = allocations
-        pthread_mutex_unlock(&self.st.arena.lock)
+        self.arena.inject_failure(after)
