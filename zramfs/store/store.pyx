@@ -57,7 +57,7 @@ cdef class Store:
     resident too, and no read, write or discard makes memory resident. wipe: what was discarded, overwritten
     or moved is zeroed in the memory file at once. headroom: asked before the pool takes memory, None = nobody
     is; the store is its one user. fd: an empty memory file that the store lies in, which others may hold too,
-    so that the store outlives this process; -1 = one of its own. adopted: it has a store, see adopt().
+    so that the store outlives this process; -1 = one of its own. adopted: an arena with a store, see adopt().
     Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and MemoryError
     when address space is short. Every method may be called from any thread; the GIL is released while
     data moves.
@@ -65,7 +65,7 @@ cdef class Store:
 
     def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0,
                   Backing backing=None, reserve=0, bint wipe=False, Headroom headroom=None, int fd=-1,
-                  bint adopted=False):
+                  Arena adopted=None):
         """Long: one step for each part of a store, and the way back from each."""
         cdef uint64_t nr_slots
         cdef Codec codec
@@ -79,9 +79,8 @@ cdef class Store:
         nr_slots = (disksize + PAGE - 1) >> PAGE_SHIFT
         nr_pageblocks = min(
             (8 * nr_slots + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES + SPARE_PAGEBLOCKS, MAX_PAGEBLOCKS)
-        if adopted:
-            self.arena = Arena.adopt(fd)
-        else:
+        self.arena = adopted
+        if adopted is None:
             clear_memory_file(fd)
             self.arena = Arena(user_bytes(nr_slots), nr_pageblocks, fd)
         self.migration = Migration(self.arena)
@@ -105,7 +104,7 @@ cdef class Store:
             backing.taken = True
             self.backing = backing
             self.st.backing = backing.b
-        if adopted:
+        if adopted is not None:
             self.recovered = store_recover(self.st, (reserve + (1 << 21) - 1) >> 21)
         else:
             self.arena.set_note(0, codecs_packed(self.codecs))
@@ -120,13 +119,16 @@ cdef class Store:
         record_finish(self.st)
 
     @staticmethod
-    def adopt(fd, *, backing=None, reserve=0, headroom=None):
-        """The store that a killed process has left in a memory file, recovered; `recovered` says what that
-        took. A duplicate of fd is kept. backing: its backing store, by Backing(kept=...), if it had one. Raises
-        ValueError, and changes nothing, for a file that is not a store of this version or a backing store that
-        is missing; else as the constructor."""
-        return Store(**kept_arguments(fd, backing), backing=backing, reserve=reserve, headroom=headroom, fd=fd,
-                     adopted=True)
+    def adopt(place, *, backing=None, reserve=0, headroom=None):
+        """The store that a killed process has left, recovered; `recovered` says what that took. place: the
+        memory file, of which a duplicate is kept, or what Arena.adopt() made of it beforehand. backing: its
+        backing store, by Backing(kept=...), if it had one. Raises ValueError, and changes nothing, for a file
+        without a store of this version or a backing store that is missing; else as the constructor."""
+        arena = place if isinstance(place, Arena) else Arena.adopt(place)
+        if not arena.current:
+            raise ValueError("the memory file was made anew since it was adopted: adopt it again")
+        return Store(**kept_arguments(arena, backing), backing=backing, reserve=reserve, headroom=headroom,
+                     adopted=arena)
 
     def __dealloc__(self):
         # Whoever holds the memory file may adopt the store.
