@@ -36,6 +36,15 @@ class Arena:
         later calls raise ValueError. A second close() does nothing. Raises ValueError for an arena whose
         reserve is not closed. A memory file that was given to the arena is empty afterwards."""
 
+    @property
+    def current(self) -> bool:
+        """Whether the memory file still has the arena that was adopted, or another one of the same shape."""
+
+    def map_resident(self) -> int:
+        """Makes page tables for what the memory file holds, so that recovery has no page faults, and answers how
+        many bytes that are. For a process that waits to adopt the arena, again and again. It changes nothing and
+        touches nothing, so another process may be at work. Raises OSError when the memory is refused."""
+
     def leave(self) -> None:
         """As close(), but the memory file stays as it is, for whoever holds it and adopts the arena."""
 

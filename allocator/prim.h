@@ -148,6 +148,17 @@ static inline int try_populate(void *start, size_t n)
 	return madvise((void *)first, end - first, MADV_POPULATE_WRITE) == 0 ? 0 : -ENOMEM;
 }
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+/* Page tables for a shared mapping's range that holds memory. 0, or -ENOMEM when the kernel refuses it. A range
+ * that lies behind the end of the file by now is no error. */
+static inline int try_map(void *start, size_t n)
+{
+	return madvise(start, n, MADV_POPULATE_READ) == 0 || errno != ENOMEM ? 0 : -ENOMEM;
+}
+
 /* n bytes of address space that take memory only where they are touched: private ones, filled with 0,
  * or with fd >= 0 those of a file, shared. NULL when there are none. Ended by munmap(). */
 static inline void *map_sparse(size_t n, int fd)

@@ -46,6 +46,7 @@ cdef extern from "prim.h" nogil:
     uint64_t round_up(uint64_t n, uint64_t to) noexcept
     void make_resident(void* start, size_t n) noexcept
     int try_populate(void* start, size_t n) noexcept
+    int try_map(void* start, size_t n) noexcept
     void* map_sparse(size_t n, int fd) noexcept
     void ready_stack() noexcept
 

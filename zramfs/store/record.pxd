@@ -2,6 +2,7 @@
 """What of a store outlives the process, beside slots and objects: see record.h."""
 from libc.stdint cimport uint32_t, uint64_t
 
+from allocator.arena cimport Arena
 from allocator.frames cimport arena_t
 
 cdef extern from "record.h" nogil:
@@ -41,6 +42,6 @@ cdef inline store_record_t* record_of(arena_t* a) noexcept nogil:
 
 # Note 0: the algorithms that a store was made with.
 cdef bytes codecs_packed(tuple codecs)
-# The keyword arguments with which the store in a memory file was made. Raises ValueError for a file without a
+# The keyword arguments with which the store in an adopted arena was made. Raises ValueError for one without a
 # store, or one of another layout, or one whose backing store is None.
-cdef dict kept_arguments(int fd, object backing)
+cdef dict kept_arguments(Arena arena, object backing)

@@ -2,7 +2,7 @@
 """The record of a store, and what it was made with: see record.h and record.pxd."""
 from libc.stdint cimport uint64_t
 
-from allocator.arena import Arena
+from allocator.arena cimport Arena
 from allocator.layout cimport superblock_t
 from allocator.prim cimport pread
 
@@ -32,24 +32,17 @@ cdef list codecs_unpacked(bytes note):
     return found
 
 
-cdef bint record_read(int fd, store_record_t* record):
-    cdef superblock_t sb
-    if pread(fd, &sb, sizeof(sb), 0) != sizeof(sb):
-        return False
-    record[0] = (<store_record_t*>sb.user_record)[0]
-    return record.magic == RECORD_MAGIC
-
-
 def is_kept(int fd):
     """Whether a memory file holds a store that can be adopted, or could be by another version of zramfs. False:
     it may be used for a new one."""
-    cdef store_record_t record
-    return record_read(fd, &record)
+    cdef superblock_t sb
+    return (pread(fd, &sb, sizeof(sb), 0) == sizeof(sb)
+            and (<store_record_t*>sb.user_record).magic == RECORD_MAGIC)
 
 
-cdef dict kept_arguments(int fd, object backing):
-    cdef store_record_t record
-    if not record_read(fd, &record):
+cdef dict kept_arguments(Arena arena, object backing):
+    cdef store_record_t* record = record_of(arena.open())
+    if record.magic != RECORD_MAGIC:
         raise ValueError("expected a memory file with a store in it, got one without")
     if record.version != RECORD_VERSION:
         raise ValueError(
@@ -57,9 +50,7 @@ cdef dict kept_arguments(int fd, object backing):
             "made it can read it")
     if bool(record.has_backing) is not (backing is not None):
         raise ValueError("expected the backing store that the store has pages on, and no other")
-    arena = Arena.adopt(fd)
     primary, *secondary = codecs_unpacked(arena.note(0))
-    arena.leave()
     return {
         "disksize": record.nr_slots << 12, "algo": primary[0], "level": primary[1], "dictionary": primary[2],
         "secondary": [each and Codec(*each) for each in secondary], "wipe": record.wipe != 0,

@@ -199,6 +199,8 @@ cdef object store_recover(store_t* st, uint64_t reserve_blocks):
     cdef pool_recovery_t pool
     memset(&job, 0, sizeof(job))
     job.st = st
+    if st.backing != NULL:
+        st.backing.record = &st.record.backing
     with nogil:
         recover(&job, reserve_blocks, &pool)
     return RecoveryStats(

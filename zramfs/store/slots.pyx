@@ -283,6 +283,19 @@ cdef int page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) n
     return r
 
 
+cdef int page_peek(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst, uint64_t* v) noexcept nogil:
+    cdef int r = 0
+    v[0] = 0
+    memset(dst, 0, PAGE)
+    if chunk_pin(st, slot >> CHUNK_SHIFT):
+        v[0] = slot_lock(st, slot)
+        if slot_type(v[0]) != WRITTEN_BACK:
+            r = page_load(st, ctx, v[0], dst)
+        slot_unlock(st, slot, v[0])
+    chunk_unpin(st, slot >> CHUNK_SHIFT)
+    return r
+
+
 cdef int page_write(store_t* st, store_ctx_t* ctx, uint64_t slot, const uint8_t* src) noexcept nogil:
     cdef prepared_t page
     page_prepare(st, ctx, src, &page)

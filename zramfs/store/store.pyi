@@ -4,7 +4,7 @@ from typing import Final
 
 from typing_extensions import Buffer
 
-from allocator import Balloon, ClassStats, Headroom, Migration
+from allocator import Arena, Balloon, ClassStats, Headroom, Migration
 from zramfs.codecs.codec import Codec
 from zramfs.model.stats import RecoveryStats, StoreStats
 
@@ -26,6 +26,10 @@ class Store:
     @property
     def backing(self) -> Backing | None: ...
     @property
+    def note(self) -> bytes: ...
+    @note.setter
+    def note(self, content: bytes) -> None: ...
+    @property
     def recovered(self) -> RecoveryStats | None: ...
     @property
     def disksize(self) -> int: ...
@@ -42,11 +46,12 @@ class Store:
         secondary: Sequence[Codec | None] = (), mem_limit: int = 0, backing: Backing | None = None,
         reserve: int = 0,
         wipe: bool = False,
-        headroom: Headroom | None = None, fd: int = -1, adopted: bool = False,
+        headroom: Headroom | None = None, fd: int = -1, adopted: Arena | None = None,
     ) -> None: ...
     @staticmethod
     def adopt(
-        fd: int, *, backing: Backing | None = None, reserve: int = 0, headroom: Headroom | None = None
+        place: int | Arena, *, backing: Backing | None = None, reserve: int = 0,
+        headroom: Headroom | None = None,
     ) -> Store: ...
     def close(self) -> None: ...
     def leave(self) -> None: ...

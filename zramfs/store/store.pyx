@@ -4,26 +4,24 @@
 cimport cython
 from libc.errno cimport EBUSY, EINVAL
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
 from allocator.arena cimport Arena, arena_buddyinfo
 from allocator.balloon cimport Balloon
-from allocator.check cimport check_arena, check_pool
 from allocator.compaction cimport Migration
 from allocator.headroom cimport Headroom
 from allocator.layout cimport PAGEBLOCK_FRAMES
 from allocator.pool cimport pool_classes
 from allocator.prim cimport *
 from allocator.reserve cimport Reserve
-from allocator.zscompact cimport zs_compact, zs_compact_class, zs_freeable
+from allocator.zscompact cimport zs_compact, zs_compact_slice
 from allocator.zsmalloc cimport zs_flush_deferred, zs_wake_after
 from zramfs.store.access_times cimport keep_access_times, mark_idle
 from zramfs.store.backing cimport Backing
 from zramfs.codecs.codec cimport CODEC_NONE, Codec
-from zramfs.store.check cimport check_backing, check_slots
+from zramfs.store.check cimport check_store
 from zramfs.store.ranges cimport (
     store_disksize, store_read, store_seek, store_set_overdraft, store_write, store_zero,
 )
@@ -32,7 +30,7 @@ from zramfs.store.recovery cimport store_recover
 from zramfs.store.slots cimport *
 from zramfs.store.tables cimport (
     clear_memory_file, record_finish, store_ctx_free, store_ctx_new, store_delete, store_new, store_stats,
-    store_stay_ready, user_bytes,
+    store_stay_ready, store_winnable, user_bytes,
 )
 
 import os
@@ -44,10 +42,6 @@ from zramfs.model.kernel_pages import expect_kernel_pages
 # than the machine's memory; 8 TiB of address space is the most that is asked for.
 MAX_PAGEBLOCKS = 4 << 20
 SPARE_PAGEBLOCKS = 64
-
-
-cdef enum:
-    SLICE_ZSPAGES = 8       # emptied between two looks at the clock, at most about 100 us
 
 
 # The collector must not take the arena away before __dealloc__ has used it.
@@ -63,7 +57,7 @@ cdef class Store:
     resident too, and no read, write or discard makes memory resident. wipe: what was discarded, overwritten
     or moved is zeroed in the memory file at once. headroom: asked before the pool takes memory, None = nobody
     is; the store is its one user. fd: an empty memory file that the store lies in, which others may hold too,
-    so that the store outlives this process; -1 = one of its own. adopted: it has a store, see adopt().
+    so that the store outlives this process; -1 = one of its own. adopted: an arena with a store, see adopt().
     Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and MemoryError
     when address space is short. Every method may be called from any thread; the GIL is released while
     data moves.
@@ -71,7 +65,7 @@ cdef class Store:
 
     def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0,
                   Backing backing=None, reserve=0, bint wipe=False, Headroom headroom=None, int fd=-1,
-                  bint adopted=False):
+                  Arena adopted=None):
         """Long: one step for each part of a store, and the way back from each."""
         cdef uint64_t nr_slots
         cdef Codec codec
@@ -85,9 +79,8 @@ cdef class Store:
         nr_slots = (disksize + PAGE - 1) >> PAGE_SHIFT
         nr_pageblocks = min(
             (8 * nr_slots + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES + SPARE_PAGEBLOCKS, MAX_PAGEBLOCKS)
-        if adopted:
-            self.arena = Arena.adopt(fd)
-        else:
+        self.arena = adopted
+        if adopted is None:
             clear_memory_file(fd)
             self.arena = Arena(user_bytes(nr_slots), nr_pageblocks, fd)
         self.migration = Migration(self.arena)
@@ -111,7 +104,7 @@ cdef class Store:
             backing.taken = True
             self.backing = backing
             self.st.backing = backing.b
-        if adopted:
+        if adopted is not None:
             self.recovered = store_recover(self.st, (reserve + (1 << 21) - 1) >> 21)
         else:
             self.arena.set_note(0, codecs_packed(self.codecs))
@@ -126,13 +119,16 @@ cdef class Store:
         record_finish(self.st)
 
     @staticmethod
-    def adopt(fd, *, backing=None, reserve=0, headroom=None):
-        """The store that a killed process has left in a memory file, recovered; `recovered` says what that
-        took. A duplicate of fd is kept. backing: its backing store, by Backing(kept=...), if it had one. Raises
-        ValueError, and changes nothing, for a file that is not a store of this version or a backing store that
-        is missing; else as the constructor."""
-        return Store(**kept_arguments(fd, backing), backing=backing, reserve=reserve, headroom=headroom, fd=fd,
-                     adopted=True)
+    def adopt(place, *, backing=None, reserve=0, headroom=None):
+        """The store that a killed process has left, recovered; `recovered` says what that took. place: the
+        memory file, of which a duplicate is kept, or what Arena.adopt() made of it beforehand. backing: its
+        backing store, by Backing(kept=...), if it had one. Raises ValueError, and changes nothing, for a file
+        without a store of this version or a backing store that is missing; else as the constructor."""
+        arena = place if isinstance(place, Arena) else Arena.adopt(place)
+        if not arena.current:
+            raise ValueError("the memory file was made anew since it was adopted: adopt it again")
+        return Store(**kept_arguments(arena, backing), backing=backing, reserve=reserve, headroom=headroom,
+                     adopted=arena)
 
     def __dealloc__(self):
         # Whoever holds the memory file may adopt the store.
@@ -165,6 +161,18 @@ cdef class Store:
         for part in (self.arena, self.backing):
             if part is not None:
                 part.leave() if left else part.close()
+
+    @property
+    def note(self):
+        """At most 5 MiB of bytes that the device keeps with the store, to find them again after adopt(); b""
+        before they are set. MemoryError, and the old ones stay, when the system refuses the memory."""
+        self.check_range(0, 0)
+        return self.arena.note(1)
+
+    @note.setter
+    def note(self, bytes content not None):
+        self.check_range(0, 0)
+        self.arena.set_note(1, content)
 
     cdef store_ctx_t* take_ctx(self) except NULL:
         cdef store_ctx_t* ctx
@@ -245,14 +253,7 @@ cdef class Store:
         p = <uint8_t*><char*>out
         ctx = self.take_ctx()
         with nogil:
-            if chunk_pin(self.st, slot >> CHUNK_SHIFT):
-                v = slot_lock(self.st, slot)
-                if slot_type(v) != WRITTEN_BACK:
-                    r = page_load(self.st, ctx, v, p)
-                slot_unlock(self.st, slot, v)
-            else:
-                memset(p, 0, PAGE)
-            chunk_unpin(self.st, slot >> CHUNK_SHIFT)
+            r = page_peek(self.st, ctx, slot, p, &v)
         self.put_ctx(ctx)
         if r != 0:
             raise OSError(-r, f"page {page} can't be read: {os.strerror(-r)}")
@@ -369,33 +370,16 @@ cdef class Store:
     def compact_slice(self, uint64_t ns):
         """Object compaction for about ns nanoseconds, going on where the last slice ended. False when
         it has been through all classes; the next slice begins anew."""
-        cdef uint64_t until = now_ns() + ns
-        cdef bint more = False
         self.check_range(0, 0)
         with nogil:
-            while self.compact_class < self.st.pool.nr_classes and now_ns() < until:
-                zs_compact_class(
-                    self.st.pool, &self.st.pool.classes[self.compact_class], SLICE_ZSPAGES, &more)
-                if not more:
-                    self.compact_class += 1
+            self.compact_class = zs_compact_slice(self.st.pool, self.compact_class, now_ns() + ns)
             zs_flush_deferred(self.st.pool)
-        if self.compact_class < self.st.pool.nr_classes:
-            return True
-        self.compact_class = 0
-        return False
+        return self.compact_class != 0
 
     def winnable(self):
         """What compaction could give back to the OS: (pageblocks, of how many in use)."""
-        cdef uint64_t freeable, used, blocks, needed
         self.check_range(0, 0)
-        with nogil:
-            freeable = zs_freeable(self.st.pool)
-            pthread_mutex_lock(&self.st.arena.lock)
-            used = self.st.arena.frames_used
-            blocks = self.st.arena.pageblocks_in_use
-            pthread_mutex_unlock(&self.st.arena.lock)
-            needed = (used - min(used, freeable) + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES
-        return blocks - min(blocks, needed), blocks
+        return store_winnable(self.st)
 
     @property
     def frees(self):
@@ -452,19 +436,11 @@ cdef class Store:
         """
         cdef store_ctx_t* ctx = self.take_ctx()
         try:
-            check_arena(self.st.arena, level)
-            check_pool(self.st.pool, level)
-            if level >= 2:
-                check_slots(self.st, ctx, level)
-                if self.backing is not None:
-                    check_backing(self.st, self.backing)
+            check_store(self.st, ctx, self.backing, level)
         finally:
             self.put_ctx(ctx)
 
     def inject_failure(self, after):
         """The after-th frame allocation from now fails as if memory were short (0 = none does)."""
-        cdef uint64_t allocations = after
         self.check_range(0, 0)
-        pthread_mutex_lock(&self.st.arena.lock)
-        self.st.arena.fail_after = allocations
-        pthread_mutex_unlock(&self.st.arena.lock)
+        self.arena.inject_failure(after)

@@ -16,7 +16,8 @@ cdef void record_finish(store_t* st) noexcept nogil
 # Before a store is made in it. ValueError for one that holds a store.
 cdef int clear_memory_file(int fd) except -1
 cdef void store_delete(store_t* st) noexcept nogil
-# A StoreStats; needs the GIL.
+# (pageblocks that compaction could give back, of how many in use) and a StoreStats; both need the GIL.
+cdef tuple store_winnable(store_t* st)
 cdef object store_stats(store_t* st)
 # NULL when memory is short. A context belongs to one store and one thread.
 cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil

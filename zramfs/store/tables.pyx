@@ -6,10 +6,11 @@ from libc.string cimport memset
 
 from allocator.arena cimport arena_stats
 from allocator.frames cimport arena_t
-from allocator.layout cimport CHAIN_MAX
+from allocator.layout cimport CHAIN_MAX, PAGEBLOCK_FRAMES
 from allocator.populate cimport arena_populate_user
 from allocator.pool cimport pool_delete, pool_new, pool_stats
 from allocator.prim cimport *
+from allocator.zscompact cimport zs_freeable
 from allocator.zspage cimport pool_ops_t
 from zramfs.store.backing cimport FETCH_BYTES
 from zramfs.codecs.codec cimport codec_ctx_free, codec_ctx_new
@@ -126,6 +127,18 @@ cdef void store_ctx_free(store_ctx_t* ctx) noexcept nogil:
         if ctx.codec[prio] != NULL:
             codec_ctx_free(ctx.codec[prio])
     free(ctx)
+
+
+cdef tuple store_winnable(store_t* st):
+    cdef uint64_t freeable, used, blocks, needed
+    with nogil:
+        freeable = zs_freeable(st.pool)
+        pthread_mutex_lock(&st.arena.lock)
+        used = st.arena.frames_used
+        blocks = st.arena.pageblocks_in_use
+        pthread_mutex_unlock(&st.arena.lock)
+        needed = (used - min(used, freeable) + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES
+    return blocks - min(blocks, needed), blocks
 
 
 cdef object store_stats(store_t* st):

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process that is killed between any two stores into its memory file leaves each page old or new."""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.backing_tools import backing_file
+from tests.support.kill_points import PAGE, Op, copy_of, each_point
+from zramfs.store.backing import Backing
+from zramfs.store.store import Store
+
+SIZE = 520 * PAGE
+KINDS = ("zeros", "small word", "odd word", "text", "half random", "random")
+
+# Pages of every kind, in sparse zspages, with some that do not compress.
+FULL: list[Op] = [
+    *(["write", i * PAGE, KINDS[i % 6], i, PAGE] for i in range(60)),
+    *(["write", i * PAGE, "half random", i, PAGE] for i in range(60, 100)),
+    *(["zero", i * PAGE, PAGE] for i in range(62, 100, 3)),
+]
+
+
+def old_or_new(backing: Path | None = None) -> Callable[[int, bytes, bytes], None]:
+    def look(fd: int, old: bytes, new: bytes) -> None:
+        copy = copy_of(fd)
+        kept = None
+        if backing is not None:
+            opened = os.open(backing, os.O_RDWR)
+            kept = Backing(str(backing), kept=opened)
+            os.close(opened)
+        store = Store.adopt(copy, backing=kept)
+        os.close(copy)
+        try:
+            assert store.recovered.lost == store.recovered.zspages_damaged == 0
+            store.check(3)
+            for page in range(0, len(old), PAGE):
+                found = store.read(page, PAGE)
+                assert found in (old[page:page + PAGE], new[page:page + PAGE]), f"page {page // PAGE}"
+            # The lists are good for more.
+            store.write(300 * PAGE, bytes(range(256)) * 64)
+            store.zero(0, 20 * PAGE)
+            store.compact()
+            store.migration.run()
+            store.check(3)
+        finally:
+            store.leave()
+
+    return look
+
+
+# Two pageblocks, the second of which holds little.
+SPREAD: list[Op] = [
+    *(["write", i * PAGE, "noise", i, PAGE] for i in range(515)),
+    *(["write", i * PAGE, "half random", i, PAGE] for i in range(515, 540)),
+    *(["zero", i * PAGE, PAGE] for i in range(100, 506)),
+]
+
+WRITES: dict[str, Op] = {
+    "a page goes into a zspage with room": ["write", 200 * PAGE, "text", 1, PAGE],
+    "a page gets a zspage of its own": ["write", 201 * PAGE, "random", 2, PAGE],
+    "a page is the first of its chunk": ["write", 515 * PAGE, "odd word", 3, PAGE],
+    "a page takes the place of one that did not compress": ["write", 5 * PAGE, "half random", 4, PAGE],
+    "a same-filled page takes the place of another": ["write", 4 * PAGE, "zeros", 5, PAGE],
+    "a part of a page is written": ["write", 3 * PAGE + 100, "text", 6, 3000],
+    "parts and whole pages are written": ["write", 61 * PAGE + 7, "half random", 7, 4 * PAGE],
+    "a zspage becomes empty": ["zero", 5 * PAGE, PAGE],
+    "pages are discarded": ["zero", 60 * PAGE, 8 * PAGE],
+    "parts of pages are zeroed": ["zero", 3 * PAGE + 5, 2 * PAGE],
+    "pages are read": ["read", 0, 70 * PAGE],
+}
+WORK: dict[str, Op] = {
+    "objects move": ["compact"],
+    "a balloon grows": ["balloon", 40],
+    "pages are compressed again": ["recompress"],
+    "pages are marked idle": ["idle"],
+    "access times are switched on": ["times", True],
+    "a note is written": ["note", "ledger", 300],
+}
+
+
+@pytest.mark.parametrize("wipe", [False, True], ids=["plain", "wiped"])
+@pytest.mark.parametrize("op", WRITES.values(), ids=WRITES)
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_in_a_request_leaves_each_page_old_or_new(op: Op, wipe: bool) -> None:
+    found = each_point(FULL, [op], old_or_new(), size=SIZE, wipe=wipe)
+    assert found >= (2 if op[0] == "read" else 4)
+
+
+@pytest.mark.parametrize("op", WORK.values(), ids=WORK)
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_in_the_background_changes_no_page(op: Op) -> None:
+    found = each_point(FULL, [op], old_or_new(), size=SIZE, secondary=["zstd"])
+    assert found >= (2 if op[0] == "times" else 50)
+
+
+@pytest.mark.parametrize("wipe", [False, True], ids=["plain", "wiped"])
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_in_a_migration_changes_no_page(wipe: bool) -> None:
+    found = each_point(SPREAD, [["migrate"]], old_or_new(), size=540 * PAGE, wipe=wipe)
+    assert found > 200
+
+
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_balloon_survives_a_kill_while_it_moves_and_while_it_shrinks() -> None:
+    setup = [*SPREAD, ["balloon", 40]]
+    found = each_point(setup, [["balloon", 30], ["migrate"]], old_or_new(), size=540 * PAGE)
+    assert found > 200
+
+
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_in_a_write_back_changes_no_page(tmp_path: Path) -> None:
+    place = backing_file(tmp_path / "backing")
+    ops: list[Op] = [
+        ["write back", 0, 100], ["write", 7 * PAGE, "text", 9, PAGE], ["zero", 10 * PAGE, 9 * PAGE],
+        ["write", 20 * PAGE + 9, "text", 8, PAGE], ["write back", 0, 50],
+    ]
+    found = each_point(FULL, ops, old_or_new(place), size=SIZE, backing=place)
+    assert found > 50
