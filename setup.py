@@ -138,8 +138,9 @@ class BuildAll(build_ext):
             return
         place = "zramfs/keeper" if self.inplace else os.path.join(self.build_lib, "zramfs/keeper")
         os.makedirs(place, exist_ok=True)
-        compiler = shlex.split(sysconfig.get_config_var("CC") or "cc") + shlex.split(os.environ.get("CFLAGS", ""))
-        words = [*compiler, "-std=gnu11", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wundef",
+        compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
+        words = [*compiler, *shlex.split(os.environ.get("CFLAGS", "")),
+                 "-std=gnu11", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wundef",
                  *(["-Werror"] if os.environ.get("ZRAMFS_WERROR") else []), "-ffunction-sections",
                  "-Wl,--gc-sections", "-o", f"{place}/zramfs-keeper.new", "zramfs/keeper/keeper.c"]
         # Alone it takes 0.9 MiB; with the system's C library it would lock 2 MiB of that, too.
@@ -150,4 +151,5 @@ class BuildAll(build_ext):
 
 
 # parallel: pip and build have no -j; a wheel took 9 s on two cores, and 17 s without it.
-setup(ext_modules=WANTED, cmdclass={"build_ext": BuildAll}, options={"build_ext": {"parallel": os.cpu_count()}})
+setup(ext_modules=WANTED, cmdclass={"build_ext": BuildAll},
+      options={"build_ext": {"parallel": os.cpu_count()}})

@@ -44,7 +44,7 @@ class Kept(Child):
 
     def wait_for(self, name: str, count: int = 1) -> int:
         """The pid of the event of this name, the count-th one."""
-        wait_until(lambda: len(self.events(name)) >= count, f"{count} of the event {name}; the log is:\n{self.log}")
+        wait_until(lambda: len(self.events(name)) >= count, f"{count} of the event {name}")
         return self.events(name)[count - 1][0]
 
     def wait_for_standby(self, but: int = 0) -> int:
@@ -52,7 +52,7 @@ class Kept(Child):
         def there() -> bool:
             seen = self.events("standby")
             return bool(seen) and seen[-1][1] not in (0, but)
-        wait_until(there, f"a standby; the log is:\n{self.log}")
+        wait_until(there, "a standby")
         return self.events("standby")[-1][1]
 
     @contextlib.contextmanager
@@ -209,7 +209,7 @@ def test_a_request_in_hand_for_too_long_ends_the_daemon_with_its_stacks(tmp_path
             put_hand(page, 3, unique=44)
             began = time.monotonic()
             keeper.wait_for("serving", 2)
-            assert 0.5 < time.monotonic() - began
+            assert time.monotonic() - began > 0.5
             assert keeper.events("stacks") == [(server, 0)]
             assert "has worked on one request for" in keeper.log
             assert hand(page, 3) == 0, "the next one begins with empty hands"

@@ -22,12 +22,12 @@ from tests.support.backing_tools import backing_file, write_back
 from tests.support.kill_points import Op, apply, apply_to_model, copy_of
 from tests.support.memory_file import PAGE as PAGE_DESC
 from tests.support.memory_file import WORD, ZSPAGE, MemoryFile
-from tests.support.page_kinds import KINDS, block, hard, noise, prose
+from tests.support.page_kinds import KINDS, hard, noise, prose
 from zramfs.codecs.codec import Codec
 from zramfs.store import block_state
 from zramfs.store.backing import Backing
-from zramfs.store.record import is_kept
 from zramfs.store.recompress import Recompression
+from zramfs.store.record import is_kept
 from zramfs.store.store import Store
 
 PAGE = 4096

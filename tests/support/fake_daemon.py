@@ -4,8 +4,9 @@
     python -m tests.support.fake_daemon DIR        becomes a keeper and the first daemon
     python -m tests.support.fake_daemon DIR next   is started by the keeper
 
-DIR has plan.json: standby, survives (bits of SERVING), hang_ms, never (the first one does not serve). While there
-is a file DIR/fails, no successor serves; DIR/fails_late is for one of them, which has a standby by then.
+DIR has plan.json: standby, survives (bits of SERVING), hang_ms, never (the first one does not serve). While
+there is a file DIR/fails, no successor serves. DIR/fails_late is for one of them, which has a standby by
+then.
 Each event is a line in DIR/events: its name, the pid, and a number. SIGTERM ends it in order, with status 7.
 """
 from __future__ import annotations

@@ -39,7 +39,7 @@ def kill_daemon(directory: Path, number: int = signal.SIGKILL) -> int:
     """The pid of the one that was killed; returns when another one is named in the state."""
     old = state(directory).pid
     os.kill(old, number)
-    wait_until(lambda: state(directory).pid not in (old, state(directory).keeper_pid), "another daemon serves", 30)
+    wait_until(lambda: state(directory).pid not in (old, state(directory).keeper_pid), "another daemon", 30)
     return old
 
 
@@ -55,11 +55,15 @@ class Killer:
         self.kills = 0
 
     def _run(self) -> None:
+        last = 0
         while not self._over.wait(self._random.uniform(*self._pauses)):
             for pid in serving_pids(self._place):
+                if pid == last:  # it has not gone yet
+                    continue
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     self.kills += 1
+                    last = pid
 
     def wait_kills(self, count: int, seconds: float = 60) -> None:
         end = time.monotonic() + seconds

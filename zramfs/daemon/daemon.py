@@ -73,10 +73,10 @@ def serve_device(
     still do, to undo what was built on them. may_end is called before each end that can be refused, with True
     for a signal and False for an unmounted tree: whatever it raises is logged, and the device goes on, with
     a new tree if that was lost. All run in a thread. An exception of on_ready ends the device, as soon as
-    may_end lets it, and is raised again; one of teardown is logged. notifier: tells a service manager. line: to
-    the keeper, which has another process take over when this one dies. inherited: what a predecessor left; when
-    that can't be taken over, an exception says why, and all stays as it is. announce: called after on_ready, when
-    the device would outlive this process.
+    may_end lets it, and is raised again; one of teardown is logged. notifier: tells a service manager. line:
+    to the keeper, which has another process take over when this one dies. inherited: what a predecessor left;
+    when that can't be taken over, an exception says why, and all stays as it is. announce: called after
+    on_ready, when the device would outlive this process.
 
     Returns 0 after an orderly end; CUT_OFF if something had to be cut off from its users; FAILED if the lane
     had broken, or a step of the end failed. Raises ZramfsError (or on_ready's exception) when the start
@@ -229,12 +229,12 @@ class _Daemon:
         self.lane = lane
 
     async def start_tree(self) -> None:
-        assert self.device is not None  # start_lane() came first
         tree = self.new_tree()
         await tree.start()
         self.tree = tree
 
     def new_tree(self) -> TreeServer:
+        assert self.device is not None  # start_lane() or take_over() came first
         return TreeServer(
             self.config.name, self.tree_mount, tree_of(self.device, self.disk.path),
             self.succession.tree_mounted)
@@ -250,6 +250,7 @@ class _Daemon:
             raise ZramfsError(errno.EINTR, f"the device had to end before it was ready: {self.reason}")
         await run_in_thread(self.set_owner)
         await run_in_thread(self.tell_ready)
+        assert self.device is not None
         self.succession.begin(self.device, self.lane.stats().can_resend)
         await run_in_thread(self.announce)
         self.is_ready = True

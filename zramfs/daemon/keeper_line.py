@@ -20,15 +20,15 @@ from zramfs.lane.lane import PAGE_BYTES
 from .papers import Papers
 
 log = logging.getLogger(__package__)
-__all__ = ["Inherited", "KeeperLine", "Kept", "Place"]
+__all__ = ["Inherited", "Keeper", "KeeperLine", "Kept", "LineSettings", "Place"]
 
 RESTART_PAUSE = 1.0  # seconds between two tries to start a keeper
 
 
 @dataclass
 class Kept:
-    """The descriptors that outlive a daemon, in the keeper's order. connection is the lane's, which closes it;
-    backing: of the backing store, or None."""
+    """The descriptors that outlive a daemon, in the keeper's order. The lane closes connection. backing: of
+    the backing store, or None."""
 
     connection: int
     page: int
@@ -60,30 +60,32 @@ class Inherited:
         return cls(kept, Papers(kept.papers).read())
 
 
-class KeeperLine:
-    """rundir, command: of another keeper and of the processes that it starts. on_change: called in a thread
-    with the pids of the keeper and of the standby (0 = none) when one of them is another. on_mount: called in
-    a thread when the tree was mounted anew."""
+@dataclass(frozen=True)
+class LineSettings:
+    """rundir, command: of keepers and of the processes that they start. standby: one is wanted. on_change:
+    called in a thread with the pids of the keeper and of the standby (0 = none) when one of them is another.
+    on_mount: called in a thread when the tree was mounted anew."""
 
-    def __init__(
-        self, keeper: Keeper, rundir: Path, command: list[str], *, standby: bool,
-        on_change: Callable[[int, int], None] = lambda keeper, standby: None,
-        on_mount: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.on_mount = on_mount
+    rundir: Path
+    command: list[str]
+    standby: bool
+    on_change: Callable[[int, int], object]
+    on_mount: Callable[[], object]
+
+
+class KeeperLine:
+    def __init__(self, keeper: Keeper, settings: LineSettings) -> None:
         self._keeper = keeper
-        self._rundir = rundir
-        self._command = command
-        self._standby = standby
-        self._on_change = on_change
+        self._settings = settings
+        self.on_mount = settings.on_mount
         self._kept: Kept | None = None
         self._survives: bool | None = None  # None: it does not serve yet
         self._is_ending = False
 
     @classmethod
-    def fork(cls, rundir: Path, command: list[str], **how: object) -> KeeperLine:
+    def fork(cls, settings: LineSettings) -> KeeperLine:
         """As Keeper.fork(): the caller's process becomes the keeper."""
-        return cls(Keeper.fork(rundir, command), rundir, command, **how)
+        return cls(Keeper.fork(settings.rundir, settings.command), settings)
 
     @property
     def pids(self) -> tuple[int, int]:
@@ -101,7 +103,7 @@ class KeeperLine:
         """To be called again when that changes."""
         if survives is not self._survives:
             self._survives = survives
-            self._keeper.serving(survives=survives, standby=self._standby)
+            self._keeper.serving(survives=survives, standby=self._settings.standby)
 
     def ending(self) -> None:
         """From here on the connection ends with this process."""
@@ -114,7 +116,7 @@ class KeeperLine:
         while True:
             if told != self.pids:
                 told = self.pids
-                await run_in_thread(partial(self._on_change, *told))
+                await run_in_thread(partial(self._settings.on_change, *told))
             await wait_until_readable(self._keeper.fileno())
             if self._keeper.hear() is None:
                 if self._is_ending:
@@ -126,15 +128,16 @@ class KeeperLine:
         old = self._keeper
         while True:
             try:
-                new = await run_in_thread(partial(Keeper.start, self._rundir, self._command))
+                new = await run_in_thread(
+                    partial(Keeper.start, self._settings.rundir, self._settings.command))
                 break
             except OSError as error:
-                log.error("no keeper can be started: %s; the device would not outlive its daemon, and the next "
-                          "try is in %g s", error, RESTART_PAUSE)
+                log.error("no keeper can be started: %s; the device would not outlive its daemon, and the "
+                          "next try is in %g s", error, RESTART_PAUSE)
                 await trio.sleep(RESTART_PAUSE)
         self._keeper = new
         old.close()
         if self._kept is not None and not self._is_ending:
             new.keep(self._kept.fds())
             if self._survives is not None:
-                new.serving(survives=self._survives, standby=self._standby)
+                new.serving(survives=self._survives, standby=self._settings.standby)

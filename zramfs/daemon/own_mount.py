@@ -40,8 +40,8 @@ class OwnMount:
         return fd
 
     def adopt(self, found: Sequence[int | str] | None) -> None:
-        """What a predecessor has mounted: kept() of its OwnMount, or, if that is gone, what looks like ours at
-        the path, since the predecessor may have died just after a mount. It may be nothing."""
+        """What a predecessor has mounted: kept() of its OwnMount, or, if that is gone, what looks like ours
+        at the path, since the predecessor may have died just after a mount. It may be nothing."""
         table = mounts.mounts()
         top = mounts.mount_at(self.path)
         is_ours = top and (top.source, top.fstype) == (

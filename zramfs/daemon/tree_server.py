@@ -33,7 +33,8 @@ LOOK_INTERVAL = 1.0  # seconds between two looks whether a request was lost
 
 
 class TreeServer:
-    """device: its name, for the log. on_mount: called in a thread after each mount. One at a time in a process: pyfuse3 has one session."""
+    """device: its name, for the log. on_mount: called in a thread after each mount. One at a time in
+    a process: pyfuse3 has one session."""
 
     def __init__(
         self, device: str, mount: OwnMount, root: Directory, on_mount: Callable[[], None] = lambda: None

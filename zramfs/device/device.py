@@ -64,7 +64,7 @@ class Device(ReadOnlyTables):
     def __init__(self, config: DeviceConfig, lane: Lane, memory: int | None = None) -> None:
         """memory: a memory file that outlives this process, for the store; None = the store has its own."""
         self._config = config
-        self.memory = memory
+        self.memory_file = memory
         # Called when a command has changed something that a successor must know.
         self.on_change: Callable[[], None] = lambda: None
         self.survival = "it ends with its daemon"
@@ -380,7 +380,8 @@ class Device(ReadOnlyTables):
         def make() -> Store:
             store = Store(size, mem_limit=self._mem_limit, reserve=self._config.reserve,
                           backing=self.backing_store.backing, wipe=self._config.wipe,
-                          fd=-1 if self.memory is None else self.memory, headroom=self.host_memory.headroom,
+                          fd=-1 if self.memory_file is None else self.memory_file,
+                          headroom=self.host_memory.headroom,
                           **algorithms.store_arguments(self._algorithms))
             try:
                 store.access_times = self._access_times

@@ -145,8 +145,8 @@ class Governor:
         return self._link is not None or self._lost is not None
 
     def inherit(self) -> None:
-        """A predecessor governed the file system, whose warden thaws it and gives everything back when it finds
-        the daemon gone. To be called before run()."""
+        """A predecessor governed the file system. Its warden thaws that, and gives everything back, when it
+        finds the daemon gone. To be called before run()."""
         self._lost = True
 
     def expect_limit(self, limit: int) -> None:

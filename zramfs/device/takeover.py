@@ -43,8 +43,8 @@ def settings_of(device: Device) -> dict[str, Any]:
 
 async def restore(device: Device, saved: dict[str, Any], backing: int | None) -> None:
     """Gives a device that was just made what its predecessor had: settings, and the store in its memory file.
-    backing: the descriptor of its backing store. Raises ZramfsError, OSError or ValueError when the memory file
-    can't be adopted; it is unchanged then."""
+    backing: the descriptor of its backing store. Raises ZramfsError, OSError or ValueError when the memory
+    file can't be adopted; it is unchanged then."""
     device._mem_limit = saved["mem_limit"]
     device._access_times = saved["access_times"]
     device._last_error = saved["last_error"]
@@ -55,11 +55,11 @@ async def restore(device: Device, saved: dict[str, Any], backing: int | None) ->
     device.policies.take_ledgers(saved["ledgers"])
     if saved["backing"]["path"] is not None and backing is not None:
         await device.backing_store.adopt(saved["backing"], backing)
-    assert device.memory is not None  # a successor has one
-    if is_kept(device.memory):
+    assert device.memory_file is not None  # a successor has one
+    if is_kept(device.memory_file):
         store = await device._in_thread(partial(
-            Store.adopt, device.memory, backing=device.backing_store.backing, reserve=device._config.reserve,
-            headroom=device.host_memory.headroom))
+            Store.adopt, device.memory_file, backing=device.backing_store.backing,
+            reserve=device._config.reserve, headroom=device.host_memory.headroom))
         try:
             device._lane.set_store(store)
         except BaseException:
@@ -68,8 +68,9 @@ async def restore(device: Device, saved: dict[str, Any], backing: int | None) ->
         device._store = store
         assert (found := store.recovered) is not None
         log.warning(
-            "%s: %d pages are taken over after %.1f ms: %d were in use, %d are lost; %d objects, %d frames and %d "
-            "pageblocks that nothing names are free again", device._config.name, found.pages, found.ns / 1e6,
+            "%s: %d pages are taken over after %.1f ms: %d were in use, %d are lost; %d objects, %d frames "
+            "and %d pageblocks that nothing names are free again", device._config.name, found.pages,
+            found.ns / 1e6,
             found.locks, found.lost, found.objects_freed, found.frames_freed, found.pageblocks_freed)
     entries = [found and await _unpacked(device, number, found)
                for number, found in enumerate(saved["algorithms"])]

@@ -410,7 +410,8 @@ def _package(name: str, extra: str) -> Verdict:
 CHECKS = (
     _Check("FUSE device", "every device", _fuse, essential=True),
     _Check("fusermount3", "every device of an ordinary user", _fusermount, essential=True),
-    _Check("kernel", "devices, shared mmap of disk, and devices that outlive their daemon", _kernel, essential=True),
+    _Check("kernel", "devices, shared mmap of disk, and devices that outlive their daemon", _kernel,
+           essential=True),
     _Check("run directory", "every device", _run_directory, essential=True),
     _Check("fuse.conf", "--allow-other of ordinary users", _fuse_conf),
     _Check("fusectl", "abort, the way out when a device hangs", _connections),

@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -165,11 +166,15 @@ def fork_standby(keeper: Keeper) -> Place | None:
     read_end, write_end = os.pipe()
     middle = os.fork()
     if middle == 0:
-        os.close(read_end)
-        pid = os.fork()
-        if pid:
-            os.write(write_end, struct.pack("=i", pid))
-            os._exit(0)
+        pid = 0
+        try:
+            os.close(read_end)
+            pid = os.fork()
+            if pid:
+                os.write(write_end, struct.pack("=i", pid))
+        finally:
+            if pid or sys.exc_info()[1]:  # the caller may have been killed meanwhile
+                os._exit(0)
         # Locks and pipes of the parent must not outlive it in here.
         os.closerange(3, theirs.fileno())
         os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
@@ -191,8 +196,8 @@ def expect_program() -> None:
     """Raises ZramfsError(ENOEXEC) for an installation without the keeper."""
     if not os.access(PROGRAM, os.X_OK):
         raise ZramfsError(
-            errno.ENOEXEC, f"expected the program {PROGRAM}, which keeps a device when its daemon dies, and it "
-            "cannot be run: install zramfs anew (in a checkout: scripts/setup)")
+            errno.ENOEXEC, f"expected the program {PROGRAM}, which keeps a device when its daemon dies, and "
+            "it cannot be run: install zramfs anew (in a checkout: scripts/setup)")
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
@@ -201,8 +206,8 @@ def _pair() -> tuple[socket.socket, socket.socket]:
 
 def _words(
     sock: socket.socket, pid: int, rundir: Path, command: Sequence[str], hang_ms: int
-) -> list[str | Path]:
-    return [PROGRAM, str(sock.fileno()), str(pid), rundir, str(hang_ms), *command]
+) -> list[str]:
+    return [str(PROGRAM), str(sock.fileno()), str(pid), str(rundir), str(hang_ms), *command]
 
 
 def _receive(sock: socket.socket, flags: int = 0) -> tuple[tuple[int, int] | None, list[int]]:

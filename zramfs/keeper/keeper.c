@@ -178,13 +178,10 @@ static const char *how_it_ended(void)
 	return text;
 }
 
+/* Without serving, and by itself: a SIGKILL from elsewhere says nothing about the next one. */
 static void count_death(void)
 {
 	uint64_t now = now_ms();
-	if (server.serves) {
-		deaths = 0;
-		return;
-	}
 	death_at[deaths % DEATHS] = now;
 	deaths++;
 	if (deaths < DEATHS || now - death_at[deaths % DEATHS] > DEATHS_MS)
@@ -230,7 +227,8 @@ static void server_ended(void)
 		say("nothing can take over from it: the device is gone, and its data is lost");
 		end_keeper();
 	}
-	count_death();
+	if (!server.serves && by_itself)
+		count_death();
 	if (page && blame_hands(page, by_itself))
 		say("a request was in hand at %d such ends in a row: it is answered with an I/O error", BLAMED);
 	memset(&watch, 0, sizeof(watch));

@@ -95,7 +95,8 @@ class Rundir:
         with self._alone():
             state = self.read()
             if state is None:
-                raise ZramfsError(errno.ENOENT, f"{self.path}/state.json is gone: somebody removed the device")
+                raise ZramfsError(
+                    errno.ENOENT, f"{self.path}/state.json is gone: somebody removed the device")
             state = replace(state, **changes)
             self.write(state)
             return state
@@ -103,7 +104,8 @@ class Rundir:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         try:
-            fd = os.open(self.path / "state.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(self.path / "state.lock", flags, 0o600)
         except OSError as error:
             raise ZramfsError(
                 error.errno or errno.EIO, f"cannot write {self.path}/state.lock: {error.strerror}") from None

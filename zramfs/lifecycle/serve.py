@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process of a device, from its run directory: the first one, and each that takes over from one that died."""
+"""The process of a device: the first one, and each that takes over from one that died."""
 from __future__ import annotations
 
 import errno
@@ -21,7 +21,7 @@ from . import rundir
 from .rundir import Rundir
 
 if TYPE_CHECKING:
-    from zramfs.daemon.keeper_line import Inherited, KeeperLine, Place
+    from zramfs.daemon.keeper_line import Inherited, Keeper, KeeperLine, LineSettings, Place
     from zramfs.daemon.service import Notifier
 
 log = logging.getLogger(__name__)
@@ -32,15 +32,17 @@ def serve(
     announce: Callable[[], None] = lambda: None, notifier: Notifier | None = None,
 ) -> int:
     """Serves the claimed device. The caller's process becomes its keeper, and this returns in a child of it,
-    when the device has ended: see daemon.serve_device(). build: makes what stands on `disk`. To be called while the process has one thread."""
+    when the device has ended: see daemon.serve_device(). build: makes what stands on `disk`. To be
+    called while the process has one thread."""
     from zramfs.daemon import daemon  # brings trio and pyfuse3, which only the daemon needs
     from zramfs.daemon.keeper_line import KeeperLine
 
-    line = KeeperLine.fork(new.path, successor_command(new), **_line_arguments(new, config))
+    line = KeeperLine.fork(_line_settings(new, config))
     status = daemon.FAILED
     try:
         _enter(new, config)
         _fork_standby(new, config, line)
+        new.update(**_pids(line))
 
         def ready() -> None:
             _become_resident(config)
@@ -49,7 +51,8 @@ def serve(
             build()
 
         status = daemon.serve_device(
-            config, ready, notifier=notifier, line=line, announce=announce, **_endings(new))
+            config, ready, partial(teardown, new), _end_asker(new), notifier=notifier, line=line,
+            announce=announce)
         return status
     finally:
         _clean_up(new, status == daemon.FAILED)
@@ -94,7 +97,7 @@ def _stand_by(new: Rundir, place: Place, config: DeviceConfig | None) -> NoRetur
         os._exit(status)
 
 
-def _take_over(new: Rundir, inherited: Inherited, keeper: object) -> int:
+def _take_over(new: Rundir, inherited: Inherited, keeper: Keeper) -> int:
     from zramfs.daemon import daemon
     from zramfs.daemon.keeper_line import KeeperLine
     from zramfs.daemon.papers import unpacked_config
@@ -102,28 +105,41 @@ def _take_over(new: Rundir, inherited: Inherited, keeper: object) -> int:
 
     config = unpacked_config(inherited.papers["config"])
     rundir.keep(new)
-    line = KeeperLine(keeper, new.path, successor_command(new), **_line_arguments(new, config))
+    line = KeeperLine(keeper, _line_settings(new, config))
     if not config.reserve:
-        # For swap it would need memory at the moment when swap has to give some; there the keeper starts one later.
+        # For swap it would need memory at the moment when swap has to give some: the keeper starts one later.
         _fork_standby(new, config, line)
     told = inherited.papers["notifier"]
 
     def ready() -> None:
         _become_resident(config)
-        new.update(pid=os.getpid(), pid_start=process.process_start(os.getpid()))
+        new.update(**_pids(line))
 
     status = daemon.serve_device(
-        config, ready, notifier=Notifier(*told) if told else None, line=line, inherited=inherited,
-        **_endings(new))
+        config, ready, partial(teardown, new), _end_asker(new), notifier=Notifier(*told) if told else None,
+        line=line, inherited=inherited)
     _clean_up(new, status == daemon.FAILED)
     return status
 
 
-def _line_arguments(new: Rundir, config: DeviceConfig) -> dict[str, object]:
+def _own_pid() -> dict[str, int | None]:
+    return {"pid": os.getpid(), "pid_start": process.process_start(os.getpid())}
+
+
+def _pids(line: KeeperLine) -> dict[str, int | None]:
+    """For the state."""
+    keeper, standby = line.pids
+    return {**_own_pid(), "keeper_pid": keeper, "standby_pid": standby}
+
+
+def _line_settings(new: Rundir, config: DeviceConfig) -> LineSettings:
+    from zramfs.daemon.keeper_line import LineSettings
+
     def note_pids(keeper: int, standby: int) -> None:
         new.update(keeper_pid=keeper, standby_pid=standby)
 
-    return {"standby": _wants_standby(config), "on_change": note_pids, "on_mount": partial(_note_tree, new, config)}
+    return LineSettings(
+        new.path, successor_command(new), _wants_standby(config), note_pids, partial(_note_tree, new, config))
 
 
 def _wants_standby(config: DeviceConfig) -> bool:
@@ -139,7 +155,7 @@ def _fork_standby(new: Rundir, config: DeviceConfig, line: KeeperLine) -> None:
 def _enter(new: Rundir, config: DeviceConfig) -> None:
     """Raises ZramfsError."""
     rundir.keep(new)
-    new.update(pid=os.getpid(), pid_start=process.process_start(os.getpid()))
+    new.update(**_own_pid())
     limits.lift_file_size()
     state = new.read()
     if state and state.kind == "swap" and not config.reserve and not config.forced:
@@ -167,8 +183,8 @@ def _note_tree(new: Rundir, config: DeviceConfig) -> rundir.State:
     return new.update(tree_dev=tree.dev if tree else None)
 
 
-def _endings(new: Rundir) -> dict[str, Callable[..., None]]:
-    return {"teardown": partial(teardown, new), "may_end": lambda is_order: may_end(new, is_order=is_order)}
+def _end_asker(new: Rundir) -> Callable[[bool], None]:
+    return lambda is_order: may_end(new, is_order=is_order)
 
 
 def _clean_up(new: Rundir, has_failed: bool) -> None:

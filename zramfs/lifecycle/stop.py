@@ -241,7 +241,8 @@ def _expect_answer(state: State) -> None:
 def _way_out(state: State) -> str:
     if in_use.process_name(state.keeper_pid) == KEEPER:
         return (f"`kill -KILL {state.pid}` has another process take over with the data, and "
-                f"`kill -KILL {state.keeper_pid} {state.pid}` ends the device; the same command then cleans up")
+                f"`kill -KILL {state.keeper_pid} {state.pid}` ends the device; the same command then cleans "
+                "up")
     return f"`kill -KILL {state.pid}` ends it, and the same command then cleans up"
 
 
@@ -329,8 +330,8 @@ def _take_down_file_system(state: State, device: str, place: Path, say: Say | No
 
 
 def end_daemon(state: State, say: Say | None = None) -> None:
-    """SIGTERM to the daemon, if it is still the process that state names, and waits for its end. By its keeper,
-    which ends with it, and tells the next daemon if this one dies on the way."""
+    """SIGTERM to the daemon, if it is still the process that state names, and waits for its end. By its
+    keeper, which ends with it, and tells the next daemon if this one dies on the way."""
     is_kept = in_use.process_name(state.keeper_pid) == KEEPER
     try:
         pidfd = os.pidfd_open(state.keeper_pid if is_kept else state.pid)
