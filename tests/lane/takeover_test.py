@@ -41,6 +41,7 @@ class Connection:
     def __init__(self) -> None:
         self.kernel, self._ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.kernel.settimeout(TIMEOUT)
+        self.kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)  # cut to the limit
         self.page = os.memfd_create("page")
         os.ftruncate(self.page, PAGE_BYTES)
         self.store = Store(MIB, algo="zstd", level=19)
@@ -168,7 +169,7 @@ def test_a_request_that_ended_too_many_lanes_is_refused_and_never_done(connectio
 
 def test_a_request_is_in_hand_from_its_reading_to_its_answer(connection: Connection) -> None:
     with connection.lane() as wire:
-        data = os.urandom(1 << 16)
+        data = os.urandom(1 << 17)  # takes 50 ms at this level
         wire.send(Op.WRITE, write_in(0, len(data)) + data, unique=RESENT | 50)
         wait_until(lambda: connection.hand(0) == 50 or wire.lane.stats().write_ios, "it is in hand")
         assert connection.hand(0) == 50

@@ -55,15 +55,15 @@ class Killer:
         self.kills = 0
 
     def _run(self) -> None:
-        last = 0
+        killed: set[int] = set()  # some have not gone yet
         while not self._over.wait(self._random.uniform(*self._pauses)):
             for pid in serving_pids(self._place):
-                if pid == last:  # it has not gone yet
+                if pid in killed:
                     continue
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     self.kills += 1
-                    last = pid
+                    killed.add(pid)
 
     def wait_kills(self, count: int, seconds: float = 60) -> None:
         end = time.monotonic() + seconds

@@ -28,8 +28,8 @@ cdef extern from "kept_page.h" nogil:
         uint64_t* opens
 
 # The page behind a descriptor, or one of this process alone for -1; resident, and locked where that is
-# allowed. NULL, and errno: EINVAL for a file that is no such page.
-cdef kept_page* page_map(int fd) noexcept nogil
+# allowed. 0 or an errno: EINVAL for a file that is no such page.
+cdef int page_map(int fd, kept_page** page) noexcept nogil
 cdef void page_release(kept_page* page) noexcept nogil
 # Whether a request that comes again was in hand at too many deaths (keeper/hands.h). unique: with or without
 # FUSE_RESENT.

@@ -11,30 +11,28 @@ from posix.stat cimport fstat, struct_stat
 from allocator.prim cimport load64
 
 
-cdef kept_page* page_map(int fd) noexcept nogil:
-    cdef kept_page* page
+cdef int page_map(int fd, kept_page** page) noexcept nogil:
     cdef struct_stat seen
     cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS
     cdef void* at
     if fd >= 0:
         if fstat(fd, &seen) != 0:
-            return NULL
+            return errno
         if seen.st_size < KEPT_BYTES:       # or an access is a SIGBUS
-            errno = EINVAL
-            return NULL
+            return EINVAL
         flags = MAP_SHARED
     at = mmap(NULL, KEPT_BYTES, PROT_READ | PROT_WRITE, flags | MAP_POPULATE, fd, 0)
     if at == MAP_FAILED:
-        return NULL
-    page = <kept_page*> at
-    if page.magic == 0:
-        page.magic = KEPT_MAGIC
-    if page.magic != KEPT_MAGIC:
+        return errno
+    page[0] = <kept_page*> at
+    if page[0].magic == 0:
+        page[0].magic = KEPT_MAGIC
+    if page[0].magic != KEPT_MAGIC:
         munmap(at, KEPT_BYTES)
-        errno = EINVAL
-        return NULL
+        page[0] = NULL
+        return EINVAL
     mlock(at, KEPT_BYTES)
-    return page
+    return 0
 
 
 cdef void page_release(kept_page* page) noexcept nogil:

@@ -87,9 +87,9 @@ cdef class Lane:
         if self.lane.done_fd < 0:
             raise OSError(errno, f"no descriptor to tell the end of the lane: {os.strerror(errno)}")
         shared = &self.lane.shared
-        shared.kept = page_map(page)
-        if shared.kept == NULL:
-            raise OSError(errno, f"the page that outlives the lane can't be mapped: {os.strerror(errno)}")
+        err = page_map(page, &shared.kept)
+        if err:
+            raise OSError(err, f"the page that outlives the lane can't be mapped: {os.strerror(err)}")
         for _ in range(threads):
             err = lane_add_worker(self.lane)
             if err:
