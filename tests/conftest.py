@@ -31,7 +31,7 @@ SWAP = {
     "cli/status_test.py", "configuration/apply_test.py", "daemon/shortage_test.py", "lifecycle/lost_test.py",
     "lifecycle/stop_test.py", "lifecycle/swap_test.py", "machine/data_path_test.py",
     "machine/filesystems_test.py", "machine/ltp_test.py", "machine/scripts_test.py",
-    "machine/swap_load_test.py", "machine/systemd_test.py",
+    "machine/swap_kills_test.py", "machine/swap_load_test.py", "machine/systemd_test.py",
 }
 # The first two drop the caches of the machine, upon which the kernel compacts its own zram devices. The
 # others compare ours with those.

@@ -19,7 +19,8 @@ from zramfs.model.policy import Recompress, Writeback
 
 CONFIG = DeviceConfig(
     directory=Path("/mnt/z0"), rundir=Path("/run/zramfs/mnt-z0"), name="mnt-z0", size=1 << 30,
-    algorithms=(Algorithm("zstd", 3, Path("/etc/dictionary")), Algorithm("lz4hc")), threads=4, mem_limit=1 << 20,
+    algorithms=(Algorithm("zstd", 3, Path("/etc/dictionary")), Algorithm("lz4hc")), threads=4,
+    mem_limit=1 << 20,
     policies=(Recompress(3600, "lz4hc"), Writeback(7200, 1 << 30)), keep_free=0, writeback=Path("/dev/null"),
     mode=0o660, owner=1, group=2, standby=True, wipe=True, lock=True)
 
@@ -86,7 +87,9 @@ def succession(line: FakeLine | None) -> Succession:
 
 
 @pytest.mark.parametrize("can_resend", [True, False])
-def test_a_kernel_that_sends_nothing_again_is_told_of(can_resend: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_kernel_that_sends_nothing_again_is_told_of(
+    can_resend: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     line, null = FakeLine(), os.open("/dev/null", os.O_RDWR)
     made = succession(line)
     kept = made.prepare(null)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import select
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from zramfs.errors import ZramfsError
@@ -134,9 +135,12 @@ class Place:
         os.set_inheritable(SUCCESSOR_FD, False)
         return cls(socket.socket(fileno=SUCCESSOR_FD))
 
-    def wait_turn(self) -> tuple[list[int], Keeper] | None:
+    def wait_turn(
+        self, prepare: Callable[[list[int]], None] = lambda kept: None
+    ) -> tuple[list[int], Keeper] | None:
         """What was kept, and the line to the keeper, once the predecessor is gone; None if the keeper is,
-        which then has no use for this process. Allocates little after that: its caller has everything."""
+        which then has no use for this process. prepare: called once, with what is kept until then."""
+        is_prepared = False
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         turn = -1
@@ -153,6 +157,9 @@ class Place:
                     for fd in self._fds:
                         os.close(fd)
                     self._fds, turn = fds, fds[-1]
+                    if not is_prepared:
+                        prepare(self._fds[:-1])
+                        is_prepared = True
                     poll.register(turn, select.POLLIN)
             elif turn in ready:
                 os.close(self._fds.pop())
@@ -162,6 +169,9 @@ class Place:
 def fork_standby(keeper: Keeper) -> Place | None:
     """Forks a process that shares all memory with this one until either writes to it. Returns its place in
     there, and None here. The keeper is its parent. To be called while the process has one thread."""
+    # The collector writes to each object that it looks at, and each such page would be there twice.
+    gc.collect()
+    gc.freeze()
     ours, theirs = _pair()
     read_end, write_end = os.pipe()
     middle = os.fork()

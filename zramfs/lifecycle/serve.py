@@ -78,17 +78,20 @@ def _stand_by(new: Rundir, place: Place, config: DeviceConfig | None) -> NoRetur
     from zramfs.daemon.keeper_line import Inherited
     from zramfs.daemon.papers import unpacked_config
 
+    def prepare(kept: list[int]) -> None:
+        _make_safe(new, unpacked_config(Inherited.of(kept).papers["config"]))
+
     status = 1
     try:
         if config is not None:
             _make_safe(new, config)
-        turn = place.wait_turn()
+            turn = place.wait_turn()
+        else:
+            turn = place.wait_turn(prepare)
         if turn is None:
             os._exit(0)
         fds, keeper = turn
         inherited = Inherited.of(fds)
-        if config is None:
-            _make_safe(new, unpacked_config(inherited.papers["config"]))
         status = _take_over(new, inherited, keeper)
     except BaseException as error:
         log.error("taking over %s failed: %s", new.path, error, exc_info=error)

@@ -39,7 +39,6 @@ SILENCE = 3.0  # seconds that a wait may take before it is announced; on a loade
 # A file system that nobody holds is gone when umount2 returns, but for somebody who had just a look at it.
 GONE_TIMEOUT = 2.0
 
-KEEPER = "zramfs-keeper"  # as its process is called
 LAST_LINES = 8  # of the log of a daemon that failed: its reason, and the steps of its end
 
 Say = Callable[[str], None]
@@ -238,8 +237,13 @@ def _expect_answer(state: State) -> None:
         log.debug("%s: %s", state.disk, error)
 
 
+def _is_kept(state: State) -> bool:
+    """Whether the keeper that the state names is one, and of this device: it has the run directory locked."""
+    return state.keeper_pid in locks.holders(Path(state.disk).parent)
+
+
 def _way_out(state: State) -> str:
-    if in_use.process_name(state.keeper_pid) == KEEPER:
+    if _is_kept(state):
         return (f"`kill -KILL {state.pid}` has another process take over with the data, and "
                 f"`kill -KILL {state.keeper_pid} {state.pid}` ends the device; the same command then cleans "
                 "up")
@@ -332,7 +336,7 @@ def _take_down_file_system(state: State, device: str, place: Path, say: Say | No
 def end_daemon(state: State, say: Say | None = None) -> None:
     """SIGTERM to the daemon, if it is still the process that state names, and waits for its end. By its
     keeper, which ends with it, and tells the next daemon if this one dies on the way."""
-    is_kept = in_use.process_name(state.keeper_pid) == KEEPER
+    is_kept = _is_kept(state)
     try:
         pidfd = os.pidfd_open(state.keeper_pid if is_kept else state.pid)
     except ProcessLookupError:
