@@ -30,7 +30,7 @@ from tests.support.whole import (
     wait_until,
     zramfs,
 )
-from zramfs.lifecycle.rundir import Rundir
+from zramfs.lifecycle.rundir import Rundir, State
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
 
@@ -74,13 +74,14 @@ def test_verified_load_on_the_file_meets_no_error(tmp_path: Path, kills: int, st
                  "--buffer_compress_percentage=50", "--refill_buffers", "--allow_file_create=0"],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
             try:
-                wait_until(lambda: killer.kills >= kills or load.poll() is not None, "all kills", 90)
+                wait_until(lambda: killer.is_done(kills) or load.poll() is not None, "all kills", 90)
             finally:
                 load.send_signal(signal.SIGINT)
                 said = load.communicate(timeout=30)[0]
         assert "verify" not in said.lower() and "error" not in said.lower(), said
         assert load.returncode in (0, 128), said  # 128: by our SIGINT
         expect_all_taken_over(killer)
+        wait_until(lambda: readable(z.directory / "control"), "the tree", 5)
         assert z.io_stat() == dict.fromkeys(z.io_stat(), 0)
 
 
@@ -90,22 +91,18 @@ def test_what_was_written_before_a_kill_is_read_after_it(tmp_path: Path, kills: 
     rng = random.Random(11)
     model = bytearray(16 * MIB)
     with device(tmp_path / "z", len(model), "--standby") as z, opened(os.path.realpath(z.disk)) as fd:
-        longest = 0.0
         with Killer.at_work(z.directory, PAUSES) as killer:
-            while killer.kills < kills:
+            while not killer.is_done(kills):
                 size = rng.choice((512, PAGE, PAGE, 3 * PAGE, 64 << 10))
                 at = rng.randrange((len(model) - size) // 512) * 512
-                began = time.monotonic()
                 if rng.random() < 0.5:
                     data = rng.randbytes(size // 2) + bytes(size - size // 2)
                     assert os.pwrite(fd, data, at) == size
                     model[at:at + size] = data
                 else:
                     assert os.pread(fd, size, at) == model[at:at + size]
-                longest = max(longest, time.monotonic() - began)
         expect_all_taken_over(killer)
         assert os.pread(fd, len(model), 0) == model
-        assert longest < 2, "the longest pause, on a machine that does other things too"
 
 
 @pytest.mark.soak
@@ -122,7 +119,7 @@ def test_a_file_system_on_loop_loses_nothing(tmp_path: Path, kills: int) -> None
                 run("fstrim", point)
                 assert manifest(point / "copy") == expected
                 run("rm", "-r", point / "copy")
-                if killer.kills >= kills:
+                if killer.is_done(kills):
                     break
         expect_all_taken_over(killer)
         expected = copy_real_files(point / "copy", 8 * MIB)
@@ -135,6 +132,27 @@ def test_a_file_system_on_loop_loses_nothing(tmp_path: Path, kills: int) -> None
                 and "error" in text.lower()] == []
     finally:
         stop(point)
+
+
+def test_the_pause_of_a_reader_is_short_where_a_standby_waits(tmp_path: Path) -> None:
+    """80 to 180 ms on two CPUs for which 17 others waited."""
+    pauses = []
+    with device(tmp_path / "z", 64 * MIB, "--standby") as z, opened(os.path.realpath(z.disk)) as fd:
+        os.pwrite(fd, os.urandom(32 * MIB), 0)
+        for _ in range(10):
+            wait_until(lambda: has_standby(state(z.directory)), "a standby", 30)
+            os.kill(state(z.directory).pid, signal.SIGKILL)
+            killed, longest = time.monotonic(), 0.0
+            while (began := time.monotonic()) < killed + 0.3:
+                assert len(os.pread(fd, PAGE, PAGE)) == PAGE
+                longest = max(longest, time.monotonic() - began)
+            pauses.append(longest)
+    print("pauses in ms:", sorted(round(each * 1e3) for each in pauses))
+    assert sorted(pauses)[len(pauses) // 2] < 0.5
+
+
+def has_standby(now: State) -> bool:
+    return now.pid != now.keeper_pid and now.standby_pid not in (0, now.pid)
 
 
 def test_the_tree_is_there_again_within_a_second_and_settings_stay(tmp_path: Path) -> None:
