@@ -68,8 +68,8 @@ class Killer:
                     self._killed.add(pid)
 
     def is_done(self, count: int) -> bool:
-        """So many kills, or a second for each of them and half of the kills: starts take long on a machine that
-        is busy with other things."""
+        """So many kills, or a second for each of them and half of the kills: starts take long on a machine
+        that is busy with other things."""
         is_late = time.monotonic() - self._began > count
         return self.kills >= count or is_late and self.kills >= count // 2
 
