@@ -80,8 +80,10 @@ class Killer:
         """After it, a daemon serves."""
         self._over.set()
         self._thread.join()
-        wait_until(lambda: bool(set(serving_pids(self._place)) - self._killed),
-                   f"a daemon after the last kill; the log ends with {self._log.read()[-3000:]}", 30)
+        with self._log:
+            # A device that has died leaves no daemon, and perhaps no log by its name.
+            wait_until(lambda: bool(set(serving_pids(self._place)) - self._killed),
+                       f"a daemon after the last kill; the log ends with {self._log.read()[-3000:]}", 30)
 
     @classmethod
     @contextlib.contextmanager
