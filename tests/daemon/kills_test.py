@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.child import stopped
 from tests.support.commands import nothing_left
-from tests.support.killer import Killer, found, kill_daemon, serving_pids, state
+from tests.support.killer import Killer, found, has_standby, kill_daemon, serving_pids, state
 from tests.support.whole import (
     MIB,
     PAGE,
@@ -30,7 +30,7 @@ from tests.support.whole import (
     wait_until,
     zramfs,
 )
-from zramfs.lifecycle.rundir import Rundir, State
+from zramfs.lifecycle.rundir import Rundir
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
 
@@ -140,7 +140,7 @@ def test_the_pause_of_a_reader_is_short_where_a_standby_waits(tmp_path: Path) ->
     with device(tmp_path / "z", 64 * MIB, "--standby") as z, opened(os.path.realpath(z.disk)) as fd:
         os.pwrite(fd, os.urandom(32 * MIB), 0)
         for _ in range(10):
-            wait_until(lambda: has_standby(state(z.directory)), "a standby", 30)
+            wait_until(lambda: has_standby(z.directory), "a standby", 30)
             os.kill(state(z.directory).pid, signal.SIGKILL)
             killed, longest = time.monotonic(), 0.0
             while (began := time.monotonic()) < killed + 0.3:
@@ -149,10 +149,6 @@ def test_the_pause_of_a_reader_is_short_where_a_standby_waits(tmp_path: Path) ->
             pauses.append(longest)
     print("pauses in ms:", sorted(round(each * 1e3) for each in pauses))
     assert sorted(pauses)[len(pauses) // 2] < 0.5
-
-
-def has_standby(now: State) -> bool:
-    return now.pid != now.keeper_pid and now.standby_pid not in (0, now.pid)
 
 
 def test_the_tree_is_there_again_within_a_second_and_settings_stay(tmp_path: Path) -> None:

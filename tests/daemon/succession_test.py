@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fakes import FakeLane
+from zramfs.host import memory_file
 from zramfs.daemon.keeper_line import Kept
 from zramfs.daemon.own_mount import OwnMount
 from zramfs.daemon.papers import Papers, packed_config, unpacked_config
@@ -47,7 +48,7 @@ class FakeLine:
 
 @pytest.fixture
 def papers():
-    made = Papers.new()
+    made = Papers(memory_file.new("papers"))
     yield made
     os.close(made.fd)
 

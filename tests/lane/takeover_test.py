@@ -30,7 +30,7 @@ from zramfs.store.store import Store
 RESENT = 1 << 63
 NOTIFY_RESEND = struct.pack("=IiQ", 16, 7, 0)
 # kept_page.h
-REFUSED_COUNT_AT, HANDS_AT, HAND, HANDS = 8, 64, 64, 68
+REFUSED_COUNT_AT, OWN_ENDS_AT, HANDS_AT, HAND, HANDS = 8, 16, 64, 64, 68
 REFUSED_AT = HANDS_AT + HANDS * (HAND + 16)
 OPENS = 1024
 
@@ -165,6 +165,36 @@ def test_a_request_that_ended_too_many_lanes_is_refused_and_never_done(connectio
         assert wire.read(0, 3) == bytes(3)
         assert wire.call(Op.WRITE, write_in(0, 4) + b"good", unique=RESENT | 48).error == 0
         assert wire.read(0, 4) == b"good"
+
+
+def test_a_request_that_was_in_hand_at_three_ends_in_a_row_is_refused_from_then_on(
+    connection: Connection,
+) -> None:
+    for end in range(1, 5):
+        put_hand(connection, 0, 44 if end < 3 else 48)  # twice only
+        put_hand(connection, 67, 46)
+        struct.pack_into("=Q", connection.words, OWN_ENDS_AT, end)
+        with connection.lane(takeover=True) as wire:
+            assert wire.lane.blamed == (end == 3)
+            assert connection.hand(0) == connection.hand(67) == 0
+            answer = wire.call(Op.WRITE, write_in(0, 3) + b"bad", unique=RESENT | 46)
+            assert answer.error == (errno.EIO if end >= 3 else 0)
+            for unique in (44, 48):
+                assert wire.call(Op.READ, read_in(0, 3), unique=RESENT | unique).error == 0
+
+
+def test_a_kill_from_elsewhere_says_nothing_about_a_request(connection: Connection) -> None:
+    for end in range(10):
+        if end % 2:  # and what was noted before stays
+            struct.pack_into("=Q", connection.words, OWN_ENDS_AT, 1)
+        put_hand(connection, 0, 46)
+        with connection.lane(takeover=True) as wire:
+            assert wire.lane.blamed == 0 and connection.hand(0) == 0
+            assert wire.call(Op.READ, read_in(0, 3), unique=RESENT | 46).error == 0
+
+
+def put_hand(connection: Connection, number: int, unique: int) -> None:
+    struct.pack_into("=Q", connection.words, HANDS_AT + number * HAND, unique)
 
 
 def test_a_request_is_in_hand_from_its_reading_to_its_answer(connection: Connection) -> None:

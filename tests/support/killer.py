@@ -35,6 +35,12 @@ def serving_pids(place: Rundir) -> list[int]:
     return [pid for pid in locks.holders(place.path) if read and pid != read.keeper_pid]
 
 
+def has_standby(directory: Path) -> bool:
+    """Beside a daemon that serves: one that is ready."""
+    now = state(directory)
+    return now.pid != now.keeper_pid and now.standby_pid not in (0, now.pid)
+
+
 def kill_daemon(directory: Path, number: int = signal.SIGKILL) -> int:
     """The pid of the one that was killed; returns when another one is named in the state."""
     old = state(directory).pid

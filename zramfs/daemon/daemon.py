@@ -187,6 +187,9 @@ class _Daemon:
         self.is_ready = True
         self.succession.begin(self.device, True)
         log.info("%s: the lane serves again", config.name)
+        if lane.blamed:
+            log.error("%s: %d requests were being worked on at three deaths in a row: they are answered with an "
+                      "I/O error", config.name, lane.blamed)
         # Its mount died with the predecessor; serving it begins with a new one.
         self.tree = self.new_tree()
         self.start_notifier(nursery, self.start_tasks(nursery))
@@ -217,8 +220,8 @@ class _Daemon:
         config = self.config
         self.disk.path.touch(mode=0o600)
         fd = await self.disk.mount()
-        kept = self.succession.prepare(fd)
         try:
+            kept = self.succession.prepare(fd)
             lane = Lane(fd, threads=config.threads, poll_us=poll_us(), page=kept.page if kept else -1)
         except BaseException:
             os.close(fd)

@@ -12,6 +12,7 @@ from typing import Any
 
 import trio
 
+from zramfs.host import memory_file
 from zramfs.host.readable import wait_until_readable
 from zramfs.host.work_thread import run_in_thread
 from zramfs.keeper.client import Keeper, Place, fork_standby
@@ -37,10 +38,12 @@ class Kept:
     backing: int | None = None
 
     @classmethod
-    def new(cls, connection: int) -> Kept:
-        page = os.memfd_create("zramfs-page")
+    def new(cls, connection: int, *, unswapped: bool) -> Kept:
+        """unswapped: as for memory_file.new()."""
+        page, papers, memory = (
+            memory_file.new(name, unswapped=unswapped) for name in ("zramfs-page", "zramfs-papers", "zramfs"))
         os.ftruncate(page, PAGE_BYTES)
-        return cls(connection, page, Papers.new().fd, os.memfd_create("zramfs"))
+        return cls(connection, page, papers, memory)
 
     def fds(self) -> list[int]:
         found = [self.connection, self.page, self.papers, self.memory]

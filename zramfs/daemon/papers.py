@@ -24,11 +24,8 @@ _PATHS = ("directory", "rundir", "writeback")
 
 class Papers:
     def __init__(self, fd: int) -> None:
+        """fd: a memory file, empty or with papers."""
         self.fd = fd
-
-    @classmethod
-    def new(cls) -> Papers:
-        return cls(os.memfd_create("zramfs-papers"))
 
     def write(self, found: dict[str, Any]) -> None:
         """Raises OSError, and leaves what was there."""

@@ -5,6 +5,7 @@ Without a keeper's line nothing here has an effect.
 """
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Awaitable, Callable
@@ -14,6 +15,8 @@ import trio
 
 from zramfs.device.device import Device
 from zramfs.device.takeover import settings_of
+from zramfs.errors import ZramfsError
+from zramfs.host import memory_file
 from zramfs.model.config import DeviceConfig
 
 from .keeper_line import Inherited, KeeperLine, Kept
@@ -48,9 +51,17 @@ class Succession:
         self._lock = threading.Lock()
 
     def prepare(self, connection: int) -> Kept | None:
-        """Descriptors for a device that begins."""
+        """Descriptors for a device that begins. Raises ZramfsError for swap whose data could be swapped out
+        to itself."""
+        config = self._config
         if self._line is not None:
-            self.kept = Kept.new(connection)
+            refusal = memory_file.refusal() if config.reserve and not config.forced else None
+            if refusal:
+                raise ZramfsError(
+                    errno.EPERM, f"swap would not be safe here, so nothing was set up; --force goes on: {refusal}; "
+                    "when the daemon dies, its data could be swapped out to itself")
+            # What is locked in memory has to stay there between two processes, too.
+            self.kept = Kept.new(connection, unswapped=config.reserve > 0 or config.lock)
         return self.kept
 
     def begin(self, device: Device, can_resend: bool) -> None:

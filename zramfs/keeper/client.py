@@ -128,6 +128,7 @@ class Place:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._fds: list[int] = []  # the kept ones, and behind them the one that says whose turn it is
+        self._keeper_pid = os.getppid()
 
     @classmethod
     def of_keeper(cls) -> Place:
@@ -138,8 +139,9 @@ class Place:
     def wait_turn(
         self, prepare: Callable[[list[int]], None] = lambda kept: None
     ) -> tuple[list[int], Keeper] | None:
-        """What was kept, and the line to the keeper, once the predecessor is gone; None if the keeper is,
-        which then has no use for this process. prepare: called once, with what is kept until then."""
+        """What was kept, and the line to the keeper, once the predecessor is gone; None if the keeper is gone:
+        see orphaned(). prepare: called once, with what is kept until then; afterwards the process counts as a
+        standby."""
         is_prepared = False
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
@@ -160,10 +162,17 @@ class Place:
                     if not is_prepared:
                         prepare(self._fds[:-1])
                         is_prepared = True
+                        with contextlib.suppress(OSError):
+                            self._sock.send(_MESSAGE.pack(_STANDBY, 0))
                     poll.register(turn, select.POLLIN)
             elif turn in ready:
                 os.close(self._fds.pop())
                 return self._fds, Keeper(self._sock, os.getppid())
+
+    def orphaned(self) -> tuple[list[int], Keeper]:
+        """As wait_turn(), after that has returned None and nobody else is left to take over: what was kept, none
+        if the keeper died too early for that, and the line to a keeper that is gone."""
+        return self._fds[:-1], Keeper(self._sock, self._keeper_pid)
 
 
 def fork_standby(keeper: Keeper) -> Place | None:

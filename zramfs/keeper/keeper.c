@@ -11,52 +11,48 @@
  * One end of a daemon is told by its pidfd, which is readable when its last thread is gone: then nobody
  * writes to the memory any more. What a daemon has said before that end is still read.
  *
- * Everything is allocated, touched and locked at the start. */
+ * Everything is allocated, touched and locked at the start. OOM score and PR_SET_IO_FLUSHER are those of who
+ * starts it. */
 #include <stdlib.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "hands.h"
+#include "../lane/kept_page.h"
 #include "processes.h"
 
-#ifndef PR_SET_IO_FLUSHER		/* Linux 5.6 */
-#define PR_SET_IO_FLUSHER 57
-#endif
 enum {
 	PAGE_AT = 1,		/* of kept_page.h, among what is kept */
-	LOOKS = 6,		/* at the requests in hand, within HANG_MS */
+	LOOKS = 6,		/* at the requests in hand, within HANG_MS; stacks are written before the last */
 	DEATHS = 5,		/* without serving, within DEATHS_MS: the device ends */
 	DEATHS_MS = 60000,
 	START_MS = 120000,	/* a start that takes longer has failed */
-	STACKS_MS = 1000,	/* for a daemon that hangs to write its stacks */
 	STANDBY_MS = 200,	/* pause before a standby is started: the takeover comes first */
 	STANDBY_MOST_MS = 60000,
-	PAGE = 4096,
-	STACK = 32768,		/* that is made resident */
+	STACK = 32768,		/* bytes that are made resident */
 };
 
 static struct process server, standby;
 static int kept[KEPT], nr_kept;
 static struct kept_page *page;
 static uint32_t bits;		/* of the last SERVING */
-static bool ever_served, ending, blamed;
+static bool ever_served, ending, hung;
 static int stop_signal;
 static uint64_t stop_until;	/* a signal that was refused is forgotten then */
-static uint64_t death_at[DEATHS];
-static unsigned int deaths;	/* in a row without serving */
+static uint64_t first_death;	/* of a row without serving, */
+static unsigned int deaths;	/* which is so long */
 static uint64_t standby_due, standby_pause = STANDBY_MS;
-static uint64_t look_ms, look_due, kill_due;
-static struct hand_watch watch;
+static uint64_t look_ms, look_due;
+static uint64_t seen[KEPT_HANDS][2];	/* of each hand, at the last look */
+static unsigned int same[KEPT_HANDS];	/* looks in a row that have found it so */
 static char **command;
 
 static void drop_kept(void)
 {
 	if (page)
-		munmap(page, KEPT_BYTES);
+		munmap(page, KEPT_HEAD);
 	page = NULL;
 	while (nr_kept)
 		close(kept[--nr_kept]);
@@ -64,18 +60,14 @@ static void drop_kept(void)
 
 static void take_kept(const int *fds, int count)
 {
-	struct stat seen;
-	void *found;
 	drop_kept();
 	memcpy(kept, fds, (size_t)count * sizeof(int));
 	nr_kept = count;
-	if (count <= PAGE_AT || fstat(kept[PAGE_AT], &seen) || seen.st_size < KEPT_BYTES)
-		return;
-	found = mmap(NULL, KEPT_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, kept[PAGE_AT], 0);
-	if (found == MAP_FAILED)
-		return;
-	mlock(found, KEPT_BYTES);
-	page = found;
+	/* Locked at once, by MCL_FUTURE. */
+	page = mmap(NULL, KEPT_HEAD, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+		    count > PAGE_AT ? kept[PAGE_AT] : -1, 0);
+	if (page == MAP_FAILED)
+		page = NULL;
 }
 
 /* The descriptors for a process that is to take over at once or later. */
@@ -91,8 +83,7 @@ static void pass_kept(struct process *to)
 /* Of all children, also of those that a daemon left to us. */
 static void reap_children(void)
 {
-	int status;
-	pid_t pid;
+	int status, pid;
 	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
 		if (pid == server.pid) {
 			server.reaped = true;
@@ -103,7 +94,7 @@ static void reap_children(void)
 /* The connection ends with its last descriptor, and a standby has one too. */
 static void end_standby(void)
 {
-	if (standby.pid)
+	if (standby.pid && !process_ended(&standby))
 		kill(standby.pid, SIGKILL);
 	process_forget(&standby);
 }
@@ -120,6 +111,7 @@ static void take_standby(pid_t pid, int sock)
 	end_standby();
 	if (!process_adopt(&standby, pid, sock))
 		return;
+	standby.is_ready = true;
 	/* At once: the server may die before it serves. */
 	pass_kept(&standby);
 	send_message(server.sock, STANDBY, (int32_t)pid, NULL, 0);
@@ -138,17 +130,17 @@ static void handle_message(const struct message *m, int *fds, int count)
 	}
 	while (count)
 		close(fds[--count]);
-	if (m->what == SERVING) {
-		bits = (uint32_t)m->value;
-		if (!(bits & WANTS_STANDBY))
-			end_standby();
-		if (server.serves)
-			return;
+	if (m->what == SERVING && !server.serves) {
 		server.serves = ever_served = true;
 		deaths = 0;
 		standby_due = now_ms() + STANDBY_MS;
 		if (stop_signal && now_ms() < stop_until)
 			kill(server.pid, stop_signal);
+	}
+	if (m->what == SERVING) {
+		bits = (uint32_t)m->value;
+		if (!(bits & WANTS_STANDBY))
+			end_standby();
 	} else if (m->what == ENDING) {
 		ending = true;
 		end_standby();
@@ -156,54 +148,52 @@ static void handle_message(const struct message *m, int *fds, int count)
 	}
 }
 
-static void hear_server(void)
+/* What a process has said so far. A standby says that it is ready, and nothing else. */
+static void hear_process(struct process *from)
 {
 	struct message m;
 	int fds[KEPT + 1], count, got;
-	while ((got = receive_message(server.sock, &m, fds, &count)) > 0)
-		handle_message(&m, fds, count);
+	while ((got = receive_message(from->sock, &m, fds, &count)) > 0)
+		if (from == &server)
+			handle_message(&m, fds, count);
+		else if (!from->is_ready) {
+			from->is_ready = true;
+			send_message(server.sock, STANDBY, (int32_t)from->pid, NULL, 0);
+		}
 	if (got < 0)
-		close_fd(&server.sock);
-}
-
-static const char *how_it_ended(void)
-{
-	static char text[64];
-	if (!server.reaped)
-		return "ended";
-	if (WIFSIGNALED(server.status))
-		snprintf(text, sizeof(text), "was ended by signal %d", WTERMSIG(server.status));
-	else
-		snprintf(text, sizeof(text), "ended with status %d", WEXITSTATUS(server.status));
-	return text;
+		close_fd(&from->sock);
 }
 
 /* Without serving, and by itself: a SIGKILL from elsewhere says nothing about the next one. */
 static void count_death(void)
 {
 	uint64_t now = now_ms();
-	death_at[deaths % DEATHS] = now;
-	deaths++;
-	if (deaths < DEATHS || now - death_at[deaths % DEATHS] > DEATHS_MS)
+	if (now - first_death > DEATHS_MS)
+		deaths = 0;
+	if (!deaths++)
+		first_death = now;
+	if (deaths < DEATHS)
 		return;
 	say("the daemon has ended %d times within a minute without serving: the device is given up, and its data "
 	    "is lost; the lines above say why", DEATHS);
 	end_keeper();
 }
 
+/* A standby that is not ready does not count: a page that it has yet to lock may be in the swap that nobody
+ * serves now. */
 static void replace_server(void)
 {
 	uint64_t one = 1;
 	const char *which = "the standby";
-	if (standby.pid && !process_ended(&standby)) {
-		process_forget(&server);
+	hear_process(&standby);
+	process_forget(&server);
+	if (standby.is_ready && !process_ended(&standby)) {
 		server = standby;
-		standby = (struct process){ .sock = -1, .pidfd = -1, .wake = -1 };
+		standby = NO_PROCESS;
 		server.since = now_ms();
 	} else {
 		which = "a new process";
-		process_forget(&standby);
-		process_forget(&server);
+		end_standby();
 		while (!process_spawn(&server, command)) {
 			count_death();
 			sleep(1);
@@ -217,23 +207,24 @@ static void replace_server(void)
 
 static void server_ended(void)
 {
-	bool by_itself = server.reaped && (blamed || !WIFSIGNALED(server.status)
-					   || WTERMSIG(server.status) != SIGKILL);
-	hear_server();
+	bool killed = server.reaped && WIFSIGNALED(server.status);
+	/* A SIGKILL from elsewhere says nothing about a request, or about the next daemon. */
+	bool by_itself = hung || !killed || WTERMSIG(server.status) != SIGKILL;
+	hear_process(&server);
 	if (ending || !ever_served)
 		end_keeper();
-	say("the daemon, process %d, %s", (int)server.pid, how_it_ended());
+	say("the daemon, process %d, %s %d", (int)server.pid, killed ? "was ended by signal" : "ended with status",
+	    killed ? WTERMSIG(server.status) : server.reaped ? WEXITSTATUS(server.status) : -1);
 	if (!(bits & SURVIVES) || !nr_kept) {
 		say("nothing can take over from it: the device is gone, and its data is lost");
 		end_keeper();
 	}
 	if (!server.serves && by_itself)
 		count_death();
-	if (page && blame_hands(page, by_itself))
-		say("a request was in hand at %d such ends in a row: it is answered with an I/O error", BLAMED);
-	memset(&watch, 0, sizeof(watch));
-	blamed = false;
-	kill_due = 0;
+	if (page && by_itself)
+		page->own_ends++;
+	memset(same, 0, sizeof(same));
+	hung = false;
 	replace_server();
 }
 
@@ -241,47 +232,64 @@ static void server_ended(void)
 static bool server_stands_still(void)
 {
 	static char text[512];
-	char path[32], *at;
-	ssize_t got;
-	int fd;
-	snprintf(path, sizeof(path), "/proc/%d/stat", (int)server.pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return false;
-	got = read(fd, text, sizeof(text) - 1);
+	int fd, got;
+	snprintf(text, sizeof(text), "/proc/%d/stat", (int)server.pid);
+	fd = open(text, O_RDONLY | O_CLOEXEC);
+	got = (int)read(fd, text, sizeof(text) - 1);
 	close(fd);
 	text[got > 0 ? got : 0] = 0;
-	at = strrchr(text, ')');
-	return at && at[1] == ' ' && (at[2] == 'T' || at[2] == 't');
+	return strstr(text, ") T") || strstr(text, ") t");
 }
 
-static void look_at_hands(uint64_t now)
+/* For how many looks in a row the same hand has had the same request and moved nothing in it, the longest
+ * one. One that may wait for the backing store does not count. */
+static unsigned int look_at_hands(void)
+{
+	unsigned int longest = 0;
+	for (int i = 0; i < KEPT_HANDS; i++) {
+		uint64_t unique = __atomic_load_n(&page->hands[i].unique, __ATOMIC_RELAXED);
+		uint64_t steps = __atomic_load_n(&page->hands[i].steps, __ATOMIC_RELAXED);
+		bool waits = __atomic_load_n(&page->hands[i].waits, __ATOMIC_RELAXED);
+		same[i] = unique && !waits && unique == seen[i][0] && steps == seen[i][1] ? same[i] + 1 : 0;
+		seen[i][0] = unique;
+		seen[i][1] = steps;
+		if (same[i] > longest)
+			longest = same[i];
+	}
+	return longest;
+}
+
+static void watch_server(uint64_t now)
 {
 	unsigned int longest;
-	if (kill_due && now >= kill_due) {
-		blamed = true;
-		kill_due = 0;
-		kill(server.pid, SIGKILL);
-	}
-	if (!server.serves && ever_served && !ending && now - server.since > START_MS && !server_stands_still()) {
+	bool starts = !server.serves && ever_served && !ending;
+	if (now < look_due)
+		return;
+	look_due = now + look_ms;
+	if (starts && now - server.since > START_MS && !server_stands_still()) {
 		say("process %d has not served within %d s, and is ended", (int)server.pid, START_MS / 1000);
 		kill(server.pid, SIGKILL);
 		server.since = now;
 	}
-	if (now < look_due)
+	if (!page || !server.serves || !(bits & SURVIVES))
 		return;
-	look_due = now + look_ms;
-	if (!page || !server.serves || !(bits & SURVIVES) || kill_due)
-		return;
-	longest = watch_hands(&watch, page);
-	if (longest && server_stands_still())
-		memset(&watch, 0, sizeof(watch));
-	if (longest < LOOKS || server_stands_still())
-		return;
-	say("the daemon, process %d, has worked on one request for %llu s: its stacks follow, then it is ended",
-	    (int)server.pid, (unsigned long long)(look_ms * LOOKS / 1000));
-	kill(server.pid, SIGUSR1);
-	kill_due = now + STACKS_MS;
+	longest = look_at_hands();
+	if (longest >= LOOKS - 1 && server_stands_still())
+		memset(same, 0, sizeof(same));
+	else if (longest == LOOKS - 1) {
+		say("the daemon, process %d, has worked on one request for %llu s: its stacks follow",
+		    (int)server.pid, (unsigned long long)(look_ms * longest / 1000));
+		kill(server.pid, SIGUSR1);
+	} else if (longest >= LOOKS) {
+		say("it hangs, and is ended");
+		hung = true;
+		kill(server.pid, SIGKILL);
+	}
+}
+
+static bool lacks_standby(void)
+{
+	return !standby.pid && server.serves && !ending && bits == (SURVIVES | WANTS_STANDBY);
 }
 
 static void renew_standby(uint64_t now)
@@ -294,20 +302,15 @@ static void renew_standby(uint64_t now)
 		process_forget(&standby);
 		send_message(server.sock, STANDBY, 0, NULL, 0);
 	}
-	if (standby.pid || !server.serves || !(bits & WANTS_STANDBY) || !(bits & SURVIVES) || ending
-	    || now < standby_due)
+	if (!lacks_standby() || now < standby_due)
 		return;
 	standby_due = now + standby_pause;
-	if (process_spawn(&standby, command)) {
+	if (process_spawn(&standby, command))
 		pass_kept(&standby);
-		send_message(server.sock, STANDBY, (int32_t)standby.pid, NULL, 0);
-	}
 }
 
 static void handle_signal(int number)
 {
-	if (number == SIGCHLD)
-		return;
 	stop_signal = number;
 	stop_until = now_ms() + START_MS;
 	/* One that is about to take over would end at once, and with it whatever is in swap. */
@@ -317,21 +320,18 @@ static void handle_signal(int number)
 
 static _Noreturn void keep_device(int signals)
 {
-	struct signalfd_siginfo seen;
+	struct signalfd_siginfo info;
 	for (;;) {
 		struct pollfd wait[] = {
 			{ .fd = signals, .events = POLLIN }, { .fd = server.sock, .events = POLLIN },
 			{ .fd = server.pidfd, .events = POLLIN }, { .fd = standby.pidfd, .events = POLLIN },
+			{ .fd = standby.sock, .events = POLLIN },
 		};
-		uint64_t now = now_ms(), until = look_due;
-		if (kill_due && kill_due < until)
-			until = kill_due;
-		if (!standby.pid && server.serves && (bits & WANTS_STANDBY) && standby_due < until)
-			until = standby_due;
-		poll(wait, 4, until > now ? (int)(until - now) + 1 : 0);
-		while (read(signals, &seen, sizeof(seen)) == sizeof(seen))
-			handle_signal((int)seen.ssi_signo);
-		hear_server();
+		poll(wait, sizeof(wait) / sizeof(wait[0]), lacks_standby() ? STANDBY_MS / 2 : (int)look_ms);
+		while (read(signals, &info, sizeof(info)) == sizeof(info))
+			handle_signal((int)info.ssi_signo);
+		hear_process(&server);
+		hear_process(&standby);
 		/* The end first, then the status: no end is without one. */
 		if (process_ended(&server)) {
 			reap_children();
@@ -339,45 +339,29 @@ static _Noreturn void keep_device(int signals)
 			continue;
 		}
 		reap_children();
-		now = now_ms();
-		look_at_hands(now);
-		renew_standby(now);
+		watch_server(now_ms());
+		renew_standby(now_ms());
 	}
 }
 
 static void touch_memory(void)
 {
-	extern char __executable_start, __data_start, _end;
-	volatile char stack[STACK];
-	volatile char *at;
-	for (at = &__executable_start; at < &__data_start; at += PAGE)
-		(void)*at;
-	for (at = &__data_start; at < &_end; at += PAGE)
-		*at = *at;
-	for (at = stack; at < stack + STACK; at += PAGE)
-		*at = 0;
+	extern char __executable_start, _end;
+	char stack[STACK] = "";
+	mlock(&__executable_start, (size_t)(&_end - &__executable_start));
+	mlock(stack, sizeof(stack));
 }
 
 static void protect_process(const char *rundir)
 {
-	struct tm tm;
-	time_t now = time(NULL);
-	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-	if (fd >= 0) {
-		if (write(fd, "-1000", 5) < 0 && errno != EACCES)
-			say("oom_score_adj: %s", strerror(errno));
-		close(fd);
-	}
-	prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
+	int fd = open(rundir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
 	prctl(PR_SET_NAME, "zramfs-keeper", 0, 0, 0);
-	if (localtime_r(&now, &tm))
-		zone = tm.tm_gmtoff;
+	tzset();
 	/* The descriptor stays: by the lock others know that somebody serves. */
-	fd = open(rundir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0 || flock(fd, LOCK_SH))
 		say("%s cannot be locked: %s", rundir, strerror(errno));
-	/* Not MCL_CURRENT alone: it makes heap and stack resident that are never used, 0.3 MiB. */
+	/* Only what is touched: heap and stack that are never used would take 0.3 MiB. */
 	if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT))
 		say("the memory of the keeper is not locked: %s", strerror(errno));
 	touch_memory();
@@ -385,22 +369,20 @@ static void protect_process(const char *rundir)
 
 int main(int argc, char **argv)
 {
-	static const int taken[] = { SIGCHLD, SIGTERM, SIGINT, SIGHUP };
 	sigset_t mask;
 	int signals;
 	if (argc < 6) {
 		say("expected SOCKET PID RUNDIR HANG_MS COMMAND...; it is started by zramfs itself");
 		return 2;
 	}
-	process_forget(&server);
-	process_forget(&standby);
+	server = standby = NO_PROCESS;
 	command = argv + 5;
 	look_ms = strtoull(argv[4], NULL, 10) / LOOKS;
-	look_ms = look_ms < 10 ? 10 : look_ms;
 	fcntl(atoi(argv[1]), F_SETFD, FD_CLOEXEC);
 	sigemptyset(&mask);
-	for (size_t i = 0; i < sizeof(taken) / sizeof(taken[0]); i++)
-		sigaddset(&mask, taken[i]);
+	sigaddset(&mask, SIGTERM);
+	sigaddset(&mask, SIGINT);
+	sigaddset(&mask, SIGHUP);
 	sigprocmask(SIG_SETMASK, &mask, NULL);
 	signals = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
 	protect_process(argv[3]);

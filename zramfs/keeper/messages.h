@@ -14,21 +14,17 @@ enum {
 			 * them an eventfd that is readable when it is the receiver's turn */
 	SERVING,	/* daemon: it serves; value: the bits below. May come again */
 	ENDING,		/* daemon: it ends for good, and nobody is to take over */
-	STANDBY,	/* daemon: process `value` waits at the socket that comes along; keeper: the standby
-			 * is this one, 0 = there is none */
+	STANDBY,	/* daemon: process `value` waits, ready, at the socket that comes along; standby: it is
+			 * ready; keeper: the standby is this one, 0 = there is none */
 	HELLO,		/* keeper: it is there, and its pid is `value` */
 };
 enum { SURVIVES = 1, WANTS_STANDBY = 2 };	/* bits of SERVING */
 enum { KEPT = 8 };				/* descriptors at most */
+#define FD_ROOM(name) _Alignas(struct cmsghdr) char name[CMSG_SPACE((KEPT + 1) * sizeof(int))]
 
 struct message {
 	uint32_t what;
 	int32_t value;
-};
-
-union fd_room {
-	struct cmsghdr head;
-	char room[CMSG_SPACE((KEPT + 1) * sizeof(int))];
 };
 
 /* 0 or an errno. */
@@ -36,16 +32,16 @@ static int send_message(int sock, uint32_t what, int32_t value, const int *fds, 
 {
 	struct message m = { what, value };
 	struct iovec io = { &m, sizeof(m) };
-	union fd_room control;
+	FD_ROOM(control) = { 0 };
 	struct msghdr h = { .msg_iov = &io, .msg_iovlen = 1 };
+	struct cmsghdr *c = (struct cmsghdr *)control;
 	if (count) {
-		memset(&control, 0, sizeof(control));
-		h.msg_control = &control;
+		h.msg_control = control;
 		h.msg_controllen = CMSG_SPACE((size_t)count * sizeof(int));
-		control.head.cmsg_level = SOL_SOCKET;
-		control.head.cmsg_type = SCM_RIGHTS;
-		control.head.cmsg_len = CMSG_LEN((size_t)count * sizeof(int));
-		memcpy(CMSG_DATA(&control.head), fds, (size_t)count * sizeof(int));
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN((size_t)count * sizeof(int));
+		memcpy(CMSG_DATA(c), fds, (size_t)count * sizeof(int));
 	}
 	return sendmsg(sock, &h, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? errno : 0;
 }
@@ -54,8 +50,8 @@ static int send_message(int sock, uint32_t what, int32_t value, const int *fds, 
 static int receive_message(int sock, struct message *m, int *fds, int *count)
 {
 	struct iovec io = { m, sizeof(*m) };
-	union fd_room control;
-	struct msghdr h = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = &control,
+	FD_ROOM(control);
+	struct msghdr h = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = control,
 			    .msg_controllen = sizeof(control) };
 	struct cmsghdr *c;
 	ssize_t got = sock < 0 ? 0 : recvmsg(sock, &h, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);

@@ -9,7 +9,6 @@
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -17,20 +16,18 @@
 
 #include "messages.h"
 
-#ifndef SYS_pidfd_open			/* Linux 5.3; the number is the same on all architectures but alpha */
-#define SYS_pidfd_open 434
-#endif
+enum { PIDFD_OPEN = 434 };	/* system call; the number is the same on all architectures but alpha */
 
 struct process {
 	pid_t pid;		/* 0 = none */
 	int pidfd, sock, wake;
 	bool reaped;		/* status holds */
 	int status;
-	bool serves;
+	bool serves, is_ready;	/* ready: a standby with nothing left to do */
 	uint64_t since;		/* ms */
 };
 
-static long zone;		/* seconds east of Greenwich, for the log */
+static const struct process NO_PROCESS = { .sock = -1, .pidfd = -1, .wake = -1 };
 
 static uint64_t now_ms(void)
 {
@@ -42,10 +39,10 @@ static uint64_t now_ms(void)
 __attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
 {
 	static char line[512];
-	time_t now = time(NULL) + zone;
+	time_t now = time(NULL);
 	struct tm tm;
 	va_list arguments;
-	size_t n = gmtime_r(&now, &tm) ? strftime(line, sizeof(line), "%Y-%m-%d %H:%M:%S ", &tm) : 0;
+	size_t n = localtime_r(&now, &tm) ? strftime(line, sizeof(line), "%Y-%m-%d %H:%M:%S ", &tm) : 0;
 	n += (size_t)snprintf(line + n, sizeof(line) - n, "WARNING zramfs.keeper: ");
 	va_start(arguments, format);
 	vsnprintf(line + n, sizeof(line) - n - 1, format, arguments);
@@ -68,8 +65,7 @@ static void process_forget(struct process *p)
 	close_fd(&p->sock);
 	close_fd(&p->pidfd);
 	close_fd(&p->wake);
-	memset(p, 0, sizeof(*p));
-	p->sock = p->pidfd = p->wake = -1;
+	*p = NO_PROCESS;
 }
 
 /* False, and `p` is none, if the process is not there any more. Takes the socket over. */
@@ -77,7 +73,7 @@ static bool process_adopt(struct process *p, pid_t pid, int sock)
 {
 	process_forget(p);
 	p->sock = sock;
-	p->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	p->pidfd = (int)syscall(PIDFD_OPEN, pid, 0);
 	p->wake = eventfd(0, EFD_CLOEXEC);
 	p->since = now_ms();
 	p->pid = pid;

@@ -10,11 +10,19 @@ cdef extern from "kept_page.h" nogil:
     struct kept_hand:
         uint64_t unique
         uint64_t waits
+        uint64_t steps
+
+    struct kept_suspect:
+        uint64_t unique
+        uint64_t deaths
 
     struct kept_page:
         uint64_t magic
         uint64_t refused_count
+        uint64_t own_ends
+        uint64_t own_ends_seen
         kept_hand* hands
+        kept_suspect* suspects
         uint64_t* refused
         uint64_t minor
         uint64_t flags
@@ -31,8 +39,10 @@ cdef extern from "kept_page.h" nogil:
 # allowed. 0 or an errno: EINVAL for a file that is no such page.
 cdef int page_map(int fd, kept_page** page) noexcept nogil
 cdef void page_release(kept_page* page) noexcept nogil
-# Whether a request that comes again was in hand at too many deaths (keeper/hands.h). unique: with or without
-# FUSE_RESENT.
+# For a successor: clears the hands, and answers how many of the requests that were in them ended BLAMED daemons in
+# a row. Those are refused from here on.
+cdef uint64_t page_take_over(kept_page* page) noexcept nogil
+# Whether a request that comes again was in hand at too many deaths. unique: with or without FUSE_RESENT.
 cdef bint is_refused(kept_page* page, uint64_t unique) noexcept nogil
 # Open files, as the predecessor left them.
 cdef uint64_t count_opens(kept_page* page) noexcept nogil

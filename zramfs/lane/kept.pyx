@@ -8,7 +8,12 @@ from posix.mman cimport (
 )
 from posix.stat cimport fstat, struct_stat
 
-from allocator.prim cimport load64
+from libc.string cimport memcpy, memset
+
+from allocator.prim cimport load64, store64
+
+cdef enum:
+    BLAMED = 3      # ends of daemons in a row with a request in hand, and it is refused
 
 
 cdef int page_map(int fd, kept_page** page) noexcept nogil:
@@ -38,6 +43,39 @@ cdef int page_map(int fd, kept_page** page) noexcept nogil:
 cdef void page_release(kept_page* page) noexcept nogil:
     if page != NULL:
         munmap(page, KEPT_BYTES)
+
+
+cdef uint64_t deaths_with(kept_page* page, uint64_t unique) noexcept nogil:
+    cdef int i
+    for i in range(KEPT_HANDS):
+        if page.suspects[i].unique == unique:
+            return page.suspects[i].deaths
+    return 0
+
+
+cdef uint64_t page_take_over(kept_page* page) noexcept nogil:
+    cdef kept_suspect found[KEPT_HANDS]
+    cdef uint64_t refused = 0, unique
+    cdef int i, n = 0
+    cdef bint blames = load64(&page.own_ends) != page.own_ends_seen
+    # First: a process that is killed in here leaves too little blame, and not twice as much.
+    page.own_ends_seen = load64(&page.own_ends)
+    memset(found, 0, sizeof(found))
+    for i in range(KEPT_HANDS):
+        unique = page.hands[i].unique
+        memset(&page.hands[i], 0, sizeof(kept_hand))
+        if unique == 0 or not blames:
+            continue
+        found[n].unique = unique
+        found[n].deaths = 1 + deaths_with(page, unique)
+        if found[n].deaths == BLAMED:
+            page.refused[page.refused_count % KEPT_REFUSED] = unique
+            store64(&page.refused_count, page.refused_count + 1)
+            refused += 1
+        n += 1
+    if blames:
+        memcpy(page.suspects, found, sizeof(found))
+    return refused
 
 
 cdef bint is_refused(kept_page* page, uint64_t unique) noexcept nogil:

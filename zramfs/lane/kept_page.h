@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What outlives a daemon beside its memory file: the requests in hand, and what the lane must know of a
- * connection that a predecessor has opened. A memfd of KEPT_BYTES that the keeper, the daemon and its
- * standby have mapped. The keeper reads and writes only the first part, while no daemon serves or with
- * atomics. The rest belongs to the lane. */
+ * connection that a predecessor has opened. A memory file of KEPT_BYTES. The keeper has the head mapped, reads
+ * the hands, and counts own_ends while no daemon serves. All else belongs to the lane. */
 #ifndef ZRAMFS_KEPT_PAGE_H
 #define ZRAMFS_KEPT_PAGE_H
 
@@ -10,6 +9,7 @@
 #include <stdint.h>
 
 #define KEPT_MAGIC	0x31657061676b657aULL	/* "zekpage1" */
+#define KEPT_HEAD	8192			/* the keeper maps only this much */
 #define KEPT_BYTES	20480
 #define KEPT_HANDS	68			/* lane threads at most, and slow threads */
 #define KEPT_REFUSED	32
@@ -17,9 +17,10 @@
 #define FUSE_RESENT	(1ULL << 63)		/* in the unique number of a request that comes again */
 
 /* One thread of the lane. unique: of the request that it works on, without FUSE_RESENT; 0 = none.
- * waits: 1 while it may wait for the backing store. A cache line, written for each request. */
+ * waits: 1 while it may wait for the backing store. steps: moves on while a long request does. A cache line,
+ * written for each request. */
 struct kept_hand {
-	uint64_t unique, waits, unused[6];
+	uint64_t unique, waits, steps, unused[5];
 };
 
 /* A request that was in hand when a daemon died by its own fault, this many times in a row. */
@@ -30,12 +31,16 @@ struct kept_suspect {
 struct kept_page {
 	uint64_t magic;
 	uint64_t refused_count;			/* requests so far that are answered EIO, unread */
-	uint64_t unused[6];
+	uint64_t own_ends;			/* ends of daemons so far, but for a SIGKILL from elsewhere */
+	uint64_t own_ends_seen;			/* by the lane */
+	uint64_t unused[4];
 	struct kept_hand hands[KEPT_HANDS];
+
+	/* Of the lane. */
 	struct kept_suspect suspects[KEPT_HANDS];
 	uint64_t refused[KEPT_REFUSED];		/* the latest of them, a ring */
 
-	/* Of the lane; all are read and written with atomics. */
+	/* All are read and written with atomics. */
 	uint64_t minor, flags;			/* agreed on with the kernel at INIT; minor 0 = before it */
 	uint64_t mode, uid, gid;		/* attributes of the file */
 	uint64_t atime, mtime, ctime;		/* ns since 1970, as int64 */
@@ -44,6 +49,7 @@ struct kept_page {
 };
 
 _Static_assert(sizeof(struct kept_hand) == 64, "a cache line");
+_Static_assert(offsetof(struct kept_page, suspects) <= KEPT_HEAD, "the keeper has all of its part");
 _Static_assert(sizeof(struct kept_page) <= KEPT_BYTES, "the page has room");
 
 #endif

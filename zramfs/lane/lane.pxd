@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 cimport cython
+from libc.stdint cimport uint64_t
 
 from zramfs.store.slots cimport store_ctx_t, store_t
 from zramfs.store.store cimport Store
@@ -11,6 +12,7 @@ cdef class Lane:
     cdef lane_t* lane               # constant, and there as long as the lane
     cdef Store store
     cdef readonly int threads
+    cdef readonly uint64_t blamed
     cdef bint started
     cdef bint takeover
     cdef object __weakref__

@@ -8,6 +8,7 @@ PAGE_BYTES: Final[int]
 
 class Lane:
     threads: int
+    blamed: int
     def __init__(
         self, fd: int, *, threads: int = 2, poll_us: int = 0, page: int = -1, takeover: bool = False
     ) -> None: ...

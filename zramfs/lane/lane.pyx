@@ -20,7 +20,7 @@ from zramfs.lane.fuse_abi cimport (
     FUSE_HAS_RESEND, FUSE_KERNEL_VERSION, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_RESEND, FUSE_NOTIFY_STORE,
     FUSE_ROOT_ID, ZRAMFS_FUSE_MINOR_MIN, fuse_notify_inval_inode_out, fuse_notify_store_out, fuse_out_header,
 )
-from zramfs.lane.kept cimport KEPT_BYTES, count_opens, page_map
+from zramfs.lane.kept cimport KEPT_BYTES, count_opens, page_map, page_take_over
 from zramfs.lane.metadata cimport REFUSED
 from zramfs.lane.opens cimport CLAIMED, TRUNCATING
 from zramfs.store.ranges cimport store_disksize
@@ -65,7 +65,8 @@ cdef class Lane:
     it belongs to the lane. poll_us: how many microseconds a thread may look for the next request
     before it sleeps (at most 10 000), 0 = it sleeps at once. page: a memfd of KEPT_BYTES zero bytes, or as a
     predecessor left it (kept_page.h), or -1. takeover: a predecessor on the same connection and page is dead;
-    what it has read and not answered comes again. Raises ValueError for a number of threads
+    what it has read and not answered comes again, and `blamed` says how many requests are refused because they
+    ended several in a row. Raises ValueError for a number of threads
     outside 1 to 64 or another poll_us, OSError if memory or descriptors are short, ZramfsError(EOPNOTSUPP)
     on a kernel whose pages are not of 4 KiB.
     """
@@ -99,6 +100,7 @@ cdef class Lane:
         self.takeover = takeover
         if takeover:
             shared.opens = count_opens(shared.kept)
+            self.blamed = page_take_over(shared.kept)
         else:
             shared.kept.mode = 0o600
             shared.kept.uid, shared.kept.gid = getuid(), getgid()

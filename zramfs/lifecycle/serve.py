@@ -37,6 +37,7 @@ def serve(
     from zramfs.daemon import daemon  # brings trio and pyfuse3, which only the daemon needs
     from zramfs.daemon.keeper_line import KeeperLine
 
+    safety.enter_keeper()
     line = KeeperLine.fork(_line_settings(new, config))
     status = daemon.FAILED
     try:
