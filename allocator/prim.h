@@ -91,6 +91,8 @@ static inline void fetch_object(const void *p)
 		__builtin_prefetch((const char *)p + off);
 }
 
+static inline void fetch_line(const void *p) { __builtin_prefetch(p); }
+
 /* One round of waiting for a lock that is held for a few microseconds. The holder may have been
  * preempted, so after 64 pauses (about 2 us) the CPU is given away, and after 256 rounds the
  * waiter sleeps 50 us a time, which costs nothing while a stopped holder is stopped. */

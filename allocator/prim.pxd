@@ -40,6 +40,7 @@ cdef extern from "prim.h" nogil:
     void order_stores() noexcept
     uint64_t now_ns() noexcept
     void relax(unsigned int round) noexcept
+    void fetch_line(const void* p) noexcept
     void fetch_object(const void* p) noexcept
     void short_mutex_init(pthread_mutex_t* m) noexcept
     const size_t PAGE_BYTES
