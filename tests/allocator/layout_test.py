@@ -20,7 +20,11 @@ superblock_t 2032
   page_off 40 8, zspage_off 48 8, frames_off 56 8, nr_pageblocks 64 8, file_size 72 8,
   note_off 80 8, note 88 16, fresh 104 4, described 108 4, next_number 112 4, numbers_described 116 4,
   bytes_returned 120 8, punch_errors 128 8, refused 136 8, reserve_misses 144 8, max_pages 152 8,
-  limit_pages 160 8, pages_compacted 168 8, reserved 176 832, user_record 1008 1024
+  limit_pages 160 8, pages_compacted 168 8, balloon_target 176 8, migration 184 112,
+  reserved 296 712, user_record 1008 1024
+migrate_stats_t 112
+  runs 0 8, scanned 8 8, isolated 16 8, migrated 24 8, owner_gone 32 8, unmovable 40 8, busy 48 8,
+  again 56 8, refused 64 8, no_target 72 8, put_back 80 8, blocks_freed 88 8, deferred 96 8, ns 104 8
 page_desc_t 16
   flags 0 2, order 2 1, owner 3 1, ref 4 4, next 8 4, prev 12 4
 pageblock_desc_t 16

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.backing_tools import backing_file
-from tests.support.kill_points import PAGE, Op, copy_of, each_point
+from tests.support.kill_points import PAGE, Op, copy_of, each_point, held_by_frames
 from zramfs.store.backing import Backing
 from zramfs.store.store import Store
 
@@ -35,6 +35,8 @@ def old_or_new(backing: Path | None = None) -> Callable[[int, bytes, bytes], Non
         store = Store.adopt(copy, backing=kept)
         os.close(copy)
         try:
+            held = held_by_frames(store.migration.arena.fileno())
+            assert held <= store.stats().pageblocks_in_use * (2 << 20), "what is free keeps its memory"
             assert store.recovered.lost == store.recovered.zspages_damaged == 0
             store.check(3)
             for page in range(0, len(old), PAGE):
@@ -75,18 +77,18 @@ WRITES: dict[str, Op] = {
 WORK: dict[str, Op] = {
     "objects move": ["compact"],
     "a balloon grows": ["balloon", 40],
-    "pages are compressed again": ["recompress"],
+    "pages are compressed again": ["recompress", 8],
     "pages are marked idle": ["idle"],
     "access times are switched on": ["times", True],
     "a note is written": ["note", "ledger", 300],
 }
 
 
-@pytest.mark.parametrize("wipe", [False, True], ids=["plain", "wiped"])
 @pytest.mark.parametrize("op", WRITES.values(), ids=WRITES)
 @pytest.mark.requires("cc", "unsanitized")
-def test_a_kill_in_a_request_leaves_each_page_old_or_new(op: Op, wipe: bool) -> None:
-    found = each_point(FULL, [op], old_or_new(), size=SIZE, wipe=wipe)
+def test_a_kill_in_a_request_leaves_each_page_old_or_new(op: Op) -> None:
+    # Wiping what goes away has more stores, and must not come too early.
+    found = each_point(FULL, [op], old_or_new(), size=SIZE, wipe=op[0] == "zero" or op[2] == "half random")
     assert found >= (2 if op[0] == "read" else 4)
 
 
@@ -115,8 +117,8 @@ def test_a_balloon_survives_a_kill_while_it_moves_and_while_it_shrinks() -> None
 def test_a_kill_in_a_write_back_changes_no_page(tmp_path: Path) -> None:
     place = backing_file(tmp_path / "backing")
     ops: list[Op] = [
-        ["write back", 0, 100], ["write", 7 * PAGE, "text", 9, PAGE], ["zero", 10 * PAGE, 9 * PAGE],
-        ["write", 20 * PAGE + 9, "text", 8, PAGE], ["write back", 0, 50],
+        ["write back", 0, 20], ["write", 7 * PAGE, "text", 9, PAGE], ["zero", 10 * PAGE, 5 * PAGE],
+        ["write", 17 * PAGE + 9, "text", 8, PAGE], ["write back", 0, 12],
     ]
     found = each_point(FULL, ops, old_or_new(place), size=SIZE, backing=place)
     assert found > 50

@@ -27,7 +27,7 @@ def any_op(rng: random.Random) -> Op:
     n = min(n, SIZE - off)
     return rng.choice([
         ["write", off, rng.choice(KINDS), rng.randrange(9), n], ["write", off, "random", rng.randrange(9), n],
-        ["zero", off, n], ["zero", off, n], ["compact"], ["migrate"], ["recompress"], ["idle"],
+        ["zero", off, n], ["zero", off, n], ["compact"], ["migrate"], ["recompress", 50], ["idle"],
         ["times", rng.random() < .5], ["balloon", rng.choice((0, 20, 300))],
     ])
 
@@ -69,7 +69,7 @@ class KilledStore(RuleBasedStateMachine):
         after = self.store.stats()
         different = {name for name in before.__slots__ if getattr(before, name) != getattr(after, name)}
         # A page that has just left the balloon has no memory, and its pageblock is whole.
-        assert different <= {"bytes_returned", "pageblocks_in_use", "frames_free", "resident"}
+        assert different <= {"recoveries", "bytes_returned", "pageblocks_in_use", "frames_free", "resident"}
 
     @rule(seed=st.integers(0, 1 << 30), n=st.integers(1, 4), delay=st.floats(0, 0.006))
     def kill_and_recover(self, seed: int, n: int, delay: float) -> None:
@@ -112,4 +112,4 @@ class KilledStore(RuleBasedStateMachine):
 
 
 TestKilledStore = KilledStore.TestCase
-TestKilledStore.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
+TestKilledStore.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)

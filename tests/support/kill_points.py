@@ -7,6 +7,7 @@ understand the same: see apply().
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -59,7 +60,7 @@ def apply(store: Store, op: Op) -> None:
             store.balloon.set_target(op[1])
             store.balloon.adjust(1 << 20)
         case "recompress":
-            job = Recompression(store, 1)
+            job = Recompression(store, 1, max_pages=op[1])
             while job.select(1 << 30) or job.step(1 << 30):
                 pass
             job.finish()
@@ -97,6 +98,18 @@ def copy_of(fd: int) -> int:
         while at < end:
             at += os.pwrite(to, os.pread(fd, min(end - at, 1 << 20), at), at)
     return to
+
+
+def held_by_frames(fd: int) -> int:
+    """Bytes of memory that the frames of a memory file hold."""
+    at, held, size = MemoryFile(fd).superblock.frames_off, 0, os.fstat(fd).st_size
+    with contextlib.suppress(OSError):
+        while at < size:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+            end = os.lseek(fd, at, os.SEEK_HOLE)
+            held += end - at
+            at = end
+    return held
 
 
 @functools.cache

@@ -6,7 +6,8 @@
  *   +--------------------------+---------------------------+
  *   | slot table, 8 B a slot   | access times, 4 B a slot  |
  *   +--------------------------+---------------------------+
- *   whole chunks of 512 slots    from atime_off on
+ *   whole chunks of 512 slots,   from atime_off on
+ *   of which the first nr_slots are the device's
  *
  * Note 0 of the arena has the algorithms with their dictionaries (record.pyx). Note 1 is the device's.
  * Counters are atomic and relaxed: a killed process may have counted what it did not do any more, or not have

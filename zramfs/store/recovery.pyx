@@ -87,12 +87,15 @@ cdef void slot_recover(recovery_t* job, uint64_t slot) noexcept nogil:
 
 
 cdef void chunk_recover(recovery_t* job, uint64_t chunk) noexcept nogil:
+    """What lies behind the device's end is nobody's: it is emptied."""
     cdef store_t* st = job.st
-    cdef uint64_t slot = chunk << CHUNK_SHIFT, end = min(slot + CHUNK_SLOTS, st.nr_slots)
-    while slot < end:
-        slot_recover(job, slot)
-        slot += 1
-    if st.chunks[chunk] == 0 and not st.stays_ready:
+    cdef uint64_t slot
+    for slot in range(chunk << CHUNK_SHIFT, (chunk + 1) << CHUNK_SHIFT):
+        if slot < st.nr_slots:
+            slot_recover(job, slot)
+        elif st.slots[slot] != 0:
+            store64(&st.slots[slot], 0)
+    if chunk >= st.nr_chunks or st.chunks[chunk] == 0 and not st.stays_ready:
         fallocate(st.arena.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                   <int64_t>(st.arena.sb.user_off + chunk * PAGE), PAGE)
 
@@ -100,7 +103,7 @@ cdef void chunk_recover(recovery_t* job, uint64_t chunk) noexcept nogil:
 cdef void slots_recover(recovery_t* job) noexcept nogil:
     """A touch of the rest of the table would give it memory."""
     cdef store_t* st = job.st
-    cdef int64_t start = <int64_t>st.arena.sb.user_off, end = start + <int64_t>(st.nr_chunks * PAGE)
+    cdef int64_t start = <int64_t>st.arena.sb.user_off, end = start + <int64_t>st.record.atime_off
     cdef int64_t at = start, hole
     while at < end:
         at = lseek(st.arena.fd, at, SEEK_DATA)

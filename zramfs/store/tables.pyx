@@ -168,4 +168,6 @@ cdef object store_stats(store_t* st):
         reserve_misses=arena.reserve_misses,
         corrupt=pool.corrupt,
         written_back=peek64(&st.written_back),
+        recoveries=peek64(&st.record.recoveries),
+        pages_lost=peek64(&st.record.pages_lost),
     )
