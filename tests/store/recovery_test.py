@@ -412,13 +412,16 @@ def test_the_reserve_keeps_its_memory() -> None:
         for i in range(400):
             store.write(i * PAGE, noise(i))
         store.zero(0, 350 * PAGE)
+        end = time.monotonic() + 20
+        while store.stats().reserve < 8 * MIB and time.monotonic() < end:
+            time.sleep(0.01)        # its thread is filling it
         held = os.fstat(fd).st_blocks
         again = Store.adopt(copy := copy_of(fd), reserve=8 * MIB)
         again.check(3)
         stats = again.stats()
         assert stats.reserve == stats.reserve_target == 8 * MIB
-        # Not more memory than before, but for the pageblock that the copy came to in between.
-        assert os.fstat(copy).st_blocks <= held + (2 * MIB >> 9)
+        # Not more memory than before, but for the access to the copy itself.
+        assert os.fstat(copy).st_blocks <= held + (MIB >> 9)
         for i in range(400):
             again.write(i * PAGE, noise(i))
         again.check(3)
