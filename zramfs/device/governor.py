@@ -133,12 +133,12 @@ class Governor:
         self._linked.set()
         log.info("the file system on %s is kept within the pool's limit", mount.mountpoint)
 
-    async def let_go(self) -> None:
-        """Ends that; without effect when nothing is governed."""
+    async def let_go(self, *, ends: bool = False) -> None:
+        """Ends that; without effect when nothing is governed. ends: the device ends too."""
         async with self._turn:
             if self._link is not None:
                 self._dismissed = True
-                await self._link.close()
+                await self._link.close(ends=ends)
 
     def expect_limit(self, limit: int) -> None:
         """To be called before the pool gets another limit: one below what is stored must not make the file

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+WARDEN = "zramfs.host.warden"  # the module that a warden runs
+
 
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
@@ -18,6 +20,18 @@ def children_of(pid: int) -> list[int]:
             number = int(entry.name)
             text = (entry / "stat").read_text(encoding="utf-8", errors="replace")
             if int(text[text.rindex(")") + 2:].split()[1]) == pid:
+                found.append(number)
+    return found
+
+
+def runs_of(module: str) -> list[int]:
+    """The processes that run a module of Python (`python -m module`)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            number = int(entry.name)
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if [b"-m", module.encode()] in (words[1:3], words[2:4]):
                 found.append(number)
     return found
 

@@ -132,11 +132,15 @@ def govern(tree: Path) -> None:
             f"the reason is in {tree.parent / 'log'}") from None
 
 
-def let_go(tree: Path) -> None:
-    """Ends that, so that the next umount is the end of the file system. Without effect where the daemon does
-    not answer: then it ends a moment later. For a process of one thread."""
-    with contextlib.suppress(OSError):  # TimeoutError is one
-        bounded.call(lambda: _command(tree, b"govern=off\n"), LET_GO_TIMEOUT)
+def let_go(tree: Path, timeout: float = LET_GO_TIMEOUT) -> bool:
+    """Ends that, so that the next umount is the end of the file system. False if it is not done within
+    `timeout` seconds: then it ends later, on xfs and btrfs not before the thaw of what somebody froze. For a
+    process of one thread."""
+    try:
+        bounded.call(lambda: _command(tree, b"govern=off\n"), timeout)
+    except OSError:  # TimeoutError is one
+        return False
+    return True
 
 
 def _command(tree: Path, line: bytes) -> None:
