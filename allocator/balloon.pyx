@@ -145,9 +145,9 @@ cdef uint32_t balloon_deflate(balloon_t* b, uint32_t n) noexcept nogil:
 cdef class Balloon:
     """Takes frames out of an arena so that the host has their memory, and gives them back.
 
-    Any thread may call it, and the arena's users go on meanwhile. In an arena that was recovered it begins with
-    the frames and the target that the last balloon had. Raises ValueError for an arena that has a balloon
-    already: it takes one at a time.
+    Any thread may call it, and the arena's users go on meanwhile. In an arena that was recovered it begins
+    with the frames and the target that the last balloon had. Raises ValueError for an arena that has a
+    balloon already: it takes one at a time.
     """
 
     def __cinit__(self, Arena arena not None):

@@ -2,11 +2,12 @@
 # No locks: nothing else is at work on the arena and the pool yet.
 """Recovery: what a killed process has left in a memory file becomes a whole pool again.
 
-layout.h says what is persistent, and why a kill at any instruction leaves each page old or new ([R1] to [R4]).
-Three passes follow from that, each over flat arrays:
+layout.h says what is persistent, and why a kill at any instruction leaves each page old or new ([R1] to
+[R4]). Three passes follow from that, each over flat arrays:
   1. Page descriptors: all marks go, but for "used", and for the balloon's frames.
-  2. Zspages: their frames are claimed. Each allocated object is shown to the pool's user, and is freed if that
-     does not name it. Free chains, fullness lists and counts follow. A zspage without an object is freed.
+  2. Zspages: their frames are claimed. Each allocated object is shown to the pool's user, and is freed if
+     that does not name it. Free chains, fullness lists and counts follow. A zspage without an object is
+     freed.
   3. Pageblocks: what is not claimed is free. Free lists and counts follow, and a whole free pageblock is
      punched out of the memory file.
 Every step leaves a file that can be recovered again. Nothing is allocated.
@@ -103,8 +104,8 @@ cdef size_class_t* zspage_class(pool_t* pool, zspage_desc_t* z) noexcept nogil:
 
 
 cdef inline void headers_fetch(pool_t* pool, uint32_t number) noexcept nogil:
-    """Asks for the headers of a zspage's objects, each in a line of its own, before they are read. A page stored
-    takes 44 ns of CPU with it, all of the adoption counted, and 56 ns without."""
+    """Asks for the headers of a zspage's objects, each in a line of its own, before they are read. A page
+    stored takes 44 ns of CPU with it, all of the adoption counted, and 56 ns without."""
     cdef zspage_desc_t* z = &pool.arena.zspages[number]
     cdef size_class_t* c
     cdef uint32_t off = 0, frame
@@ -206,7 +207,8 @@ cdef void pageblock_recover(arena_t* a, uint32_t pb, uint32_t used) noexcept nog
 
 
 cdef void pageblocks_recover(pool_t* pool, uint64_t keep, pool_recovery_t* found) noexcept nogil:
-    """Whole free pageblocks that keep their memory come last onto the stack, and so are taken from it first."""
+    """Whole free pageblocks that keep their memory come last onto the stack, and so are taken from it
+    first."""
     cdef arena_t* a = pool.arena
     cdef uint32_t pb, used, kept = NONE32
     for pb in range(a.sb.fresh):
@@ -233,8 +235,8 @@ cdef void pageblocks_recover(pool_t* pool, uint64_t keep, pool_recovery_t* found
 
 
 cdef void units_populate(arena_t* a) noexcept nogil:
-    """With a reserve an allocation finds memory in every pageblock in use. If the OS refuses it here, the first
-    allocation there asks again."""
+    """With a reserve an allocation finds memory in every pageblock in use. If the OS refuses it here, the
+    first allocation there asks again."""
     cdef uint32_t pb
     for pb in range(a.sb.fresh):
         if a.pageblocks[pb].flags == PB_IN_USE and a.pageblocks[pb].ready != NONE32:

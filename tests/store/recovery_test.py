@@ -22,12 +22,12 @@ from tests.support.backing_tools import backing_file, write_back
 from tests.support.kill_points import Op, apply, apply_to_model, copy_of
 from tests.support.memory_file import PAGE as PAGE_DESC
 from tests.support.memory_file import WORD, ZSPAGE, MemoryFile
-from tests.support.page_kinds import KINDS, block, hard, noise, prose
+from tests.support.page_kinds import KINDS, hard, noise, prose
 from zramfs.codecs.codec import Codec
 from zramfs.store import block_state
 from zramfs.store.backing import Backing
-from zramfs.store.record import is_kept
 from zramfs.store.recompress import Recompression
+from zramfs.store.record import is_kept
 from zramfs.store.store import Store
 
 PAGE = 4096
@@ -252,8 +252,8 @@ def test_locks_and_marks_of_a_killed_process_are_cleared() -> None:
     for number in range(file.superblock.nr_pageblocks):
         zspage = file.zspage(number)
         if zspage.magic == 0x7A73:
-            file.put(ZSPAGE, file.zspage_off(number), (*zspage.frames, 17, 4, 3, 900, *zspage[5:7], 255, -1, 2,
-                                                      zspage.huge_header))
+            file.put(ZSPAGE, file.zspage_off(number), (
+                *zspage.frames, 17, 4, 3, 900, *zspage[5:7], 255, -1, 2, zspage.huge_header))
     for frame in range(300):
         page = file.page(frame)
         file.put(PAGE_DESC, file.page_off(frame), (page.flags | 0x18, 3, page.owner, 5, 6, 7))

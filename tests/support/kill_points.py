@@ -2,8 +2,8 @@
 """A store in a process of its own, which is looked at wherever it could be killed.
 
 The process stops before each of its stores into the memory file (kill_points.c). The file is what a SIGKILL
-would leave there: the test copies it, and adopts the copy. Ops are lists, so that the child and the test's model
-understand the same: see apply().
+would leave there: the test copies it, and adopts the copy. Ops are lists, so that the child and the test's
+model understand the same: see apply().
 """
 from __future__ import annotations
 
@@ -123,14 +123,15 @@ def each_point(
     setup: Sequence[Op], ops: Sequence[Op], look: Callable[[int, bytes, bytes], None], *, size: int,
     backing: Path | None = None, **how: Any,
 ) -> int:
-    """Makes a store of `size` bytes, does the ops of setup and then the others one by one. look(fd, old, new) is
-    called at every point of those: the memory file, and the device before and after the op. How many points."""
+    """Makes a store of `size` bytes, does the ops of setup and then the others one by one. look(fd, old, new)
+    is called at every point of those: the memory file, and the device before and after the op. How many
+    points."""
     fd = os.memfd_create(f"points-{os.getpid()}")
     told, tell = os.pipe()
     heard, hear = os.pipe()
     words = json.dumps({"setup": list(setup), "ops": list(ops), "size": size, "how": how,
                         "backing": str(backing) if backing else None})
-    log = tempfile.TemporaryFile()
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.support.kill_points", str(fd), str(heard), str(tell)],
         pass_fds=(fd, heard, tell), stdin=subprocess.PIPE, stderr=log,

@@ -9,8 +9,8 @@ from zramfs.store.slots cimport *
 
 
 cdef int times_populate(store_t* st) noexcept nogil:
-    """Asks for the memory of the times of every chunk that is in use, or that a thread is in. Threads that come
-    later do that themselves (chunk_open())."""
+    """Asks for the memory of the times of every chunk that is in use, or that a thread is in. Threads that
+    come later do that themselves (chunk_open())."""
     cdef uint64_t chunk
     cdef int r = 0
     # A swap, so that no chunk is looked at before it.

@@ -13,7 +13,9 @@ A slot that can't be right costs its page: it is lost, so that reading it is EIO
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from allocator.layout cimport HDR_ALLOCATED, HDR_TAG_SHIFT, LOC_NONE, NR_RAW_CLASSES, ZSPAGE_MAGIC, zspage_desc_t
+from allocator.layout cimport (
+    HDR_ALLOCATED, HDR_TAG_SHIFT, LOC_NONE, NR_RAW_CLASSES, ZSPAGE_MAGIC, zspage_desc_t,
+)
 from allocator.prim cimport *
 from allocator.recovery cimport pool_recover, pool_recovery_t
 from allocator.zspage cimport header_ptr, loc_idx, loc_zspage, size_class_t
@@ -167,8 +169,8 @@ cdef void lost_mark(recovery_t* job) noexcept nogil:
 # ---- the backing store --------------------------------------------------------------------------
 
 cdef void backing_settle(backing_t* b) noexcept nogil:
-    """After the slots have counted their objects. A block that was taken and counts nothing may hold data of a
-    page that is gone."""
+    """After the slots have counted their objects. A block that was taken and counts nothing may hold data of
+    a page that is gone."""
     cdef uint64_t block, group
     cdef uint64_t high = min(b.record.high, b.nr_blocks)
     for block in range(high):

@@ -135,8 +135,8 @@ cdef class Store:
         self.end(self.arena is not None and self.arena.a != NULL and self.arena.a.lent)
 
     def close(self):
-        """Gives all memory back: a memory file that was given to the store is empty afterwards. No other call,
-        and no lane, may be at work on the store."""
+        """Gives all memory back: a memory file that was given to the store is empty afterwards. No other
+        call, and no lane, may be at work on the store."""
         self.end(False)
 
     def leave(self):

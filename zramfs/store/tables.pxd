@@ -6,8 +6,8 @@ from libc.stdint cimport uint64_t
 from allocator.frames cimport arena_t
 from zramfs.store.slots cimport ATIME_CHUNK, CHUNK_SHIFT, CHUNK_SLOTS, PAGE, store_ctx_t, store_t
 
-# On an arena whose user region is user_bytes() long; without a codec yet, and to be recovered if the arena was
-# adopted. NULL when address space or memory is short.
+# On an arena whose user region is user_bytes() long; without a codec yet, and to be recovered if the arena
+# was adopted. NULL when address space or memory is short.
 cdef store_t* store_new(arena_t* arena, uint64_t nr_slots) noexcept nogil
 # Makes slot table and chunk words resident, which they stay: 0 or -ENOMEM.
 cdef int store_stay_ready(store_t* st) noexcept nogil

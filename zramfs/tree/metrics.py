@@ -189,7 +189,7 @@ TABLE = (
     # recovery
     Metric(COUNTER, "recoveries", "Times that a process took over what a killed one had stored.",
            lambda f: f.store.recoveries),
-    Metric(COUNTER, "pages_lost", "Pages that could not be taken over, and read as EIO until they are written.",
+    Metric(COUNTER, "pages_lost", "Pages that could not be taken over: EIO until they are written.",
            lambda f: f.store.pages_lost),
     # recompression
     Metric(GAUGE, "algorithms", "1 for each algorithm; priority 0 is that of writes.", _algorithms,
