@@ -374,7 +374,10 @@ cdef class Store:
         with nogil:
             self.compact_class = zs_compact_slice(self.st.pool, self.compact_class, now_ns() + ns)
             zs_flush_deferred(self.st.pool)
-        return self.compact_class != 0
+        if self.compact_class < self.st.pool.nr_classes:
+            return True
+        self.compact_class = 0
+        return False
 
     def winnable(self):
         """What compaction could give back to the OS: (pageblocks, of how many in use)."""
