@@ -99,6 +99,12 @@ def test_a_kill_in_the_background_changes_no_page(op: Op) -> None:
     assert found >= (2 if op[0] == "times" else 50)
 
 
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_pageblock_that_becomes_free_keeps_no_memory_after_a_kill() -> None:
+    setup: list[Op] = [["write", i * PAGE, "noise", i, PAGE] for i in range(513)]
+    assert each_point(setup, [["zero", 512 * PAGE, PAGE]], old_or_new(), size=SIZE) > 10
+
+
 @pytest.mark.parametrize("wipe", [False, True], ids=["plain", "wiped"])
 @pytest.mark.requires("cc", "unsanitized")
 def test_a_kill_in_a_migration_changes_no_page(wipe: bool) -> None:
