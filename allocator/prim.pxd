@@ -49,6 +49,8 @@ cdef extern from "prim.h" nogil:
     int try_populate(void* start, size_t n) noexcept
     int try_map(void* start, size_t n) noexcept
     void* map_sparse(size_t n, int fd) noexcept
+    void* reserve_space(size_t n) noexcept
+    int try_open_space(void* space, size_t n) noexcept
     void ready_stack() noexcept
 
 cdef extern from "<stdlib.h>" nogil:

@@ -11,6 +11,7 @@ import pytest
 from tests.support.backing_tools import backing_file
 from tests.support.kill_points import PAGE, Op, copy_of, each_point, held_by_frames
 from zramfs.store.backing import Backing
+from zramfs.store.resize import resize, room_to_grow
 from zramfs.store.store import Store
 
 SIZE = 520 * PAGE
@@ -39,9 +40,14 @@ def old_or_new(backing: Path | None = None) -> Callable[[int, bytes, bytes], Non
             assert held <= store.stats().pageblocks_in_use * (2 << 20), "what is free keeps its memory"
             assert store.recovered.lost == store.recovered.zspages_damaged == 0
             store.check(3)
-            for page in range(0, len(old), PAGE):
+            assert store.disksize in (len(old), len(new))
+            for page in range(0, store.disksize, PAGE):
                 found = store.read(page, PAGE)
                 assert found in (old[page:page + PAGE], new[page:page + PAGE]), f"page {page // PAGE}"
+            if len(old) != len(new):
+                # What was behind the end is gone, and does not come back with a larger device.
+                end, most = store.disksize, resize(store, room_to_grow(store))
+                assert not any(store.read(end, most - end))
             # The lists are good for more.
             store.write(300 * PAGE, bytes(range(256)) * 64)
             store.zero(0, 20 * PAGE)
@@ -128,3 +134,24 @@ def test_a_kill_in_a_write_back_changes_no_page(tmp_path: Path) -> None:
     ]
     found = each_point(FULL, ops, old_or_new(place), size=SIZE, backing=place)
     assert found > 50
+
+
+RESIZES: dict[str, tuple[Op, int]] = {
+    "it grows": (["resize", 1536 * PAGE, False], 1),
+    "it grows by less than a chunk": (["resize", 1024 * PAGE, False], 1),
+    "an empty end is cut off": (["resize", 1024 * PAGE, False], 2),
+    "an end with pages is cut off": (["resize", 512 * PAGE, True], 100),
+}
+
+
+@pytest.mark.parametrize("wipe", [False, True], ids=["plain", "wiped"])
+@pytest.mark.parametrize("what", RESIZES)
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_in_a_resize_leaves_the_old_size_or_the_new_one(what: str, wipe: bool) -> None:
+    op, least = RESIZES[what]
+    size = 700 * PAGE if "grows" in what else 1300 * PAGE
+    setup: list[Op] = [
+        ["times", True], *FULL, *(["write", (600 + i) * PAGE, KINDS[i % 6], i, PAGE] for i in range(40)),
+    ]
+    found = each_point(setup, [op], old_or_new(), size=size, grows_to=2048 * PAGE, wipe=wipe)
+    assert found >= least

@@ -26,6 +26,7 @@ from tests.support.paths import SUPPORT, python_environment
 from zramfs.codecs.codec import Codec
 from zramfs.store.backing import Backing
 from zramfs.store.recompress import Recompression
+from zramfs.store.resize import resize
 from zramfs.store.store import Store
 from zramfs.store.writeback import WritebackRun
 
@@ -72,6 +73,8 @@ def apply(store: Store, op: Op) -> None:
             run.finish()
         case "note":
             store.note = op[1].encode() * op[2]
+        case "resize":
+            resize(store, op[1], discard=op[2])
         case _:
             raise AssertionError(f"no such op: {op}")
 
@@ -82,6 +85,8 @@ def apply_to_model(model: bytearray, op: Op) -> None:
         model[op[1]:op[1] + len(data)] = data
     elif op[0] == "zero":
         model[op[1]:op[1] + op[2]] = bytes(op[2])
+    elif op[0] == "resize":
+        model[:] = model[:op[1]].ljust(op[1], b"\0")
 
 
 def copy_of(fd: int) -> int:

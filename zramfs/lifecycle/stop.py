@@ -64,13 +64,13 @@ def stop_device(old: Rundir, say: Say, *, force: bool = False) -> None:
             clean_up(old, state)
         say(message)
         return
-    if _is_elsewhere(state.pid):
+    if is_elsewhere(state.pid):
         bounded.call(functools.partial(_stop_elsewhere, old, state.pid, say, force), None)
     else:
         _stop_living(old, state, say, force)
 
 
-def _is_elsewhere(pid: int) -> bool:
+def is_elsewhere(pid: int) -> bool:
     """Whether the process has another mount namespace than this one, which root can enter."""
     with contextlib.suppress(OSError):
         theirs = os.readlink(f"/proc/{pid}/ns/mnt")
@@ -102,7 +102,7 @@ def _stop_inside(old: Rundir, mount_space: int, say: Say, force: bool) -> None:
 
 
 def _stop_living(old: Rundir, state: State, say: Say, force: bool) -> None:
-    _expect_answer(state)
+    expect_answer(state)
     _expect_programs(state)
     expect_unused(old, state)
     if state.kind == "swap" and not force:
@@ -225,7 +225,7 @@ def teardown(old: Rundir) -> None:
             log.warning("%s", error)
 
 
-def _expect_answer(state: State) -> None:
+def expect_answer(state: State) -> None:
     """The lane is asked, through which the file system is unmounted and swap comes back. The tree is not
     needed for an end, so a daemon whose tree does not answer can be stopped."""
     try:
@@ -314,8 +314,7 @@ def _take_down_file_system(state: State, device: str, place: Path, say: Say | No
         raise
     if not state.alive() or loops.wait_unclaimed(device, GONE_TIMEOUT):
         return
-    options = ramdisk.DEFAULT_OPTIONS if state.options is None else state.options
-    ramdisk.mount(ramdisk.FileSystem(state.fs or "auto", place, options), device)
+    ramdisk.mount(ramdisk.as_it_was(state, place), device)
     _put_back(state, place, frozen=frozen)
     raise ZramfsError(
         errno.EBUSY,

@@ -50,6 +50,7 @@ cdef dict kept_arguments(Arena arena, object backing):
         raise ValueError("expected the backing store that the store has pages on, and no other")
     primary, *secondary = codecs_unpacked(arena.note(0))
     return {
-        "disksize": record.nr_slots << 12, "algo": primary[0], "level": primary[1], "dictionary": primary[2],
+        "disksize": record.nr_slots << 12, "grows_to": record.most_slots << 12,
+        "algo": primary[0], "level": primary[1], "dictionary": primary[2],
         "secondary": [each and Codec(*each) for each in secondary], "wipe": record.wipe != 0,
     }

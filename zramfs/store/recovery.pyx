@@ -97,7 +97,7 @@ cdef void chunk_recover(recovery_t* job, uint64_t chunk) noexcept nogil:
             slot_recover(job, slot)
         elif st.slots[slot] != 0:
             store64(&st.slots[slot], 0)
-    if chunk >= st.nr_chunks or st.chunks[chunk] == 0 and not st.stays_ready:
+    if chunk >= chunk_count(st) or st.chunks[chunk] == 0 and not st.stays_ready:
         fallocate(st.arena.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                   <int64_t>(st.arena.sb.user_off + chunk * PAGE), PAGE)
 
@@ -105,7 +105,7 @@ cdef void chunk_recover(recovery_t* job, uint64_t chunk) noexcept nogil:
 cdef void slots_recover(recovery_t* job) noexcept nogil:
     """A touch of the rest of the table would give it memory."""
     cdef store_t* st = job.st
-    cdef int64_t start = <int64_t>st.arena.sb.user_off, end = start + <int64_t>st.record.atime_off
+    cdef int64_t start = <int64_t>st.arena.sb.user_off, end = start + <int64_t>times_off(st)
     cdef int64_t at = start, hole
     while at < end:
         at = lseek(st.arena.fd, at, SEEK_DATA)
