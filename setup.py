@@ -99,6 +99,7 @@ EXTENSIONS = [
     extension("zramfs.store.recovery"),
     extension("zramfs.store.check"),
     extension("zramfs.store.store"),
+    extension("zramfs.store.resize"),
     extension("zramfs.store.candidates"),
     extension("zramfs.store.recompress"),
     extension("zramfs.store.writeback"),

@@ -17,16 +17,16 @@ class Arena:
     costs nothing until it is used. As a context manager it is closed at the end.
     fd: an empty memory file to lie in, of which the arena keeps a duplicate; -1 = one of its own. In a file
     that another process holds open too, the arena outlives this process: see adopt().
-    Raises ValueError for sizes out of range or a file that is not empty, and MemoryError when the system gives
-    no address space.
+    Raises ValueError for sizes out of range or a file that is not empty, and MemoryError when the system
+    gives no address space.
     """
 
     def __new__(cls, user_size: int, nr_pageblocks: int, fd: int = -1) -> Self: ...
     @staticmethod
     def adopt(fd: int) -> Arena:
         """The arena that another process has left in a memory file, of which a duplicate is kept. Until
-        recovery (allocator/recovery.pyx) nothing in it may be used but the notes. Raises ValueError for another
-        file or layout."""
+        recovery (allocator/recovery.pyx) nothing in it may be used but the notes. Raises ValueError for
+        another file or layout."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exception: object) -> None: ...
@@ -41,9 +41,10 @@ class Arena:
         """Whether the memory file still has the arena that was adopted, or another one of the same shape."""
 
     def map_resident(self) -> int:
-        """Makes page tables for what the memory file holds, so that recovery has no page faults, and answers how
-        many bytes that are. For a process that waits to adopt the arena, again and again. It changes nothing and
-        touches nothing, so another process may be at work. Raises OSError when the memory is refused."""
+        """Makes page tables for what the memory file holds, so that recovery has no page faults, and answers
+        how many bytes that are. For a process that waits to adopt the arena, again and again. It changes
+        nothing and touches nothing, so another process may be at work. Raises OSError when the memory is
+        refused."""
 
     def leave(self) -> None:
         """As close(), but the memory file stays as it is, for whoever holds it and adopts the arena."""
@@ -72,8 +73,8 @@ class Arena:
 
     def set_note(self, number: int, content: bytes) -> None:
         """Replaces a note by at most NOTE_HALF bytes (5 MiB), in one step: whoever adopts the arena finds the
-        old one or the new one. One thread at a time. Raises ValueError, and MemoryError when the system refuses
-        the memory."""
+        old one or the new one. One thread at a time. Raises ValueError, and MemoryError when the system
+        refuses the memory."""
 
     def buddyinfo(self) -> tuple[int, ...]:
         """The number of free blocks of each order, 0 to 9. Order 9 counts whole pageblocks: given back to

@@ -15,8 +15,6 @@ from allocator.frames cimport arena_t, frame_ptr
 from allocator.layout cimport *
 from allocator.prim cimport *
 
-import os
-
 from allocator.stats import ArenaStats
 
 cdef enum:
@@ -151,8 +149,8 @@ cdef void arena_delete(arena_t* a) noexcept nogil:
 
 
 cdef bint is_made(int fd) noexcept nogil:
-    """Whether a memory file holds an arena, of whatever layout: not an empty file, and not one whose making was
-    cut short."""
+    """Whether a memory file holds an arena, of whatever layout: not an empty file, and not one whose making
+    was cut short."""
     cdef uint64_t magic = 0
     return pread(fd, &magic, sizeof(magic), 0) == sizeof(magic) and magic == SUPERBLOCK_MAGIC
 
@@ -165,8 +163,8 @@ cdef class Arena:
     costs nothing until it is used. As a context manager it is closed at the end.
     fd: an empty memory file to lie in, of which the arena keeps a duplicate; -1 = one of its own. In a file
     that another process holds open too, the arena outlives this process: see adopt().
-    Raises ValueError for sizes out of range or a file that is not empty, and MemoryError when the system gives
-    no address space.
+    Raises ValueError for sizes out of range or a file that is not empty, and MemoryError when the system
+    gives no address space.
     """
 
     def __cinit__(self, user_size, nr_pageblocks, int fd=-1):
@@ -204,8 +202,8 @@ cdef class Arena:
     @staticmethod
     def adopt(fd):
         """The arena that another process has left in a memory file, of which a duplicate is kept. Until
-        recovery (allocator/recovery.pyx) nothing in it may be used but the notes. Raises ValueError for another
-        file or layout."""
+        recovery (allocator/recovery.pyx) nothing in it may be used but the notes. Raises ValueError for
+        another file or layout."""
         return Arena(None, None, fd)
 
     def __enter__(self):
@@ -243,9 +241,10 @@ cdef class Arena:
         return superblock_read(a.fd, &sb) == 0 and sb.file_size == a.file_size
 
     def map_resident(self):
-        """Makes page tables for what the memory file holds, so that recovery has no page faults, and answers how
-        many bytes that are. For a process that waits to adopt the arena, again and again. It changes nothing and
-        touches nothing, so another process may be at work. Raises OSError when the memory is refused."""
+        """Makes page tables for what the memory file holds, so that recovery has no page faults, and answers
+        how many bytes that are. For a process that waits to adopt the arena, again and again. It changes
+        nothing and touches nothing, so another process may be at work. Raises OSError when the memory is
+        refused."""
         cdef arena_t* a = self.open()
         cdef int64_t mapped
         with nogil:
@@ -331,13 +330,14 @@ cdef class Arena:
 
     def set_note(self, number, bytes content not None):
         """Replaces a note by at most NOTE_HALF bytes (5 MiB), in one step: whoever adopts the arena finds the
-        old one or the new one. One thread at a time. Raises ValueError, and MemoryError when the system refuses
-        the memory."""
+        old one or the new one. One thread at a time. Raises ValueError, and MemoryError when the system
+        refuses the memory."""
         cdef arena_t* a = self.open()
         cdef uint64_t n = len(content), half
         cdef char* to
         if not 0 <= number < NR_NOTES or n > NOTE_HALF:
-            raise ValueError(f"at most {NOTE_HALF} bytes of note 0 to {NR_NOTES - 1} expected, got {n} of {number}")
+            raise ValueError(
+                f"at most {NOTE_HALF} bytes of note 0 to {NR_NOTES - 1} expected, got {n} of {number}")
         half = ~load64(&a.sb.note[<int>number]) & 1
         to = note_half(a, number, half)
         if n and try_populate(to, n) != 0:

@@ -4,9 +4,10 @@
 
 A pool asks before it takes pages. The answer is a grant: a number of pages up to which no further look is
 needed. A grant is a quarter of the room that the last look found, so a pool that nobody stops comes to
-rest before the floor, after one look for each quarter. The writer that has used up the grant looks by
-itself. No other thread has to run in time for that, so a fast writer neither outruns the limit nor is
-refused while there is room. A caller of look() does the same now and then, because others use memory too.
+rest before the floor, after one look for each quarter. It is at most 16 MiB, because others use memory too,
+and a limit may come or become less at any moment. The writer that has used up the grant looks by itself.
+No other thread has to run in time for that, so a fast writer neither outruns the limit nor is refused while
+there is room. A caller of look() does the same now and then, for a pool that does not grow.
 
 Room is the smaller of two:
 * the host's: MemAvailable less `keep_free`;
@@ -34,6 +35,9 @@ cdef enum:
 cdef uint64_t ALL_ROOM = <uint64_t>-1
 # The least grant while there is room, in bytes: two looks for each MiB cost less than 1 % of writing it.
 cdef uint64_t LEAST_GRANT = 1 << 20
+# The most at once: half of LEAST_MARGIN, so that a pool stays below a limit that has just become less. A
+# look costs 0.1 ms, and 16 MiB of new data at least 10 ms.
+cdef uint64_t MOST_GRANT = 16 << 20
 # Kept below the limit of a group, for what is not the pool. While a pool grew to 846 MiB, its daemon with 4
 # threads took 18 MiB more for tables, 4 for page tables and 1 for its heap, spread over the growth. A
 # command such as `zramfs stop` takes 14 MiB, and must find them in the same group.
@@ -111,11 +115,12 @@ cdef void look_locked(headroom_t* h, uint64_t pages) noexcept nogil:
     store64(&h.group_room, group_room)
     store64(&h.host_room, room_of_host_locked(h))
     room = min(group_room, peek64(&h.host_room))
-    if room == ALL_ROOM:
-        # Nothing bounds the pool; a limit that comes is found by the caller of look().
+    if room == ALL_ROOM and h.nr_groups == 0:
+        # Nothing bounds the pool, and nothing can but keep_free, which takes the grant back.
         store64(&h.granted, ALL_ROOM >> 1)
     else:
-        store64(&h.granted, pages + (max(room >> 2, min(room, LEAST_GRANT)) >> PAGE_SHIFT))
+        room = min(max(room >> 2, min(room, LEAST_GRANT)), MOST_GRANT)
+        store64(&h.granted, pages + (room >> PAGE_SHIFT))
     h.looked_ns = now_ns()
     add64(&h.looks, 1)
 

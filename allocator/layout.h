@@ -91,6 +91,24 @@ _Static_assert(FRAME_SIZE == PAGE_BYTES, "a frame is a page");
  * word says which one, and is the one store that replaces a note. */
 #define NR_NOTES 2
 #define NOTE_HALF (5ull << 20) /* bytes: four dictionaries of 1 MiB, and text */
+/* What page migration has done since the arena was made; guarded by arena_t.migrate_lock. */
+typedef struct {
+	uint64_t runs;          /* compaction runs begun */
+	uint64_t scanned;       /* frames looked at */
+	uint64_t isolated;
+	uint64_t migrated;
+	uint64_t owner_gone;    /* freed by their owner after isolation */
+	uint64_t unmovable;     /* ranges with a frame that no owner can move */
+	uint64_t busy;          /* the page was locked, or its owner refused for now */
+	uint64_t again;         /* -EAGAIN until the last pass */
+	uint64_t refused;       /* any other error of the owner */
+	uint64_t no_target;     /* no free frame to move to */
+	uint64_t put_back;
+	uint64_t blocks_freed;  /* pageblocks emptied by compaction */
+	uint64_t deferred;      /* pageblocks passed by because they failed lately */
+	uint64_t ns;            /* time in compaction runs */
+} migrate_stats_t;
+
 #define USER_RECORD 1024       /* bytes for small values that the arena's user changes in place */
 typedef struct {
 	uint64_t magic;           /* stored last when the file is made */
@@ -121,7 +139,9 @@ typedef struct {
 	uint64_t max_pages;       /* pool pages: their peak */
 	uint64_t limit_pages;     /* 0 = none */
 	uint64_t pages_compacted; /* pool pages freed by object compaction */
-	uint64_t reserved[104];   /* 0 */
+	uint64_t balloon_target;  /* pages that the balloon shall hold */
+	migrate_stats_t migration;
+	uint64_t reserved[89];    /* 0 */
 	uint64_t user_record[USER_RECORD / 8];
 } superblock_t;
 _Static_assert(sizeof(superblock_t) <= FRAME_SIZE, "the superblock is one page");

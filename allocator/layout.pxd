@@ -15,6 +15,22 @@ cdef extern from "layout.h" nogil:
     const uint64_t SUPERBLOCK_MAGIC, LOC_MASK, LOC_NONE, HDR_ALLOCATED, HDR_SIZE_MASK
     const uint64_t PAGEBLOCK_SIZE, NOTE_HALF
 
+    ctypedef struct migrate_stats_t:
+        uint64_t runs
+        uint64_t scanned
+        uint64_t isolated
+        uint64_t migrated
+        uint64_t owner_gone
+        uint64_t unmovable
+        uint64_t busy
+        uint64_t again
+        uint64_t refused
+        uint64_t no_target
+        uint64_t put_back
+        uint64_t blocks_freed
+        uint64_t deferred
+        uint64_t ns
+
     ctypedef struct superblock_t:
         uint64_t magic
         uint32_t version
@@ -40,6 +56,8 @@ cdef extern from "layout.h" nogil:
         uint64_t max_pages
         uint64_t limit_pages
         uint64_t pages_compacted
+        uint64_t balloon_target
+        migrate_stats_t migration
         uint64_t user_record[128]
 
     ctypedef struct page_desc_t:

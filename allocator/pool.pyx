@@ -154,7 +154,8 @@ cdef object pool_stats(pool_t* pool):
         pthread_mutex_unlock(&pool.classes[i].lock)
     return PoolStats(
         pages=peek64(&pool.pages), max_pages=peek64(&pool.arena.sb.max_pages),
-        limit_pages=peek64(&pool.arena.sb.limit_pages), pages_compacted=peek64(&pool.arena.sb.pages_compacted),
+        limit_pages=peek64(&pool.arena.sb.limit_pages),
+        pages_compacted=peek64(&pool.arena.sb.pages_compacted),
         objects=objects, zspages=zspages, corrupt=peek64(&pool.corrupt),
     )
 

@@ -91,6 +91,8 @@ static inline void fetch_object(const void *p)
 		__builtin_prefetch((const char *)p + off);
 }
 
+static inline void fetch_line(const void *p) { __builtin_prefetch(p); }
+
 /* One round of waiting for a lock that is held for a few microseconds. The holder may have been
  * preempted, so after 64 pauses (about 2 us) the CPU is given away, and after 256 rounds the
  * waiter sleeps 50 us a time, which costs nothing while a stopped holder is stopped. */
@@ -117,7 +119,9 @@ static inline void short_mutex_init(pthread_mutex_t *m)
 {
 	pthread_mutexattr_t attr;
 	pthread_mutexattr_init(&attr);
+#ifdef __GLIBC__ /* musl's mutexes spin by themselves */
 	pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
+#endif
 	pthread_mutex_init(m, &attr);
 	pthread_mutexattr_destroy(&attr);
 }
@@ -166,6 +170,21 @@ static inline void *map_sparse(size_t n, int fd)
 	int kind = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
 	void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, kind | MAP_NORESERVE, fd, 0);
 	return p == MAP_FAILED ? NULL : p;
+}
+
+/* n bytes of address space that nobody can use, and that count as no memory, until try_open_space() opens a
+ * part of them. NULL when there are none. Ended by munmap(). */
+static inline void *reserve_space(size_t n)
+{
+	void *p = mmap(NULL, n, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	return p == MAP_FAILED ? NULL : p;
+}
+
+/* Makes the first n bytes of such space usable, as those of map_sparse() are: 0, or -ENOMEM when the system
+ * refuses (RLIMIT_DATA, strict overcommit). What was open before stays as it is, and may be in use. */
+static inline int try_open_space(void *space, size_t n)
+{
+	return mprotect(space, round_up(n, PAGE_BYTES), PROT_READ | PROT_WRITE) == 0 ? 0 : -ENOMEM;
 }
 
 /* Makes 64 KiB of the calling thread's stack resident, far more than anything in the core uses: a

@@ -40,6 +40,7 @@ cdef extern from "prim.h" nogil:
     void order_stores() noexcept
     uint64_t now_ns() noexcept
     void relax(unsigned int round) noexcept
+    void fetch_line(const void* p) noexcept
     void fetch_object(const void* p) noexcept
     void short_mutex_init(pthread_mutex_t* m) noexcept
     const size_t PAGE_BYTES
@@ -48,6 +49,8 @@ cdef extern from "prim.h" nogil:
     int try_populate(void* start, size_t n) noexcept
     int try_map(void* start, size_t n) noexcept
     void* map_sparse(size_t n, int fd) noexcept
+    void* reserve_space(size_t n) noexcept
+    int try_open_space(void* space, size_t n) noexcept
     void ready_stack() noexcept
 
 cdef extern from "<stdlib.h>" nogil:

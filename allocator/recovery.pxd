@@ -23,8 +23,8 @@ cdef struct pool_recovery_t:
 
 
 # Rebuilds everything volatile of the pool (new, made on an arena that arena_adopt() gave) and of its arena.
-# keep: so many whole free pageblocks keep their memory, for a reserve that is made next; where it is not 0 the
-# free frames of the pageblocks in use get their memory too. Not to be undone and not to be run twice on a pool;
-# killed half way, the file can be adopted and recovered again.
+# keep: so many whole free pageblocks keep their memory, for a reserve that is made next; where it is not 0
+# the free frames of the pageblocks in use get their memory too. Not to be undone and not to be run twice on a
+# pool; killed half way, the file can be adopted and recovered again.
 cdef void pool_recover(pool_t* pool, object_named_t named, void* ctx, uint64_t keep,
                        pool_recovery_t* found) noexcept nogil

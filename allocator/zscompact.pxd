@@ -7,7 +7,8 @@ from allocator.zspage cimport pool_t
 
 # Through all classes: pool pages that were freed.
 cdef uint64_t zs_compact(pool_t* pool) noexcept nogil
-# From the first class on, until the clock says so: the class where the next slice goes on, 0 after the last.
+# From the first class on, until the clock says so: the class where the next slice goes on, nr_classes at the
+# end.
 cdef uint32_t zs_compact_slice(pool_t* pool, uint32_t first, uint64_t until) noexcept nogil
 # Pool pages that object compaction could free.
 cdef uint64_t zs_freeable(pool_t* pool) noexcept nogil

@@ -108,7 +108,7 @@ cdef uint32_t zs_compact_slice(pool_t* pool, uint32_t first, uint64_t until) noe
         zs_compact_class(pool, &pool.classes[first], SLICE_ZSPAGES, &more)
         if not more:
             first += 1
-    return first if first < pool.nr_classes else 0
+    return first
 
 
 cdef uint64_t zs_freeable(pool_t* pool) noexcept nogil:

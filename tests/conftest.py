@@ -33,17 +33,17 @@ SWAP = {
     "machine/filesystems_test.py", "machine/ltp_test.py", "machine/scripts_test.py",
     "machine/swap_kills_test.py", "machine/swap_load_test.py", "machine/systemd_test.py",
 }
-# The first two drop the caches of the machine, upon which the kernel compacts its own zram devices. The
+# The first three drop the caches of the machine, upon which the kernel compacts its own zram devices. The
 # others compare ours with those.
 CACHES = {
-    "lifecycle/ramdisk_test.py", "machine/writeback_test.py", "machine/differences_test.py",
-    "machine/differential_test.py", "machine/differential_random_test.py",
+    "lifecycle/ramdisk_test.py", "machine/governor_test.py", "machine/writeback_test.py",
+    "machine/differences_test.py", "machine/differential_test.py", "machine/differential_random_test.py",
     "benchmarks/fragmentation_test.py",
 }
 # These measure time.
 QUIET = {"tree/mounted_test.py", "lane/mounted_life_test.py", "benchmarks/run_test.py"}
-# What makes the shares equal: about 350 and 400 s of CPU time, and the first waits more.
-FIRST_SHARE = ("allocator/", "text/", "codecs/", "device/")
+# What makes the shares equal: 860 s each on two cores with nothing else to do.
+FIRST_SHARE = ("allocator/", "text/", "codecs/", "device/", "tree/")
 TRACEBACK = "Traceback (most recent call last)"
 GUARDIAN = pytest.StashKey[Guardian]()
 

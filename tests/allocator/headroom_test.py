@@ -151,6 +151,20 @@ def test_threads_together_take_no_more_than_the_grant(host: Path) -> None:
     assert sum(got) == MIB // PAGE == pool.stats().pages
 
 
+@pytest.mark.parametrize("before", [{}, {"limit": 4000}])
+def test_a_limit_that_comes_is_seen_within_a_grant_though_nobody_else_looks(
+    host: Path, tmp_path: Path, before: dict[str, int]
+) -> None:
+    group = FakeGroup(tmp_path / "g", 2).set(**before)
+    headroom = Headroom(0, host)
+    headroom.set_groups([(group.path, 2)])
+    headroom.look(0)
+    pool = pool_below(headroom)
+    assert fill(pool, MIB // PAGE) == MIB // PAGE
+    group.set(limit=100, used=90)
+    assert fill(pool, 64 * MIB // PAGE, MIB // PAGE) <= 15 * MIB // PAGE
+
+
 def test_files_that_are_not_there_or_say_nonsense_bound_nothing(host: Path, tmp_path: Path) -> None:
     headroom = Headroom(64 * MIB, tmp_path / "none")
     headroom.set_groups([(tmp_path / "gone", 1), (tmp_path / "gone", 2)])

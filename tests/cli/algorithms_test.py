@@ -72,7 +72,8 @@ def test_four_secondary_algorithms_are_one_too_many(tmp_path: Path) -> None:
 
 
 def test_mount_options() -> None:
-    wanted = parse_options("size=1G,algo=lz4,recomp_algo=lz4hc,recomp_algo=zstd:9,access_times,wipe,rw")
+    wanted, top = parse_options("size=1G,algo=lz4,recomp_algo=lz4hc,recomp_algo=zstd:9,access_times,wipe,rw")
+    assert top is None
     assert wanted.secondary == (Algorithm("lz4hc", 9), Algorithm("zstd", 9))
     assert wanted.access_times and wanted.wipe
     with pytest.raises(click.UsageError, match="makes nothing smaller"):

@@ -109,6 +109,31 @@ def test_create_is_ready_when_it_returns_and_stop_leaves_nothing(tmp_path: Path,
     nothing_left(directory, base)
 
 
+def test_a_device_can_have_a_name_of_its_own(tmp_path: Path, base: Path) -> None:
+    directory = tmp_path / "device"
+    zramfs("create", directory, "--size", "1M", "--name", "first")
+    try:
+        assert [path.name for path in base.iterdir()] == ["first"]
+        assert state_of(directory).name == "first" and mounts.mount_at(directory).source == "first"
+        shown = zramfs("status", "first", "-n", "--raw", "-o", "NAME,DIRECTORY").stdout
+        assert shown == f"first {directory}\n"
+        said = failure("create", tmp_path / "other", "--size", "1M", "--name", "first")
+        assert f"a zramfs device is there on {directory}" in said
+        said = failure("create", directory, "--size", "1M", "--name", "second")
+        assert f"a zramfs device is there on {directory}" in said
+        assert not (tmp_path / "other").exists()
+    finally:
+        zramfs("stop", "first")
+    nothing_left(directory, base)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "a b", "x" * 65, "ü"])
+def test_a_name_that_is_none_is_refused(tmp_path: Path, base: Path, name: str) -> None:
+    said = failure("create", tmp_path / "d", "--size", "1M", f"--name={name}", code=2)
+    assert "expected a NAME of 1 to 64 letters, digits and _ : . -" in " ".join(said.split())
+    assert not base.exists()
+
+
 def test_stop_keeps_a_directory_that_was_there(tmp_path: Path, base: Path) -> None:
     directory = tmp_path / "device"
     directory.mkdir()

@@ -180,6 +180,72 @@ def test_a_start_that_fails_fails_the_mount_and_says_why(point: Path, base: Path
     assert os.listdir(base) == []
 
 
+@pytest.mark.requires("loop", "ext4")
+def test_a_ram_disk_in_fstab_is_mounted_with_its_rights_and_again_with_its_data(
+    point: Path, base: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "fstab"
+    escaped = str(point).replace(" ", "\\040")
+    file.write_text(f"fast {escaped} fuse.zramfs "
+                    "size=64M,fs=ext4,uid=12345,gid=12346,mode=1770,label=quick,mem_limit=32M,noatime 0 0\n")
+    run("mount", "--fstab", file, point)
+    state = state_of(point)
+    mount = mounts.mount_at(point)
+    assert (mount.fstype, mount.source, state.kind) == ("ext4", state.loop, "ramdisk")
+    seen = point.stat()
+    assert (seen.st_uid, seen.st_gid, seen.st_mode & 0o7777) == (12345, 12346, 0o1770)
+    shown = run("findmnt", "-no", "OPTIONS,LABEL", point).stdout.split()
+    assert {"noatime", "discard"} <= set(shown[0].split(",")) and shown[1] == "quick"
+    run("mount", "--fstab", file, "--all")
+    assert len([m for m in mounts.mounts() if m.mountpoint == point]) == 1
+    (point / "file").write_text("kept")
+    run("umount", point)
+    assert not (point / "file").exists() and state.alive()
+    done = run("mount", "--fstab", file, point)
+    assert "is mounted on" in done.stderr and "again with its data" in done.stderr
+    assert (point / "file").read_text() == "kept"
+    assert state_of(point).pid == state.pid
+    zramfs("stop", point)
+    expect_end(state, base)
+
+
+@pytest.mark.requires("loop", "ext4")
+def test_a_ram_disk_is_no_device_to_be_mounted_again_as_another(point: Path, base: Path) -> None:
+    mount("z0", point, "size=1M")
+    done = mount("z0", point, "size=64M,fs=ext4", check=False)
+    assert done.returncode == 1 and "it is no RAM disk that could be mounted again" in done.stderr
+    state = state_of(point)
+    run("umount", point)
+    expect_end(state, base)
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ("fs=ext4", "a RAM disk cannot do without a size"),
+    ("size=64M,fs=ntfs", "the mount option fs=ntfs: expected one of btrfs, ext4, xfs"),
+    ("size=64M,fs=ext4,label=12345678901234567", "expected a label of 1 to 16 bytes"),
+    ("size=1M,fs=xfs", "xfs needs at least 300M (ext4 200K), got size=1M"),
+    ("size=64M,fs=ext4,allow_other", "allow_other means nothing for a RAM disk"),
+    ("size=64M,fs=ext4,mode=9", "the mount option mode=9: expected an octal mode"),
+    ("size=64M,label=x", "the mount option label is for a RAM disk: add fs=ext4"),
+    ("size=64M,uid=nobody-of-this-name", "expected a user of this machine or a number"),
+])
+def test_bad_options_of_a_ram_disk_make_nothing(
+    point: Path, base: Path, options: str, reason: str
+) -> None:
+    done = mount("z0", point, options, check=False)
+    assert done.returncode == 2 and reason in " ".join(done.stderr.split())
+    assert not base.exists() and mounts.mount_at(point) is None
+
+
+def test_a_device_of_fstab_has_an_owner_and_a_mode(point: Path, base: Path) -> None:
+    mount("z0", point, "size=1M,mode=0640,uid=12345,gid=12346")
+    state = state_of(point)
+    seen = Path(state.disk).stat()
+    assert (seen.st_uid, seen.st_gid, seen.st_mode & 0o777) == (12345, 12346, 0o640)
+    run("umount", point)
+    expect_end(state, base)
+
+
 def test_mounting_twice_is_refused(point: Path, base: Path) -> None:
     mount("z0", point, "size=1M")
     state = state_of(point)

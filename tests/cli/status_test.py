@@ -170,6 +170,40 @@ def test_status_of_all_columns(filled: Device) -> None:
     assert float(number) == shown["longest"]
 
 
+def test_status_of_several_devices_in_the_order_in_which_they_are_named(tmp_path: Path) -> None:
+    with device(tmp_path / "a", MIB, "--name", "one"), device(tmp_path / "b", 2 * MIB), device(
+            tmp_path / "c", 3 * MIB):
+        names = [[row["directory"] for row in rows("-o", "directory", *words)]
+                 for words in ([], [tmp_path / "c", "one"], ["one", tmp_path / "a", tmp_path / "b"])]
+        a, b, c = (str(tmp_path / name) for name in "abc")
+        assert [sorted(names[0]), *names[1:]] == [[a, b, c], [c, a], [a, b]]
+        assert "none is called two" in failure("status", "one", "two")
+
+
+def test_the_columns_of_huge_recompressed_and_written_back_pages(tmp_path: Path) -> None:
+    (tmp_path / "backing").touch(0o600)
+    os.truncate(tmp_path / "backing", 4 * MIB)
+    words = ["--recomp-algo", "zstd:9", "--writeback", tmp_path / "backing"]
+    with device(tmp_path / "device", 8 * MIB, *words) as made:
+        columns = ["huge-pages", "recompressed", "written-back", "resident"]
+        with opened(made.disk) as fd:
+            os.pwrite(fd, os.urandom(16 * 4096) + b"".join(
+                os.urandom(1500) + bytes(2596) for _ in range(8)), 0)
+        [before] = rows("-b", "-o", ",".join(columns))
+        assert (before["huge-pages"], before["recompressed"], before["written-back"]) == (16, 0, 0)
+        assert before["resident"] % 4096 == 0 and before["resident"] >= made.mm_stat()["mem_used_total"]
+        with opened(made.disk) as fd:
+            text = b"".join(f"{n} and {n * n}, ".encode() for n in range(9000))
+            os.pwrite(fd, text[: 24 * 4096], 32 * 4096)
+        zramfs("control", made.directory, "recompress", "writeback type=huge")
+        [after] = rows("-b", "-o", ",".join(columns))
+        assert after["written-back"] == 16 * 4096 and after["huge-pages"] == 0
+        won = re.search(r'recompress_pages_total\{.*result="won".*\} (\d+)', made.read("metrics"))
+        assert won and after["recompressed"] == int(won[1]) > 0
+        table = zramfs("status", "-o", "WRITTEN-BACK,RECOMPRESSED").stdout.splitlines()
+        assert table[1].split() == ["64K", won[1]]
+
+
 def test_status_of_nothing(base: Path) -> None:
     assert rows() == []
     assert zramfs("status").stdout == ""

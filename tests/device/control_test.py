@@ -204,7 +204,11 @@ async def test_a_balloon_that_no_pool_can_hold_is_refused_in_the_users_unit():
     assert code == errno.EINVAL and sentence.endswith("got 99T")
     most = re.search(r"at most (\w+),", sentence)[1]
     await device.command(f"balloon={most}")
-    assert device.memory().balloon.target * 4096 == device.stats().store.pageblocks_total << 21
+    # Eight times its size, and 64 pageblocks; the room to grow is no room for a balloon.
+    assert device.memory().balloon.target * 4096 == (8 + 128) * MIB
+    await device.command("resize=64M")
+    await device.command("balloon=640M")
+    assert "at most 640M" in (await refused(device, "balloon=641M"))[1]
 
 
 async def test_an_open_disk_cannot_be_reset():

@@ -389,6 +389,30 @@ def test_what_needs_a_package(fake: Fake, monkeypatch: pytest.MonkeyPatch, name:
     assert finding.state == "degraded" and f"apt-get install python3-{package}, or pip" in finding.advice
 
 
+@pytest.mark.parametrize(("manager", "advice"), [
+    ("apt-get", ["apt-get install fuse3", "apt-get install mount", "apt-get install util-linux mount",
+                 "apt-get install xfsprogs btrfs-progs"]),
+    ("dnf", ["dnf install fuse3", "dnf install util-linux", "dnf install util-linux",
+             "dnf install xfsprogs btrfs-progs"]),
+    ("pacman", ["pacman -S fuse3", "pacman -S util-linux", "pacman -S util-linux",
+                "pacman -S xfsprogs btrfs-progs"]),
+    ("apk", ["apk add fuse3", "apk add util-linux", "apk add util-linux", "apk add xfsprogs btrfs-progs"]),
+    (None, ["install fuse3 (Debian's names)", "install mount (Debian's names)",
+            "install util-linux and mount (Debian's names)",
+            "install xfsprogs and btrfs-progs (Debian's names)"]),
+])
+def test_advice_is_in_the_words_of_the_machines_package_manager(
+    fake: Fake, manager: str | None, advice: list[str]
+) -> None:
+    fake.remove("/usr/bin/apt-get")
+    if manager:
+        fake.write(f"/usr/bin/{manager}", "", 0o755)
+    for path in ("/usr/bin/fusermount3", "/usr/sbin/losetup", "/usr/sbin/swapon", *SPARE[1:]):
+        fake.remove(path)
+    names = ("fusermount3", "loop devices", "swap", "file systems")
+    assert [fake.finding(name).advice for name in names] == advice
+
+
 @pytest.mark.requires("root")
 def test_no_device_is_tried_where_something_is_missing(fake: Fake) -> None:
     fake.remove("/dev/fuse")

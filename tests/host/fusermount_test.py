@@ -153,7 +153,7 @@ def test_a_machine_without_fusermount3(point: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(programs, "find", lambda name: None)
     with monkeypatch.context() as patch:
         patch.setattr(fusermount.os, "geteuid", lambda: 65534)
-        sentence = "not installed; on Debian: apt-get install fuse3"
+        sentence = "not installed; to get it: install fuse3"
         with pytest.raises(fusermount.MountError, match=sentence) as caught:
             fusermount.mount_file(point, options={})
         assert caught.value.errno == errno.ENOENT

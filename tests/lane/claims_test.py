@@ -117,6 +117,22 @@ def test_stores_change_under_requests_for_attributes():
         wire.lane.release_claim()
 
 
+def test_an_open_file_that_goes_meanwhile_lets_nobody_truncate_under_another():
+    """A truncation by path waits a moment for releases on their way. One of the caller's own must not make
+    the file that somebody else has open count as his."""
+    with wired(threads=2) as wire:
+        wire.write(0, b"kept")
+        assert wire.call(Op.OPEN, bytes(8), pid=1).error == 0
+        opened = wire.call(Op.OPEN, bytes(8), pid=2)
+        handle = opened.data[:8]
+        truncation = wire.send(Op.SETATTR, setattr_in(valid=8, size=0), pid=2)
+        time.sleep(0.01)  # it takes 50 ms
+        release = wire.send(Op.RELEASE, handle + bytes(16), pid=2)
+        answers = {each.unique: each.error for each in (wire.receive(), wire.receive())}
+        assert answers == {truncation: errno.EBUSY, release: 0}
+        assert wire.read(0, 4) == b"kept"
+
+
 def test_a_device_without_a_store():
     with wired(None) as wire:
         assert wire.attributes()["size"] == wire.attributes()["blocks"] == 0

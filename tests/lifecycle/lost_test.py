@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import failure, nothing_left, rows, state_of
-from tests.support.whole import MIB, ZRAMFS, Device, opened, run, wait_until, zramfs
+from tests.support.commands import failure, kill_daemon, nothing_left, rows, state_of
+from tests.support.whole import MIB, ZRAMFS, Device, device, opened, run, wait_until, zramfs
 from zramfs.host import locks, mounts, process
 from zramfs.lifecycle import rundir
 
@@ -153,3 +153,20 @@ def test_mounts_are_the_same_mount_after_a_rename(tmp_path: Path) -> None:
     after = mounts.mount_at(tmp_path / "b/d")
     assert (before.id, before.dev) == (after.id, after.dev)
     zramfs("stop", tmp_path / "a/d")
+
+
+@pytest.mark.requires("root")
+def test_the_number_of_a_dead_tree_given_to_another_devices_tree_means_nothing(tmp_path: Path) -> None:
+    """The kernel uses the numbers of mounts that are gone again."""
+    with device(tmp_path / "lives", MIB) as lives:
+        zramfs("create", tmp_path / "dies", "--size", "1M", "--name", "dies")
+        try:
+            state = state_of(tmp_path / "dies")
+            kill_daemon(state)
+            run("umount", tmp_path / "dies")
+            found = rundir.find("dies")
+            found.update(tree_dev=mounts.mount_at(lives.directory).dev)
+            assert found.read().directory == str(tmp_path / "dies")
+        finally:
+            zramfs("stop", "dies")
+        assert lives.read("zram/initstate") == "1\n"

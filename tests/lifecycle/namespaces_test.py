@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.apart import apart
 from tests.support.commands import child, failure, nothing_left, state_of
-from tests.support.whole import MIB, ZRAMFS, device, run, zramfs
+from tests.support.whole import MIB, ZRAMFS, device, run, wait_until, zramfs
 from zramfs.errors import ZramfsError
 from zramfs.host import in_use, loops, mounts
 from zramfs.lifecycle import ramdisk, rundir, stop
@@ -106,6 +106,11 @@ def test_an_overlay_on_it_is_named(disk: Path, tmp_path: Path) -> None:
         untouched(disk)
     finally:
         run("umount", tmp_path / "merged")
+        # A namespace that another run has just made has it for a moment, as apart() says.
+        wait_until(
+            lambda: not any(each.mountpoint == tmp_path / "merged" for _, table in mounts.namespaces()
+                            for each in table),
+            "the overlay is gone")
 
 
 def test_a_file_of_a_mount_that_was_detached_is_named(disk: Path) -> None:

@@ -80,6 +80,50 @@ def test_a_file_system_from_one_command(tmp_path: Path, base: Path, fs: str, siz
     gone(point, base)
 
 
+@pytest.mark.parametrize(("fs", "size"), [("ext4", 64), ("xfs", 300), ("btrfs", 128)])
+def test_a_label_options_a_mode_and_words_for_mkfs(tmp_path: Path, base: Path, fs: str, size: int) -> None:
+    require(fs)
+    point = tmp_path / "disk"
+    words = {"ext4": "-N 64", "xfs": "-i 'maxpct=7'", "btrfs": "--nodesize 4096"}[fs]
+    done = zramfs("ramdisk", point, "--size", f"{size}M", "--fs", fs, "--label", "my disk", "--name", "fast",
+                  "--mode", "1777", "--options", "noatime", "--mkfs-options", words)
+    assert done.stderr == ("zramfs: warning: without the option discard the memory of deleted files is not "
+                           "given back\n")
+    try:
+        assert point.stat().st_mode & 0o7777 == 0o1777
+        state = state_of(point)
+        assert (state.name, state.options) == ("fast", "noatime")
+        options, label = run("findmnt", "-nro", "OPTIONS,LABEL", point).stdout.split()
+        assert "noatime" in options.split(",") and label == "my\\x20disk"
+        if fs == "ext4":
+            assert os.statvfs(point).f_files == 64
+    finally:
+        zramfs("stop", "fast")
+    gone(point, base)
+
+
+@pytest.mark.parametrize(("words", "reason"), [
+    (["--label", "x" * 17], "expected a label of 1 to 16 bytes"),
+    (["--label", "a/b"], "expected a label of 1 to 16 bytes"),
+    (["--fs", "xfs", "--size", "300M", "--label", "x" * 13], "expected a label of 1 to 12 bytes"),
+    (["--mode", "888"], "expected an octal mode such as 1777"),
+    (["--mkfs-options", "'"], "does not split into words: no closing quotation"),
+    (["--options", "a b"], "expected options with commas and without blanks"),
+])
+def test_what_a_file_system_cannot_have_is_refused_first(
+    tmp_path: Path, base: Path, words: list[str], reason: str
+) -> None:
+    said = failure("ramdisk", tmp_path / "disk", "--size", "64M", *words, code=2)
+    assert reason in " ".join(said.split())
+    assert not base.exists()
+
+
+def test_words_that_mkfs_refuses_leave_nothing(tmp_path: Path, base: Path) -> None:
+    said = failure("ramdisk", tmp_path / "disk", "--size", "64M", "--mkfs-options", "-O nonsense")
+    assert "`mkfs.ext4 " in said and "-O nonsense /dev/loop" in said
+    gone(tmp_path / "disk", base)
+
+
 def test_a_new_ext4_takes_next_to_no_memory(disk: Path) -> None:
     """mkfs neither discards nor zeroes a device that reads as zeros, and writes no journal."""
     assert daemon_of(disk).mm_stat()["orig_data_size"] < MIB

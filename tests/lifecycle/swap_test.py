@@ -338,3 +338,11 @@ def test_the_name_of_a_daemon_that_died_can_be_taken_again(swap0: State) -> None
     kill_daemon(swap0)
     assert "cleaned up swap0: " in zramfs("swap", "swap0", "--size", "64M", "--priority", "0").stderr
     assert swap0.loop not in swaps.swaps() or named("swap0").loop == swap0.loop
+
+
+def test_a_swap_area_keeps_its_size_and_the_sentence_says_what_to_do(swap0: State) -> None:
+    said = failure("resize", "swap0", "128M")
+    assert "zramfs swap NAME --size SIZE" in said and "zramfs stop swap0" in said
+    with pytest.raises(OSError):
+        (Path(swap0.directory) / "control").write_text("resize=128M\n")
+    assert loops.size(swap0.loop) == swap0.size == 64 * MIB

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.support.commands import backing_files
-from tests.support.container import booted
+from tests.support.container import Container, booted
+from tests.support.whole import wait_until
 from zramfs.host import swaps
 
 pytestmark = [
@@ -45,6 +47,27 @@ $$({swaps})" >>{trace}'
 SWAPS = 'cut -d" " -f1 /proc/swaps | tr "\\\\n" " "'
 
 
+def metrics_file(machine: Container, place: Path) -> str:
+    """What zramfs-metrics.timer has written: within a second, since a drop-in says so, and not a minute."""
+    made = place / "collector"
+    made.mkdir()
+    for unit, text in (
+        ("service", f"[Unit]\nConditionPathIsDirectory=\n[Service]\nReadWritePaths={made}\n"
+                    f"Environment=ZRAMFS_TEXTFILE={made}/zramfs.prom\n"),
+        ("timer", "[Timer]\nOnCalendar=\nOnCalendar=*-*-* *:*:*\nRandomizedDelaySec=0\n"),
+    ):
+        directory = f"/run/systemd/system/zramfs-metrics.{unit}.d"
+        machine.run("sh", "-c", f"mkdir -p {directory}; printf %s \"$1\" >{directory}/test.conf", "sh", text)
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "zramfs-metrics.timer")
+    try:
+        wait_until((made / "zramfs.prom").exists, "the timer has written its file", 30)
+    except pytest.fail.Exception:
+        pytest.fail(machine.run("journalctl", "--no-pager", "-u", "zramfs-metrics.service", check=False))
+    machine.run("systemctl", "stop", "zramfs-metrics.timer")
+    return (made / "zramfs.prom").read_text()
+
+
 def test_from_boot_to_shutdown(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     trace.touch()
@@ -68,6 +91,13 @@ def test_from_boot_to_shutdown(tmp_path: Path) -> None:
         assert "/etc/zramfs/broken.conf:1: zram-size: expected a number, a name or a parenthesis" in why
         log = machine.run("journalctl", "--no-pager", "--output=cat", "-u", "zramfs@fast")
         assert f"zramfs.daemon: fast: ready at {tmp_path}/run/fast/tree" in log
+
+        # The numbers of all of them, each minute, in one file.
+        text = metrics_file(machine, tmp_path)
+        for name, kind in (("fast", "ramdisk"), ("plain", "device"), ("s", "swap")):
+            up = rf'^zramfs_up{{device="{name}",kind="{kind}",where="[^"]+"}} 1.0$'
+            assert re.search(up, text, re.MULTILINE), text
+        assert "# TYPE zramfs_failed_writes_total counter" in text
 
         # A file more, and it is there without a boot.
         machine.run("sh", "-c", "printf 'directory = /mnt/late\nzram-size = 1\n' >/etc/zramfs/late.conf")

@@ -64,6 +64,8 @@ def test_the_wheel_holds_modules_types_and_what_the_system_reads(built: Packages
             expected.add(name.removesuffix(".pyx") + ".so")
         elif path.parts[0] == "docs" and re.fullmatch(r"\.[1-8]", path.suffix):
             expected.add(f"share/man/man{path.suffix[1:]}/{path.name}")
+        elif path.parts[0] == "monitoring":
+            expected.add(f"share/zramfs/{path.name}")
         elif path.parts[0] == "completions":
             place = {"": "bash-completion/completions", ".fish": "fish/vendor_completions.d"}[path.suffix]
             expected.add(f"share/{'zsh/site-functions' if path.name[0] == '_' else place}/{path.name}")
@@ -120,11 +122,14 @@ def test_the_debian_package_brings_the_pages_the_completions_and_the_units(built
         "/usr/share/fish/vendor_completions.d/zramfs.fish",
         "/usr/share/doc/zramfs/copyright",
         "/usr/share/doc/zramfs/README.md.gz",
+        "/etc/needrestart/conf.d/zramfs.conf",
     }
     for page in ROOT.glob("docs/*.[1-8]"):
         expected.add(f"/usr/share/man/man{page.suffix[1:]}/{page.name}.gz")
-    for unit in ROOT.glob("systemd/*.service"):
+    for unit in [*ROOT.glob("systemd/*.service"), *ROOT.glob("systemd/*.timer")]:
         expected.add(f"/lib/systemd/system/{unit.name}")
+    for file in ROOT.glob("monitoring/*"):
+        expected.add(f"/usr/share/zramfs/{file.name}")
     assert expected <= names
     assert any(line.endswith(" ./etc/zramfs/") for line in lines)
     strays = [
@@ -175,7 +180,8 @@ zramfs create /mnt/stays --size 4M
 pid=$(zramfs status /mnt/stays --noheadings --output PID)
 exec 3</run/zramfs/mnt-stays/log
 dpkg --purge zramfs >/run/log 2>&1 || {{ cat /run/log; exit 1; }}
-! ls -d /usr/lib/zramfs /etc/zramfs /usr/bin/zramfs 2>/dev/null
+grep -q '^  mnt-stays on /mnt/stays$' /run/log
+! ls -d /usr/lib/zramfs /etc/zramfs /usr/bin/zramfs /etc/needrestart/conf.d/zramfs.conf 2>/dev/null
 ! grep -q 'not empty' /run/log
 # The device goes on without its program, and ends in order.
 for file in /mnt/stays/* /mnt/stays/*/*; do

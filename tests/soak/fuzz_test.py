@@ -15,7 +15,8 @@ FUZZ = SUPPORT / "fuzz.py"
 # About a second each.
 RUNS = {
     "numbers": 20000, "size": 20000, "attribute": 20000, "command": 20000, "keys": 10000,
-    "size_expression": 10000, "configuration": 500, "compressed": 20000, "requests": 300,
+    "size_expression": 10000, "configuration": 500, "foreign_configuration": 300,
+    "compressed": 20000, "requests": 300,
 }
 
 

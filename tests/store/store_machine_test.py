@@ -10,10 +10,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.support import capabilities, models
 from tests.support.page_kinds import KINDS, block
+from zramfs.store.resize import STEP, resize, room_to_grow
 from zramfs.store.store import Store
 
 PAGE = 4096
 PAGEBLOCK = 512 * PAGE
+GROWS_TO = 9 << 20  # bytes; no multiple of a step
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -21,7 +23,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize(disksize=st.sampled_from([1, 65_537, 513 * PAGE - 7, 6 << 20]))
     def begin(self, disksize: int) -> None:
-        self.store = Store(disksize)
+        self.store = Store(disksize, grows_to=GROWS_TO)
+        # Access times have a table of their own, which grows too.
+        self.store.access_times = disksize % 2 == 0
         self.model = models.Device(disksize)
         self.failed_writes = 0
         self.limit = 0
@@ -135,6 +139,25 @@ class StoreMachine(RuleBasedStateMachine):
     def set_mem_limit(self, pages: int) -> None:
         self.store.set_mem_limit(pages * PAGE - (pages and 100))
         self.limit = pages
+
+    @precondition(lambda self: hasattr(self, "store"))
+    @rule(data=st.data(), discard=st.booleans())
+    def resize(self, data: st.DataObject, discard: bool) -> None:
+        most = room_to_grow(self.store)
+        assert most == GROWS_TO
+        size = data.draw(st.integers(1, most), "size")
+        if -(-size // PAGE) * PAGE == self.model.size:
+            expected = self.model.size
+        else:
+            expected = min(-(-size // STEP) * STEP, most)
+        behind = any(index >= expected // PAGE for index in self.model.stored)
+        if behind and not discard:
+            with pytest.raises(OSError, match="pages are stored behind") as failure:
+                resize(self.store, size)
+            assert failure.value.errno == errno.ENOTEMPTY
+        else:
+            assert resize(self.store, size, discard=discard) == expected == self.store.disksize
+            self.model.resize(expected)
 
     @precondition(lambda self: hasattr(self, "store"))
     @rule()

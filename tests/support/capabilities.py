@@ -24,7 +24,8 @@ _PACKAGE = {
     "btrfs": "btrfs-progs", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils", "setfattr": "attr",
     "setfacl": "acl", "systemd-analyze": "systemd", "systemd-escape": "systemd", "systemctl": "systemd",
     "fuse2fs": "fuse2fs", "mandoc": "mandoc", "groff": "groff-base", "zsh": "zsh",
-    "fish": "fish", "dh": "debhelper", "man": "man-db",
+    "fish": "fish", "dh": "debhelper", "man": "man-db", "promtool": "prometheus",
+    "prometheus-node-exporter": "prometheus-node-exporter",
 }
 
 

@@ -142,6 +142,8 @@ def booted(place: Path, configuration: dict[str, str], units: dict[str, str]) ->
         (place / "units" / f"{unit.name}.d").mkdir(exist_ok=True)
         (place / "units" / f"{unit.name}.d" / "run.conf").write_text(run)
         (place / "units" / unit.name).write_text(unit.read_text().replace("/usr/bin/zramfs", str(program)))
+    for timer in SOURCES.glob("*.timer"):
+        (place / "units" / timer.name).write_text(timer.read_text())
     generator = place / "zramfs-generator"
     generator.write_text((SOURCES / generator.name).read_text().replace("/usr/bin/zramfs", str(program)))
     generator.chmod(0o755)

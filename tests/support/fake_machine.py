@@ -36,6 +36,7 @@ class Fake:
         self.write("/run/systemd/system/x", "")
         self.write("/lib/systemd/system-generators/zramfs-generator", "")
         self.write("/usr/bin/fusermount3", FUSERMOUNT, 0o4755)
+        self.write("/usr/bin/apt-get", "", 0o755)
         for name in ("losetup", "mkswap", "swapon", "swapoff", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"):
             self.write(f"/usr/sbin/{name}", "#!/bin/sh\n", 0o755)
         # Devices that anybody may open; the machine's own loop control answers what is asked of it.

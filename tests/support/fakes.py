@@ -20,6 +20,7 @@ class FakeLane:
         self.started = False
         self.claimed = False
         self.size_notified = 0
+        self.resized: list[bool] = []
         self.kernel_answers = threading.Event()  # cleared: notify_size() hangs, as behind a busy kernel
         self.kernel_answers.set()
 
@@ -43,6 +44,9 @@ class FakeLane:
         assert self.claimed, "an opener would see the old size"
         self.size_notified += 1
         assert self.kernel_answers.wait(10)
+
+    def notify_resize(self, larger: bool) -> None:
+        self.resized.append(larger)
 
     def stats(self) -> LaneStats:
         return self.counters

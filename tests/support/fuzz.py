@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 with atheris.instrument_imports(include=["zramfs"]):
     from zramfs.codecs import codec
-    from zramfs.configuration import expression, settings
+    from zramfs.configuration import expression, importing, settings, zram_tools
     from zramfs.device import commands
     from zramfs.errors import ZramfsError
     from zramfs.text import kernel_numbers, key_values, sizes
@@ -102,6 +102,20 @@ def configuration(data: bytes) -> None:
         assert all(str(complaint) for complaint in device.complaints)
 
 
+def foreign_configuration(data: bytes) -> None:
+    """As both tools would have it: every device that is sound has a file that says the same again."""
+    with tempfile.TemporaryDirectory() as directory:
+        top = Path(directory)
+        for name in ("etc/systemd/zram-generator.conf", zram_tools.FILE):
+            (top / name).parent.mkdir(parents=True)
+            (top / name).write_bytes(data)
+        plan = importing.make_plan(top, importing.TOOLS, ram=8 << 30)
+        for device in plan.sound:
+            made = settings.load_text(importing.target(top, device), device.text(), 8 << 30)
+            assert made.devices[device.name].entries.keys() == device.lines.keys()
+            assert made.devices[device.name].settings and not made.errors
+
+
 # Compiled code tells atheris nothing of its coverage: what is nearly right is made here.
 
 def compressed(data: bytes) -> None:
@@ -168,6 +182,12 @@ def beginnings(target: str) -> list[bytes]:
             return [b"[z0]\nzram-size = ram / 4\ncompression-algorithm = zstd(level=3) lz4 (type=idle)\n"
                     b"fs-type = ext4\nmount-point = /mnt/x\noptions = discard\nmode = 1777\n",
                     b"zram-resident-limit = 512\n# comment\nhost-memory-limit = none\nthreads = \\\n 5\n"]
+        case "foreign_configuration":
+            return [b"set!x = echo 1\n[zram0]\nzram-fraction = 0.5\nmax-zram-size = none\n"
+                    b"swap-priority: -1\noptions = pri=3\n"
+                    b"compression-algorithm = lzo-rle zstd(level=3,dict=/d) (type=idle)\n",
+                    b"[zram1]\nmount-point = \"/m\"\nfs-type = ext2\noptions = rw,X-mount.mode=1777\n",
+                    b"ALGO=\"zstd\" # c\nexport PERCENT='50'\nSIZE=$((1 << 9))\nPRIORITY=100\n"]
     return [b"4096", b"1.5G", b"50%"]
 
 
@@ -176,7 +196,8 @@ TEXT = b"".join(b"line %d of a text\n" % number for number in range(300))[:PAGE]
 PACKED = [(codec, codec.compress(TEXT)) for codec in map(codec.parse, ("lz4", "lz4hc", "zstd:1", "zstd:19"))]
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target for target in (
-        numbers, size, attribute, command, keys, size_expression, configuration, compressed, requests,
+        numbers, size, attribute, command, keys, size_expression, configuration, foreign_configuration,
+        compressed, requests,
     )
 }
 

@@ -140,15 +140,15 @@ def abort(minor: int) -> None:
 
 
 def fill_one(path: Path, piece: int, block: bytes | None = None, most: int = 1 << 40) -> int:
-    """Bytes that were written in pieces until ENOSPC; of random data unless block says what."""
+    """Bytes that were written in pieces until ENOSPC; of random data unless block says what. A new file needs
+    a block too: 0 if there was none for it."""
     written = 0
-    with open(path, "ab", buffering=0) as file:
-        while written < most:
-            try:
+    try:
+        with open(path, "ab", buffering=0) as file:
+            while written < most:
                 written += file.write(block or os.urandom(piece))
-            except OSError as error:
-                assert error.errno == errno.ENOSPC, error
-                return written
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
     return written
 
 

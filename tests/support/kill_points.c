@@ -141,11 +141,12 @@ int madvise(void *at, size_t n, int advice)
 	return r;
 }
 
-int fallocate(int fd, int mode, off_t offset, off_t n)
+/* By the name that Python's headers make of it. */
+int fallocate64(int fd, int mode, off64_t offset, off64_t n)
 {
-	static int (*real)(int, int, off_t, off_t);
+	static int (*real)(int, int, off64_t, off64_t);
 	if (!real)
-		real = (int (*)(int, int, off_t, off_t))dlsym(RTLD_NEXT, "fallocate");
+		real = (int (*)(int, int, off64_t, off64_t))dlsym(RTLD_NEXT, "fallocate64");
 	if (armed)
 		point();
 	return real(fd, mode, offset, n);

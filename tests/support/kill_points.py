@@ -2,11 +2,12 @@
 """A store in a process of its own, which is looked at wherever it could be killed.
 
 The process stops before each of its stores into the memory file (kill_points.c). The file is what a SIGKILL
-would leave there: the test copies it, and adopts the copy. Ops are lists, so that the child and the test's model
-understand the same: see apply().
+would leave there: the test copies it, and adopts the copy. Ops are lists, so that the child and the test's
+model understand the same: see apply().
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -25,6 +26,7 @@ from tests.support.paths import SUPPORT, python_environment
 from zramfs.codecs.codec import Codec
 from zramfs.store.backing import Backing
 from zramfs.store.recompress import Recompression
+from zramfs.store.resize import resize
 from zramfs.store.store import Store
 from zramfs.store.writeback import WritebackRun
 
@@ -59,7 +61,7 @@ def apply(store: Store, op: Op) -> None:
             store.balloon.set_target(op[1])
             store.balloon.adjust(1 << 20)
         case "recompress":
-            job = Recompression(store, 1)
+            job = Recompression(store, 1, max_pages=op[1])
             while job.select(1 << 30) or job.step(1 << 30):
                 pass
             job.finish()
@@ -71,6 +73,8 @@ def apply(store: Store, op: Op) -> None:
             run.finish()
         case "note":
             store.note = op[1].encode() * op[2]
+        case "resize":
+            resize(store, op[1], discard=op[2])
         case _:
             raise AssertionError(f"no such op: {op}")
 
@@ -81,6 +85,8 @@ def apply_to_model(model: bytearray, op: Op) -> None:
         model[op[1]:op[1] + len(data)] = data
     elif op[0] == "zero":
         model[op[1]:op[1] + op[2]] = bytes(op[2])
+    elif op[0] == "resize":
+        model[:] = model[:op[1]].ljust(op[1], b"\0")
 
 
 def copy_of(fd: int) -> int:
@@ -99,6 +105,18 @@ def copy_of(fd: int) -> int:
     return to
 
 
+def held_by_frames(fd: int) -> int:
+    """Bytes of memory that the frames of a memory file hold."""
+    at, held, size = MemoryFile(fd).superblock.frames_off, 0, os.fstat(fd).st_size
+    with contextlib.suppress(OSError):
+        while at < size:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+            end = os.lseek(fd, at, os.SEEK_HOLE)
+            held += end - at
+            at = end
+    return held
+
+
 @functools.cache
 def _library() -> Path:
     place = Path(tempfile.mkdtemp(prefix="points-"))
@@ -110,14 +128,15 @@ def each_point(
     setup: Sequence[Op], ops: Sequence[Op], look: Callable[[int, bytes, bytes], None], *, size: int,
     backing: Path | None = None, **how: Any,
 ) -> int:
-    """Makes a store of `size` bytes, does the ops of setup and then the others one by one. look(fd, old, new) is
-    called at every point of those: the memory file, and the device before and after the op. How many points."""
+    """Makes a store of `size` bytes, does the ops of setup and then the others one by one. look(fd, old, new)
+    is called at every point of those: the memory file, and the device before and after the op. How many
+    points."""
     fd = os.memfd_create(f"points-{os.getpid()}")
     told, tell = os.pipe()
     heard, hear = os.pipe()
     words = json.dumps({"setup": list(setup), "ops": list(ops), "size": size, "how": how,
                         "backing": str(backing) if backing else None})
-    log = tempfile.TemporaryFile()
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.support.kill_points", str(fd), str(heard), str(tell)],
         pass_fds=(fd, heard, tell), stdin=subprocess.PIPE, stderr=log,

@@ -186,6 +186,12 @@ class Device:
             elif n and index in self.stored:
                 self.huge_pages_since += kept(self.page(index)).huge
 
+    def resize(self, size: int) -> None:
+        """To a multiple of 4096. What lies behind a smaller size is gone."""
+        self.data = self.data[:size] + bytes(max(0, size - self.size))
+        self.size = size
+        self.stored = {index for index in self.stored if index < size // PAGE}
+
     def seek(self, off: int, hole: bool) -> int | None:
         """None where the call fails with ENXIO."""
         if off >= self.size:

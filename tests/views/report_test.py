@@ -235,13 +235,39 @@ def test_a_cell_of_several_pageblocks_is_filled_as_far_as_they_are_resident() ->
 def test_the_scale_falls_evenly_in_grey() -> None:
     from zramfs.views import picture
 
-    scale = picture._fullness()
+    scale = picture.LIGHT.fullness()
     lightness = []
     for i in range(51):
         red, green, blue, _ = scale(i / 50)
         lightness.append(0.2126 * red + 0.7152 * green + 0.0722 * blue)
     assert all(left > right for left, right in zip(lightness, lightness[1:], strict=False))
     assert lightness[0] - lightness[-1] > 0.7
+
+
+def test_on_a_dark_ground_more_is_brighter_and_nothing_is_as_dark_as_the_ground() -> None:
+    from zramfs.views import picture
+
+    grey = [0.2126 * r + 0.7152 * g + 0.0722 * b
+            for r, g, b, _ in (picture.DARK.fullness()(i / 50) for i in range(51))]
+    assert all(left < right for left, right in zip(grey, grey[1:], strict=False))
+    ground = int(picture.DARK.ground[3:5], 16) / 255
+    assert grey[0] > ground + 0.1 and grey[-1] > 0.8
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_picture_for_a_phone_is_narrow_and_a_dark_one_dark(both: bool) -> None:
+    from zramfs.views import picture
+    from zramfs.views.picture import DARK as NIGHT
+    from zramfs.views.picture import Form
+
+    samples = (made(40, 10), made(60) if both else None)
+    wide, narrow, dark = (drawn(picture.draw_pool(*samples, form=form)) for form in (
+        Form(has_header=False), Form(narrow=True, has_header=False), Form(NIGHT, True, False)))
+    assert narrow.shape[1] < 600 < 1000 < wide.shape[1] and narrow.shape[0] > narrow.shape[1]
+    assert dark.shape == narrow.shape
+    assert (narrow[0, 0] == 255).all() and abs(dark[0, 0] - [0x14, 0x17, 0x1c]).max() <= 1
+    # Most of it is ground, and what is written on it stands out from that.
+    assert narrow.mean() > 200 and dark.mean() < 80 and dark.max() > 220
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 31, 33, 512, 513, 2048, 8192, 8193, 16385, 51200])
@@ -300,26 +326,66 @@ def test_the_page_holds_the_picture_and_the_figures() -> None:
     from zramfs.views import report
 
     before, after = made(9), made(4, 5)
-    page = Page(report.page(after, before, b"\x89PNG picture"))
+    drawn = [report.Drawn("(wide)", b"other"), report.Drawn("", b"\x89PNG x")]
+    page = Page(report.page(after, before, drawn))
     assert [tag for tag, attributes in page.tags if "src" in attributes or "href" in attributes] == ["img"]
-    source = next(attributes["src"] for tag, attributes in page.tags if tag == "img")
-    assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == b"\x89PNG picture"
-    device, orders, pageblocks, compaction, *classes = page.tables
+    [image] = [attributes for tag, attributes in page.tags if tag == "img"]
+    [other] = [attributes for tag, attributes in page.tags if tag == "source"]
+    assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) == b"\x89PNG x"
+    assert base64.b64decode(other["srcset"].removeprefix("data:image/png;base64,")) == b"other"
+    assert other["media"] == "(wide)"
+    device, pageblocks, orders, compaction, *classes = page.tables
     assert device[0] == ["", "before", "after"]
     assert ["pageblocks in use", "9", "4"] in device
-    assert ["free", "0 (0B)", f"{10 * MIB} (10M)"] in device
+    assert ["free", "0B (0)", f"10M ({10 * MIB})"] in device
     assert ["of it in whole pageblocks", "", "100.0 %"] in device
-    assert orders[-1] == ["9", "0", "5"]
+    assert orders[-1] == ["2M", "0", "5"]
     assert pageblocks[1] == ["given back", "0", "5"] and pageblocks[-1] == ["≤ 100 %", "9", "4"]
     assert compaction[1] == ["runs", "1", "1"]
     assert len(classes) == 2
     assert classes[0][1] == ["48", *["0"] * 10, "5", "425", "425", "15", "3", "0"]
 
 
+def test_the_page_begins_with_what_it_is_about_in_plain_words() -> None:
+    from zramfs.views import report
+
+    stat = dict.fromkeys(sample.MM_STAT, 0)
+    stat |= {"orig_data_size": 30 * MIB, "mem_used_total": 10 * MIB, "mem_limit": 40 * MIB}
+    after = replace(made(5, 3), mm_stat=stat)
+    page = report.page(after, made(9), [report.Drawn("", b"")], ("old", "new"))
+    body = re.sub(r"<[^>]*>", " ", page.split("<body>")[1].split("<picture>")[0])
+    text = " ".join(body.split())
+    assert text.startswith(
+        "z0 on /mnt/z0 30M of data is kept in 10M of memory: each byte of memory holds 3.00 bytes of data. "
+        "That is 25 % of the limit of 40M. Its pageblocks take 8M less than “old”.")
+    assert "data 30M memory for it 10M ratio 3.00 taken from the system 10M" in text
+    nothing = report.page(made(0), None, [report.Drawn("", b"")])
+    assert "There is no data on it that takes memory." in nothing and "<dd>–</dd>" in nothing
+
+
+def test_the_colours_of_the_page_can_be_read_in_the_light_and_in_the_dark() -> None:
+    """A contrast of 4.5 and more, as WCAG 2 wants it (level AA)."""
+    from zramfs.views import report
+
+    def lightness(colour: str) -> float:
+        digits = colour if len(colour) == 6 else "".join(2 * digit for digit in colour)
+        parts = [int(digits[i:i + 2], 16) / 255 for i in (0, 2, 4)]
+        red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    both = re.findall(r"--(\w+): #(\w+)", report._STYLE)
+    assert len(both) == 10
+    for scheme in (dict(both[:5]), dict(both[5:])):
+        for text in ("text", "quiet"):
+            for ground in ("ground", "card"):
+                low, high = sorted((lightness(scheme[text]), lightness(scheme[ground])))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
+
+
 def test_a_name_cannot_break_the_page() -> None:
     from zramfs.views import report
 
-    page = Page(report.page(made(1, name='<script>"&amp;</title>'), None, b""))
+    page = Page(report.page(made(1, name='<script>"&amp;</title>'), None, [report.Drawn("", b"")]))
     assert "script" not in [tag for tag, _ in page.tags]
     image = next(attributes for tag, attributes in page.tags if tag == "img")
     assert '<script>"&amp;</title> on /mnt/z0' in image["alt"]
@@ -355,4 +421,11 @@ def test_a_report_writes_what_its_name_asks_for(tmp_path: Path) -> None:
     report.write_report(odd, made(4), tmp_path / "x.html", titles=("then", "now"))
     text = (tmp_path / "x.html").read_text(encoding="utf-8")
     assert "<title>zramfs report: a?b on /mnt/z0</title>" in text
+    page = Page(text)
+    pictures = [attributes["srcset"] for tag, attributes in page.tags if tag == "source"]
+    assert [attributes["media"] for tag, attributes in page.tags if tag == "source"] == [
+        "(max-width: 700px) and (prefers-color-scheme: dark)", "(max-width: 700px)",
+        "(prefers-color-scheme: dark)"]
+    assert len(set(pictures)) == 3 and all(each.startswith("data:image/png;base64,") for each in pictures)
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
     assert "<th>then</th><th>now</th>" in text

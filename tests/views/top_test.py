@@ -2,7 +2,6 @@
 """What `zramfs top` makes of the readings of `metrics`: rates, percentiles, the screen."""
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 import os
@@ -10,56 +9,22 @@ import re
 import time
 from pathlib import Path
 
-import pyte
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tests.support.fakes import FakeLane
-from zramfs.device.device import Device
+from tests.support.screens import PAGE, SIZES, drawn, latency, made, on, picture, reading, two_readings
 from zramfs.errors import ZramfsError
-from zramfs.model.config import Algorithm, DeviceConfig
+from zramfs.model.config import Algorithm
 from zramfs.model.policy import Recompress, Writeback
-from zramfs.model.stats import BUCKET_BOUNDS, NO_LATENCY, OPERATIONS, Latency
+from zramfs.model.stats import BUCKET_BOUNDS, NO_LATENCY
 from zramfs.tree import metrics
 from zramfs.views import scrape, watched
-from zramfs.views.screen import Curve, amount, fitted, screen
-from zramfs.views.watched import Rates, Reading, Watched, errors, percentile
-
-PAGE = 4096
-
-
-def latency(**requests: int) -> tuple[Latency, ...]:
-    """read=N: N reads of 3 us; write=N: N writes of 100 us, and so on."""
-    found = []
-    for operation in OPERATIONS:
-        n = requests.get(operation, 0)
-        bucket, ns = {"read": (2, 3000), "write": (7, 100_000)}.get(operation, (10, 1_000_000))
-        counts = [0] * (len(BUCKET_BOUNDS) + 1)
-        counts[bucket] = n
-        found.append(Latency(tuple(counts), n * ns))
-    return tuple(found)
-
-
-def made(size: int = 64 << 20, name: str = "mnt-z0", **more: object) -> Device:
-    return Device(DeviceConfig(directory=Path(f"/mnt/{name}"), rundir=Path("/run/z0"), size=size, name=name,
-                               **more), FakeLane())
-
-
-def reading(device: Device, when: float, **counters: object) -> Reading:
-    lane = device._lane
-    lane.counters = dataclasses.replace(lane.counters, **counters)
-    return Reading(when, scrape.parse_metrics(metrics.openmetrics_text(device).decode(), "metrics"))
-
-
-def drawn(
-    devices: list[Watched], *, width: int = 80, height: int = 24, chosen: int = 0, **how: object
-) -> str:
-    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, **how)
-    with console.capture() as capture:
-        console.print(screen(devices, chosen, 1.0, width, height), end="")
-    return capture.get()
+from zramfs.views.charts import Curve, amount
+from zramfs.views.panels import fitted
+from zramfs.views.screen import View, screen
+from zramfs.views.watched import Place, Rates, Reading, Watched, errors, percentile
 
 
 @pytest.mark.parametrize("values, shown", [
@@ -72,29 +37,6 @@ def test_a_curve_goes_from_the_least_to_the_most_of_what_fits(values: list[float
     with console.capture() as capture:
         console.print(Curve(values))
     assert capture.get().strip("\n") == shown
-
-
-def on(*readings: Reading, name: str = "mnt-z0") -> Watched:
-    device = Watched(Path(f"/mnt/{name}"), name)
-    for each in readings:
-        device.readings.append(each)
-        device.ratios.append(each.ratio or 0.0)
-    device.state = "ready"
-    return device
-
-
-async def two_readings(seconds: float = 2.0) -> Watched:
-    device = made(mem_limit=32 << 20)
-    await device.start()
-    store = device._lane.store
-    for page in range(400):
-        store.write(page * PAGE, os.urandom(PAGE // 4).ljust(PAGE, b"z"))
-    first = reading(device, 100.0, latency=latency(read=10, write=10), read_sectors=80)
-    for page in range(0, 400, 3):
-        store.zero(page * PAGE, PAGE)
-    last = reading(device, 100.0 + seconds, latency=latency(read=2010, write=30), longest_us=2400,
-                   read_sectors=80 + 2000 * 8, in_flight=3)
-    return on(first, last)
 
 
 async def test_rates_are_differences_over_time():
@@ -167,8 +109,8 @@ async def test_the_screen_of_80_by_24_has_everything():
     text = "\n".join(lines)
     for words in (
         "mnt-z0 on /mnt/mnt-z0", "ready", "size 64M", "of 32M (", "ratio ", "requests ", "99.9 %",
-        "time they took, last 2 s", "ratio over time", "compaction", "winnable", "resident", "full up to",
-        "zspages", "errors none", "longest request 2.4 ms", "3 under way", "every 1 s   q quits",
+        "time they took, last 2 s", "I/O ", "compaction", "winnable", "resident", "full up to",
+        "zspages", "errors none", "longest request 2.4 ms", "3 under way", "every 1 s   q quits   ? help",
     ):
         assert words in text, words
     [read] = [line.split() for line in lines if line.startswith("read ")]
@@ -194,7 +136,7 @@ async def test_without_block_characters_plain_ones_stand_for_them():
     device = await two_readings()
     console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80, height=24,
                       force_terminal=True, color_system=None)
-    console.print(screen([device], 0, 1.0, 80, 24), end="")
+    console.print(screen([device], View(), 1.0, 80, 24), end="")
     console.file.flush()
     text = console.file.buffer.getvalue().decode("ascii")
     assert "<= 4.1 us ##################" in text and "#####" in text.split("memory ")[-1]
@@ -261,18 +203,6 @@ async def test_several_devices_are_a_list_and_one_in_full():
     assert "No zramfs device of yours is there" in drawn([], color_system=None)
 
 
-def picture(devices: list[Watched], columns: int, lines: int, chosen: int = 0) -> list[str]:
-    """What a terminal of this size shows, line by line."""
-    terminal = pyte.Screen(columns, lines)
-    text = drawn(devices, width=columns, height=lines, chosen=chosen, color_system="standard")
-    # The end of the last line would scroll the first one away.
-    pyte.Stream(terminal).feed(text.removesuffix("\n").replace("\n", "\r\n"))
-    return [line.rstrip() for line in terminal.display]
-
-
-SIZES = pytest.mark.parametrize("columns, lines", [(80, 24), (120, 40), (200, 50)])
-
-
 @SIZES
 @pytest.mark.parametrize("state, words", [
     ("dead", "The daemon is dead, and its data is lost. `zramfs stop /mnt/r` cleans up."),
@@ -280,10 +210,11 @@ SIZES = pytest.mark.parametrize("columns, lines", [(80, 24), (120, 40), (200, 50
     ("it has ended", "No figures have come from it yet."),
 ])
 def test_a_device_without_a_sample_is_explained(columns: int, lines: int, state: str, words: str) -> None:
-    never = Watched(Path("/run/zramfs/r/tree"), "r", "/mnt/r")
+    never = Watched(Place(Path("/run/zramfs/r/tree"), "r", "/mnt/r"))
     never.state = state
     shown = picture([never], columns, lines)
-    assert shown[0].split() == ["r", "on", "/run/zramfs/r/tree", *state.split()]
+    tree = ["its", "files", "in", "/run/zramfs/r/tree"] if columns > 80 else []
+    assert shown[0].split() == ["r", "on", "/mnt/r", *tree, *state.split()]
     assert shown[2] == words and not any(shown[3:-1]), "nothing else, and no box of rich's"
     assert shown[-1].startswith("every 1 s   q quits")
 
@@ -297,7 +228,8 @@ async def test_a_device_that_died_keeps_its_last_figures(columns: int, lines: in
     assert shown[0].endswith(" dead") and any(line.startswith("read ") for line in shown)
     shown = picture([device, on(*device.readings, name="other")], columns, lines, chosen=1)
     [cells] = [line.split() for line in shown if re.match(" +mnt-z0 ", line)]
-    assert cells[1:3] == ["-", "-"] and cells[-1] == "dead", "what it held, but no rates"
+    assert cells[1 + (columns > 80):][:2] == ["-", "-"], "what it held, but no rates"
+    assert cells[-1] == "dead"
 
 
 @SIZES
@@ -309,7 +241,7 @@ async def test_every_part_has_room_whatever_the_number_of_devices(
     others = [on(*one.readings, name=f"device-{n}") for n in range(devices - 1)]
     shown = picture([*others, one], columns, lines, chosen=devices - 1)
     text = "\n".join(shown)
-    for words in ("time they took", "ratio over time", "compaction", "moved", "emptied", "returned",
+    for words in ("time they took", "I/O", "ratio", "memory", "compaction", "moved", "emptied", "returned",
                   "winnable", "errors none", "requests  "):
         assert words in text, f"{words}\n{text}"
     assert "<= 4.1 us" in text and "<= 131 us" in text and "inf" not in text, text
@@ -336,7 +268,7 @@ def test_text_that_is_not_ours():
 
 def test_readings_of_files_come_and_go(tmp_path: Path):
     """A directory in place of a tree: what a reader meets whose device comes, is another, and goes."""
-    device = Watched(tmp_path, "z")
+    device = Watched(Place(tmp_path, "z", str(tmp_path)))
     watched.poll_devices([device], 5)
     assert device.state == "it has ended" and device.rates is None
     (tmp_path / "metrics").write_bytes(metrics.openmetrics_text(made(size=0, name="mine")))
@@ -350,17 +282,18 @@ def test_readings_of_files_come_and_go(tmp_path: Path):
     began = time.monotonic()
     watched.poll_devices([device], 0.1)
     assert time.monotonic() - began < 10 and "OpenMetrics" in device.state
-    asked = device._call
-    device._asked -= 7
+    asked = device.reader._call
+    device.reader._asked -= 7
     watched.poll_devices([device], 0.1)
-    assert device.state == "no answer for 7 s" and device._call is asked, "one read is under way, not two"
+    assert device.state == "no answer for 7 s"
+    assert device.reader._call is asked, "one read is under way, not two"
     with open(tmp_path / "metrics", "wb") as pipe:
         pipe.write(metrics.openmetrics_text(made(size=0)))
     watched.poll_devices([device], 5)
     assert device.ready
-    device.ask()
+    device.reader.ask()
     device.close()
-    assert device._call is None
+    assert device.reader._call is None
 
 
 def test_nothing_counted_yet():

@@ -1,33 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line. Nothing here imports trio, pyfuse3 or rich before a command needs it."""
+"""The command line. A command's module is imported when the command is wanted, and nothing imports trio,
+pyfuse3 or rich before a command needs it."""
 from __future__ import annotations
 
-import copy
 import difflib
 import errno
+import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 
 import click
 
 from zramfs.errors import ZramfsError
 
-from .configured import check_config, down, systemd_generator, up
-from .control import control
-from .create import create, ramdisk
-from .doctor import doctor
-from .help import help_command
-from .mount import is_mount_call, mount
-from .options import version
 from .output import say
-from .report import report
-from .status import status
-from .stop import stop
-from .swap import swap
-from .top import top
-from .train import train
+from .version import version
 
 # What a login shell would have. mount(8) starts its helpers without PATH.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -42,15 +31,69 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # as a shell reports SIGINT; 143 and 129 are those of SIGTERM and SIGHUP
 
 
+# Where each command is, in the order of a device's life.
+_COMMANDS = {
+    "create": ("create", "create"),
+    "ramdisk": ("create", "ramdisk"),
+    "swap": ("swap", "swap"),
+    "resize": ("resize", "resize"),
+    "stop": ("stop", "stop"),
+    "abort": ("abort", "abort"),
+    "up": ("configured", "up"),
+    "down": ("configured", "down"),
+    "check-config": ("configured", "check_config"),
+    "import": ("import_config", "import_config"),
+    "status": ("status", "status"),
+    "top": ("top", "top"),
+    "metrics": ("metrics", "metrics"),
+    "report": ("report", "report"),
+    "train": ("train", "train"),
+    "control": ("control", "control"),
+    "log": ("log", "log"),
+    "doctor": ("doctor", "doctor"),
+    "help": ("help", "help_command"),
+    "systemd-generator": ("configured", "systemd_generator"),
+    # Users of other tools type this. It is status, and the list of commands does not show it.
+    "list": ("status", "list_command"),
+}
+
+
+class _Commands(MutableMapping[str, click.Command]):
+    """The commands by name; each is loaded when it is asked for: all of them take 0.1 s, one 0.03 s."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, click.Command | None] = dict.fromkeys(_COMMANDS)
+
+    def __getitem__(self, name: str) -> click.Command:
+        command = self._loaded[name]
+        if command is None:
+            module, attribute = _COMMANDS[name]
+            command = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+            # click cuts its own short help off in the middle of a sentence; a given one is wrapped.
+            command.short_help = command.get_short_help_str(limit=_SENTENCE)
+            self._loaded[name] = command
+        return command
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded)
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+
 class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of a device's life, not of the alphabet."""
         return list(self.commands)
-
-    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        # click cuts its own short help off in the middle of a sentence; a given one is wrapped.
-        cmd.short_help = cmd.get_short_help_str(limit=_SENTENCE)
-        super().add_command(cmd, name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -65,24 +108,13 @@ class _Group(click.Group):
 
 @click.group(
     cls=_Group,
+    commands=_Commands(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="As root also: mount -t fuse.zramfs NAME DIR -o size=1G,... and in /etc/fstab. See zramfs(1).",
 )
 @version
 def zramfs() -> None:
     """Compressed block devices in RAM, each served as one FUSE file."""
-
-
-for command in (
-    create, ramdisk, swap, stop, up, down, check_config, status, top, report, train, control, doctor,
-    help_command, systemd_generator,
-):
-    zramfs.add_command(command)
-
-# Users of other tools type this. It is status, and the list of commands does not show it.
-_list = copy.copy(status)
-_list.hidden = True
-zramfs.add_command(_list, "list")
 
 
 def _open_standard_files() -> None:
@@ -99,6 +131,16 @@ def _open_standard_files() -> None:
         sys.stdout.reconfigure(errors="surrogateescape")
 
 
+def _is_mount_call(words: Sequence[str]) -> bool:
+    """NAME DIR -o OPTIONS. mount.fuse3 always puts rw or ro first, which no command of ours takes
+    after -o; so NAME may even be the word of a command."""
+    if len(words) < 2 or words[0].startswith("-"):
+        return False
+    if len(words) == 4 and words[2] == "-o" and words[3].split(",")[0] in ("rw", "ro"):
+        return True
+    return words[0] not in _COMMANDS and "-o" in words[2:]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 for a failure (its sentence is on stderr), 2 for a call that is wrong."""
     _open_standard_files()
@@ -107,7 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if _COMPLETE in os.environ:
         zramfs.main(words, prog_name="zramfs")  # answers the shell and ends the process
     try:
-        if is_mount_call(words, zramfs.commands):
+        if _is_mount_call(words):
+            from .mount import mount
+
             mount(words)
             return 0
         result = zramfs.main(words, prog_name="zramfs", standalone_mode=False)

@@ -58,8 +58,9 @@ def commands(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> l
             offered.append(CompletionItem(command.name, help=command.summary))
         if command.argument is not None:
             # Capitals stand for something that only the user knows.
-            words = re.fullmatch(r"[a-z0-9]+(\|[a-z0-9]+)+", command.argument)
-            values = command.argument.split("|") if words else [""]
+            values = command.argument.split("|")
+            if not all(re.fullmatch("[a-z0-9]+", value) for value in values) or len(values) == 1:
+                values = [*(v for v in values[:-1] if re.fullmatch("[a-z0-9]+", v)), ""]
             offered += [CompletionItem(f"{command.name}={value}", help=command.summary) for value in values]
     return [item for item in offered if item.value.startswith(incomplete)]
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 
 from zramfs.configuration import apply, backing_file, generator, settings
+from zramfs.configuration.as_json import configuration_values
 from zramfs.configuration.settings import Configuration, ConfiguredDevice
 from zramfs.errors import ZramfsError
 
 from . import completion
-from .output import say
+from .output import print_object, say
 
 
 @click.command()
@@ -62,7 +63,8 @@ def down(names: tuple[str, ...]) -> int:
 
 @click.command("check-config")
 @click.argument("what", nargs=-1, metavar="[NAME|FILE]...", shell_complete=completion.configured_or_files)
-def check_config(what: tuple[str, ...]) -> int:
+@click.option("-J", "--json", "as_json", is_flag=True, help="As JSON, with what is wrong.")
+def check_config(what: tuple[str, ...], as_json: bool) -> int:
     """Say what the configuration means, or that of the devices NAME, or what each FILE says alone.
 
     A FILE is told from a NAME by a / or the ending .conf. What is wrong goes to stderr, with file,
@@ -70,17 +72,26 @@ def check_config(what: tuple[str, ...]) -> int:
     """
     files = [Path(word) for word in what if "/" in word or word.endswith(".conf")]
     names = [word for word in what if Path(word) not in files]
-    wrong = False
+    chosen: list[ConfiguredDevice] = []
+    others: list[settings.Complaint] = []
     if names or not files:
         configuration = settings.load_configuration()
         chosen = _chosen(configuration, names)
-        wrong |= _explain(chosen, [] if names else configuration.complaints)
-        if not names and not chosen and not configuration.complaints:
+        others = [] if names else configuration.complaints
+        if not (as_json or names or chosen or others):
             print("nothing is configured: no /etc/zramfs/NAME.conf, and no section in /etc/zramfs/conf.d")
     for file in files:
         alone = settings.load_file(file)
-        wrong |= _explain(alone.devices.values(), alone.complaints)
-    return int(wrong)
+        chosen += alone.devices.values()
+        others = [*others, *alone.complaints]
+    for device in chosen:
+        backing_file.examine_backing_file(device)
+    if as_json:
+        print_object(configuration_values(chosen, others))
+    else:
+        _explain(chosen, others)
+    complaints = [*others, *(each for device in chosen for each in device.complaints)]
+    return int(any(each.is_error for each in complaints))
 
 
 @click.command("systemd-generator", hidden=True)
@@ -129,22 +140,17 @@ def _expect_sound(device: ConfiguredDevice) -> settings.Settings:
     return device.settings
 
 
-def _explain(devices: Iterable[ConfiguredDevice], others: Iterable[settings.Complaint]) -> bool:
-    """True if something is wrong."""
-    wrong = any(_print(others))
+def _explain(devices: Iterable[ConfiguredDevice], others: Iterable[settings.Complaint]) -> None:
+    _print(others)
     for device in devices:
-        backing_file.examine_backing_file(device)
-        wrong |= any(_print(device.complaints))
+        _print(device.complaints)
         print(f"{device.name}  ({', '.join(map(str, device.files))})")
         wanted = device.settings
         for line in apply.describe_settings(wanted) if wanted else ["wrong, so it would not be set up"]:
             print(f"    {line}")
         sys.stdout.flush()
-    return wrong
 
 
-def _print(complaints: Iterable[settings.Complaint]) -> list[bool]:
-    """Whether each is an error."""
+def _print(complaints: Iterable[settings.Complaint]) -> None:
     for each in complaints:
         print(each, file=sys.stderr, flush=True)
-    return [each.is_error for each in complaints]

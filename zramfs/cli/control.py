@@ -7,21 +7,28 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
+from zramfs.device.commands import COMMANDS
 from zramfs.errors import ZramfsError
 from zramfs.host import bounded
+from zramfs.views import scrape
 
 from . import completion
-from .options import tree
+from .devices import tree
+from .output import print_object
 from .questions import ask_device
+
+ROW = 13  # characters of a row's name in `control`, with the blanks behind it
 
 
 @click.command()
 @click.argument("dir", shell_complete=completion.devices)
 @click.argument("commands", nargs=-1, metavar="[COMMAND]...", shell_complete=completion.commands)
-def control(dir: str, commands: tuple[str, ...]) -> None:
+@click.option("-J", "--json", "as_json", is_flag=True, help="The state as JSON, after the commands.")
+def control(dir: str, commands: tuple[str, ...], as_json: bool) -> None:
     """Send each COMMAND to the device DIR, or without one show its state and its commands.
 
     A COMMAND is a line such as compact or mem_limit=2G. Put it in quotes if it has blanks. When one
@@ -32,9 +39,8 @@ def control(dir: str, commands: tuple[str, ...]) -> None:
             raise click.UsageError(f"expected a command of one line, got {command!r}")
     directory = tree(dir)
     file = directory / "control"
-    if not commands:
+    if not commands and not as_json:
         sys.stdout.write(ask_device(directory, file.read_text, bounded.ANSWER_TIMEOUT))
-        return
     for command in commands:
         try:
             # No time limit: packing a large pool takes minutes.
@@ -44,6 +50,32 @@ def control(dir: str, commands: tuple[str, ...]) -> None:
         except OSError as error:
             reason = _reason(directory, command, error)
             raise ZramfsError(error.errno or errno.EIO, f"{command}: {reason}") from None
+    if as_json:
+        text, metrics = ask_device(directory, partial(_read_both, directory), bounded.ANSWER_TIMEOUT)
+        print_object(state_values(text, metrics, str(directory)))
+
+
+def _read_both(directory: Path) -> list[str]:
+    return [(directory / name).read_text() for name in ("control", "metrics")]
+
+
+def state_values(control_text: str, metrics: str, where: str) -> dict[str, Any]:
+    """The file `control` as values for JSON, with all numbers of `metrics`. Raises ZramfsError(EBADMSG)."""
+    rows: dict[str, str] = {}
+    for line in control_text.partition("\n\n")[0].splitlines():
+        rows[line[:ROW].rstrip()] = line[ROW:]
+    scraped = scrape.parse_metrics(metrics, where)
+    error = rows.pop("last error", "none")
+    return {
+        "name": scraped.device,
+        "directory": where,
+        "last_error": None if error == "none" else error,
+        "state": rows,
+        "metrics": [{"name": name, "labels": dict(sample.labels), "value": sample.value}
+                    for name, samples in scraped.all_samples() for sample in samples],
+        "commands": [{"name": command.name, "usage": command.usage, "summary": command.summary}
+                     for command in COMMANDS.values()],
+    }
 
 
 def _write_line(file: Path, command: str) -> None:

@@ -9,10 +9,19 @@ import click
 from zramfs.host import safe_paths
 from zramfs.lifecycle import claim, start
 from zramfs.lifecycle import ramdisk as file_systems
-from zramfs.text.sizes import format_size
 
 from . import completion
-from .options import DEVICE_SIZE, described, device_options, lock_option, over_contents, standby_option
+from .options import (
+    DEVICE_SIZE,
+    described,
+    device_options,
+    expect_file_system,
+    file_system_options,
+    lock_option,
+    name_option,
+    over_contents,
+    standby_option,
+)
 from .output import say
 
 
@@ -22,18 +31,20 @@ from .output import say
     "--size", type=DEVICE_SIZE, metavar="SIZE",
     help="Size of the device: 512M, 4G, 50% (of the RAM). Without it, set it up later: zram/disksize.",
 )
+@name_option
 @device_options
 @over_contents
 @lock_option
 @standby_option
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--foreground", is_flag=True, help="Stay attached until the device ends.")
-def create(dir: str, foreground: bool, **values: Any) -> None:
+def create(dir: str, name: str | None, foreground: bool, **values: Any) -> None:
     """Make a device on the directory DIR, with the block device as DIR/disk.
 
     Returns when the device is ready.
     """
-    new, config = claim.claim_place(safe_paths.resolve(dir), "device", described(**values), say=say)
+    new, config = claim.claim_place(
+        safe_paths.resolve(dir), "device", described(**values), say=say, name=name)
     if foreground:
         start.serve_in_foreground(new, config, say)
     else:
@@ -50,19 +61,24 @@ def create(dir: str, foreground: bool, **values: Any) -> None:
     "--fs", type=click.Choice(sorted(file_systems.MKFS)), default="ext4", show_default=True,
     help="File system.",
 )
+@name_option
+@file_system_options
 @device_options
 @over_contents
 @lock_option
 @standby_option
-def ramdisk(dir: str, fs: str, **values: Any) -> None:
+def ramdisk(
+    dir: str, name: str | None, fs: str, label: str | None, mkfs: tuple[str, ...], options: str,
+    mode: int | None, **values: Any,
+) -> None:
     """Make a device, put a file system on it and mount that on the directory DIR. Needs root.
 
     Returns when files can be written.
     """
     wanted = described(**values)
-    if trouble := file_systems.trouble_with_size(fs, wanted.size):
-        raise click.UsageError(f"{trouble}, got --size {format_size(wanted.size)}")
-    file_systems.expect_able(fs)
     place = safe_paths.resolve(dir)
-    new, config = claim.claim_place(place, "ramdisk", wanted, say=say)
-    start.start_device(new, config, file_systems.FileSystem(fs, place), say)
+    top = file_systems.FileSystem(fs, place, options, mode, label=label, mkfs=mkfs)
+    expect_file_system(top, wanted.size)
+    file_systems.expect_able(fs)
+    new, config = claim.claim_place(place, "ramdisk", wanted, say=say, name=name, mode=mode)
+    start.start_device(new, config, top, say)

@@ -2,13 +2,14 @@
 """zramfs doctor"""
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
+
+from .output import print_object
 
 if TYPE_CHECKING:
     from zramfs.doctor.checks import Finding
@@ -31,7 +32,7 @@ def doctor(as_json: bool) -> int:
     findings = examination.examine(Machine(path=os.environ["PATH"]), trial.run)
     able = examination.able(findings)
     if as_json:
-        print(json.dumps({"able": able, "findings": [asdict(each) for each in findings]}, indent=3))
+        print_object({"able": able, "findings": [asdict(each) for each in findings]})
     elif sys.stdout.isatty():
         _show_table(findings)
     else:

@@ -2,25 +2,26 @@
 """Values on the command line and in mount options: sizes, algorithms, directories."""
 from __future__ import annotations
 
-import errno
 import os
+import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from zramfs import __version__
 from zramfs.codecs.spec import parse_secondary, parse_spec
-from zramfs.errors import ZramfsError
-from zramfs.host import mounts, paths
-from zramfs.lifecycle import claim, rundir
-from zramfs.lifecycle.rundir import Rundir
+from zramfs.host.rights import parse_group, parse_mode, parse_user
+from zramfs.lifecycle import ramdisk
+from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.model.config import DEFAULT_ALGO, DEFAULT_THREADS, MAX_THREADS, Algorithm, DeviceConfig
 from zramfs.text import sizes
 
 from . import completion
+from .output import say
 
+_NAME = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_:.-]{0,63}", re.ASCII)
 C = TypeVar("C", bound=Callable[..., Any])
 
 
@@ -55,6 +56,28 @@ def path(text: str) -> Path:
     return Path(os.path.abspath(text))
 
 
+def name(text: str) -> str:
+    """ValueError with a sentence."""
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"expected a NAME of 1 to 64 letters, digits and _ : . -, got {text!r}")
+    return text
+
+
+def mkfs_words(text: str) -> tuple[str, ...]:
+    """As a shell splits them. ValueError with a sentence."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise ValueError(f"{text!r} does not split into words: {str(error).lower()}") from None
+
+
+def mount_options(text: str) -> str:
+    """ValueError with a sentence."""
+    if not text.isprintable() or " " in text:
+        raise ValueError(f"expected options with commas and without blanks between, got {text!r}")
+    return text
+
+
 # By the name they have for described() and as mount options.
 PARSERS: dict[str, Callable[[str], Any]] = {
     "size": device_size,
@@ -65,6 +88,18 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "threads": threads,
     "writeback": path,
 }
+# What describes the file system of a RAM disk, by the field of FileSystem.
+TOP_PARSERS: dict[str, Callable[[str], Any]] = {
+    "mode": parse_mode,
+    "owner": parse_user,
+    "group": parse_group,
+    "label": str,
+    "mkfs": mkfs_words,
+    "options": mount_options,
+}
+
+
+_VALUES = {**PARSERS, **TOP_PARSERS, "name": name}
 
 
 class _Value(click.ParamType):
@@ -77,12 +112,13 @@ class _Value(click.ParamType):
         if not isinstance(value, str):
             return value
         try:
-            return PARSERS[self.name](value)
+            return _VALUES[self.name](value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
 
 DEVICE_SIZE = _Value("size")
+NAME = _Value("name")
 
 
 def device_options(command: C) -> C:
@@ -130,6 +166,39 @@ def device_options(command: C) -> C:
     return command
 
 
+def name_option(command: C) -> C:
+    """--name, for devices that are found by their directory as well."""
+    return click.option(
+        "--name", type=NAME, metavar="NAME",
+        help="What status, stop and control call the device.  [default: from DIR]")(command)
+
+
+def file_system_options(command: C) -> C:
+    """What describes the file system of a RAM disk, by the fields of FileSystem."""
+    for option in (
+        click.option("--mode", type=_Value("mode"), metavar="MODE",
+                     help="Of the root directory, in octal: 1777 lets everybody write."),
+        click.option("--options", type=_Value("options"), default=ramdisk.DEFAULT_OPTIONS, metavar="LIST",
+                     show_default=True, help="Mount options, separated by commas."),
+        click.option("--mkfs-options", "mkfs", type=_Value("mkfs"), default="", metavar="WORDS",
+                     help="More words for mkfs, in quotes; they override those of zramfs."),
+        click.option("--label", type=_Value("label"), metavar="LABEL", help="Of the file system."),
+    ):
+        command = option(command)
+    return command
+
+
+def expect_file_system(wanted: FileSystem, size: int, size_word: str = "--size ") -> None:
+    """Raises click.UsageError about what only the other values tell. size_word: how the size was given."""
+    trouble = ramdisk.trouble_with_size(wanted.type, size)
+    if trouble:
+        raise click.UsageError(f"{trouble}, got {size_word}{sizes.format_size(size)}")
+    if wanted.label is not None and (trouble := ramdisk.trouble_with_label(wanted.type, wanted.label)):
+        raise click.UsageError(trouble)
+    if not any(word.partition("=")[0] == "discard" for word in wanted.options.split(",")):
+        say("warning: without the option discard the memory of deleted files is not given back")
+
+
 def over_contents(command: C) -> C:
     """--force; `swap` has one of its own, which does more."""
     return click.option(
@@ -150,45 +219,3 @@ def standby_option(command: C) -> C:
         "--standby", is_flag=True,
         help="Keep a second process ready, so that the death of the first is a pause of milliseconds.",
     )(command)
-
-
-def version(command: C, **more: Any) -> C:
-    """-V and --version; more: what else click.option() knows."""
-    return click.version_option(
-        __version__, "-V", "--version", prog_name="zramfs", message="%(prog)s %(version)s", **more)(command)
-
-
-def device(text: str) -> Rundir:
-    """The device that DIR means. Raises ZramfsError."""
-    found = rundir.find(text)
-    if found is None:
-        raise no_device(text)
-    return found
-
-
-def tree(text: str) -> Path:
-    """The directory with `control` and the rest: of a device of this user, or of another user's device that
-    is mounted on this very directory. Raises ZramfsError."""
-    place = paths.resolve(text)
-    mount = mounts.mount_at(place)
-    if mount is not None and mount.fstype == mounts.FSTYPE:
-        return place
-    state = device(text).read()
-    if state is None:
-        raise ZramfsError(errno.ENODEV, f"the device {text} never came up; `zramfs stop {text}` cleans it up")
-    return Path(state.directory)
-
-
-def no_device(text: str) -> ZramfsError:
-    known = [
-        state.where if state else each.name
-        for each in rundir.rundirs()
-        for state in [each.read()]
-    ]
-    place = paths.resolve(text)
-    there = f"yours are on {', '.join(known)}" if known else "there is none at all"
-    return ZramfsError(
-        errno.ENODEV,
-        f"no zramfs device of yours is on {place}, and none is called {text}; "
-        f"{claim.foreign_mount(place) or there}",
-    )

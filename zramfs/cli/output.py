@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any, NoReturn
 
 Value = str | int | float | None
 
@@ -52,5 +54,15 @@ def _escape(character: str) -> str:
 def print_json(name: str, headings: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
     """{name: [{heading in lower case: value}]}, as util-linux's --json."""
     keys = [heading.lower() for heading in headings]
-    listed = [dict(zip(keys, row, strict=True)) for row in rows]
-    print(json.dumps({name: listed}, indent=3, ensure_ascii=False))
+    print_object({name: [dict(zip(keys, row, strict=True)) for row in rows]})
+
+
+def print_object(value: Mapping[str, Any]) -> None:
+    """As JSON. docs/zramfs.schema.json has the shape of each command's."""
+    print(json.dumps(value, indent=3, ensure_ascii=False))
+
+
+def leave(number: int, _frame: FrameType | None) -> NoReturn:
+    """A handler of signals that ends the command as a shell reports it, when what is open has been closed: a
+    child that waits for a device would keep that in use."""
+    raise SystemExit(128 + number)

@@ -12,12 +12,13 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from zramfs.errors import ZramfsError
 from zramfs.host import bounded
 from zramfs.lifecycle import rundir
+
+from .output import leave
 
 _PR_SET_PDEATHSIG = 1
 # A tree that is still mounted, but whose daemon is gone, answers these.
@@ -72,10 +73,6 @@ def _end_with(caller: int) -> None:
         os._exit(1)
 
 
-def _leave(number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
 @contextlib.contextmanager
 def _signals_as_exit() -> Iterator[None]:
     """SIGTERM and SIGHUP raise SystemExit meanwhile, so that the child is killed on the way out. What is
@@ -83,7 +80,7 @@ def _signals_as_exit() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     ours = [number for number, handler in before.items() if handler == signal.SIG_DFL]
     for number in ours:
-        signal.signal(number, _leave)
+        signal.signal(number, leave)
     try:
         yield
     finally:

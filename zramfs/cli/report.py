@@ -9,7 +9,7 @@ import click
 from zramfs.host import mounts
 
 from . import completion
-from .options import tree
+from .devices import tree
 from .questions import ask_device
 
 # A pool of 100 GiB has 51 200 pageblocks, a line of about 30 bytes each.

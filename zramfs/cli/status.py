@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import re
 import time
@@ -17,12 +18,14 @@ import click
 from zramfs.host import bounded, loops, mounts, paths, swaps
 from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import Rundir, State
-from zramfs.text.sizes import format_size, format_time
+from zramfs.text.sizes import PAGE, format_size, format_time
 from zramfs.views import scrape
 
 from . import completion
-from .options import no_device, version
+from .devices import no_device
+from .fleet import mounted_on
 from .output import Value, print_json, print_raw, print_table, say
+from .version import version
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -46,6 +49,12 @@ class Row:
     @cached_property
     def swap(self) -> swaps.SwapArea | None:
         return next((area for area in swaps.swap_areas() if area.path in self.loops), None)
+
+    @cached_property
+    def metrics(self) -> scrape.Scrape | None:
+        """None if they were not asked for, or the device did not answer."""
+        text = self.files.get("metrics")
+        return None if text is None else scrape.parse_metrics(text, f"{self.directory}/metrics")
 
     def mm_stat(self, column: int) -> int | None:
         return int(self.files["zram/mm_stat"].split()[column]) if "zram/mm_stat" in self.files else None
@@ -99,24 +108,22 @@ def _standby(row: Row) -> int | None:
 
 
 def _longest(row: Row) -> float | None:
-    if "metrics" not in row.files:
-        return None
-    found = scrape.parse_metrics(row.files["metrics"], f"{row.directory}/metrics")
-    return found.value("longest_request_seconds")
+    return row.metrics.value("longest_request_seconds") if row.metrics else None
 
 
 def _room(row: Row) -> int | None:
-    if "metrics" not in row.files:
-        return None
-    rooms = scrape.parse_metrics(row.files["metrics"], f"{row.directory}/metrics").by("room_bytes", "bound")
+    rooms = row.metrics.by("room_bytes", "bound") if row.metrics else {}
     return int(min(rooms.values())) if rooms else None
 
 
+def _metric(name: str, unit: int = 1, **labels: str) -> Callable[[Row], int | None]:
+    """Reads a metric of whole numbers, times `unit`. One that the device does not have is 0: it has no
+    backing store, or no size yet."""
+    return lambda row: int(row.metrics.number(name, **labels)) * unit if row.metrics else None
+
+
 def _mountpoint(row: Row) -> str | None:
-    for mount in mounts.mounts():
-        if mount.source in row.loops:
-            return str(mount.mountpoint)
-    return "[SWAP]" if row.swap else None
+    return mounted_on(row.loops, mounts.mounts(), swaps.swap_areas())
 
 
 COLUMNS = {
@@ -135,6 +142,13 @@ COLUMNS = {
     "MEM-USED": Column("the most that the pool has taken", lambda row: row.mm_stat(4), human=format_size),
     # In pages. zramctl shows them as if they were bytes, and scripts that read its output get the same here.
     "MIGRATED": Column("pages freed by compaction", lambda row: row.mm_stat(6), human=format_size),
+    "HUGE-PAGES": Column("pages that do not compress", lambda row: row.mm_stat(7), is_number=True),
+    "RECOMPRESSED": Column("pages that recompression has made smaller",
+                           _metric("recompress_pages_total", result="won"), is_number=True, file="metrics"),
+    "WRITTEN-BACK": Column("data that lies on the backing store", _metric("written_back_pages", PAGE),
+                           human=format_size, file="metrics"),
+    "RESIDENT": Column("memory of the pool, with what it keeps ready", _metric("resident_bytes"),
+                       human=format_size, file="metrics"),
     "COMP-RATIO": Column("DATA / TOTAL", _ratio, is_number=True),
     "MOUNTPOINT": Column("where a file system on the device is mounted, or [SWAP]", _mountpoint),
     # Less than DATA, which also counts pages that programs have freed and the kernel has not discarded yet.
@@ -192,7 +206,7 @@ def _elsewhere(command: C) -> C:
 
 
 @click.command(epilog="\b\nColumns:\n" + "\n".join(f"{name:>12}  {c.help}" for name, c in COLUMNS.items()))
-@click.argument("dir", required=False, shell_complete=completion.devices)
+@click.argument("dirs", nargs=-1, metavar="[DIR]...", shell_complete=completion.devices)
 @_elsewhere
 @click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Sizes in bytes rather than as 1.3G.")
 @click.option("-J", "--json", "as_json", is_flag=True, help="As JSON.")
@@ -203,15 +217,15 @@ def _elsewhere(command: C) -> C:
 @click.option("--output-all", is_flag=True, help="All columns.")
 @click.option("--raw", is_flag=True, help="Without alignment, blanks in values as \\x20.")
 def status(
-    dir: str | None, in_bytes: bool, as_json: bool, noheadings: bool, output: list[str], output_all: bool,
-    raw: bool,
+    dirs: tuple[str, ...], in_bytes: bool, as_json: bool, noheadings: bool, output: list[str],
+    output_all: bool, raw: bool,
 ) -> int:
-    """Show the devices, or the one on the directory DIR, as zramctl does.
+    """Show the devices, or those on the directories DIR, as zramctl does.
 
     If one of them is swap, one more column shows how much of it is in use. A device that does not answer
     within two seconds has a row as well, a STATE column says why, and the exit status is 1.
     """
-    rows = _rows(dir)
+    rows = _rows(dirs)
     output = list(COLUMNS) if output_all else output
     _ask(rows, [*FILES, *{file for name in output if (file := COLUMNS[name].file)}])
     for row in rows:
@@ -242,17 +256,23 @@ def print_devices(
         print_table(columns, cells, right, least, show_headings=show_headings)
 
 
-def _rows(wanted: str | None) -> list[Row]:
-    if wanted is None:
+def _rows(wanted: Sequence[str]) -> list[Row]:
+    """Of all devices of this user, or of the named ones in their order, each once. Raises ZramfsError."""
+    if not wanted:
         return [_row(each) for each in rundir.rundirs()]
+    found = [_named_row(each) for each in wanted]
+    return list({row.directory: row for row in found}.values())
+
+
+def _named_row(wanted: str) -> Row:
     if found := rundir.find(wanted):
-        return [_row(found)]
+        return _row(found)
     # Another user's device, if it was made with --allow-other.
     place = paths.resolve(wanted)
     mount = mounts.mount_at(place)
     if mount is None or mount.fstype != mounts.FSTYPE:
         raise no_device(wanted)
-    return [Row(mount.source, place, None, None)]
+    return Row(mount.source, place, None, None)
 
 
 def _row(each: Rundir) -> Row:
@@ -309,6 +329,10 @@ def _read(directory: Path, files: Sequence[str]) -> dict[str, str]:
     with contextlib.suppress(FileNotFoundError):  # of a daemon that an older version started
         found[GOVERNOR] = (directory / GOVERNOR).read_text()
     return found
+
+
+list_command = copy.copy(status)
+list_command.hidden = True
 
 
 def _advice(row: Row) -> str:

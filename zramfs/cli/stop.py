@@ -7,7 +7,7 @@ import click
 from zramfs.lifecycle.stop import stop_device
 
 from . import completion
-from .options import device
+from .devices import device
 from .output import say
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from typing import Any
 
 import click
@@ -13,10 +12,8 @@ from zramfs.lifecycle import swap as areas
 from zramfs.model.config import DEFAULT_RESERVE
 from zramfs.text import sizes
 
-from .options import DEVICE_SIZE, described, device_options
+from .options import DEVICE_SIZE, NAME, described, device_options
 from .output import say
-
-_NAME = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_:.-]{0,63}")
 
 
 class _Size(click.ParamType):
@@ -32,7 +29,7 @@ class _Size(click.ParamType):
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=NAME)
 @click.option(
     "--size", type=DEVICE_SIZE, metavar="SIZE", required=True,
     help="Size of the swap area before compression: 512M, 4G, 50% (of the RAM).",
@@ -68,8 +65,6 @@ def swap(
     refuses if one of them is not possible. `zramfs stop NAME` brings every page back and undoes it all.
     """
     areas.expect_able()
-    if name is not None and not _NAME.fullmatch(name):
-        raise click.UsageError(f"expected a NAME of 1 to 64 letters, digits and _ : . -, got {name!r}")
     wanted = described(reserve=reserve, forced=force, **values)
     if wanted.size < areas.MIN_SIZE:
         raise click.UsageError(f"expected a size of at least {areas.MIN_SIZE} bytes, got {wanted.size}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import sys
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zramfs.lifecycle import rundir
+from zramfs.host import mounts, swaps
+from zramfs.text.plain import plain
 
 from . import completion
-from .options import tree
+from .fleet import find_members, mounted_on
+from .output import leave
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -29,8 +32,8 @@ if TYPE_CHECKING:
 
 # A device that takes longer is shown as it was; the keys answer meanwhile.
 PATIENCE = 0.5
+_KEY = re.compile(rb"\x1b[\[O][A-Z]|.", re.DOTALL)
 HEADINGS_EVERY = 20  # lines, as vmstat
-UP, DOWN = (b"\x1b[A", b"\x1bOA", b"k"), (b"\x1b[B", b"\x1bOB", b"j", b"\t")
 
 
 @click.command()
@@ -42,11 +45,12 @@ UP, DOWN = (b"\x1b[A", b"\x1bOA", b"k"), (b"\x1b[B", b"\x1bOB", b"j", b"\t")
 def top(dirs: tuple[str, ...], interval: float, count: int | None) -> None:
     """Watch the devices on the directories DIR, or all of them, on a screen that changes.
 
-    q or Ctrl-C ends it. If the output is no terminal, it prints one line for each reading. A device
-    that ends, hangs or is reset stays on the screen, and is watched again when it comes back.
+    q or Ctrl-C ends it, ? shows all keys. If the output is no terminal, it prints one line for each
+    reading. A device that ends, hangs or is reset stays on the screen, and is watched again when it comes
+    back.
     """
     fleet = _Fleet(dirs)
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
     try:
         if sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown"):
             _live(fleet, interval, count)
@@ -60,38 +64,40 @@ def top(dirs: tuple[str, ...], interval: float, count: int | None) -> None:
             device.close()
 
 
-def _leave(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
 class _Fleet:
     """The devices that are watched: those named, or all there are and will be."""
 
     def __init__(self, dirs: Sequence[str]) -> None:
-        from zramfs.views.watched import Watched
+        self._dirs = dirs
+        self.devices: list[Watched] = []
+        self.look()
 
-        self._new = Watched
-        self._all = not dirs
-        self.devices: list[Watched] = [
-            Watched(place, place.name, dir) for place, dir in {tree(dir): dir for dir in dirs}.items()
-        ]
-        self.look_for_new()
+    def look(self) -> None:
+        """Takes in devices that are new, and where those that are known are mounted."""
+        from zramfs.views.watched import Place, Watched
 
-    def look_for_new(self) -> None:
-        if not self._all:
-            return
-        known = {device.directory for device in self.devices}
-        for each in rundir.rundirs():
-            state = each.read()
-            # A dead one is shown too: this is where people look for what is wrong.
-            if state is None or (directory := Path(state.directory)) in known:
-                continue
-            self.devices.append(self._new(directory, each.name, state.where))
+        # Dead ones are shown too: this is where people look for what is wrong. A DIR was there at the start.
+        if self._dirs and self.devices:
+            members = [member for member in find_members(()) if member.directory in self._known()]
+        else:
+            members = find_members(self._dirs)
+        table, areas = mounts.mounts(), swaps.swap_areas()
+        known = self._known()
+        for member in members:
+            place = Place(member.directory, member.name, member.where,
+                          mounted_on(member.loops, table, areas))
+            if member.directory in known:
+                known[member.directory].place = place
+            else:
+                self.devices.append(Watched(place))
+
+    def _known(self) -> dict[Path, Watched]:
+        return {device.place.directory: device for device in self.devices}
 
     def poll(self, patience: float) -> None:
         from zramfs.views import watched
 
-        self.look_for_new()
+        self.look()
         watched.poll_devices(self.devices, patience)
 
 
@@ -100,13 +106,13 @@ def _live(fleet: _Fleet, interval: float, count: int | None) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from zramfs.views.screen import screen
+    from zramfs.views.screen import View, screen
 
     # rich believes them more than the terminal, whose size may change meanwhile. readline exports them.
     for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)
     console = Console(highlight=False, markup=False, emoji=False)
-    chosen = 0
+    view = View()
     # No thread of rich's: bounded.Call forks.
     with Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False,
               redirect_stderr=False) as live, _Keys(live) as keys:
@@ -116,16 +122,14 @@ def _live(fleet: _Fleet, interval: float, count: int | None) -> None:
             fleet.poll(min(PATIENCE, interval))
             looks += 1
             while True:
-                picture = screen(fleet.devices, chosen, interval, console.width, console.height)
+                picture = screen(fleet.devices, view, interval, console.width, console.height)
                 live.update(picture, refresh=True)
                 key = keys.wait(began + interval - time.monotonic())
                 if key is None:
                     break
-                if key in (b"q", b"Q", b"\x04"):
+                # Of somebody who types fast, or holds a key down, several come at once.
+                if not all(view.press(each, fleet.devices) for each in _KEY.findall(key)):
                     return
-                if fleet.devices:
-                    step = (key in DOWN) - (key in UP)
-                    chosen = (chosen + step) % len(fleet.devices)
 
 
 class _Keys:
@@ -178,7 +182,7 @@ class _Keys:
         self._live.start()
 
     def wait(self, seconds: float) -> bytes | None:
-        """The next key; empty when the screen should be drawn again; None when the time is over."""
+        """The next keys; empty when the screen should be drawn again; None when the time is over."""
         watched = [self._woken] + ([self._fd] if self._fd is not None else [])
         readable, _, _ = select.select(watched, [], [], max(0.0, seconds))
         if self._woken in readable:
@@ -215,7 +219,7 @@ def _lines(fleet: _Fleet, interval: float, count: int | None) -> None:
 
 
 _COLUMNS = (
-    ("time", 8), ("read/s", 6), ("write/s", 7), ("rMiB/s", 6), ("wMiB/s", 6), ("r99%", 6), ("w99%", 6),
+    ("time", 19), ("read/s", 6), ("write/s", 7), ("rMiB/s", 6), ("wMiB/s", 6), ("r99%", 6), ("w99%", 6),
     ("data", 6), ("memory", 6), ("ratio", 5), ("errors", 6),
 )
 
@@ -234,15 +238,15 @@ def _row(cells: Sequence[str], name: str, name_width: int) -> str:
 
 
 def _rows(devices: Sequence[Watched]) -> Iterator[str]:
-    from zramfs.views.screen import MIB, amount, size, span
+    from zramfs.views.charts import MIB, amount, size, span
     from zramfs.views.watched import errors, percentile
 
-    now, width = time.strftime("%H:%M:%S"), _name_width(devices)
+    now, width = time.strftime("%Y-%m-%dT%H:%M:%S"), _name_width(devices)
     for device in devices:
         rates, last = device.rates, device.last
         if not device.ready or rates is None or last is None:
             words = 'just begun' if device.ready else device.advice or device.state
-            yield f"{now} {device.name}: {words}"
+            yield f"{now} {plain(device.name)}: {plain(words)}"
             continue
         found = errors(device)
         cells = [
@@ -253,4 +257,4 @@ def _rows(devices: Sequence[Watched]) -> Iterator[str]:
             size(last.scrape.number("orig_data_bytes")), size(last.scrape.number("mem_used_bytes")),
             f"{last.ratio:.2f}" if last.ratio else "-", amount(sum(new for _, new in found.values())),
         ]
-        yield _row(cells, device.name, width)
+        yield _row(cells, plain(device.name), width)

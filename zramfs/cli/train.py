@@ -6,6 +6,7 @@ import base64
 import errno
 import os
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -13,11 +14,12 @@ import click
 from zramfs.codecs.spec import parse_spec
 from zramfs.errors import ZramfsError
 from zramfs.host import bounded
+from zramfs.model.config import Algorithm
 from zramfs.text import sizes
 
 from . import completion
-from .options import tree
-from .output import say
+from .devices import tree
+from .output import print_object, say
 from .questions import ask_device
 
 READ_TIMEOUT = 120.0  # seconds for the sample: a page takes about 0.2 ms
@@ -30,6 +32,20 @@ def _expect_writable(output: Path) -> None:
         raise ZramfsError(
             errno.EACCES, f"expected {output} in a directory that can be written to; "
             f"{output.absolute().parent} is none")
+
+
+def _parsed(algo: str, size: str) -> tuple[Algorithm, int]:
+    """Raises click.UsageError."""
+    from zramfs.codecs import train as training
+
+    try:
+        chosen, most = parse_spec(algo), sizes.parse_size(size)
+        training.expect_size(most, chosen.name)
+        if chosen.name == "none" or chosen.dictionary:
+            raise ValueError(f"--algo takes zstd, lz4 or lz4hc with a level, not {algo!r}")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return chosen, most
 
 
 @click.command()
@@ -47,7 +63,8 @@ def _expect_writable(output: Path) -> None:
     "--sample", type=click.IntRange(min=LEAST_SAMPLE, max=1 << 20), default=DEFAULT_SAMPLE, metavar="NUMBER",
     show_default=True, help="Pages to train on and to judge by.",
 )
-def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
+@click.option("-J", "--json", "as_json", is_flag=True, help="What it would win, as JSON.")
+def train(dir: str, output: Path, algo: str, size: str, sample: int, as_json: bool) -> None:
     """Train a dictionary on a sample of the pages of the device DIR, and say what it would win.
 
     The pages are read without counting as used, and nothing on the device is changed. If the
@@ -55,13 +72,7 @@ def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
     """
     from zramfs.codecs import train as training
 
-    try:
-        chosen, most = parse_spec(algo), sizes.parse_size(size)
-        training.expect_size(most, chosen.name)
-        if chosen.name == "none" or chosen.dictionary:
-            raise ValueError(f"--algo takes zstd, lz4 or lz4hc with a level, not {algo!r}")
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    chosen, most = _parsed(algo, size)
     directory = tree(dir)
     _expect_writable(output)  # before a minute's work, not after it
 
@@ -75,12 +86,17 @@ def train(dir: str, output: Path, algo: str, size: str, sample: int) -> None:
     taken = training.Sample([base64.b64decode(page) for page in pages], stored)
     assert chosen.level is not None
     dictionary, verdict = training.train(taken, chosen.name, chosen.level, most)
-    for line in verdict.lines():
-        click.echo(line)
-    if verdict.won <= 0 or verdict.bytes_won <= 0:
+    wins = verdict.won > 0 and verdict.bytes_won > 0
+    if not as_json:
+        click.echo("\n".join(verdict.lines()))
+    if wins:
+        training.write(dictionary, output)
+    if as_json:
+        figures = {**asdict(verdict), "won": verdict.won, "bytes_won": verdict.bytes_won}
+        print_object({"output": str(output.absolute()) if wins else None, **figures})
+    if not wins:
         raise ZramfsError(
             errno.EINVAL,
             f"a dictionary would lose, so {output} was not written; device and pages stay as they are")
-    training.write(dictionary, output)
     say(f"note: {output}: {len(dictionary)} bytes, which contain pieces of the device's data; to use it: "
         f"--recomp-algo {chosen.name}:{chosen.level}:dict={output.absolute()}")

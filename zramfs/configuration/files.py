@@ -32,7 +32,7 @@ MAX_NAME = 64
 # As a part of unit names, run directories and messages it stands for itself, without escapes.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
 _SECTION = re.compile(r"\[(?P<name>[^\[\]]*)\]")
-_SETTING = re.compile(r"(?P<key>[^=\s][^=]*?)\s*=\s*(?P<value>.*)", re.DOTALL)
+SETTING = re.compile(r"(?P<key>[^=\s][^=]*?)\s*=\s*(?P<value>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def find_files(top: Path) -> Files:
     complaints = []
     for base in (top / part for part in DIRECTORIES):
         try:
-            subdirectories = _list(base)
+            subdirectories = list_trusted(base)
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
                 complaints.append(Complaint(base, None, None, _reason(error)))
@@ -96,7 +96,7 @@ def find_files(top: Path) -> Files:
             if name != SHARED and not name.endswith(f"{SUFFIX}.d"):
                 continue
             try:
-                found.setdefault(name, {}).update(_files(base / name, _list(base / name)))
+                found.setdefault(name, {}).update(_files(base / name, list_trusted(base / name)))
             except OSError as error:
                 complaints.append(Complaint(base / name, None, None, _reason(error)))
     shared = found.pop(SHARED, {})
@@ -110,8 +110,9 @@ def find_files(top: Path) -> Files:
     )
 
 
-def _list(directory: Path) -> list[str]:
-    """Raises OSError: not there, not to be trusted, too full."""
+def list_trusted(directory: Path) -> list[str]:
+    """The names in a directory that only root can change, sorted. Raises OSError: not there, not to be
+    trusted, too full."""
     seen = os.stat(directory)
     if not stat.S_ISDIR(seen.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "expected a directory")
@@ -190,10 +191,11 @@ def _text(file: Path, data: bytes, complaints: list[Complaint]) -> str | None:
 
 
 def parse_entries(
-    file: Path, text: str, complaints: list[Complaint]
+    file: Path, text: str, complaints: list[Complaint], setting: re.Pattern[str] = SETTING
 ) -> Iterator[tuple[str | None, int, Entry | None]]:
     """(section, line, entry) of each entry; the section None before the first heading, the
-    entry None for a heading. Other lines are complained about and left out."""
+    entry None for a heading. Other lines are complained about and left out. setting: what an entry looks
+    like, with the groups key and value."""
     section: str | None = None
     for number, line in _lines(text):
         if line.startswith("["):
@@ -203,7 +205,7 @@ def parse_entries(
                 complaints.append(Complaint(file, number, None, f"expected a heading [NAME], got {line!r}"))
                 continue
             yield section, number, None
-        elif match := _SETTING.fullmatch(line):
+        elif match := setting.fullmatch(line):
             yield section, number, Entry(file, number, match["key"], match["value"])
         else:
             complaints.append(Complaint(file, number, None, f"expected KEY = VALUE, got {line!r}"))

@@ -5,9 +5,7 @@ Keys that zram-generator.conf has too mean what they mean there; docs/configurat
 """
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zramfs.codecs.spec import PRIORITIES, expect_level, level_of
+from zramfs.host.rights import parse_group, parse_mode, parse_user
 from zramfs.lifecycle import mount_points, ramdisk, swap
 from zramfs.model.config import ALGORITHMS, MAX_THREADS, SECONDARY, Algorithm
 from zramfs.model.policy import Policy, parse_policy
@@ -89,29 +88,6 @@ def _boolean(text: str) -> bool:
     if text.lower() not in _BOOLEANS:
         raise ValueError(f"expected yes or no, got {text!r}")
     return _BOOLEANS[text.lower()]
-
-
-def _mode(text: str) -> int:
-    if not re.fullmatch(r"0?[0-7]{3,4}", text):
-        raise ValueError(f"expected an octal mode such as 1777 or 0640, got {text!r}")
-    return int(text, 8)
-
-
-def _user(text: str) -> int:
-    return _identity(text, "user", lambda name: pwd.getpwnam(name).pw_uid)
-
-
-def _group(text: str) -> int:
-    return _identity(text, "group", lambda name: grp.getgrnam(name).gr_gid)
-
-
-def _identity(text: str, what: str, look_up: Callable[[str], int]) -> int:
-    if re.fullmatch(r"[0-9]{1,9}", text):
-        return int(text)
-    try:
-        return look_up(text)
-    except KeyError:
-        raise ValueError(f"expected a {what} of this machine or a number, got {text!r}") from None
 
 
 _ALGORITHM = re.compile(r"(?P<name>[A-Za-z0-9_-]+)(?:\((?P<inside>[^()\s]*)\))?")
@@ -200,9 +176,9 @@ KEYS: dict[str, Key] = {
     "options": Key(_options, ("swap", "ramdisk")),
     "directory": Key(_place),
     "allow-other": Key(_boolean, ("device",)),
-    "mode": Key(_mode, ("ramdisk", "device")),
-    "owner": Key(_user, ("ramdisk", "device")),
-    "group": Key(_group, ("ramdisk", "device")),
+    "mode": Key(parse_mode, ("ramdisk", "device")),
+    "owner": Key(parse_user, ("ramdisk", "device")),
+    "group": Key(parse_group, ("ramdisk", "device")),
     "threads": Key(_whole(1, MAX_THREADS)),
     "proactiveness": Key(_whole(0, 100)),
     "wipe": Key(_boolean),

@@ -106,6 +106,14 @@ def load_file(file: Path, ram: int | None = None) -> Configuration:
     return collector.configuration(total_ram(files.root()) if ram is None else ram)
 
 
+def load_text(file: Path, text: str, ram: int) -> Configuration:
+    """What a file of one device would say with this text. Nothing is read."""
+    collector = _Collector([])
+    name = file.name.removesuffix(files.SUFFIX)
+    collector.take(file, text, name)
+    return collector.configuration(ram)
+
+
 def total_ram(top: Path) -> int:
     """MemTotal in bytes: of `top`, so that a test or an image can bring its own, else this machine's."""
     own = top / "proc/meminfo"
@@ -133,6 +141,12 @@ class _Collector:
         else:
             self._device(owner, file).complaints += found
         if text is not None:
+            self._sort(file, text, owner)
+
+    def take(self, file: Path, text: str, owner: str) -> None:
+        """As read(), of a text that is at hand."""
+        if self._is_allowed(file, owner, adds=False):
+            self._device(owner, file)
             self._sort(file, text, owner)
 
     def _is_allowed(self, file: Path, name: str, adds: bool) -> bool:

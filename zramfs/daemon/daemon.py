@@ -368,7 +368,8 @@ class _Daemon:
         self.succession.end()
         if self.device:
             self.device.end_jobs()  # whoever waits for one is answered, and can let go of the tree
-            await self.attempt("letting the file system go", self.device.governor.let_go)
+            await self.attempt(
+                "letting the file system go", partial(self.device.governor.let_go, ends=True))
         if self.teardown and self.lane:
             await self.attempt("undoing what was built on disk", self.undo_top)
         await self.attempt("unmounting the tree", self.tree_mount.take_down)

@@ -55,6 +55,21 @@ def _size(text: str) -> int:
         raise ZramfsError(errno.EINVAL, str(error)) from None
 
 
+def _new_size(text: str) -> tuple[int, bool]:
+    """Bytes, and whether what is stored behind them is to be dropped."""
+    size, _, rest = text.partition(" ")
+    if rest.strip() not in ("", "discard"):
+        raise ZramfsError(
+            errno.EINVAL, f"resize takes a size, and discard if pages behind it may go, not {shown(rest)}")
+    return _size(size), bool(rest.strip())
+
+
+def _governed(text: str) -> bool | int:
+    """Whether it is, or bytes that it is spared for a while."""
+    word, _, size = text.partition(" ")
+    return _size(size.strip()) if word == "spare" else _switch(text)
+
+
 def _zero(text: str) -> None:
     if text != "0":
         raise ZramfsError(errno.EINVAL, f"mem_used_max takes 0 only (forget the peak), not {text!r}")
@@ -114,6 +129,9 @@ COMMANDS = {
                 _kind_of_compaction, optional=True),
         Command("reset", None, "drop all data and settings; nobody may have disk open"),
         Command("disksize", "SIZE", "set the device up, once until the next reset", _size),
+        Command("resize", "SIZE [discard]",
+                "make a device that may be in use larger or smaller; discard: drop what lies behind SIZE",
+                _new_size),
         Command("comp_algorithm", "NAME[:LEVEL][:dict=/PATH]", "choose the compressor, before disksize"),
         Command("algorithm_params", "KEY=VALUE...",
                 "algo=, priority=, level=, dict= of a chosen compressor, before disksize", optional=True),
@@ -142,7 +160,9 @@ COMMANDS = {
         Command("mem_used_max", "0", "forget the peak of the memory used", _zero),
         Command("proactiveness", "0..100", "how readily the pool is compacted unasked, 0 for never",
                 _whole_number),
-        Command("govern", "on|off", "keep the file system on disk's loop device within mem_limit", _switch),
+        Command("govern", "on|off|spare SIZE",
+                "keep the file system on disk's loop device within mem_limit; spare: let it have more",
+                _governed),
         Command("balloon", "SIZE", "memory to keep from the pool, for the host", _size),
     )
 }

@@ -29,7 +29,6 @@ from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceCon
 from zramfs.model.device_stats import DeviceStats, since
 from zramfs.model.policy import Policy, Recompress, Writeback
 from zramfs.model.stats import BallastStats, TaskStats
-from zramfs.store.store import Store
 from zramfs.text.kernel_numbers import page_align
 from zramfs.text.sizes import format_size
 
@@ -46,10 +45,12 @@ from .long_work import LongWork
 from .policies import Policies
 from .postprocess import PostProcessor
 from .read_only import ReadOnlyTables
+from .size import change_size, make_store, most_memory
 
 if TYPE_CHECKING:
     from zramfs.lane.lane import Lane
     from zramfs.model.stats import LaneStats
+    from zramfs.store.store import Store
 
 log = logging.getLogger(__package__)
 
@@ -265,6 +266,18 @@ class Device(ReadOnlyTables):
             await self._set_up(size)
             await self._in_thread(self._lane.notify_size)
 
+    async def resize(self, size: int, discard: bool) -> None:
+        """Of a device that may be in use. Raises ZramfsError: see change_size()."""
+        store = self.expect_store("no size to change")
+        if self._config.reserve:
+            raise ZramfsError(
+                errno.EINVAL, "the size of a device for swap stays as it is: the kernel takes the size of a "
+                "swap area when that is enabled")
+        await self._in_thread(partial(change_size, store, self._lane, size, discard=discard))
+        log.info("%s: has %d bytes", self._config.name, store.disksize)
+        self.governor.poke()
+        self.compactor.poke()
+
     async def reset(self) -> None:
         async with self._claim():
             self._lane.set_store(None)
@@ -288,14 +301,12 @@ class Device(ReadOnlyTables):
     async def set_balloon(self, size: int) -> None:
         """Sets the target, in bytes; the compactor moves the balloon there."""
         store = self.expect_store("no pool to take memory from")
-        try:
-            store.balloon.set_target(page_align(size) // 4096)
-        except ValueError:
-            most = store.stats().pageblocks_total << 21  # of 2 MiB
+        if size > (most := most_memory(store)):
             raise ZramfsError(
                 errno.EINVAL,
                 f"expected a balloon of at most {format_size(most)}, all that the pool can ever have, got "
-                f"{format_size(size)}") from None
+                f"{format_size(size)}")
+        store.balloon.set_target(page_align(size) // 4096)
         self.compactor.poke()
 
     async def set_mem_limit(self, limit: int) -> None:
@@ -378,11 +389,11 @@ class Device(ReadOnlyTables):
                 errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}")
 
         def make() -> Store:
-            store = Store(size, mem_limit=self._mem_limit, reserve=self._config.reserve,
-                          backing=self.backing_store.backing, wipe=self._config.wipe,
-                          fd=-1 if self.memory_file is None else self.memory_file,
-                          headroom=self.host_memory.headroom,
-                          **algorithms.store_arguments(self._algorithms))
+            store = make_store(size, reserve=self._config.reserve, mem_limit=self._mem_limit,
+                               fd=-1 if self.memory_file is None else self.memory_file,
+                               backing=self.backing_store.backing, wipe=self._config.wipe,
+                               headroom=self.host_memory.headroom,
+                               **algorithms.store_arguments(self._algorithms))
             try:
                 store.access_times = self._access_times
                 self._lane.set_store(store)

@@ -97,6 +97,7 @@ class Governor:
         self._waits: int | None = None
         self._quick = self._prompt = True
         self._free = 0
+        self._lent = 0
         self._wake_fd = -1
         # Whether it had frozen the file system: of a warden whose trio loop is gone. None = there is none.
         self._lost: bool | None = None
@@ -120,7 +121,7 @@ class Governor:
             found = await link.ask("take", mountpoint=str(mount.mountpoint), device=mount.source,
                                    fstype=mount.fstype, frozen=frozen)
             self._quick, self._prompt, self._free = found["quick"], found["prompt"], found["free"]
-            self._limit = self._base = 0
+            self._limit = self._base = self._lent = 0
             self._waits = None
             self.stats = replace(
                 self.stats, state="on", mountpoint=str(mount.mountpoint), fstype=mount.fstype)
@@ -133,12 +134,35 @@ class Governor:
         self._linked.set()
         log.info("the file system on %s is kept within the pool's limit", mount.mountpoint)
 
-    async def let_go(self) -> None:
-        """Ends that; without effect when nothing is governed."""
+    async def set_to(self, wanted: bool | int) -> None:
+        """True: take(); False: let_go(); bytes: lend(). Raises ZramfsError."""
+        if wanted is True:
+            await self.take()
+        elif wanted is False:
+            await self.let_go()
+        else:
+            await self.lend(wanted)
+
+    async def lend(self, nbytes: int) -> None:
+        """Leaves the file system so many free blocks more than the pool has room for, until it is told
+        otherwise: one that becomes smaller needs what is withheld of it. All else goes on, so that writers
+        who use them up are braked and frozen. Without effect when nothing is governed."""
+        async with self._turn:
+            store = self._store()
+            if self._link is not None and store is not None:
+                self._lent = nbytes
+                await self._look(self._link, store)
+
+    def poke(self) -> None:
+        """Has it look at once: the device has another size."""
+        self._poke.set()
+
+    async def let_go(self, *, ends: bool = False) -> None:
+        """Ends that; without effect when nothing is governed. ends: the device ends too."""
         async with self._turn:
             if self._link is not None:
                 self._dismissed = True
-                await self._link.close()
+                await self._link.close(ends=ends)
 
     @property
     def is_governing(self) -> bool:
@@ -295,7 +319,7 @@ class Governor:
         held = stats.orig_data_size - stats.written_back * PAGE
         prior = max(1, limit // 16)  # of data that does not compress: few pages are no measure
         ratio = (held + prior) / (stats.mem_used_total + prior)
-        allowed = None if room is None else allowance(room, reserve, ratio, quick=self._quick)
+        allowed = None if room is None else allowance(room, reserve, ratio, quick=self._quick) + self._lent
         answer = await link.ask("allow", bytes=allowed)
         if room is not None and not self._prompt and answer["free"] - self._free > max(room, MIB):
             # What was deleted lies in the pool until the next commit, up to half a minute.

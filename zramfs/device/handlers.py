@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SHORT: dict[str, Callable[[Device, Any], Awaitable[None]]] = {
     "disksize": lambda device, size: device.set_disksize(size),
+    "resize": lambda device, wanted: device.resize(*wanted),
     "comp_algorithm": lambda device, text: device.set_algorithm(text),
     "algorithm_params": lambda device, text: device.set_parameters(text),
     "recomp_algorithm": lambda device, text: device.set_secondary(text),
@@ -31,7 +32,7 @@ SHORT: dict[str, Callable[[Device, Any], Awaitable[None]]] = {
     "keep_free": lambda device, size: device.host_memory.set_keep_free(size),
     "mem_used_max": lambda device, _: device.reset_mem_used_max(),
     "proactiveness": lambda device, value: device.set_proactiveness(value),
-    "govern": lambda device, on: device.governor.take() if on else device.governor.let_go(),
+    "govern": lambda device, wanted: device.governor.set_to(wanted),
     "balloon": lambda device, size: device.set_balloon(size),
 }
 

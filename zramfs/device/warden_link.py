@@ -3,6 +3,7 @@
 """The daemon's end of the line to its warden (host/warden.py)."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import trio
 
 from zramfs.errors import ZramfsError
+from zramfs.host.process import WARDEN
 
 # The warden's answer waits for a file system that may wait for its device; a start takes 0.1 s.
 TIMEOUT = 30.0
@@ -28,7 +30,7 @@ class WardenLink:
     @classmethod
     async def start(cls) -> WardenLink:
         """Raises ZramfsError."""
-        command = [sys.executable, "-m", "zramfs.host.warden"]
+        command = [sys.executable, "-m", WARDEN]
         try:
             process = await trio.lowlevel.open_process(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
@@ -77,9 +79,13 @@ class WardenLink:
     def kill(self) -> None:
         self._process.kill()
 
-    async def close(self) -> None:
-        """Has the warden give everything back and end."""
+    async def close(self, *, ends: bool = False) -> None:
+        """Has the warden give everything back and end. ends: the device ends with it, so a file system that
+        others have frozen is thawed."""
         with trio.CancelScope(shield=True):
+            if not ends:
+                with contextlib.suppress(ZramfsError):  # it has ended
+                    await self.ask("let_go")
             await self._process.stdin.aclose()
             with trio.move_on_after(TIMEOUT):
                 await self._process.wait()

@@ -101,11 +101,11 @@ def _fusermount(machine: Machine) -> Verdict:
     state: State = "degraded" if machine.uid == 0 else "missing"
     program = machine.program("fusermount3")
     if program is None:
-        return state, "fusermount3 is not installed", "apt-get install fuse3"
+        return state, "fusermount3 is not installed", machine.install("fuse3")
     seen = program.stat()
     version = _version(program)
     if version is None:
-        return state, f"{program} does not run", "apt-get install --reinstall fuse3"
+        return state, f"{program} does not run", machine.install("fuse3", again=True)
     if machine.uid != 0:
         if not seen.st_mode & stat.S_ISUID or seen.st_uid != 0:
             found = f"{program} is not set-user-ID root"
@@ -201,7 +201,7 @@ def _loops(machine: Machine) -> Verdict:
     if machine.uid != 0 or not machine.capable("CAP_SYS_ADMIN"):
         return "missing", "loop devices need root and CAP_SYS_ADMIN", _BECOME_ROOT
     if machine.program("losetup") is None:
-        return "missing", "losetup is not installed", "apt-get install mount"
+        return "missing", "losetup is not installed", machine.install("mount")
     if not machine.has("/dev/loop-control"):
         do = "modprobe loop; in a container: --device /dev/loop-control and /dev/loopN"
         return "missing", "there is no /dev/loop-control", do
@@ -223,7 +223,7 @@ def _loops(machine: Machine) -> Verdict:
 def _file_systems(machine: Machine) -> Verdict:
     have = [fs for fs in ramdisk.MKFS if machine.program(f"mkfs.{fs}")]
     lack = [fs for fs in ramdisk.MKFS if fs not in have]
-    do = f"apt-get install {' '.join(ramdisk.PACKAGE[fs] for fs in lack)}"
+    do = machine.install(*(ramdisk.PACKAGE[fs] for fs in lack))
     if not have:
         return "missing", f"no mkfs of {', '.join(lack)}", do
     modules = machine.at(f"/lib/modules/{machine.text('/proc/sys/kernel/osrelease')}")
@@ -241,7 +241,7 @@ def _swap(machine: Machine) -> Verdict:
         return "missing", "this kernel has no swap", "a kernel with CONFIG_SWAP"
     lack = [name for name in ("mkswap", "swapon", "swapoff") if machine.program(name) is None]
     if lack:
-        return "missing", f"{', '.join(lack)} not installed", "apt-get install util-linux mount"
+        return "missing", f"{', '.join(lack)} not installed", machine.install("util-linux", "mount")
     if machine.uid != 0 or not machine.capable("CAP_SYS_ADMIN") or machine.in_user_namespace():
         return "missing", "swapon needs root and CAP_SYS_ADMIN", _BECOME_ROOT
     return "ok", "mkswap, swapon and swapoff can be used", ""
@@ -392,17 +392,18 @@ def _systemd(machine: Machine) -> Verdict:
     return "ok", "systemd has the zramfs-generator", ""
 
 
-def _report(_machine: Machine) -> Verdict:
-    return _package("matplotlib", "report")
+def _report(machine: Machine) -> Verdict:
+    return _package(machine, "matplotlib", "report")
 
 
-def _train(_machine: Machine) -> Verdict:
-    return _package("zstandard", "train")
+def _train(machine: Machine) -> Verdict:
+    return _package(machine, "zstandard", "train")
 
 
-def _package(name: str, extra: str) -> Verdict:
+def _package(machine: Machine, name: str, extra: str) -> Verdict:
     if importlib.util.find_spec(name) is None:
-        do = f"apt-get install python3-{name}, or pip install 'zramfs[{extra}]' where pip installed zramfs"
+        do = (f"{machine.install(f'python3-{name}')}, or pip install 'zramfs[{extra}]' where pip installed "
+              "zramfs")
         return "degraded", f"the Python package {name} is not installed", do
     return "ok", f"{name} is installed", ""
 

@@ -22,6 +22,7 @@ from zramfs.errors import ZramfsError
 
 from . import programs, safe_paths, system_calls
 from .mounts import mount_at, mounts
+from .package_managers import advise_install
 
 TIMEOUT = 30.0  # seconds for fusermount3, which may wait for a parent directory that does not answer
 _FLAGS = {
@@ -176,8 +177,8 @@ def _escape(value: str | bool) -> str:
 def _fusermount(words: list[str], *, what: str, **how: Any) -> None:
     program = programs.find("fusermount3")
     if program is None:
-        raise MountError(errno.ENOENT, f"{what} needs fusermount3, which is not installed; "
-                                       "on Debian: apt-get install fuse3")
+        raise MountError(errno.ENOENT, f"{what} needs fusermount3, which is not installed; to get it: "
+                                       f"{advise_install(programs.find, 'fuse3')}")
     try:
         done = subprocess.run(
             [program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from zramfs.host import system_calls
+from zramfs.host import process, system_calls
 from zramfs.host.mounts import Mount, mount_id, mounts, namespaces
 from zramfs.host.paths import AS_PATH
 from zramfs.host.swaps import swaps
@@ -67,7 +67,7 @@ def users_of(
     ]
     phrases += _built_on(devices)
     skip = {os.getpid(), *but}
-    for pid in _pids():
+    for pid in process.pids():
         if pid not in skip and (way := _uses(pid, target, table)):
             phrases.append(f"{process_name(pid)} (pid {pid}) {way}")
     return phrases
@@ -89,7 +89,7 @@ def holders_below(directory: Path) -> list[str]:
     `directory`. This process and its parents do not count."""
     skip = set(_ancestors(os.getpid()))
     phrases = []
-    for pid in _pids():
+    for pid in process.pids():
         if pid not in skip and (way := _runs_or_has(pid, directory)):
             phrases.append(f"{process_name(pid)} (pid {pid}) {way}")
     return phrases
@@ -156,10 +156,6 @@ def process_name(pid: int) -> str:
             return comm.read().rstrip("\n")
     except OSError:
         return "a process that just ended"
-
-
-def _pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
 def _ancestors(pid: int) -> Iterator[int]:

@@ -112,6 +112,33 @@ def detach(
         time.sleep(_PAUSE)
 
 
+def size(device: str) -> int:
+    """Bytes. Raises OSError."""
+    return int(Path(f"/sys/block/{Path(device).name}/size").read_text(encoding="utf-8")) * 512
+
+
+def follow_size(device: str, disk: Path, wanted: int, timeout: float = 5.0) -> None:
+    """Has a loop device, which may be in use, take the size of `disk`, and returns when it has `wanted`
+    bytes. Raises ZramfsError(EIO), or what the kernel said."""
+    end = time.monotonic() + timeout
+    while True:
+        # The kernel reads the size that it last heard of, and asks the server for it only here. It drops an
+        # answer that a write has overtaken, so that one look may not be enough.
+        os.stat(disk)
+        try:
+            system_calls.set_loop_capacity(device)
+        except OSError as error:
+            raise ZramfsError(
+                error.errno or errno.EIO, f"{device} does not take the size of {disk}: {error.strerror}"
+            ) from None
+        if (now := size(device)) == wanted:
+            return
+        if time.monotonic() > end:
+            raise ZramfsError(
+                errno.EIO, f"expected {device} to have {wanted} bytes as {disk} has, and it still has {now}")
+        time.sleep(_PAUSE)
+
+
 def find(disk: Path, dev: str | None = None) -> list[str]:
     """Loop devices that stand on `disk`, by name, as "/dev/loopN".
 
@@ -156,6 +183,8 @@ def _backing_devices(timeout: float = 2.0) -> dict[str, str]:
         output, _ = losetup.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         losetup.kill()
+        assert losetup.stdout is not None
+        losetup.stdout.close()
         # Inside a request that the server has read but not answered, it does not die either.
         with contextlib.suppress(subprocess.TimeoutExpired):
             losetup.wait(0.1)

@@ -8,6 +8,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from .package_managers import advise_install
+
 # Those that RAM disks and swap use, with their numbers in <linux/capability.h>.
 CAPABILITIES = {"CAP_IPC_LOCK": 14, "CAP_SYS_ADMIN": 21, "CAP_SYS_RESOURCE": 24}
 
@@ -46,6 +48,10 @@ class Machine:
             if directory and os.path.isfile(found) and os.access(found, os.X_OK):
                 return found
         return None
+
+    def install(self, *packages: str, again: bool = False) -> str:
+        """The command that installs packages, which Debian calls so. again: they are there, and broken."""
+        return advise_install(self.program, *packages, again=again)
 
     @property
     def uid(self) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 
 from zramfs.errors import ZramfsError
 
+from .package_managers import advise_install
 from .paths import AS_PATH
 
 # After those of PATH.
@@ -42,8 +43,8 @@ def expect(needed: Mapping[str, str], purpose: str) -> None:
         if find(name) is None:
             raise ZramfsError(
                 errno.ENOENT,
-                f"{purpose} needs {name}, which is in none of {search_path()}; Debian has it in the package "
-                f"{package}")
+                f"{purpose} needs {name}, which is in none of {search_path()}; to get it: "
+                f"{advise_install(find, package)}")
 
 
 def run(command: list[str], pass_fds: Collection[int] = ()) -> subprocess.CompletedProcess[str]:

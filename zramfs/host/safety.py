@@ -132,7 +132,8 @@ def lock_private() -> str | None:
         return refusal
     for permissions, start, end in _mappings():
         # Not to be locked (ENOMEM, EINVAL): what was unmapped since, and mappings of the kernel's own.
-        if permissions[3] == "p" and permissions[0] == "r":
+        # Address space that is opened later (---p) stays locked when it is.
+        if permissions[3] == "p" and (permissions[0] == "r" or permissions == "---p"):
             _libc.mlock2(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MLOCK_ONFAULT)
     return None
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System calls that Python 3.11 does not have: mount, umount2, swapoff, setns, statx, and the release of a
-loop device.
+"""System calls that Python 3.11 does not have: mount, umount2, swapoff, setns, unshare, statx, and the
+release of a loop device.
 
 A daemon whose cgroup has no process left (pids.max), or a machine without memory, cannot start umount,
 losetup or swapoff. What these do must work all the same, because data depends on it. Paths are as the kernel
@@ -17,12 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_DIRSYNC, MS_NOATIME = 1, 2, 4, 8, 16, 128, 1024
+MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
 CLONE_NEWNS, CLONE_NEWPID = 0x20000, 0x20000000
 # <linux/stat.h>, and the place of stx_dev_major and stx_dev_minor in struct statx, of 256 bytes
 _AT_FDCWD, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC = -100, 0x800, 0x4000
 _STATX_SIZE, _STATX_DEV = 256, 136
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
-_LOOP_CLR_FD = 0x4C01
+_LOOP_CLR_FD, _LOOP_SET_CAPACITY = 0x4C01, 0x4C07
 # What fork(2) and clone(2) say where no process or thread can be started.
 NO_PROCESS = (errno.EAGAIN, errno.ENOMEM)
 
@@ -38,6 +39,11 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
 def enter_namespace(fd: int, kind: int) -> None:
     """setns(2), for a process with one thread. kind: CLONE_NEWNS; CLONE_NEWPID, for its later children."""
     _expect_zero(_libc.setns(fd, kind), None)
+
+
+def leave_namespace(kind: int) -> None:
+    """unshare(2), for a process with one thread: it gets a namespace of its own. kind: CLONE_NEWNS."""
+    _expect_zero(_libc.unshare(kind), None)
 
 
 def device_of(path: str) -> str:
@@ -68,9 +74,18 @@ def end_swap(device: str) -> None:
 
 def release_loop(device: str) -> None:
     """At once, or with the last user of the loop device. OSError: ENXIO if it stands on nothing."""
+    _loop_call(device, _LOOP_CLR_FD)
+
+
+def set_loop_capacity(device: str) -> None:
+    """Has a loop device, which may be in use, take the size of its file. OSError: ENXIO as above."""
+    _loop_call(device, _LOOP_SET_CAPACITY)
+
+
+def _loop_call(device: str, number: int) -> None:
     fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(fd, _LOOP_CLR_FD)
+        fcntl.ioctl(fd, number)
     finally:
         os.close(fd)
 

@@ -13,9 +13,12 @@ Requests are lines of JSON on stdin, each is answered by one on stdout:
     {"do": "look"}
     {"do": "sync"}                   what was deleted is discarded, soon after the answer
     {"do": "freeze"}, {"do": "thaw"} freezing goes on after the answer
+    {"do": "let_go"}                 the file system stays, and so does what others have frozen
 An answer has free, withheld, frozen ("no", "freezing", "yes" or a sentence why not), or error and errno.
-It ends, and gives everything back, when stdin ends or nobody has the file system mounted any more. It holds
-the file system by a mount that stands nowhere, so that `umount` does not find it busy.
+It ends, and gives everything back, when stdin ends or nobody has the file system mounted any more. Where
+stdin ends without let_go, the device ends too, or is dead. Then it thaws the file system whoever has frozen
+it: on xfs and btrfs giving back waits for that, and the unmount would wait for this process. It holds the
+file system by a mount that stands nowhere, so that `umount` does not find it busy.
 """
 from __future__ import annotations
 
@@ -65,6 +68,7 @@ class Warden:
         self._want = threading.Event()
         self._withholding: threading.Thread | None = None
         self._ending = False
+        self._stays = False
         self._syncing: threading.Thread | None = None
 
     def take(self, mountpoint: str, device: str, fstype: str, *, frozen: bool) -> dict[str, object]:
@@ -159,11 +163,20 @@ class Warden:
         self._frozen = "no"
         return {"frozen": self._frozen}
 
+    def let_go(self) -> dict[str, object]:
+        self._stays = True
+        return {"frozen": self._frozen}
+
+    def _thaw_whoever_froze(self) -> None:
+        if self._directory >= 0 and not self._stays:
+            with contextlib.suppress(OSError):  # it is not frozen
+                fcntl.ioctl(self._directory, _FITHAW, 0)
+
     def mounted(self) -> bool:
         return not self._dev or any(mount.dev == self._dev for mount in mounts.mounts())
 
     def release(self) -> None:
-        for step in (self.thaw, self._close, lambda: bdi.release(self._device)):
+        for step in (self.thaw, self._thaw_whoever_froze, self._close, lambda: bdi.release(self._device)):
             try:
                 step()
             except OSError as error:
@@ -188,7 +201,7 @@ class Warden:
                     return self.allow(request["bytes"])
                 case "wait":
                     return self.wait(request["bytes"])
-                case "look" | "sync" | "freeze" | "thaw" as name:
+                case "look" | "sync" | "freeze" | "thaw" | "let_go" as name:
                     return getattr(self, name)()
             raise OSError(errno.EINVAL, f"unknown request {line!r}")
         except OSError as error:

@@ -25,6 +25,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
+# <linux/btrfs.h>: struct btrfs_ioctl_dev_info_args is 4096 bytes: devid, uuid, bytes_used, total_bytes ...
+_BTRFS_IOC_DEV_INFO, _DEV_INFO_SIZE, _DEV_INFO_TOTAL = 0xD000941E, 4096, 32
+
 
 def sync(directory: int) -> None:
     """syncfs(2): what was deleted is discarded after it. Raises OSError."""
@@ -215,10 +218,17 @@ class BtrfsFiles(NamelessFiles):
         if not places:
             raise OSError(errno.ENOENT, f"/sys/fs/btrfs/*/devices has no {name}")
         self._place = places[0].parent.parent / "allocation"
-        self._total = int(Path(f"/sys/block/{name}/size").read_text(encoding="utf-8")) * 512
+        self._size()
+
+    def _size(self) -> int:
+        """Of the device, as far as the file system uses it, which a resize changes. Raises OSError."""
+        request = bytearray(_DEV_INFO_SIZE)
+        struct.pack_into("=Q", request, 0, 1)  # the only device of the file system
+        fcntl.ioctl(self.directory, _BTRFS_IOC_DEV_INFO, request)
+        return int(struct.unpack_from("=Q", request, _DEV_INFO_TOTAL)[0])
 
     def free(self) -> int:
-        unallocated, free = self._total, 0
+        unallocated, free = self._size(), 0
         for kind in ("mixed", "data", "metadata", "system"):
             if not (self._place / kind).is_dir():
                 continue

@@ -3,7 +3,7 @@
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport ECONNABORTED, ENODEV, ENOENT, ENOTCONN, errno
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport getgid, getuid, write
@@ -261,15 +261,31 @@ cdef class Lane:
     def notify_size(self) -> None:
         """Tells the kernel that size and content have changed: it drops attributes and mapped pages, and
         takes the new size. The lane must be claimed. Raises OSError if the kernel refuses."""
+        self._drop_known(0)
+        if self.store is not None:
+            self._show_end()
+
+    def notify_resize(self, bint larger) -> None:
+        """The same for a device that may be open and mapped: its content stays, and so do mapped pages. A
+        smaller size is what the kernel asks for next, when somebody looks (stat). Raises OSError."""
+        self._drop_known(-1)
+        if larger and self.store is not None:
+            self._show_end()
+
+    cdef int _drop_known(self, int64_t offset) except -1:
+        """What the kernel knows: attributes, and mapped pages from an offset on; -1: none of these."""
         cdef inval_inode_t inval
-        cdef store_byte_t last
         memset(&inval, 0, sizeof(inval))
         inval.head.len = sizeof(inval)
         inval.head.error = FUSE_NOTIFY_INVAL_INODE
         inval.body.ino = FUSE_ROOT_ID
+        inval.body.off = offset
         self._notify(&inval, sizeof(inval))
-        if self.store is None:
-            return
+        return 0
+
+    cdef int _show_end(self) except -1:
+        """Has the kernel take a size that is larger than the one it knows."""
+        cdef store_byte_t last
         # The kernel drops the answer to a GETATTR if a write ends meanwhile, and then keeps the size that it
         # knew before: 0, in which any access to a mapping is a SIGBUS (docs/concurrency.md). A byte at the
         # end makes it take the size at once. The byte's page counts as unread, so its value is never seen.
@@ -280,6 +296,7 @@ cdef class Lane:
         last.body.offset = store_disksize(self.store.st) - 1
         last.body.size = 1
         self._notify(&last, STORE_BYTE)
+        return 0
 
     cdef int _notify(self, const void* message, size_t size) except -1:
         cdef ssize_t sent

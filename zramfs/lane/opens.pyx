@@ -116,12 +116,15 @@ cdef bint is_own_open(lane_shared_t* s, uint32_t pid) noexcept nogil:
 
 
 cdef bint try_truncation(lane_shared_t* s, uint32_t pid, bint by_handle) noexcept nogil:
-    cdef uint64_t opens, own = 1 if by_handle or is_own_open(s, pid) else 0
+    cdef uint64_t opens, own
     cdef int looks = 0
     cdef timespec pause
     pause.tv_sec, pause.tv_nsec = 0, LOOK_NS
     while True:
+        # In this order, and at each look: a RELEASE takes the caller's own open file out of latest_open
+        # first. Else one that is released meanwhile would stand for that of somebody else.
         opens = load64(&s.opens)
+        own = 1 if by_handle or is_own_open(s, pid) else 0
         if opens <= own:
             if cas64(&s.opens, opens, opens | TRUNCATING):
                 return True

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from zramfs.errors import ZramfsError
 from zramfs.host import mounts, paths, process, safe_paths
-from zramfs.host.mounts import FSTYPE
 from zramfs.lifecycle.stop import (
     END_TIMEOUT,
     Say,
@@ -22,6 +21,7 @@ from zramfs.lifecycle.stop import (
     stale_message,
 )
 from zramfs.model.config import DeviceConfig
+from zramfs.text.kernel_numbers import page_align
 
 from . import mount_points, rundir
 from .rundir import Rundir, State
@@ -69,13 +69,13 @@ def _make_rundir(new: Rundir, directory: Path, kind: str, config: DeviceConfig, 
         os.chmod(new.path, mode)
         if kind in ("ramdisk", "swap"):
             new.tree.mkdir(0o700)
-        new.write(_first_state(new, directory, kind, config.threads, made))
+        new.write(_first_state(new, directory, kind, config, made))
     except BaseException:
         remove_rundir(new, made)
         raise
 
 
-def _first_state(new: Rundir, directory: Path, kind: str, threads: int, made: list[str]) -> State:
+def _first_state(new: Rundir, directory: Path, kind: str, config: DeviceConfig, made: list[str]) -> State:
     start_time = process.process_start(os.getpid())
     assert start_time is not None
     is_ramdisk = kind == "ramdisk"
@@ -89,9 +89,11 @@ def _first_state(new: Rundir, directory: Path, kind: str, threads: int, made: li
         pid_start=start_time,
         boot_id=process.boot_id(),
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
-        threads=threads,
+        threads=config.threads,
         made=made,
         mountpoint=str(directory) if is_ramdisk else None,
+        # That of a plain device changes without a command of the command line (reset, disksize).
+        size=None if kind == "device" else page_align(config.size),
     )
 
 
@@ -125,20 +127,9 @@ def _ending(new: Rundir, directory: Path, end: float, say: Say) -> bool:
                 f"use another {'name' if state.kind == 'swap' else 'directory'}, or "
                 f"`zramfs stop {state.where}` first",
             )
-    if foreign := foreign_mount(directory):
+    if foreign := rundir.foreign_mount(directory):
         raise ZramfsError(errno.EBUSY, f"{foreign}; or use another directory")
     return False
-
-
-def foreign_mount(directory: Path) -> str | None:
-    """What to say of a tree that is mounted there and belongs to no run directory of this user."""
-    mount = mounts.mount_at(directory)
-    if mount is None or mount.fstype != FSTYPE:
-        return None
-    return (
-        f"a zramfs device of another user or run directory is mounted on {directory}: let its owner stop it, "
-        f"or, if its daemon has died, take the mount away with `fusermount3 -u {directory}`"
-    )
 
 
 def _make_directory(directory: Path) -> list[str]:

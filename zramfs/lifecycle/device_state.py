@@ -7,13 +7,14 @@ process in another pid namespace. correct() and rebuild() take them from there.
 """
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from zramfs.host import loops, mounts, swaps
+from zramfs.host import bounded, loops, mounts, swaps
 from zramfs.host.process import boot_id, process_start
 
 _STATE_VERSION = 1
@@ -23,7 +24,7 @@ DISK_SOURCE = "zramfs-disk:"  # and the device's name: what the daemon mounts on
 @dataclass(frozen=True)
 class State:
     """What state.json says. pid and pid_start (clock ticks after boot) name one process within boot_id.
-    A RAM disk has loop, mountpoint, fs and options, a swap device loop, else they are None."""
+    A RAM disk has loop, mountpoint, fs, options and size, a swap device loop and size, else they are None."""
 
     name: str
     directory: str
@@ -40,6 +41,7 @@ class State:
     mountpoint: str | None = None
     fs: str | None = None
     options: str | None = None  # of mount(8), for the file system
+    size: int | None = None  # bytes, of a RAM disk or a swap device: as made, or as `zramfs resize` left it
     attached: int | None = None  # loops.sequence() of loop
     tree_dev: str | None = None  # "major:minor" of the mounted tree
     former: list[str] = field(default_factory=list)  # what its places were called before a rename
@@ -68,6 +70,9 @@ def correct(state: State, holders: list[int]) -> State:
         return state
     table = mounts.mounts()
     tree = [each for each in table if each.dev == state.tree_dev and each.fstype == mounts.FSTYPE]
+    if not holders:
+        # The kernel gives the number of a tree that is gone to another mount, maybe another device's tree.
+        tree = [each for each in tree if str(each.mountpoint) == state.directory or _is_dead(each)]
     state = _moved(state, "directory", tree)
     if state.loop and state.mountpoint and loops.stands_on(state.loop, Path(state.disk), state.attached):
         state = _moved(state, "mountpoint", [each for each in table if each.source == state.loop])
@@ -76,6 +81,16 @@ def correct(state: State, holders: list[int]) -> State:
         serving = next((pid for pid in holders if pid != state.keeper_pid), holders[0])
         state = replace(state, pid=serving, pid_start=process_start(serving) or 0)
     return state
+
+
+def _is_dead(tree: mounts.Mount) -> bool:
+    """Whether nobody serves a tree: then the kernel answers by itself. A server that does not answer in time
+    is one."""
+    try:
+        bounded.call(lambda: os.statvfs(tree.mountpoint) and None, bounded.ANSWER_TIMEOUT)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
 
 
 def _moved(state: State, which: str, found: list[mounts.Mount]) -> State:

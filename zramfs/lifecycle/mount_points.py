@@ -69,8 +69,8 @@ def needs_mode(directory: Path, mode: int | None) -> str | None:
     if str(directory) not in _FOR_ALL or mode is not None and mode & _MODE_FOR_ALL == _MODE_FOR_ALL:
         return None
     got = "none" if mode is None else f"{mode:04o}"
-    return (f"everybody writes to {directory}, so a file system there needs mode = {_MODE_FOR_ALL:o} in its "
-            f"configuration, got {got}")
+    return (f"everybody writes to {directory}, so a file system there needs mode = {_MODE_FOR_ALL:o} "
+            f"(--mode {_MODE_FOR_ALL:o}), got {got}")
 
 
 def expect_allowed(directory: Path, mode: int | None = None) -> None:

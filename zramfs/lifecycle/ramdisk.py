@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from zramfs.errors import ZramfsError
 from zramfs.host import bounded, fusermount, mounts, programs, safe_paths
 from zramfs.host.programs import run
 from zramfs.text.sizes import format_size
+
+from .device_state import State
 
 # What comes after the program's name. The device is new, so it reads as zeros (nothing to discard or
 # to zero), and what it holds dies with it (nothing to repair after a crash, so no second copies).
@@ -29,6 +32,7 @@ MKFS = {
 # options above: e2fsprogs 1.47, xfsprogs 6.1, btrfs-progs 6.2.
 MIN_SIZE = {"ext4": 200 << 10, "xfs": 300 << 20, "btrfs": 45 << 20}
 PACKAGE = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
+LABEL_LIMIT = {"ext4": 16, "xfs": 12, "btrfs": 255}  # bytes; all mkfs take it behind -L
 _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878  # <linux/fs.h>
 
 LET_GO_TIMEOUT = 30.0  # seconds: a thaw, and on btrfs a commit, with writes that take from the reserve
@@ -38,7 +42,8 @@ DEFAULT_OPTIONS = "discard"  # a deleted file gives its memory back
 @dataclass(frozen=True)
 class FileSystem:
     """What to make on the device, and where to mount it; options as mount(8) takes them, may be empty.
-    mode, owner, group of the new root directory; None = as mkfs made it."""
+    mode, owner, group of the new root directory; None = as mkfs made it. mkfs: more words for mkfs, behind
+    ours, so that of two that contradict each other the user's hold."""
 
     type: str
     mountpoint: Path
@@ -46,6 +51,13 @@ class FileSystem:
     mode: int | None = None
     owner: int | None = None
     group: int | None = None
+    label: str | None = None
+    mkfs: tuple[str, ...] = ()
+
+
+def as_it_was(state: State, place: Path) -> FileSystem:
+    """The file system that is on the device of `state` already, to be mounted again."""
+    return FileSystem(state.fs or "auto", place, DEFAULT_OPTIONS if state.options is None else state.options)
 
 
 def expect_able(fs: str) -> None:
@@ -69,9 +81,18 @@ def trouble_with_size(fs: str, size: int) -> str | None:
     return f"{fs} needs at least {format_size(MIN_SIZE[fs])}{hint}"
 
 
-def make_file_system(fs: str, device: str) -> None:
-    """Raises ZramfsError with what mkfs said."""
-    command = [f"mkfs.{fs}", *MKFS[fs], device]
+def trouble_with_label(fs: str, label: str) -> str | None:
+    """Why the file system cannot be called that; None if it can."""
+    # The kernel's tools pass labels on to udev and to paths below /dev/disk/by-label.
+    if label and label.isprintable() and "/" not in label and len(label.encode()) <= LABEL_LIMIT[fs]:
+        return None
+    return f"expected a label of 1 to {LABEL_LIMIT[fs]} bytes without / for {fs}, got {label!r}"
+
+
+def make_file_system(fs: str, device: str, label: str | None = None, more: Sequence[str] = ()) -> None:
+    """more: words for mkfs behind ours. Raises ZramfsError with what mkfs said."""
+    named = [] if label is None else ["-L", label]
+    command = [f"mkfs.{fs}", *MKFS[fs], *named, *more, device]
     done = run(command)
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
@@ -125,24 +146,29 @@ def _set_owner(wanted: FileSystem, device: str) -> None:
 def govern(tree: Path) -> None:
     """Has the daemon keep the new file system within the pool's limit. Raises ZramfsError."""
     try:
-        _command(tree, b"govern=on\n")
+        send_command(tree, "govern=on")
     except OSError as error:
         raise ZramfsError(
             error.errno or errno.EIO, f"the file system cannot be kept within the limit: {error.strerror}; "
             f"the reason is in {tree.parent / 'log'}") from None
 
 
-def let_go(tree: Path) -> None:
-    """Ends that, so that the next umount is the end of the file system. Without effect where the daemon does
-    not answer: then it ends a moment later. For a process of one thread."""
-    with contextlib.suppress(OSError):  # TimeoutError is one
-        bounded.call(lambda: _command(tree, b"govern=off\n"), LET_GO_TIMEOUT)
+def let_go(tree: Path, timeout: float = LET_GO_TIMEOUT) -> bool:
+    """Ends that, so that the next umount is the end of the file system. False if it is not done within
+    `timeout` seconds: then it ends later, on xfs and btrfs not before the thaw of what somebody froze. For a
+    process of one thread."""
+    try:
+        bounded.call(lambda: send_command(tree, "govern=off"), timeout)
+    except OSError:  # TimeoutError is one
+        return False
+    return True
 
 
-def _command(tree: Path, line: bytes) -> None:
+def send_command(tree: Path, line: str) -> None:
+    """One line to `control`. Raises OSError with the daemon's errno."""
     fd = os.open(tree / "control", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, line)
+        os.write(fd, f"{line}\n".encode())
     finally:
         os.close(fd)
 

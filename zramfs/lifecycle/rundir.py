@@ -8,6 +8,7 @@
         tree        where the tree of a RAM disk or a swap device is mounted
         state.json  see State
         log         what the daemon says
+        resize      locked by a change of the device's size that is under way
 
 NAME is the device's directory, escaped as systemd does it, so that two directories never share one.
 Every change of the set of devices happens under a lock on the directory that holds the NAMEs.
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from zramfs.errors import ZramfsError
-from zramfs.host import locks, safe_paths
+from zramfs.host import locks, mounts, safe_paths
 from zramfs.host.paths import AS_PATH, ROOT_BASE, escape, resolve
 
 from .device_state import State, correct, rebuild
@@ -122,7 +123,7 @@ class Rundir:
         Never a recursive removal: that would reach into a file system still mounted below.
         """
         with contextlib.suppress(FileNotFoundError):
-            for name in ("state.json.new", "state.lock", "disk", "log", "state.json"):
+            for name in ("state.json.new", "state.lock", "disk", "log", "resize", "state.json"):
                 if name not in but:
                     with contextlib.suppress(FileNotFoundError):
                         (self.path / name).unlink()
@@ -247,3 +248,14 @@ def find(wanted: str) -> Rundir | None:
             f"(the name): write {place} for the first, or the directory of the second",
         )
     return found[0] if found else None
+
+
+def foreign_mount(directory: Path) -> str | None:
+    """What to say of a tree that is mounted there and belongs to no run directory of this user."""
+    mount = mounts.mount_at(directory)
+    if mount is None or mount.fstype != mounts.FSTYPE:
+        return None
+    return (
+        f"a zramfs device of another user or run directory is mounted on {directory}: let its owner stop it, "
+        f"or, if its daemon has died, take the mount away with `fusermount3 -u {directory}`"
+    )

@@ -38,6 +38,8 @@ END_TIMEOUT = 30.0
 SILENCE = 3.0  # seconds that a wait may take before it is announced; on a loaded machine an end takes 1 to 2
 # A file system that nobody holds is gone when umount2 returns, but for somebody who had just a look at it.
 GONE_TIMEOUT = 2.0
+# Seconds after which a governor that has not let go is taken to wait for a thaw; it takes 0.1 s, on btrfs 1.
+FROZEN_AFTER = 3.0
 
 LAST_LINES = 8  # of the log of a daemon that failed: its reason, and the steps of its end
 
@@ -62,13 +64,13 @@ def stop_device(old: Rundir, say: Say, *, force: bool = False) -> None:
             clean_up(old, state)
         say(message)
         return
-    if _is_elsewhere(state.pid):
+    if is_elsewhere(state.pid):
         bounded.call(functools.partial(_stop_elsewhere, old, state.pid, say, force), None)
     else:
         _stop_living(old, state, say, force)
 
 
-def _is_elsewhere(pid: int) -> bool:
+def is_elsewhere(pid: int) -> bool:
     """Whether the process has another mount namespace than this one, which root can enter."""
     with contextlib.suppress(OSError):
         theirs = os.readlink(f"/proc/{pid}/ns/mnt")
@@ -100,7 +102,7 @@ def _stop_inside(old: Rundir, mount_space: int, say: Say, force: bool) -> None:
 
 
 def _stop_living(old: Rundir, state: State, say: Say, force: bool) -> None:
-    _expect_answer(state)
+    expect_answer(state)
     _expect_programs(state)
     expect_unused(old, state)
     if state.kind == "swap" and not force:
@@ -201,7 +203,8 @@ def may_end(old: Rundir, *, is_order: bool) -> None:
 
 def teardown(old: Rundir) -> None:
     """For the daemon that ends without `stop`: takes down what was built on `disk` as far as that goes
-    without waiting for its users, who get I/O errors soon."""
+    without waiting for its users, who get I/O errors soon. A swap area is there still where the lane has
+    ended: then its pages are lost, whoever needs one gets SIGBUS, and swapoff needs no memory for them."""
     # Written, because where things are now would be lost with their mounts.
     if old.read() is None or (state := old.update()).kind == "device":
         return
@@ -215,12 +218,14 @@ def teardown(old: Rundir) -> None:
                 except ZramfsError as error:
                     log.warning("%s; it is detached from the tree now, and goes when its users go", error)
                     ramdisk.unmount(mountpoint, lazy=True)
+            if state.kind == "swap":
+                swap.off(device)
             _detach(old, state, device, timeout=1.0)
         except ZramfsError as error:
             log.warning("%s", error)
 
 
-def _expect_answer(state: State) -> None:
+def expect_answer(state: State) -> None:
     """The lane is asked, through which the file system is unmounted and swap comes back. The tree is not
     needed for an end, so a daemon whose tree does not answer can be stopped."""
     try:
@@ -267,9 +272,11 @@ def expect_unused(old: Rundir, state: State | None) -> None:
     phrases += in_use.users_of(
         [place for place in places if mounts.mount_at(place)],
         devices=standing,
-        # The warden holds the file system for the daemon, and lets it go before the unmount.
-        but=[pid for each in {state.pid, state.keeper_pid, state.standby_pid} - {0}
-             for pid in (each, *process.children_of(each))] if state else [],
+        # A warden holds the file system for the daemon, also for a moment after the daemon has died, and lets
+        # it go before the unmount. Who only looks like one still keeps that from succeeding.
+        but=[*(pid for each in {state.pid, state.keeper_pid, state.standby_pid} - {0}
+               for pid in (each, *process.children_of(each))),
+             *process.runs_of(process.WARDEN)] if state else [],
         own_swaps=own if state and state.kind == "swap" else [],
     )
     if state is not None and state.mountpoint and not phrases:
@@ -308,29 +315,37 @@ def take_down_top(old: Rundir, state: State, say: Say | None = None) -> None:
 
 def _take_down_file_system(state: State, device: str, place: Path, say: Say | None) -> None:
     """Unmounts, and mounts again if the file system lives on all the same: then somebody uses it."""
-    if state.pid != os.getpid():
-        ramdisk.let_go(Path(state.directory))
+    # The governor thaws what it has frozen itself.
+    done = state.pid == os.getpid() or ramdisk.let_go(Path(state.directory), FROZEN_AFTER)
     frozen = ramdisk.thaw(place)
     if frozen and say:
         say(f"{place} was frozen (fsfreeze), and is thawed to be unmounted")
+    if not done:
+        ramdisk.let_go(Path(state.directory))
     try:
         ramdisk.unmount(place)
     except ZramfsError:
-        if frozen:
-            ramdisk.freeze(place)
+        _put_back(state, place, frozen=frozen)
         raise
     if not state.alive() or loops.wait_unclaimed(device, GONE_TIMEOUT):
         return
-    options = ramdisk.DEFAULT_OPTIONS if state.options is None else state.options
-    ramdisk.mount(ramdisk.FileSystem(state.fs or "auto", place, options), device)
-    ramdisk.govern(Path(state.directory))
-    if frozen:
-        ramdisk.freeze(place)
+    ramdisk.mount(ramdisk.as_it_was(state, place), device)
+    _put_back(state, place, frozen=frozen)
     raise ZramfsError(
         errno.EBUSY,
         f"the file system on {device} was unmounted from {place} and still lived after {GONE_TIMEOUT:g} s, "
         "so somebody uses it who is not to be seen from here; it is mounted again, and nothing else was "
         "changed")
+
+
+def _put_back(state: State, place: Path, *, frozen: bool) -> None:
+    if state.pid != os.getpid() and state.alive():
+        try:
+            ramdisk.govern(Path(state.directory))
+        except ZramfsError as error:
+            log.warning("%s", error)
+    if frozen:
+        ramdisk.freeze(place)
 
 
 def end_daemon(state: State, say: Say | None = None) -> None:

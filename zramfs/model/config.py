@@ -13,6 +13,7 @@ DEFAULT_ALGO = "lz4"
 NAME_LIMIT = 128  # as in the kernel: the name of an algorithm is shorter
 # 2^36 pages, in bytes: their slot table alone would fill 512 GiB of memory.
 MAX_DISKSIZE = 1 << 48
+RESIZE_STEP = 2 << 20  # bytes: what a size that is changed is rounded up to a multiple of
 DEFAULT_THREADS = 2
 # What a machine of 351 MB needed beside the rest; with none it hung (see docs/operations.md).
 DEFAULT_RESERVE = 16 << 20

@@ -90,6 +90,8 @@ class StoreStats:
     reserve_misses: int  # allocations that found the reserve empty: a write waited, up to 0.1 s
     corrupt: int  # locations that named no object: 0 in a sound pool
     written_back: int  # pages on the backing store, now
+    recoveries: int  # times that a process took the store over from one that was killed
+    pages_lost: int  # by all of them: 0 unless the memory file was damaged
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,11 @@ from zramfs.store.slots cimport store_t
 # Whether the times are kept from now on. Switched on for the first time it takes 4 bytes for each page of
 # the device that is used; MemoryError when address space is short. The GIL guards it.
 cdef int keep_access_times(store_t* st, bint on) except -1
+# Gives the memory of times back to the OS: bytes [begin, end) of them, but for a page that begins before it.
+cdef void times_give_back(store_t* st, uint64_t begin, uint64_t end) noexcept nogil
 # Seconds since boot; 0 while access times are not kept.
 cdef uint32_t last_access(store_t* st, uint64_t slot) noexcept nogil
 # Marks the pages idle whose last access lies more than age seconds back (0: all of them), and takes the
 # mark from the others, from a chunk on, for about ns nanoseconds (0: to the end). Never SAME, SAME_OBJ and
-# WRITTEN_BACK. The chunk where the next call goes on; st.nr_chunks: it is done.
+# WRITTEN_BACK. The chunk where the next call goes on; chunk_count(): it is done.
 cdef uint64_t mark_idle(store_t* st, uint64_t chunk, uint32_t age, uint64_t ns) noexcept nogil

@@ -9,21 +9,29 @@ from zramfs.store.slots cimport *
 
 
 cdef int times_populate(store_t* st) noexcept nogil:
-    """Asks for the memory of the times of every chunk that is in use, or that a thread is in. Threads that come
-    later do that themselves (chunk_open())."""
+    """Asks for the memory of the times of every chunk that is in use, or that a thread is in. Threads that
+    come later do that themselves (chunk_open())."""
     cdef uint64_t chunk
     cdef int r = 0
     # A swap, so that no chunk is looked at before it.
     swap32(&st.atime_wanted, 1)
-    for chunk in range(st.nr_chunks):
+    for chunk in range(chunk_count(st)):
         if r == 0 and (st.stays_ready or load32(&st.chunks[chunk]) != 0):
             r = chunk_populate_times(st, chunk)
     return r
 
 
+cdef void times_give_back(store_t* st, uint64_t begin, uint64_t end) noexcept nogil:
+    begin = round_up(begin, PAGE)
+    end = round_up(end, PAGE)
+    if begin < end:
+        fallocate(st.arena.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                  <int64_t>(st.arena.sb.user_off + times_off(st) + begin), <int64_t>(end - begin))
+
+
 cdef int keep_access_times(store_t* st, bint on) except -1:
     cdef int r = 0
-    cdef uint64_t n = st.nr_chunks * ATIME_CHUNK
+    cdef uint64_t n = slot_count(st) * sizeof(uint32_t)
     if on and not load32(&st.atime_on):
         with nogil:
             r = times_populate(st)
@@ -36,8 +44,7 @@ cdef int keep_access_times(store_t* st, bint on) except -1:
     if not on and load32(&st.atime_wanted):
         store32(&st.atime_wanted, 0)
         # A thread may be on its way to write there: it makes a page anew.
-        fallocate(st.arena.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                  <int64_t>(st.arena.sb.user_off + st.record.atime_off), <int64_t>n)
+        times_give_back(st, 0, n)
     return 0
 
 
@@ -54,8 +61,8 @@ cdef void chunk_mark_idle(store_t* st, uint64_t chunk, uint32_t age) noexcept no
     cdef uint64_t slot = chunk << CHUNK_SHIFT, end, v
     cdef uint32_t now = boot_seconds()
     end = slot + CHUNK_SLOTS
-    if end > st.nr_slots:
-        end = st.nr_slots
+    if end > slot_count(st):
+        end = slot_count(st)
     while slot < end:
         v = load64(&st.slots[slot])
         # A page that is locked is in use by another thread. It is looked at all the same, because that
@@ -73,7 +80,7 @@ cdef void chunk_mark_idle(store_t* st, uint64_t chunk, uint32_t age) noexcept no
 
 cdef uint64_t mark_idle(store_t* st, uint64_t chunk, uint32_t age, uint64_t ns) noexcept nogil:
     cdef uint64_t until = now_ns() + ns
-    while chunk < st.nr_chunks:
+    while chunk < chunk_count(st):
         if load32(&st.chunks[chunk]) & CHUNK_USED != 0:
             if chunk_pin(st, chunk):
                 chunk_mark_idle(st, chunk, age)

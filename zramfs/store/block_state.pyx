@@ -37,8 +37,8 @@ cdef uint64_t format_chunk(store_t* st, uint64_t slot, char* out, uint64_t* used
     cdef uint64_t end = ((slot >> CHUNK_SHIFT) + 1) << CHUNK_SHIFT, v
     cdef char line[LINE]
     cdef int n, i
-    if end > st.nr_slots:
-        end = st.nr_slots
+    if end > slot_count(st):
+        end = slot_count(st)
     while slot < end:
         # One look, without the lock: what a page is may change before the line is read anyway.
         v = load64(&st.slots[slot])
@@ -56,14 +56,15 @@ cdef uint64_t format_chunk(store_t* st, uint64_t slot, char* out, uint64_t* used
 def lines(Store store not None, slot, room):
     """Whole lines from a slot on, in at most room bytes, and the slot where the next ones begin. No
     lines: the rest of the device is empty, or a line has no room. Takes about 0.3 us a line."""
-    cdef uint64_t at, used = 0, n = room, before
+    cdef uint64_t at, used = 0, n = room, before, slots
     cdef char* out
     store.check_range(0, 0)
-    at = min(slot, store.st.nr_slots)
+    slots = slot_count(store.st)
+    at = min(slot, slots)
     whole = PyBytes_FromStringAndSize(NULL, room)
     out = PyBytes_AS_STRING(whole)
     with nogil:
-        while at < store.st.nr_slots:
+        while at < slots:
             before = at
             if load32(&store.st.chunks[at >> CHUNK_SHIFT]) & CHUNK_USED == 0:
                 at = ((at >> CHUNK_SHIFT) + 1) << CHUNK_SHIFT

@@ -42,11 +42,11 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
     """Long: one walk over the slots, for sums that belong together."""
     cdef uint64_t chunk, slot, v, flags, stored = 0, same = 0, huge = 0, nbytes = 0, objects = 0
     cdef uint32_t used
-    for chunk in range(st.nr_chunks):
+    for chunk in range(chunk_count(st)):
         if load32(&st.chunks[chunk]) == 0:
             continue
         used = 0
-        for slot in range(chunk << CHUNK_SHIFT, min((chunk + 1) << CHUNK_SHIFT, st.nr_slots)):
+        for slot in range(chunk << CHUNK_SHIFT, min((chunk + 1) << CHUNK_SHIFT, slot_count(st))):
             v = load64(&st.slots[slot])
             if v & SLOT_LOCK:
                 fail_slots(f"slot {slot} is locked in a store at rest")
@@ -103,7 +103,7 @@ cdef int check_backing(store_t* st, Backing backing) except -1:
     if live == NULL:
         raise MemoryError(f"no memory to count {st.backing.nr_blocks} blocks")
     try:
-        for slot in range(st.nr_slots):
+        for slot in range(slot_count(st)):
             if load32(&st.chunks[slot >> CHUNK_SHIFT]) == 0:
                 continue
             v = load64(&st.slots[slot])

@@ -19,7 +19,7 @@ cdef extern from "<unistd.h>" nogil:
 
 
 cdef uint64_t store_disksize(store_t* st) noexcept nogil:
-    return st.nr_slots << PAGE_SHIFT
+    return slot_count(st) << PAGE_SHIFT
 
 
 cdef uint64_t store_data_bytes(store_t* st) noexcept nogil:
@@ -152,7 +152,9 @@ cdef int store_write(store_t* st, store_ctx_t* ctx, uint64_t off, const uint8_t*
         if r != 0:
             add64(&st.record.failed_writes, 1)
             return r
-        r = write_chunk(st, ctx, off, piece, buf, done)
+        # With the chunk pinned, because a device that was made smaller meanwhile waits for the pins before it
+        # drops what lies behind its end.
+        r = write_chunk(st, ctx, off, piece, buf, done) if chunk < chunk_count(st) else -EINVAL
         chunk_unpin(st, chunk)
         if r != 0:
             return r
@@ -213,9 +215,9 @@ cdef int store_zero(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t n, uin
     return zero_part(st, ctx, last << PAGE_SHIFT, end)
 
 
-cdef uint64_t seek_in_chunk(store_t* st, uint64_t slot, bint hole) noexcept nogil:
-    """The first slot of a kind at or after slot, or the end of its chunk or of the device."""
-    cdef uint64_t end = piece_end(slot, st.nr_slots, CHUNK_SHIFT), chunk = slot >> CHUNK_SHIFT
+cdef uint64_t seek_in_chunk(store_t* st, uint64_t slot, uint64_t end, bint hole) noexcept nogil:
+    """The first slot of a kind at or after slot, or the end of its part of a chunk."""
+    cdef uint64_t chunk = slot >> CHUNK_SHIFT
     if chunk_pin(st, chunk):
         while slot < end and (slot_type(load64(&st.slots[slot])) == EMPTY) != hole:
             slot += 1
@@ -226,12 +228,12 @@ cdef uint64_t seek_in_chunk(store_t* st, uint64_t slot, bint hole) noexcept nogi
 
 
 cdef int64_t store_seek(store_t* st, uint64_t off, bint hole) noexcept nogil:
-    cdef uint64_t slot = off >> PAGE_SHIFT, end, start
+    cdef uint64_t slot = off >> PAGE_SHIFT, slots = slot_count(st), end, start
     cdef uint32_t used
-    if off >= store_disksize(st):
+    if off >= slots << PAGE_SHIFT:
         return -ENXIO
-    while slot < st.nr_slots:
-        end = piece_end(slot, st.nr_slots, CHUNK_SHIFT)
+    while slot < slots:
+        end = piece_end(slot, slots, CHUNK_SHIFT)
         used = load32(&st.chunks[slot >> CHUNK_SHIFT]) & CHUNK_USED
         if used == 0:
             if hole:
@@ -240,10 +242,10 @@ cdef int64_t store_seek(store_t* st, uint64_t off, bint hole) noexcept nogil:
         elif hole and used == CHUNK_SLOTS:
             slot = end
         else:
-            slot = seek_in_chunk(st, slot, hole)
+            slot = seek_in_chunk(st, slot, end, hole)
             if slot < end:
                 break
-    if slot >= st.nr_slots:
-        return <int64_t>store_disksize(st) if hole else -ENXIO
+    if slot >= slots:
+        return <int64_t>(slots << PAGE_SHIFT) if hole else -ENXIO
     start = slot << PAGE_SHIFT
     return <int64_t>(off if start < off else start)

@@ -63,8 +63,8 @@ cdef bint select_chunk(recompression_t* job, uint64_t chunk) noexcept nogil:
     cdef uint64_t slot = chunk << CHUNK_SHIFT, end = slot + CHUNK_SLOTS, v
     cdef uint32_t size
     cdef bint taken
-    if end > st.nr_slots:
-        end = st.nr_slots
+    if end > slot_count(st):
+        end = slot_count(st)
     while slot < end:
         if eligible(job, load64(&st.slots[slot])):
             size = 0
@@ -85,7 +85,7 @@ cdef int select_slice(recompression_t* job, uint64_t until) noexcept nogil:
     """1 = more to look through, 0 = done, -1 = memory is short."""
     cdef uint64_t chunk
     cdef bint room
-    while job.chunk < job.st.nr_chunks:
+    while job.chunk < chunk_count(job.st):
         chunk = job.chunk
         if load32(&job.st.chunks[chunk]) & CHUNK_USED != 0:
             room = not chunk_pin(job.st, chunk) or select_chunk(job, chunk)

@@ -6,7 +6,7 @@
  *   +--------------------------+---------------------------+
  *   | slot table, 8 B a slot   | access times, 4 B a slot  |
  *   +--------------------------+---------------------------+
- *   whole chunks of 512 slots    from atime_off on
+ *   each has room for whole chunks of 512 slots that hold most_slots. The first nr_slots are the device's.
  *
  * Note 0 of the arena has the algorithms with their dictionaries (record.pyx). Note 1 is the device's.
  * Counters are atomic and relaxed: a killed process may have counted what it did not do any more, or not have
@@ -36,9 +36,9 @@ typedef struct {
 typedef struct {
 	uint64_t magic;         /* stored last when a store is made: then it can be adopted */
 	uint32_t version;
-	uint32_t wipe;          /* constant, as has_backing and atime_off */
-	uint64_t nr_slots;
-	uint64_t atime_off;     /* byte offset in the user region */
+	uint32_t wipe;          /* constant, as has_backing and most_slots */
+	uint64_t nr_slots;      /* recovery empties what lies behind them */
+	uint64_t most_slots;    /* that the device may grow to */
 	uint32_t has_backing;
 	uint32_t atime_on;      /* whether access times are kept */
 	uint32_t atime_since;   /* when that was switched on, in seconds since boot */

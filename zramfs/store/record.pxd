@@ -23,7 +23,7 @@ cdef extern from "record.h" nogil:
         uint32_t version
         uint32_t wipe
         uint64_t nr_slots
-        uint64_t atime_off
+        uint64_t most_slots
         uint32_t has_backing
         uint32_t atime_on
         uint32_t atime_since

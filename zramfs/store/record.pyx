@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record of a store, and what it was made with: see record.h and record.pxd."""
-from libc.stdint cimport uint64_t
-
 from allocator.arena cimport Arena
 from allocator.layout cimport superblock_t
 from allocator.prim cimport pread
@@ -33,8 +31,8 @@ cdef list codecs_unpacked(bytes note):
 
 
 def is_kept(int fd):
-    """Whether a memory file holds a store that can be adopted, or could be by another version of zramfs. False:
-    it may be used for a new one."""
+    """Whether a memory file holds a store that can be adopted, or could be by another version of zramfs.
+    False: it may be used for a new one."""
     cdef superblock_t sb
     return (pread(fd, &sb, sizeof(sb), 0) == sizeof(sb)
             and (<store_record_t*>sb.user_record).magic == RECORD_MAGIC)
@@ -46,12 +44,13 @@ cdef dict kept_arguments(Arena arena, object backing):
         raise ValueError("expected a memory file with a store in it, got one without")
     if record.version != RECORD_VERSION:
         raise ValueError(
-            f"expected a store with record {RECORD_VERSION}, got {record.version}: the version of zramfs that "
-            "made it can read it")
+            f"expected a store with record {RECORD_VERSION}, got {record.version}: the version of zramfs "
+            "that made it can read it")
     if bool(record.has_backing) is not (backing is not None):
         raise ValueError("expected the backing store that the store has pages on, and no other")
     primary, *secondary = codecs_unpacked(arena.note(0))
     return {
-        "disksize": record.nr_slots << 12, "algo": primary[0], "level": primary[1], "dictionary": primary[2],
+        "disksize": record.nr_slots << 12, "grows_to": record.most_slots << 12,
+        "algo": primary[0], "level": primary[1], "dictionary": primary[2],
         "secondary": [each and Codec(*each) for each in secondary], "wipe": record.wipe != 0,
     }

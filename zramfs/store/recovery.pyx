@@ -13,7 +13,9 @@ A slot that can't be right costs its page: it is lost, so that reading it is EIO
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from allocator.layout cimport HDR_ALLOCATED, HDR_TAG_SHIFT, LOC_NONE, NR_RAW_CLASSES, ZSPAGE_MAGIC, zspage_desc_t
+from allocator.layout cimport (
+    HDR_ALLOCATED, HDR_TAG_SHIFT, LOC_NONE, NR_RAW_CLASSES, ZSPAGE_MAGIC, zspage_desc_t,
+)
 from allocator.prim cimport *
 from allocator.recovery cimport pool_recover, pool_recovery_t
 from allocator.zspage cimport header_ptr, loc_idx, loc_zspage, size_class_t
@@ -87,12 +89,15 @@ cdef void slot_recover(recovery_t* job, uint64_t slot) noexcept nogil:
 
 
 cdef void chunk_recover(recovery_t* job, uint64_t chunk) noexcept nogil:
+    """What lies behind the device's end is nobody's: it is emptied."""
     cdef store_t* st = job.st
-    cdef uint64_t slot = chunk << CHUNK_SHIFT, end = min(slot + CHUNK_SLOTS, st.nr_slots)
-    while slot < end:
-        slot_recover(job, slot)
-        slot += 1
-    if st.chunks[chunk] == 0 and not st.stays_ready:
+    cdef uint64_t slot
+    for slot in range(chunk << CHUNK_SHIFT, (chunk + 1) << CHUNK_SHIFT):
+        if slot < st.nr_slots:
+            slot_recover(job, slot)
+        elif st.slots[slot] != 0:
+            store64(&st.slots[slot], 0)
+    if chunk >= chunk_count(st) or st.chunks[chunk] == 0 and not st.stays_ready:
         fallocate(st.arena.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                   <int64_t>(st.arena.sb.user_off + chunk * PAGE), PAGE)
 
@@ -100,7 +105,7 @@ cdef void chunk_recover(recovery_t* job, uint64_t chunk) noexcept nogil:
 cdef void slots_recover(recovery_t* job) noexcept nogil:
     """A touch of the rest of the table would give it memory."""
     cdef store_t* st = job.st
-    cdef int64_t start = <int64_t>st.arena.sb.user_off, end = start + <int64_t>(st.nr_chunks * PAGE)
+    cdef int64_t start = <int64_t>st.arena.sb.user_off, end = start + <int64_t>times_off(st)
     cdef int64_t at = start, hole
     while at < end:
         at = lseek(st.arena.fd, at, SEEK_DATA)
@@ -164,8 +169,8 @@ cdef void lost_mark(recovery_t* job) noexcept nogil:
 # ---- the backing store --------------------------------------------------------------------------
 
 cdef void backing_settle(backing_t* b) noexcept nogil:
-    """After the slots have counted their objects. A block that was taken and counts nothing may hold data of a
-    page that is gone."""
+    """After the slots have counted their objects. A block that was taken and counts nothing may hold data of
+    a page that is gone."""
     cdef uint64_t block, group
     cdef uint64_t high = min(b.record.high, b.nr_blocks)
     for block in range(high):

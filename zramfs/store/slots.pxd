@@ -33,11 +33,16 @@ Chunks: 512 slots, one page of the table, 2 MiB of the device. A chunk's word co
 use (low half) and the threads inside (high half). The slots of a chunk that counts none are never
 touched, so an unwritten device costs nothing, and its page of the table goes back to the OS. A write
 asks for that page first (chunk_open()), because the OS may refuse it: a touch would be a SIGBUS then.
+
+The number of slots may change while all this goes on (resize.pyx). The tables have address space for
+most_slots from the beginning, so nothing moves. A slot beyond the end is EMPTY, and nobody fills it: a write
+looks at the size once more after it has pinned the chunk.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.frames cimport arena_t
 from allocator.layout cimport LOC_NONE
+from allocator.prim cimport load64
 from allocator.zspage cimport pool_t
 from zramfs.store.backing cimport backing_t
 from zramfs.codecs.codec cimport codec_ctx_t, codec_t
@@ -90,13 +95,14 @@ cdef struct store_t:
     pool_t* pool
     uint64_t* slots             # slot words: atomic, each guarded by its lock bit
     uint32_t* chunks            # chunk words: atomic
-    uint64_t nr_slots
-    uint64_t nr_chunks
+    uint64_t most_slots         # that the device can ever have: the tables have address space for them
     codec_t codec[NR_PRIO]
     uint32_t max_object         # largest compressed size that is kept; larger pages are huge
     bint stays_ready            # the slot table is resident and stays so, and contexts are made resident
     backing_t* backing          # NULL = none
     store_record_t* record      # in the memory file: what outlives the process
+    # the size of the device: atomic, changed by one resize at a time (resize.pyx), as record.nr_slots is
+    uint64_t nr_slots
     # access times (access_times.pxd): seconds since boot, one for each slot, written without a lock
     uint32_t* atime             # atomic: in the memory file, without memory until tracking is switched on
     uint32_t atime_on           # atomic: 0 or 1; record.atime_on says the same
@@ -165,8 +171,8 @@ cdef uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil
 cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil
 # The page that the value of a locked slot names; no access: flags and access time stay. 0 or -EIO.
 cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil
-# The page of a slot, in a chunk that is not pinned, and the slot's value; no access. Not that of a page that is
-# written back. 0 or -EIO.
+# The page of a slot, in a chunk that is not pinned, and the slot's value; no access. Not that of a page that
+# is written back. 0 or -EIO.
 cdef int page_peek(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst, uint64_t* v) noexcept nogil
 # The same for a page on the backing store. The caller has pinned its blocks, or no other thread is at work.
 cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil
@@ -189,6 +195,20 @@ cdef bint slot_written_back(store_t* st, uint64_t slot, uint64_t place) noexcept
 # Object compaction's hooks, see pool_ops_t. ctx is the store.
 cdef bint slot_pin(void* st, uint64_t slot, uint64_t loc) noexcept nogil
 cdef void slot_moved(void* st, uint64_t slot, uint64_t loc) noexcept nogil
+
+cdef inline uint64_t slot_count(store_t* st) noexcept nogil:
+    """Slots of the device at this moment. A function that goes through them takes the number once."""
+    return load64(&st.nr_slots)
+
+cdef inline uint64_t chunks_of(uint64_t nr_slots) noexcept nogil:
+    return (nr_slots + CHUNK_SLOTS - 1) >> CHUNK_SHIFT
+
+cdef inline uint64_t chunk_count(store_t* st) noexcept nogil:
+    return chunks_of(slot_count(st))
+
+cdef inline uint64_t times_off(store_t* st) noexcept nogil:
+    """Where the access times begin in the user region, in bytes."""
+    return chunks_of(st.most_slots) << PAGE_SHIFT
 
 cdef inline uint32_t slot_type(uint64_t v) noexcept nogil:
     return <uint32_t>(v >> TYPE_SHIFT) & TYPE_MASK

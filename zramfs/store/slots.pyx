@@ -57,7 +57,7 @@ cdef void chunk_unpin(store_t* st, uint64_t chunk) noexcept nogil:
 
 
 cdef int chunk_populate_times(store_t* st, uint64_t chunk) noexcept nogil:
-    return arena_populate_user(st.arena, st.record.atime_off + chunk * ATIME_CHUNK, ATIME_CHUNK)
+    return arena_populate_user(st.arena, times_off(st) + chunk * ATIME_CHUNK, ATIME_CHUNK)
 
 
 cdef int chunk_open(store_t* st, uint64_t chunk) noexcept nogil:
@@ -90,7 +90,7 @@ cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
 cdef bint slot_pin(void* st, uint64_t slot, uint64_t loc) noexcept nogil:
     cdef store_t* s = <store_t*>st
     cdef uint64_t v
-    if slot >= s.nr_slots or not chunk_try_pin(s, slot >> CHUNK_SHIFT):
+    if slot >= slot_count(s) or not chunk_try_pin(s, slot >> CHUNK_SHIFT):
         return False
     v = peek64(&s.slots[slot])
     # An object that its slot does not name is about to be committed or freed by another thread.

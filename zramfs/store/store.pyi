@@ -46,7 +46,7 @@ class Store:
         secondary: Sequence[Codec | None] = (), mem_limit: int = 0, backing: Backing | None = None,
         reserve: int = 0,
         wipe: bool = False,
-        headroom: Headroom | None = None, fd: int = -1, adopted: Arena | None = None,
+        headroom: Headroom | None = None, grows_to: int = 0, fd: int = -1, adopted: Arena | None = None,
     ) -> None: ...
     @staticmethod
     def adopt(

@@ -49,25 +49,25 @@ SPARE_PAGEBLOCKS = 64
 cdef class Store:
     """The pages of one device.
 
-    disksize: bytes, 1 to 2^48, rounded up to 4096. algo, level, dictionary: the primary algorithm, see
+    disksize: bytes, 1 to 2^48, rounded up to 4096. grows_to: bytes up to which resize.resize() can make it
+    larger, which costs address space. algo, level, dictionary: the primary algorithm, see
     zramfs.codecs.codec. secondary: Codecs (or None) of priority 1 to 3, whose objects `recompress` makes.
     mem_limit: bytes of pool memory, rounded up to 4096, 0 = none. backing: an open Backing,
     which belongs to the store from then on, or None. reserve: bytes of memory that is kept ready
     (allocator/reserve.pyx), rounded up to 2 MiB, 0 = none; with one the slot table (disksize / 512) is
-    resident too, and no read, write or discard makes memory resident. wipe: what was discarded, overwritten
-    or moved is zeroed in the memory file at once. headroom: asked before the pool takes memory, None = nobody
-    is; the store is its one user. fd: an empty memory file that the store lies in, which others may hold too,
-    so that the store outlives this process; -1 = one of its own. adopted: an arena with a store, see adopt().
-    Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and MemoryError
-    when address space is short. Every method may be called from any thread; the GIL is released while
-    data moves.
+    resident too, and no read, write or discard makes memory resident. wipe: what goes away or moves is
+    zeroed in the memory file at once. headroom: the store, its one user, asks it before the pool takes
+    memory; None = nobody is asked. fd: an empty memory file that the store lies in, which others may hold
+    too, so that the store outlives this process; -1 = one of its own. adopted: an arena with a store, see
+    adopt(). Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and
+    MemoryError when address space is short. Any thread may call any method; data moves without the GIL.
     """
 
     def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0,
-                  Backing backing=None, reserve=0, bint wipe=False, Headroom headroom=None, int fd=-1,
-                  Arena adopted=None):
+                  Backing backing=None, reserve=0, bint wipe=False, Headroom headroom=None, grows_to=0,
+                  int fd=-1, Arena adopted=None):
         """Long: one step for each part of a store, and the way back from each."""
-        cdef uint64_t nr_slots
+        cdef uint64_t nr_slots, most_slots
         cdef Codec codec
         cdef int prio
         expect_kernel_pages()
@@ -77,14 +77,15 @@ cdef class Store:
         if not 1 <= disksize <= _MAX_DISKSIZE:
             raise ValueError(f"a disk size of 1 to {_MAX_DISKSIZE} bytes expected, got {disksize}")
         nr_slots = (disksize + PAGE - 1) >> PAGE_SHIFT
+        most_slots = max(nr_slots, min(grows_to, _MAX_DISKSIZE) >> PAGE_SHIFT)
         nr_pageblocks = min(
-            (8 * nr_slots + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES + SPARE_PAGEBLOCKS, MAX_PAGEBLOCKS)
+            (8 * most_slots + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES + SPARE_PAGEBLOCKS, MAX_PAGEBLOCKS)
         self.arena = adopted
         if adopted is None:
             clear_memory_file(fd)
-            self.arena = Arena(user_bytes(nr_slots), nr_pageblocks, fd)
+            self.arena = Arena(user_bytes(most_slots), nr_pageblocks, fd)
         self.migration = Migration(self.arena)
-        self.st = store_new(self.arena.a, nr_slots)
+        self.st = store_new(self.arena.a, nr_slots, most_slots)
         if self.st == NULL:
             raise MemoryError(f"no memory for the tables of a device of {disksize} bytes")
         if reserve and store_stay_ready(self.st) != 0:
@@ -135,8 +136,8 @@ cdef class Store:
         self.end(self.arena is not None and self.arena.a != NULL and self.arena.a.lent)
 
     def close(self):
-        """Gives all memory back: a memory file that was given to the store is empty afterwards. No other call,
-        and no lane, may be at work on the store."""
+        """Gives all memory back: a memory file that was given to the store is empty afterwards. No other
+        call, and no lane, may be at work on the store."""
         self.end(False)
 
     def leave(self):
@@ -246,7 +247,7 @@ cdef class Store:
         cdef int r = 0
         cdef uint8_t* p
         self.check_range(0, 0)
-        if not 0 <= page < self.st.nr_slots:
+        if not 0 <= page < slot_count(self.st):
             return None
         slot = page
         out = PyBytes_FromStringAndSize(NULL, PAGE)
@@ -356,7 +357,7 @@ cdef class Store:
         chunk = first
         with nogil:
             chunk = mark_idle(self.st, chunk, seconds, ns)
-        return chunk if chunk < self.st.nr_chunks else None
+        return chunk if chunk < chunk_count(self.st) else None
 
     def compact(self):
         """Object compaction, to the end: pool pages freed."""
@@ -374,7 +375,10 @@ cdef class Store:
         with nogil:
             self.compact_class = zs_compact_slice(self.st.pool, self.compact_class, now_ns() + ns)
             zs_flush_deferred(self.st.pool)
-        return self.compact_class != 0
+        if self.compact_class < self.st.pool.nr_classes:
+            return True
+        self.compact_class = 0
+        return False
 
     def winnable(self):
         """What compaction could give back to the OS: (pageblocks, of how many in use)."""

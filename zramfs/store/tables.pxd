@@ -4,13 +4,15 @@ write of a page comes through this file."""
 from libc.stdint cimport uint64_t
 
 from allocator.frames cimport arena_t
-from zramfs.store.slots cimport ATIME_CHUNK, CHUNK_SHIFT, CHUNK_SLOTS, PAGE, store_ctx_t, store_t
+from zramfs.store.slots cimport ATIME_CHUNK, PAGE, chunks_of, store_ctx_t, store_t
 
-# On an arena whose user region is user_bytes() long; without a codec yet, and to be recovered if the arena was
-# adopted. NULL when address space or memory is short.
-cdef store_t* store_new(arena_t* arena, uint64_t nr_slots) noexcept nogil
-# Makes slot table and chunk words resident, which they stay: 0 or -ENOMEM.
+# On an arena whose user region is user_bytes() long; without a codec yet, and to be recovered if the arena
+# was adopted. NULL when address space or memory is short.
+cdef store_t* store_new(arena_t* arena, uint64_t nr_slots, uint64_t most_slots) noexcept nogil
+# Of a store with a reserve: makes slot table and chunk words resident, which they stay: 0 or -ENOMEM.
 cdef int store_stay_ready(store_t* st) noexcept nogil
+# The same of chunks [first, end), whose words are open.
+cdef int slots_make_resident(store_t* st, uint64_t first, uint64_t end) noexcept nogil
 # Of a store that is whole: writes what the record does not have yet, and last its magic.
 cdef void record_finish(store_t* st) noexcept nogil
 # Before a store is made in it. ValueError for one that holds a store.
@@ -23,9 +25,6 @@ cdef object store_stats(store_t* st)
 cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil
 cdef void store_ctx_free(store_ctx_t* ctx) noexcept nogil
 
-# Slots, and access times.
-cdef inline uint64_t user_bytes(uint64_t nr_slots) noexcept nogil:
-    return chunks_of(nr_slots) * (PAGE + ATIME_CHUNK)
-
-cdef inline uint64_t chunks_of(uint64_t nr_slots) noexcept nogil:
-    return (nr_slots + CHUNK_SLOTS - 1) >> CHUNK_SHIFT
+# Slots, and access times, of a store that grows to so many slots.
+cdef inline uint64_t user_bytes(uint64_t most_slots) noexcept nogil:
+    return chunks_of(most_slots) * (PAGE + ATIME_CHUNK)

@@ -33,25 +33,25 @@ cdef void store_delete(store_t* st) noexcept nogil:
         st.backing.record = &st.backing.own
     pool_delete(st.pool, False)
     if st.chunks != NULL:
-        munmap(st.chunks, st.nr_chunks * sizeof(uint32_t))
+        munmap(st.chunks, chunks_of(st.most_slots) * sizeof(uint32_t))
     free(st)
 
 
-cdef store_t* store_new(arena_t* arena, uint64_t nr_slots) noexcept nogil:
+cdef store_t* store_new(arena_t* arena, uint64_t nr_slots, uint64_t most_slots) noexcept nogil:
     cdef store_t* st = <store_t*>calloc(1, sizeof(store_t))
     cdef pool_ops_t ops
     if st == NULL:
         return NULL
     st.nr_slots = nr_slots
-    st.nr_chunks = chunks_of(nr_slots)
+    st.most_slots = most_slots
     st.arena = arena
     st.slots = <uint64_t*>arena.user
     st.record = record_of(arena)
     st.record.nr_slots = nr_slots
-    st.record.atime_off = st.nr_chunks << PAGE_SHIFT
-    st.atime = <uint32_t*>(arena.user + st.record.atime_off)
-    st.chunks = <uint32_t*>map_sparse(st.nr_chunks * sizeof(uint32_t), -1)
-    if st.chunks != NULL:
+    st.record.most_slots = most_slots
+    st.atime = <uint32_t*>(arena.user + times_off(st))
+    st.chunks = <uint32_t*>reserve_space(chunks_of(most_slots) * sizeof(uint32_t))
+    if st.chunks != NULL and try_open_space(st.chunks, chunks_of(nr_slots) * sizeof(uint32_t)) == 0:
         ops.ctx = st
         ops.pin = slot_pin
         ops.moved = slot_moved
@@ -66,8 +66,12 @@ cdef store_t* store_new(arena_t* arena, uint64_t nr_slots) noexcept nogil:
 
 cdef int store_stay_ready(store_t* st) noexcept nogil:
     st.stays_ready = True
-    make_resident(st.chunks, st.nr_chunks * sizeof(uint32_t))
-    return arena_populate_user(st.arena, 0, st.nr_chunks << PAGE_SHIFT)
+    return slots_make_resident(st, 0, chunk_count(st))
+
+
+cdef int slots_make_resident(store_t* st, uint64_t first, uint64_t end) noexcept nogil:
+    make_resident(&st.chunks[first], (end - first) * sizeof(uint32_t))
+    return arena_populate_user(st.arena, first << PAGE_SHIFT, (end - first) << PAGE_SHIFT)
 
 
 cdef void record_finish(store_t* st) noexcept nogil:
@@ -168,4 +172,6 @@ cdef object store_stats(store_t* st):
         reserve_misses=arena.reserve_misses,
         corrupt=pool.corrupt,
         written_back=peek64(&st.written_back),
+        recoveries=peek64(&st.record.recoveries),
+        pages_lost=peek64(&st.record.pages_lost),
     )

@@ -13,7 +13,7 @@ from zramfs.store.backing cimport (
 )
 from zramfs.store.candidates cimport candidates_add, candidates_init, candidates_take
 from zramfs.store.slots cimport (
-    CHUNK_SHIFT, CHUNK_USED, WANT_HUGE, WANT_IDLE, WANT_INCOMPRESSIBLE, slot_copy, slot_select,
+    CHUNK_SHIFT, CHUNK_USED, WANT_HUGE, WANT_IDLE, WANT_INCOMPRESSIBLE, slot_copy, slot_count, slot_select,
     slot_unselect, slot_written_back, store_ctx_t,
 )
 from zramfs.store.store cimport Store
@@ -213,7 +213,7 @@ cdef class WritebackRun:
         cdef uint32_t want = MODES[mode], size
         cdef bint room = True
         self.expect_open()
-        end = min(high, job.st.nr_slots)
+        end = min(high, slot_count(job.st))
         with nogil:
             while page < end and room:
                 if load32(&job.st.chunks[page >> CHUNK_SHIFT]) & CHUNK_USED == 0:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture of a pool: its pageblocks, its free memory by order, its size classes by fullness.
 
-One scale of colour means the same everywhere: yellow is sparse, dark blue is full. It is cividis, whose
-lightness falls evenly, so that it reads in grey and with any colour vision; what is not on the scale
-has a mark of its own.
+One scale of colour means the same everywhere in a picture: the more a pageblock holds, the more it stands
+out from the ground. On white, yellow is sparse and dark blue is full; on a dark ground it is the other way
+round. The scale is cividis, whose lightness changes evenly, so that it reads in grey and with any colour
+vision. What is not on the scale has a mark of its own.
 """
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import io
 import math
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -24,7 +25,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from zramfs.text.sizes import format_size
 
-from .sample import FRAME, ORDERS, PAGEBLOCK, PAGEBLOCK_FRAMES, Sample
+from .sample import FRAME, ORDERS, PAGEBLOCK, PAGEBLOCK_FRAMES, Sample, moment
 
 DPI = 120
 MIB = 1 << 20
@@ -36,28 +37,86 @@ LEAST_MIB = 0.1  # the end of an axis when there is nothing to show
 LEAST_CLASSES = 16
 # Fullness groups of zsmalloc drawn as one: index of the last, and what it is called.
 BANDS = ((1, "≤ 20 %"), (3, "≤ 40 %"), (5, "≤ 60 %"), (7, "≤ 80 %"), (9, "≤ 99 %"), (10, "full"))
-RETURNED, BALLOON, RULE = "#ffffff", "#d55e00", "#b0b0b0"
-BEFORE, AFTER = "#e69f00", "#0072b2"
+BALLOON = "#d55e00"
+
+
+@dataclass(frozen=True)
+class Ink:
+    """Colours: of the ground and what is written on it, of lines, of the samples before and after."""
+
+    ground: str
+    text: str
+    rule: str
+    before: str
+    after: str
+    is_dark: bool
+
+    def settings(self) -> dict[Any, str]:
+        """matplotlib's, for everything that is not coloured one by one."""
+        grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+        texts = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+        return {**dict.fromkeys(grounds, self.ground), **dict.fromkeys(texts, self.text),
+                "grid.color": self.rule}
+
+    def fullness(self) -> Colormap:
+        """The scale from empty to full. The part that is nearest to the ground is left to what is not on
+        it."""
+        cividis = matplotlib.colormaps["cividis"]
+        steps = [0.15 + 0.0085 * i if self.is_dark else 1 - i / 100 for i in range(101)]
+        return LinearSegmentedColormap.from_list("fullness", [cividis(step) for step in steps])
+
+    def band(self, last: int) -> tuple[float, float, float, float]:
+        """The colour of the fullness groups up to the one with this index."""
+        return self.fullness()((last + 0.5) / (BANDS[-1][0] + 0.5))
+
+
+LIGHT = Ink("#ffffff", "#000000", "#b0b0b0", "#e69f00", "#0072b2", False)
+DARK = Ink("#14171c", "#e4e6ea", "#5c636e", "#e69f00", "#56b4e9", True)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a picture is for. narrow: a phone, where each part stands below the one before. has_header: the
+    device and its figures stand above, as in a picture that is looked at alone."""
+
+    ink: Ink = LIGHT
+    narrow: bool = False
+    has_header: bool = True
+
+    def widths(self, samples: int) -> tuple[float, int]:
+        """Inches of the picture, and how many parts of a kind stand beside each other."""
+        if self.narrow:
+            # A screen of 400 px shows 12 px letters then, since it is about as wide as that.
+            return 4.6, 1
+        return (11.0 if samples == 1 else 16.0), samples
+
+
+ALONE = Form()
 
 
 def draw_pool(
-    after: Sample, before: Sample | None = None, titles: tuple[str, str] = ("before", "after")
+    after: Sample, before: Sample | None = None, titles: tuple[str, str] = ("before", "after"),
+    form: Form = ALONE,
 ) -> bytes:
     """A PNG of one sample, or of two beside each other."""
     samples = [after] if before is None else [before, after]
     names = [""] if before is None else list(titles)
     columns, rows, blocks_a_cell = _grid(max(len(sample.pageblocks) for sample in samples))
-    width = 11.0 if before is None else 16.0
-    cell = min((width / len(samples) - 1.3) / columns, MAP_INCHES / rows)
-    heights = [1.2, max(0.9, cell * rows) + 1.15, 3.6]
-    with warnings.catch_warnings():
+    width, beside = form.widths(len(samples))
+    cell = min((width / beside - 1.3) / columns, MAP_INCHES / rows)
+    panels = 3.6 * (1 if not form.narrow else 1 + len(samples))
+    heights = [max(0.5, cell * rows) * (len(samples) // beside) + 1.15, panels]
+    if form.has_header:
+        heights.insert(0, 1.2)
+    with warnings.catch_warnings(), matplotlib.rc_context(form.ink.settings()):
         # A name in a script that the font lacks is drawn as boxes; that is not worth a word on stderr.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure = Figure(figsize=(width, sum(heights)), dpi=DPI, layout="constrained")
-        head, maps, panels = figure.subfigures(3, 1, height_ratios=heights, squeeze=False)[:, 0]
-        _header(head, samples, names)
-        _maps(maps, samples, names, (columns, rows, blocks_a_cell))
-        _panels(panels, samples, names)
+        parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+        if form.has_header:
+            _header(parts.pop(0), samples, names)
+        _maps(parts[0], samples, names, (columns, rows, blocks_a_cell), form)
+        _panels(parts[1], samples, names, form)
         page = io.BytesIO()
         figure.savefig(page, format="png", metadata={"Software": "zramfs"})
     return page.getvalue()
@@ -77,10 +136,6 @@ def words(sample: Sample) -> list[str]:
         f"{format_size(sample.resident)} resident in {sample.in_use} pageblocks{balloon}; "
         f"{format_size(sample.free)} free{whole}",
     ]
-
-
-def moment(sample: Sample) -> str:
-    return datetime.fromisoformat(sample.taken).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _header(figure: SubFigure, samples: Sequence[Sample], names: Sequence[str]) -> None:
@@ -110,29 +165,38 @@ def _grid(blocks: int) -> tuple[int, int, int]:
 
 
 def _maps(
-    figure: SubFigure, samples: Sequence[Sample], names: Sequence[str], grid: tuple[int, int, int]
+    figure: SubFigure, samples: Sequence[Sample], names: Sequence[str], grid: tuple[int, int, int],
+    form: Form,
 ) -> None:
-    axes = figure.subplots(1, len(samples), squeeze=False)[0]
+    axes = _beside(figure, len(samples), form)
     for axis, sample, name in zip(axes, samples, names, strict=True):
-        _map(axis, sample, grid)
+        _map(axis, sample, grid, form.ink)
         stands_for = "2 MiB" if grid[2] == 1 else f"{2 * grid[2]} MiB"
         title = f"Pageblocks, {stands_for} a cell" + (f" ({name})" if name else "")
         axis.set_title(title, loc="left", fontsize=10.5)
     scale = figure.colorbar(
-        ScalarMappable(Normalize(0, 100), _fullness()), ax=list(axes), orientation="horizontal",
-        shrink=0.28 if len(samples) > 1 else 0.42, aspect=28, pad=0.02, anchor=(0.0, 1.0),
+        ScalarMappable(Normalize(0, 100), form.ink.fullness()), ax=axes, orientation="horizontal",
+        shrink=0.46 if form.narrow else 0.28 if len(samples) > 1 else 0.42, aspect=28, pad=0.02,
+        anchor=(0.0, 1.0),
     )
     scale.set_label("share of the pageblock in use (%)", fontsize=8.5)
     scale.ax.tick_params(labelsize=8)
+    ground = form.ink.ground
     figure.legend(
         handles=[
-            _mark(RETURNED, "given back to the OS", "#808080"), _mark(BALLOON, "in the balloon", "white"),
+            _mark(ground, "given back to the OS", "#808080"), _mark(BALLOON, "in the balloon", ground),
         ],
-        loc="lower right", ncols=2, fontsize=8.5, frameon=False, handletextpad=0.4,
+        loc="lower right", ncols=1 if form.narrow else 2, fontsize=8.5, frameon=False, handletextpad=0.4,
     )
 
 
-def _map(axis: Axes, sample: Sample, grid: tuple[int, int, int]) -> None:
+def _beside(figure: SubFigure, number: int, form: Form, **how: Any) -> list[Axes]:
+    """So many parts beside each other, or below each other in a narrow form."""
+    shape = (number, 1) if form.narrow else (1, number)
+    return list(figure.subplots(*shape, squeeze=False, **({} if form.narrow else how)).flat)
+
+
+def _map(axis: Axes, sample: Sample, grid: tuple[int, int, int], ink: Ink) -> None:
     columns, rows, per_cell = grid
     axis.set_xlim(0, columns)
     axis.set_ylim(rows, 0)
@@ -147,7 +211,7 @@ def _map(axis: Axes, sample: Sample, grid: tuple[int, int, int]) -> None:
     if not sample.pageblocks:
         axis.text(0, rows / 2, "no memory was needed yet", va="center", fontsize=9.5)
     cells = [sample.pageblocks[i:i + per_cell] for i in range(0, len(sample.pageblocks), per_cell)]
-    colours = _fullness()
+    colours = ink.fullness()
     frames, inner, shades, balloons = [], [], [], []
     for i, cell in enumerate(cells):
         # A gap between neighbours, so that they can be counted.
@@ -165,7 +229,7 @@ def _map(axis: Axes, sample: Sample, grid: tuple[int, int, int]) -> None:
             # The area of the mark is the balloon's share of the cell.
             half = side * math.sqrt(share) / 2
             balloons.append(Rectangle((left + side / 2 - half, bottom - side / 2 - half), 2 * half, 2 * half))
-    layers = ((frames, RETURNED, RULE), (inner, shades, "none"), (balloons, BALLOON, "white"))
+    layers = ((frames, ink.ground, ink.rule), (inner, shades, "none"), (balloons, BALLOON, ink.ground))
     for patches, fill, edge in layers:
         layer = PatchCollection(patches, facecolors=fill, edgecolors=edge, linewidths=0.5)
         # Drawn where they stand: moved to whole pixels, small cells would differ in size.
@@ -173,40 +237,35 @@ def _map(axis: Axes, sample: Sample, grid: tuple[int, int, int]) -> None:
         axis.add_collection(layer)
 
 
-def _fullness() -> Colormap:
-    # Full is dark; the palest part is left to what is not on the scale.
-    cividis = matplotlib.colormaps["cividis"]
-    return LinearSegmentedColormap.from_list("fullness", [cividis(1 - i / 100) for i in range(101)])
-
-
 def _mark(colour: Any, label: str, edge: str) -> Patch:
     return Patch(facecolor=colour, edgecolor=edge, label=label, linewidth=0.8)
 
 
 # ---- free memory by order, size classes by fullness ------------------------------------------------
-def _panels(figure: SubFigure, samples: Sequence[Sample], names: Sequence[str]) -> None:
+def _panels(figure: SubFigure, samples: Sequence[Sample], names: Sequence[str], form: Form) -> None:
     ratios = [1.0] + [1.6 / len(samples) ** 0.5] * len(samples)
-    axes = figure.subplots(1, 1 + len(samples), width_ratios=ratios)
-    _orders(axes[0], samples, names)
+    axes = _beside(figure, 1 + len(samples), form, width_ratios=ratios)
+    _orders(axes[0], samples, names, form.ink)
     sizes = sorted({c.size for sample in samples for c in sample.classes if any(c.zspages)})
     for axis, sample, name in zip(axes[1:], samples, names, strict=True):
-        _classes(axis, sample, sizes)
+        _classes(axis, sample, sizes, form.ink)
         axis.set_title("Size classes by fullness" + (f" ({name})" if name else ""), loc="left", fontsize=10.5)
     # Room above the highest bar for the legend, and one scale for both.
     top = 1.3 * max(LEAST_MIB, *(axis.get_ylim()[1] for axis in axes[1:]))
     for axis in axes[1:]:
         axis.set_ylim(0, top)
     axes[-1].legend(
-        handles=[_mark(_band_colour(last), label, "white") for last, label in BANDS],
+        handles=[_mark(form.ink.band(last), label, form.ink.ground) for last, label in BANDS],
         title="how full the zspages are", fontsize=8, title_fontsize=8, loc="upper right",
-        ncols=len(BANDS) // len(samples), frameon=False, columnspacing=1.0, handletextpad=0.4,
+        ncols=3 if form.narrow else len(BANDS) // len(samples), frameon=False,
+        columnspacing=1.0, handletextpad=0.4,
     )
 
 
-def _orders(axis: Axes, samples: Sequence[Sample], names: Sequence[str]) -> None:
+def _orders(axis: Axes, samples: Sequence[Sample], names: Sequence[str], ink: Ink) -> None:
     width = 0.84 / len(samples)
     for i, (sample, name) in enumerate(zip(samples, names, strict=True)):
-        colour = AFTER if i == len(samples) - 1 else BEFORE
+        colour = ink.after if i == len(samples) - 1 else ink.before
         sizes = [(blocks << order) * FRAME / MIB for order, blocks in enumerate(sample.orders)]
         places = [order + (i - (len(samples) - 1) / 2) * width for order in range(len(sizes))]
         bars = axis.bar(places, sizes, width * 0.95, color=colour, label=name or None)
@@ -223,7 +282,7 @@ def _orders(axis: Axes, samples: Sequence[Sample], names: Sequence[str]) -> None
         axis.legend(fontsize=8.5, loc="upper left", frameon=False)
 
 
-def _classes(axis: Axes, sample: Sample, sizes: Sequence[int]) -> None:
+def _classes(axis: Axes, sample: Sample, sizes: Sequence[int], ink: Ink) -> None:
     """Pool memory of each size class in use, stacked by how full its zspages are."""
     known = {c.size: c for c in sample.classes}
     below = [0.0] * len(sizes)
@@ -234,7 +293,7 @@ def _classes(axis: Axes, sample: Sample, sizes: Sequence[int]) -> None:
             c = known.get(size)
             zspages = sum(c.zspages[first:last + 1]) if c else 0
             heights.append(zspages * (c.pages_per_zspage if c else 0) * FRAME / MIB)
-        axis.bar(range(len(sizes)), heights, 0.9, bottom=below, color=_band_colour(last), edgecolor="white",
+        axis.bar(range(len(sizes)), heights, 0.9, bottom=below, color=ink.band(last), edgecolor=ink.ground,
                  linewidth=0.2)
         below = [under + height for under, height in zip(below, heights, strict=True)]
         first = last + 1
@@ -247,10 +306,6 @@ def _classes(axis: Axes, sample: Sample, sizes: Sequence[int]) -> None:
     # Few classes are bars all the same, not walls.
     axis.set_xlim(-0.7, max(len(sizes), LEAST_CLASSES) - 0.3)
     _plain(axis)
-
-
-def _band_colour(last: int) -> tuple[float, float, float, float]:
-    return _fullness()((last + 0.5) / (BANDS[-1][0] + 0.5))
 
 
 def _plain(axis: Axes) -> None:

@@ -116,6 +116,11 @@ class Sample:
         return json.dumps({MARK: VERSION} | figures) + "\n"
 
 
+def moment(sample: Sample) -> str:
+    """When it was taken, for people."""
+    return datetime.fromisoformat(sample.taken).strftime("%Y-%m-%d %H:%M:%S")
+
+
 def texts(directory: Path) -> dict[str, str]:
     """The files of a device's tree that a sample is made of, by their paths below `directory`."""
     return {name: (directory / name).read_text() for name in FILES}

@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from zramfs.errors import ZramfsError
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric as Family
 
 _PREFIX = "zramfs_"
 
@@ -49,28 +53,43 @@ class Scrape:
         """Of the first sample."""
         return self._samples[name][0].labels if name in self._samples else {}
 
+    def all_samples(self) -> list[tuple[str, list[Sample]]]:
+        """By name, in the order of the file."""
+        return list(self._samples.items())
+
     def forget(self, prefix: str) -> None:
         """Drops the samples whose names begin with `prefix`."""
         for name in [name for name in self._samples if name.startswith(prefix)]:
             del self._samples[name]
 
 
-def parse_metrics(text: str, where: str) -> Scrape:
-    """Raises ZramfsError(EBADMSG) with `where` in its sentence."""
+def parse_families(text: str, where: str) -> list[Family]:
+    """The families of metrics in `text`. Raises ZramfsError(EBADMSG) with `where` in its sentence."""
     # Here, because it takes 50 to 100 ms to load, and few commands need it.
     from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+    try:
+        return list(text_string_to_metric_families(text))
+    except (ValueError, KeyError) as error:
+        raise _unexpected(where, error) from None
+
+
+def parse_metrics(text: str, where: str) -> Scrape:
+    """Raises ZramfsError(EBADMSG) with `where` in its sentence."""
     samples: dict[str, list[Sample]] = {}
     device = ""
-    try:
-        for family in text_string_to_metric_families(text):
-            for each in family.samples:
-                labels = dict(each.labels)
+    for family in parse_families(text, where):
+        for each in family.samples:
+            labels = dict(each.labels)
+            try:
                 device = labels.pop("device")
-                samples.setdefault(each.name.removeprefix(_PREFIX), []).append(Sample(labels, each.value))
-    except (ValueError, KeyError) as error:
-        raise ZramfsError(
-            errno.EBADMSG,
-            f"{where} does not read as OpenMetrics of zramfs ({error}); is its daemon of another version?",
-        ) from None
+            except KeyError as error:
+                raise _unexpected(where, error) from None
+            samples.setdefault(each.name.removeprefix(_PREFIX), []).append(Sample(labels, each.value))
     return Scrape(device, samples)
+
+
+def _unexpected(where: str, error: Exception) -> ZramfsError:
+    return ZramfsError(
+        errno.EBADMSG,
+        f"{where} does not read as OpenMetrics of zramfs ({error}); is its daemon of another version?")

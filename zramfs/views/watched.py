@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices as `zramfs top` watches them: their `metrics` are read again and again, also after the
-device has ended.
-
-At most one read of a device is under way. If the device hangs, that same read is waited for until it comes
-back, because nothing can end it (see bounded.py).
-"""
+device has ended."""
 from __future__ import annotations
 
 import errno
-import select
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zramfs.errors import ZramfsError
@@ -20,14 +15,15 @@ from zramfs.host import bounded
 from zramfs.model.stats import OPERATIONS
 
 from . import scrape
+from .reader import Reader, wait_answers
 from .scrape import Scrape
 
 WINDOW = 60.0  # seconds of requests that percentiles and the histogram are of
-CURVE = 240  # points of a curve: more than a wide terminal has columns
+CURVE = 400  # points of a graph: more than a wide terminal has columns
 KEPT = 120  # readings; each takes 100 KiB once the size classes are dropped from it
-DEAD = "dead"
+DEAD, ENDED = "dead", "it has ended"
 # A tree that is still mounted, but whose daemon is gone, answers the first two.
-_STATES = {errno.ENOTCONN: DEAD, errno.ECONNABORTED: DEAD, errno.ENOENT: "it has ended"}
+_STATES = {errno.ENOTCONN: DEAD, errno.ECONNABORTED: DEAD, errno.ENOENT: ENDED}
 ERRORS = {
     "failed_reads_total": "failed reads", "failed_writes_total": "failed writes",
     "protocol_errors_total": "protocol errors", "reply_errors_total": "reply errors",
@@ -117,19 +113,40 @@ def percentile(histogram: Mapping[float, float], share: float) -> float | None:
     return lower
 
 
-class Watched:
-    """One device. state: "ready", or why there is nothing new of it. place: what `zramfs stop` takes for it,
-    which for a RAM disk is not the directory of its tree."""
+@dataclass(frozen=True)
+class Point:
+    """What the graphs show of one look: bytes a second that were read and written, data / memory, and bytes
+    of memory. None: not known, as of a device that did not answer."""
 
-    def __init__(self, directory: Path, name: str, place: str | None = None) -> None:
-        self.directory = directory
-        self.name = name
-        self.place = place or str(directory)
+    io: float | None = None
+    ratio: float | None = None
+    memory: float | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a device is. directory: of its tree. where: what `zramfs stop` takes for it, which for a RAM disk
+    is not that directory. mounted: where a file system on it is mounted, or [SWAP]; None for neither."""
+
+    directory: Path
+    name: str
+    where: str
+    mounted: str | None = None
+
+
+class Watched:
+    """One device. state: "ready", or why there is nothing new of it."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self.state = "not read yet"
         self.readings: deque[Reading] = deque(maxlen=KEPT)
-        self.ratios: deque[float] = deque(maxlen=CURVE)
-        self._call: bounded.Call | None = None
-        self._asked = 0.0
+        self.points: deque[Point] = deque(maxlen=CURVE)
+        self.reader = Reader(place.directory)
+
+    @property
+    def name(self) -> str:
+        return self.place.name
 
     @property
     def ready(self) -> bool:
@@ -139,7 +156,7 @@ class Watched:
     def advice(self) -> str | None:
         """What to do about the state, None if there is nothing to do but to wait."""
         if self.state == DEAD:
-            return f"The daemon is dead, and its data is lost. `zramfs stop {self.place}` cleans up."
+            return f"The daemon is dead, and its data is lost. `zramfs stop {self.place.where}` cleans up."
         return None
 
     @property
@@ -160,56 +177,48 @@ class Watched:
         first = next(each for each in self.readings if each.when >= last.when - WINDOW)
         return Rates(first if first is not last else self.readings[-2], last)
 
-    def ask(self) -> bounded.Call:
-        """Begins a read, unless one is under way."""
-        if self._call is None:
-            self._call = bounded.Call((self.directory / "metrics").read_text)
-            self._asked = time.monotonic()
-        return self._call
-
     def take(self) -> None:
         """The answer, which is there."""
-        assert self._call is not None
-        call, self._call = self._call, None
         try:
-            text = call.result(time.monotonic() + bounded.ANSWER_TIMEOUT)
-            reading = scrape.parse_metrics(text, f"{self.directory}/metrics")
+            reading = scrape.parse_metrics(self.reader.take(), str(self.reader.path))
         except ZramfsError as error:
             self.state = str(error)
         except OSError as error:
             self.state = _STATES.get(error.errno or 0) or f"cannot be read: {error.strerror}"
         else:
             self.state = "ready"
-            if self.last is not None:
-                self.last.scrape.forget("class_")
-            self.readings.append(Reading(time.monotonic(), reading))
-            self.ratios.append(self.readings[-1].ratio or 0.0)
-            self.name = reading.device
+            self.place = replace(self.place, name=reading.device)
+            self.note(Reading(time.monotonic(), reading))
+            return
+        self.points.append(Point())
+
+    def note(self, reading: Reading) -> None:
+        """Takes a reading as the last one."""
+        if self.last is not None:
+            self.last.scrape.forget("class_")
+        self.readings.append(reading)
+        rates = self.rates
+        io = rates.bytes("read") + rates.bytes("write") if rates else None
+        self.points.append(Point(io, reading.ratio, reading.scrape.number("mem_used_bytes")))
 
     def late(self) -> None:
         """There is no answer yet."""
-        waited = time.monotonic() - self._asked
-        if waited >= bounded.ANSWER_TIMEOUT:
-            self.state = f"no answer for {waited:.0f} s"
+        self.points.append(Point())
+        if self.reader.waited >= bounded.ANSWER_TIMEOUT:
+            self.state = f"no answer for {self.reader.waited:.0f} s"
 
     def close(self) -> None:
-        if self._call is not None:
-            self._call.abandon()
-            self._call = None
+        self.reader.close()
 
 
 def poll_devices(devices: Sequence[Watched], patience: float) -> None:
     """Reads all of them at once, and waits at most `patience` seconds for the slow ones."""
-    deadline = time.monotonic() + patience
-    waiting = {device.ask().fileno(): device for device in devices}
-    while waiting:
-        readable, _, _ = select.select(list(waiting), [], [], max(0.0, deadline - time.monotonic()))
-        if not readable:
-            break
-        for fd in readable:
-            waiting.pop(fd).take()
-    for device in waiting.values():
-        device.late()
+    answered = wait_answers([device.reader for device in devices], patience)
+    for device in devices:
+        if device.reader in answered:
+            device.take()
+        else:
+            device.late()
 
 
 def errors(device: Watched) -> dict[str, tuple[float, float]]:
