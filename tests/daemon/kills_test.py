@@ -17,6 +17,7 @@ import pytest
 from tests.support.child import stopped
 from tests.support.commands import nothing_left
 from tests.support.killer import Killer, found, has_standby, kill_daemon, serving_pids, state
+from tests.support.swap_load import group
 from tests.support.whole import (
     MIB,
     PAGE,
@@ -35,8 +36,15 @@ from zramfs.lifecycle.rundir import Rundir
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
 
 KILLS = 60
+# Puts a shell into a memory cgroup, and more bytes than the group may have into the shell.
+EATER = 'echo $$ >"$0/cgroup.procs" && exec dd if=/dev/zero of=/dev/null bs=200M count=1'
 # Seconds between two kills. With a standby the next daemon serves in a few milliseconds.
 PAUSES = (0.01, 0.25)
+
+
+FSCK = {
+    "ext4": ("e2fsck", "-fn"), "xfs": ("xfs_repair", "-n"), "btrfs": ("btrfs", "check", "--check-data-csum"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -106,10 +114,12 @@ def test_what_was_written_before_a_kill_is_read_after_it(tmp_path: Path, kills: 
 
 
 @pytest.mark.soak
-@pytest.mark.requires("root", "loop", "ext4")
-def test_a_file_system_on_loop_loses_nothing(tmp_path: Path, kills: int) -> None:
+@pytest.mark.parametrize("fstype", [
+    pytest.param(each, marks=pytest.mark.requires("root", "loop", each)) for each in FSCK])
+def test_a_file_system_on_loop_loses_nothing(tmp_path: Path, kills: int, fstype: str) -> None:
     point = tmp_path / "fast"
-    zramfs("ramdisk", point, "--size", "256M", "--standby")
+    kills //= 3
+    zramfs("ramdisk", point, "--size", "512M", "--fs", fstype, "--standby")
     loop, began = state(point).loop, time.monotonic()
     try:
         with Killer.at_work(point, PAUSES) as killer:
@@ -124,7 +134,7 @@ def test_a_file_system_on_loop_loses_nothing(tmp_path: Path, kills: int) -> None
         expect_all_taken_over(killer)
         expected = copy_real_files(point / "copy", 8 * MIB)
         run("umount", point)
-        run("e2fsck", "-fn", loop)
+        run(*FSCK[fstype], loop)
         run("mount", loop, point)
         assert manifest(point / "copy") == expected
         lines = re.findall(r"^\[ *([\d.]+)\] (.*)", run("dmesg", check=False).stdout, re.MULTILINE)
@@ -232,6 +242,67 @@ def test_a_killed_keeper_is_replaced_and_the_device_survives_the_next_kill(tmp_p
         wait_until(lambda: state(z.directory).standby_pid != 0, "a standby")
 
 
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
+def test_a_daemon_that_crashes_is_replaced(tmp_path: Path, number: signal.Signals) -> None:
+    with device(tmp_path / "z", 16 * MIB, "--standby") as z, opened(os.path.realpath(z.disk)) as fd:
+        os.pwrite(fd, b"kept", 0)
+        kill_daemon(z.directory, number)
+        assert os.pread(fd, 4, 0) == b"kept"
+        log = found(z.directory).log.read_text()
+        assert f"was ended by signal {int(number)}" in log and "takes over" in log
+
+
+@pytest.mark.requires("root", "memcg")
+def test_a_daemon_that_the_kernel_ends_for_want_of_memory_is_replaced(tmp_path: Path) -> None:
+    with group(64 * MIB) as small, device(tmp_path / "z", 16 * MIB, "--standby") as z:
+        with opened(os.path.realpath(z.disk)) as fd:
+            os.pwrite(fd, b"kept", 0)
+            daemon = state(z.directory).pid
+            Path(f"/proc/{daemon}/oom_score_adj").write_text("1000")
+            (small.path / "cgroup.procs").write_text(str(daemon))
+            eater = subprocess.Popen(["sh", "-c", EATER, small.path])
+            wait_until(lambda: small.kills > 0 or eater.poll() is not None, "an OOM kill", 30)
+            eater.kill()
+            eater.wait()
+            wait_until(lambda: state(z.directory).pid != daemon, "another daemon", 30)
+            assert os.pread(fd, 4, 0) == b"kept"
+
+
+def test_a_standby_takes_over_when_keeper_and_daemon_die_together(tmp_path: Path) -> None:
+    with device(tmp_path / "z", 16 * MIB, "--standby") as z, opened(os.path.realpath(z.disk)) as fd:
+        os.pwrite(fd, b"kept", 0)
+        for order in ("keeper first", "daemon first", "keeper first"):
+            wait_until(lambda: has_standby(z.directory), "a standby", 30)
+            before = state(z.directory)
+            pids = [before.keeper_pid, before.pid]
+            with stopped(before.pid):
+                for pid in pids if order == "keeper first" else pids[::-1]:
+                    os.kill(pid, signal.SIGKILL)
+            assert os.pread(fd, 4, 0) == b"kept"
+            wait_until(lambda old=before.keeper_pid: state(z.directory).keeper_pid not in (0, old),
+                       "another keeper", 30)
+        wait_until(lambda: readable(z.directory / "control"), "the tree", 10)
+
+
+def test_a_standby_without_a_keeper_is_gone_when_there_is_another_one(tmp_path: Path) -> None:
+    with device(tmp_path / "z", 16 * MIB, "--standby") as z:
+        before = state(z.directory)
+        os.kill(before.keeper_pid, signal.SIGKILL)
+        wait_until(lambda: not os.path.exists(f"/proc/{before.standby_pid}"), "its end", 30)
+        wait_until(lambda: has_standby(z.directory), "another standby", 30)
+
+
+def test_counters_of_requests_go_on_in_the_next_daemon(tmp_path: Path) -> None:
+    with device(tmp_path / "z", 16 * MIB, "--standby") as z, opened(os.path.realpath(z.disk)) as fd:
+        for count in range(1, 4):
+            os.pwrite(fd, bytes(PAGE), 0)
+            os.pread(fd, PAGE, 0)
+            kill_daemon(z.directory)
+            wait_until(lambda: readable(z.directory / "control"), "the tree", 10)
+            reads, _, _, _, writes, sectors, *_ = map(int, z.read("zram/stat").split())
+            assert (reads, writes, sectors) == (count, count, count * PAGE // 512)
+
+
 def test_a_killed_standby_is_replaced(tmp_path: Path) -> None:
     with device(tmp_path / "z", 16 * MIB, "--standby") as z:
         old = state(z.directory).standby_pid
@@ -241,7 +312,7 @@ def test_a_killed_standby_is_replaced(tmp_path: Path) -> None:
         assert os.path.getsize(os.path.realpath(found(z.directory).disk)) == 16 * MIB
 
 
-def test_a_keeper_and_a_daemon_killed_at_once_end_the_device_and_stop_cleans_up(
+def test_without_a_standby_a_keeper_and_a_daemon_killed_at_once_end_the_device_and_stop_cleans_up(
     tmp_path: Path, base: Path
 ) -> None:
     zramfs("create", tmp_path / "z", "--size", "16M")

@@ -18,7 +18,7 @@ from tests.support.child import stopped
 from tests.support.governed import abort
 from tests.support.killer import Killer, found, has_standby, kill_daemon, state
 from tests.support.swap_load import build, fillers, group, until_swapped
-from tests.support.whole import MIB, wait_until, zramfs
+from tests.support.whole import MIB, run, wait_until, zramfs
 from zramfs.host import mounts
 from zramfs.lifecycle import rundir
 
@@ -32,6 +32,7 @@ KILLS = 15
 # Seconds between two kills: the keeper starts the next standby when the last one serves.
 PAUSES = (0.2, 1.0)
 NAME = Path("killed")
+CONNECTIONS = Path("/sys/fs/fuse/connections")
 POPULATE_READ, PAGEOUT = 22, 21  # of madvise, <linux/mman.h>
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -39,6 +40,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 @contextlib.contextmanager
 def freed_after(seconds: float) -> Iterator[None]:
     """Whoever waits for the device for longer goes on with an error."""
+    # Before anything hangs: a mount might have to wait for the device as well.
+    if not os.listdir(CONNECTIONS):
+        run("mount", "-t", "fusectl", "none", CONNECTIONS)
     [disk] = [each for each in mounts.mounts() if each.mountpoint == found(NAME).disk]
     minor = int(disk.dev.partition(":")[2])
     watchdog = threading.Timer(seconds, abort, [minor])
@@ -121,7 +125,7 @@ def test_what_is_stored_stays_in_memory_while_nobody_has_it_mapped(
     program = build(tmp_path)
     zramfs("swap", NAME, "--size", "256M", "--priority", "32767")
     try:
-        with group(40 * MIB) as small, fillers(program, small, 100) as [filler], freed_after(60):
+        with group(40 * MIB) as small, fillers(program, small, 100) as [filler], freed_after(40):
             until_swapped(small, 50 * MIB)
             memory = MemoryFile()
             for _ in range(3):

@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.support.child import live_for_a_test
 from zramfs.keeper.client import Keeper, Place, fork_standby
 
-PAGE_BYTES = 20480
+PAGE_BYTES = 69632
 KEPT_TEXT = b"what is kept"
 
 

@@ -5,6 +5,7 @@ Without a keeper's line nothing here has an effect.
 """
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import threading
@@ -90,6 +91,9 @@ class Succession:
         self._is_over = True
         if self._line is not None:
             self._line.ending()
+        if self.kept is not None:
+            with contextlib.suppress(OSError), self._lock:
+                Papers(self.kept.papers).write({})
 
     async def _keep_papers(self) -> None:
         """For what changes without a command: the ledger and the budget of write-back."""

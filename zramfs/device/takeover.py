@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm
 from zramfs.model.policy import parse_policy
+from zramfs.model.stats import LaneStats, Latency
 from zramfs.store.record import is_kept
 from zramfs.store.store import Store
 
@@ -38,6 +40,7 @@ def settings_of(device: Device) -> dict[str, Any]:
         "backing": vars(device.backing_store.settings),
         "governed": device.governor.is_governing,
         "last_error": device._last_error,
+        "lane_before": device._lane_before and asdict(device._lane_before),
     }
 
 
@@ -48,6 +51,9 @@ async def restore(device: Device, saved: dict[str, Any], backing: int | None) ->
     device._mem_limit = saved["mem_limit"]
     device._access_times = saved["access_times"]
     device._last_error = saved["last_error"]
+    if before := saved.get("lane_before"):
+        latency = tuple(Latency(tuple(each["counts"]), each["ns"]) for each in before["latency"])
+        device._lane_before = LaneStats(**{**before, "latency": latency})
     device.compactor.proactiveness = saved["proactiveness"]
     device.host_memory.headroom.keep_free = saved["keep_free"]
     for text in saved["policies"]:

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t
 
 cdef extern from "kept_page.h" nogil:
-    enum: KEPT_BYTES, KEPT_HANDS, KEPT_OPENS, KEPT_REFUSED
+    enum: KEPT_BYTES, KEPT_BUCKETS, KEPT_GROUPS, KEPT_HANDS, KEPT_OPENS, KEPT_REFUSED
     const uint64_t KEPT_MAGIC
     const uint64_t FUSE_RESENT
 
@@ -15,6 +15,17 @@ cdef extern from "kept_page.h" nogil:
     struct kept_suspect:
         uint64_t unique
         uint64_t deaths
+
+    struct kept_counts:
+        uint64_t[26]* ios
+        uint64_t* nbytes
+        uint64_t* ns
+        uint64_t longest_ns
+        uint64_t protocol_errors
+        uint64_t reply_errors
+        uint64_t refused_sizes
+        uint64_t busy_truncations
+        uint64_t helped
 
     struct kept_page:
         uint64_t magic
@@ -32,8 +43,10 @@ cdef extern from "kept_page.h" nogil:
         uint64_t atime
         uint64_t mtime
         uint64_t ctime
+        uint64_t io_ns
         uint64_t more_opens
         uint64_t* opens
+        kept_counts* counts
 
 # The page behind a descriptor, or one of this process alone for -1; resident, and locked where that is
 # allowed. 0 or an errno: EINVAL for a file that is no such page.

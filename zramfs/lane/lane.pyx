@@ -20,7 +20,7 @@ from zramfs.lane.fuse_abi cimport (
     FUSE_HAS_RESEND, FUSE_KERNEL_VERSION, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_RESEND, FUSE_NOTIFY_STORE,
     FUSE_ROOT_ID, ZRAMFS_FUSE_MINOR_MIN, fuse_notify_inval_inode_out, fuse_notify_store_out, fuse_out_header,
 )
-from zramfs.lane.kept cimport KEPT_BYTES, count_opens, page_map, page_take_over
+from zramfs.lane.kept cimport KEPT_BUCKETS, KEPT_BYTES, KEPT_GROUPS, count_opens, page_map, page_take_over
 from zramfs.lane.metadata cimport REFUSED
 from zramfs.lane.opens cimport CLAIMED, TRUNCATING
 from zramfs.store.ranges cimport store_disksize
@@ -41,6 +41,7 @@ cdef extern from "sys/eventfd.h" nogil:
 
 assert _BUCKET_BOUNDS == tuple([1 << BUCKET_SHIFT + i for i in range(BUCKETS - 1)])
 assert _OPERATIONS.index("discard") == DISCARDS == GROUPS - 1
+assert (KEPT_GROUPS, KEPT_BUCKETS) == (GROUPS, BUCKETS)
 
 PAGE_BYTES = KEPT_BYTES      # of what outlives the lane
 
@@ -220,7 +221,10 @@ cdef class Lane:
             worker_lock(w)
             old = w.ctx
             w.st = st
-            w.ctx = fresh[i] if st != NULL else NULL
+            w.ctx = NULL
+            if st != NULL:
+                fresh[i].steps = &self._thread(i).hand.steps
+                w.ctx = fresh[i]
             worker_unlock(w)
             if old != NULL:
                 store_ctx_free(old)
@@ -337,7 +341,7 @@ cdef class Lane:
         return None
 
     def stats(self) -> LaneStats:
-        """Counters since the start; a consistent picture only while nothing is in flight."""
+        """Counters since the start, that of the first predecessor; a consistent picture only while nothing is in flight."""
         cdef lane_shared_t* shared = &self.lane.shared
         cdef uint64_t counts[GROUPS][BUCKETS]
         cdef worker_thread_t* t
@@ -349,16 +353,16 @@ cdef class Lane:
             t = self._thread(i)
             for g in range(GROUPS):
                 for b in range(BUCKETS):
-                    counts[g][b] += peek64(&t.w.ios[g][b])
-                nbytes[g] += peek64(&t.w.nbytes[g])
-                ns[g] += peek64(&t.w.ns[g])
-            bad += peek64(&t.w.protocol_errors)
-            replies += peek64(&t.reply_errors)
+                    counts[g][b] += peek64(&t.w.counts.ios[g][b])
+                nbytes[g] += peek64(&t.w.counts.nbytes[g])
+                ns[g] += peek64(&t.w.counts.ns[g])
+            bad += peek64(&t.w.counts.protocol_errors)
+            replies += peek64(&t.w.counts.reply_errors)
             unlocked += t.unlocked
-            helped += peek64(&t.w.helped)
-            large += peek64(&t.w.refused_sizes)
-            busy += peek64(&t.w.busy_truncations)
-            longest = max(longest, peek64(&t.w.longest_ns))
+            helped += peek64(&t.w.counts.helped)
+            large += peek64(&t.w.counts.refused_sizes)
+            busy += peek64(&t.w.counts.busy_truncations)
+            longest = max(longest, peek64(&t.w.counts.longest_ns))
         latency = []
         for g in range(GROUPS):
             latency.append(Latency(tuple([counts[g][b] for b in range(BUCKETS)]), ns[g]))
@@ -367,7 +371,7 @@ cdef class Lane:
         return LaneStats(
             ios[READS], nbytes[READS] // 512, ms[READS],
             ios[WRITES], nbytes[WRITES] // 512, ms[WRITES],
-            peek64(&shared.in_flight), peek64(&shared.io_ns) // 1_000_000, sum(ns) // 1_000_000,
+            peek64(&shared.in_flight), peek64(&shared.kept.io_ns) // 1_000_000, sum(ns) // 1_000_000,
             ios[DISCARDS], nbytes[DISCARDS] // 512, ms[DISCARDS],
             bad, longest // 1000, replies, unlocked, helped,
             peek64(&shared.kept.minor), bool(peek64(&shared.kept.flags) & FUSE_HAS_RESEND),

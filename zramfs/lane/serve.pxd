@@ -51,7 +51,6 @@ cdef struct worker_thread_t:
     unsigned int alone          # long requests in a row after which no other waited and somebody read
     pthread_t id
     uint64_t running            # atomic: 1 until the thread is past its last request
-    uint64_t reply_errors       # atomic: replies that the kernel refused for an unexpected reason
     uint64_t unlocked           # bytes that mlock refused
 
 cdef struct lane_t:

@@ -7,7 +7,7 @@ from libc.stdint cimport uint64_t
 from posix.unistd cimport dup2, read, write
 
 from allocator.prim cimport (
-    add64, cas64, load64, now_ns, peek64, pthread_mutex_lock, pthread_mutex_unlock, store64, sub64,
+    add64, cas64, load64, now_ns, pthread_mutex_lock, pthread_mutex_unlock, store64, sub64,
 )
 from zramfs.lane.kept cimport FUSE_RESENT, is_refused
 from zramfs.lane.pieces cimport help_with_pieces
@@ -15,7 +15,7 @@ from zramfs.lane.requests cimport PUT_OFF, answer_request, request_payload, refu
 from zramfs.lane.slow cimport (
     pthread_cond_broadcast, pthread_cond_signal, pthread_cond_wait, slow_end, slow_put, slow_take,
 )
-from zramfs.lane.worker cimport MAX_IO, REPLY_HEAD, REQUEST_HEAD, SHARED_BYTES
+from zramfs.lane.worker cimport MAX_IO, REPLY_HEAD, REQUEST_HEAD, SHARED_BYTES, add_count
 
 cdef enum:
     LOOK_EVERY = 8              # requests between two looks for more waiting; a power of two
@@ -44,7 +44,7 @@ cdef bint worker_reply(worker_thread_t* t, size_t size, uint64_t unique) noexcep
         return False
     # A request without an answer hangs its caller: end it with an error. If the
     # kernel had already ended it, this one gets ENOENT.
-    store64(&t.reply_errors, peek64(&t.reply_errors) + 1)
+    add_count(&t.w.counts.reply_errors, 1)
     write(t.lane.fd, t.w.data - REPLY_HEAD, refuse_request(&t.w, unique, EIO))
     return True
 

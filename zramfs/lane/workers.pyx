@@ -108,12 +108,17 @@ cdef worker_thread_t* worker_thread_new(lane_t* lane) noexcept nogil:
     return t
 
 
+cdef void worker_take_hand(worker_thread_t* t, int number) noexcept nogil:
+    t.hand = &t.lane.shared.kept.hands[number]
+    t.w.counts = &t.lane.shared.kept.counts[number]
+
+
 cdef int lane_add_worker(lane_t* lane) noexcept nogil:
     cdef worker_thread_t* t = worker_thread_new(lane)
     if t == NULL:
         return errno
     t.index = lane.count
-    t.hand = &lane.shared.kept.hands[lane.count]
+    worker_take_hand(t, lane.count)
     lane.threads[lane.count] = t
     lane.count += 1
     return 0
@@ -135,8 +140,7 @@ cdef int lane_add_slow_workers(lane_t* lane) noexcept nogil:
         if lane.slow_threads[lane.slow_count] == NULL:
             return errno
         lane.slow_threads[lane.slow_count].w.may_wait = True
-        lane.slow_threads[lane.slow_count].hand = (
-            &lane.shared.kept.hands[KEPT_HANDS - SLOW_THREADS + lane.slow_count])
+        worker_take_hand(lane.slow_threads[lane.slow_count], KEPT_HANDS - SLOW_THREADS + lane.slow_count)
         lane.slow_threads[lane.slow_count].hand.waits = 1
         lane.slow_count += 1
     s = <slow_t*> locked_memory(sizeof(slow_t), &unlocked)
@@ -275,7 +279,7 @@ cdef uint64_t lane_requests_served(lane_t* lane) noexcept nogil:
     for i in range(lane.count):
         for g in range(GROUPS):
             for b in range(BUCKETS):
-                served += peek64(&lane.threads[i].w.ios[g][b])
+                served += peek64(&lane.threads[i].w.counts.ios[g][b])
     return served
 
 

@@ -6,13 +6,14 @@ import errno
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from zramfs.errors import ZramfsError
-from zramfs.host import limits, mounts, process, safety
+from zramfs.host import limits, locks, mounts, process, safety
 from zramfs.host.log import log_to_stderr
 from zramfs.lifecycle.stop import clean_up, may_end, teardown
 from zramfs.model.config import DeviceConfig
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from zramfs.daemon.service import Notifier
 
 log = logging.getLogger(__name__)
+
+ORPHAN_PAUSE = 0.05  # seconds; a daemon without a keeper starts another one within a tenth of that
 
 
 def serve(
@@ -89,16 +92,29 @@ def _stand_by(new: Rundir, place: Place, config: DeviceConfig | None) -> NoRetur
             turn = place.wait_turn()
         else:
             turn = place.wait_turn(prepare)
-        if turn is None:
+        fds, keeper = turn or place.orphaned()
+        if not fds or turn is None and not _is_last(new, keeper.pid):
             os._exit(0)
-        fds, keeper = turn
         inherited = Inherited.of(fds)
+        if not inherited.papers:  # it has ended in order
+            os._exit(0)
         status = _take_over(new, inherited, keeper)
     except BaseException as error:
         log.error("taking over %s failed: %s", new.path, error, exc_info=error)
     finally:
         logging.shutdown()
         os._exit(status)
+
+
+def _is_last(new: Rundir, keeper_pid: int) -> bool:
+    """Whether the daemon dies as its keeper did. False once it has started another keeper, or has ended. Each of
+    the two has the run directory locked."""
+    while locks.holders(new.path):
+        state = new.read()
+        if state is None or state.keeper_pid not in (0, keeper_pid):
+            return False
+        time.sleep(ORPHAN_PAUSE)
+    return new.path.is_dir()
 
 
 def _take_over(new: Rundir, inherited: Inherited, keeper: Keeper) -> int:

@@ -133,6 +133,7 @@ cdef struct store_ctx_t:        # one thread's workspace
     uint8_t* scratch            # an object that straddles two frames
     uint8_t* io                 # FETCH_BYTES: blocks of the backing store
     bint may_wait               # for the backing store; else its pages are -EAGAIN
+    uint64_t* steps             # moves on while a long discard does, for who takes it for stuck; NULL: nobody
 
 
 cdef struct prepared_t:         # how a page is to be stored
