@@ -22,7 +22,7 @@ from tests.support.guardian import Guardian
 # The directories of tests/ in the order in which they run: the lowest layer first, so that the first failure
 # is the nearest to its cause.
 LAYERS = (
-    "allocator", "text", "codecs", "store", "lane", "host", "device", "tree", "daemon", "lifecycle",
+    "allocator", "text", "codecs", "store", "lane", "host", "keeper", "device", "tree", "daemon", "lifecycle",
     "configuration", "views", "doctor", "cli", "docs", "packaging", "machine", "benchmarks", "soak",
 )
 # scripts/test runs two processes side by side, each with a share of the files. These are all in the first
@@ -32,7 +32,7 @@ SWAP = {
     "cli/status_test.py", "configuration/apply_test.py", "daemon/shortage_test.py", "lifecycle/lost_test.py",
     "lifecycle/stop_test.py", "lifecycle/swap_test.py", "machine/data_path_test.py",
     "machine/filesystems_test.py", "machine/ltp_test.py", "machine/scripts_test.py",
-    "machine/swap_load_test.py", "machine/systemd_test.py",
+    "machine/swap_kills_test.py", "machine/swap_load_test.py", "machine/systemd_test.py",
 }
 # The first three drop the caches of the machine, upon which the kernel compacts its own zram devices. The
 # others compare ours with those.

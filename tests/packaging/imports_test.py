@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "doctor": {"configuration", "lifecycle", "host"},
     "configuration": {"lifecycle", "codecs", "host"},
     "lifecycle": {"daemon", "host"},
-    "daemon": {"tree", "device", "lane", "host", "allocator.background"},
+    "daemon": {"tree", "device", "lane", "keeper", "host", "allocator.background"},
     "tree": {"device", "allocator.stats"},
     "device": {"store", "lane", "codecs", "host", "allocator"},
     "lane": {"store", "allocator.prim"},
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "codecs": {"allocator.prim"},
     "views": {"host"},
     "host": set(),
+    "keeper": set(),
     "model": {"allocator.stats"},
     "text": set(),
 }

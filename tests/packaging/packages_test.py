@@ -58,6 +58,8 @@ def test_the_wheel_holds_modules_types_and_what_the_system_reads(built: Packages
             ".typed",
         ):
             expected.add(name)
+        elif name == "zramfs/keeper/keeper.c":
+            expected.add("zramfs/keeper/zramfs-keeper")
         elif path.parts[0] in ("allocator", "zramfs") and path.suffix == ".pyx":
             expected.add(name.removesuffix(".pyx") + ".so")
         elif path.parts[0] == "docs" and re.fullmatch(r"\.[1-8]", path.suffix):
@@ -69,6 +71,8 @@ def test_the_wheel_holds_modules_types_and_what_the_system_reads(built: Packages
             expected.add(f"share/{'zsh/site-functions' if path.name[0] == '_' else place}/{path.name}")
     with zipfile.ZipFile(built.file("*.whl")) as wheel:
         names = {re.sub(r"\.cpython-[^/]*\.so$", ".so", name) for name in wheel.namelist()}
+        program = wheel.getinfo("zramfs/keeper/zramfs-keeper")
+    assert program.external_attr >> 16 & 0o111 == 0o111
     names = {re.sub(r"^[^/]+\.data/data/", "", name) for name in names if ".dist-info/" not in name}
     assert names == expected
 

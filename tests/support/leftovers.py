@@ -227,6 +227,11 @@ def sweep(wanted: Callable[[str], bool]) -> list[Leftover]:
     """Takes down everything whose owner is wanted; answers what there was."""
     _restore_watermark(wanted)
     first = find(wanted)
+    for _ in range(20):  # a keeper ends just after its daemon
+        if not first or any(leftover.kind != "process" for leftover in first):
+            break
+        time.sleep(0.1)
+        first = find(wanted)
     if not first:
         return []
     _end_groups(wanted)

@@ -20,6 +20,7 @@ from .options import (
     lock_option,
     name_option,
     over_contents,
+    standby_option,
 )
 from .output import say
 
@@ -34,6 +35,7 @@ from .output import say
 @device_options
 @over_contents
 @lock_option
+@standby_option
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--foreground", is_flag=True, help="Stay attached until the device ends.")
 def create(dir: str, name: str | None, foreground: bool, **values: Any) -> None:
@@ -64,6 +66,7 @@ def create(dir: str, name: str | None, foreground: bool, **values: Any) -> None:
 @device_options
 @over_contents
 @lock_option
+@standby_option
 def ramdisk(
     dir: str, name: str | None, fs: str, label: str | None, mkfs: tuple[str, ...], options: str,
     mode: int | None, **values: Any,

@@ -43,7 +43,7 @@ _NEVER = {
 }
 _OURS = (
     "size=SIZE, algo=NAME[:LEVEL], recomp_algo=NAME[:LEVEL] (up to three times), mem_limit=SIZE, "
-    "keep_free=SIZE, threads=NUMBER, writeback=PATH, access_times, wipe, allow_other, lock, mode=MODE, "
+    "keep_free=SIZE, threads=NUMBER, writeback=PATH, access_times, wipe, allow_other, lock, standby, mode=MODE, "
     "uid=USER, gid=GROUP, and for a RAM disk fs=ext4|xfs|btrfs, label=LABEL"
 )
 
@@ -78,7 +78,7 @@ def parse_options(text: str, place: Path = Path("/")) -> tuple[DeviceConfig, Fil
             values[key] = (*values.get(key, ()), parsed) if key == "recomp_algo" else parsed
         elif key in _TOP and "=" in word:
             top[_TOP[key]] = _parsed(TOP_PARSERS.get(_TOP[key], str), key, value, word)
-        elif word in ("allow_other", "access_times", "wipe", "lock"):
+        elif word in ("allow_other", "access_times", "wipe", "lock", "standby"):
             values[key] = True
         elif key in _NEVER:
             raise click.UsageError(f"the mount option {word} makes no sense here: {_NEVER[key]}")

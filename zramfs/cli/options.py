@@ -211,3 +211,11 @@ def lock_option(command: C) -> C:
     return click.option(
         "--lock", is_flag=True, help="Lock the device's memory, so that none of it is swapped out to a disk.",
     )(command)
+
+
+def standby_option(command: C) -> C:
+    """--standby, for devices other than swap, which always has one."""
+    return click.option(
+        "--standby", is_flag=True,
+        help="Keep a second process ready, so that the death of the first is a pause of milliseconds.",
+    )(command)

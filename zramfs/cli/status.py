@@ -103,6 +103,14 @@ def _pid(row: Row) -> int | None:
     return row.state.pid if row.state else None
 
 
+def _keeper(row: Row) -> int | None:
+    return row.state.keeper_pid or None if row.state else None
+
+
+def _standby(row: Row) -> int | None:
+    return row.state.standby_pid or None if row.state else None
+
+
 def _longest(row: Row) -> float | None:
     return row.metrics.value("longest_request_seconds") if row.metrics else None
 
@@ -155,6 +163,8 @@ COLUMNS = {
     "DIRECTORY": Column("where disk, control and zram/ are", lambda row: str(row.directory)),
     "LOOP": Column("loop devices on the device", lambda row: ",".join(row.loops) or None),
     "PID": Column("process that serves the device", _pid, is_number=True),
+    "KEEPER": Column("process that starts another when that one dies", _keeper, is_number=True),
+    "STANDBY": Column("process that waits to take over", _standby, is_number=True),
     "LONGEST": Column("the longest that a request took (seconds)", _longest, human=format_time,
                       file="metrics", digits=6),
     "STATE": Column("ready, starting, frozen, dead, failed, ending or hangs", lambda row: row.health),

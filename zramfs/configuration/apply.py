@@ -131,6 +131,8 @@ def _memory(config: DeviceConfig) -> Iterator[str]:
         yield f"{format_size(config.keep_free)} of the host's memory kept free"
     if config.lock:
         yield "its memory is locked, and never swapped out"
+    if config.standby:
+        yield "a standby takes over when the daemon dies"
 
 
 def _rights(of: DeviceConfig | FileSystem) -> list[str]:

@@ -164,6 +164,7 @@ KEYS: dict[str, Key] = {
     "zram-resident-limit": Key(_expression),
     "keep-free": Key(_expression),
     "lock": Key(_boolean, ("ramdisk", "device")),
+    "standby": Key(_boolean, ("ramdisk", "device")),
     "compression-algorithm": Key(_algorithms, warning=_replaced_algorithms),
     "policy": Key(_policy),
     "writeback-device": Key(_path),

@@ -32,7 +32,7 @@ from zramfs.model.stats import BallastStats, TaskStats
 from zramfs.text.kernel_numbers import page_align
 from zramfs.text.sizes import format_size
 
-from . import algorithms, commands
+from . import algorithms, commands, takeover
 from .backing_store import BackingStore
 from .ballast import Ballast
 from .compactor import Compactor
@@ -62,8 +62,13 @@ MAX_JOBS = 4
 class Device(ReadOnlyTables):
     """Short commands run one after the other. Those that take long (long_work.py) run beside them."""
 
-    def __init__(self, config: DeviceConfig, lane: Lane) -> None:
+    def __init__(self, config: DeviceConfig, lane: Lane, memory: int | None = None) -> None:
+        """memory: a memory file that outlives this process, for the store; None = the store has its own."""
         self._config = config
+        self.memory_file = memory
+        # Called when a command has changed something that a successor must know.
+        self.on_change: Callable[[], None] = lambda: None
+        self.survival = "it ends with its daemon"
         self._lane = lane
         self._store: Store | None = None
         # Their dictionaries are read by start().
@@ -109,6 +114,14 @@ class Device(ReadOnlyTables):
             await self.backing_store.open(str(config.writeback), overwrite=config.forced)
         if self._config.size:
             await self._set_up(self._config.size)
+        self._take_ballast()
+
+    async def take_over(self, saved: dict[str, Any], backing: int | None) -> None:
+        """In place of start(); as takeover.restore()."""
+        await takeover.restore(self, saved, backing)
+        self._take_ballast()
+
+    def _take_ballast(self) -> None:
         if self._config.reserve:
             self._ballast = Ballast(self._lane)
 
@@ -159,6 +172,7 @@ class Device(ReadOnlyTables):
         except OSError as error:
             self.refused(line, error)
             raise
+        self.on_change()
 
     async def _run_job(self, name: str, value: Any) -> None:
         async with self._busy:
@@ -216,7 +230,7 @@ class Device(ReadOnlyTables):
             headroom=self.host_memory.headroom.stats(), room=self.host_memory.room(),
             wipe=self._config.wipe,
             tasks=tuple(self.task_stats.values()),
-            governor=self.governor.stats,
+            governor=self.governor.stats, survival=self.survival,
         )
 
     @property
@@ -377,6 +391,7 @@ class Device(ReadOnlyTables):
 
         def make() -> Store:
             store = make_store(size, reserve=self._config.reserve, mem_limit=self._mem_limit,
+                               fd=-1 if self.memory_file is None else self.memory_file,
                                backing=self.backing_store.backing, wipe=self._config.wipe,
                                headroom=self.host_memory.headroom,
                                **algorithms.store_arguments(self._algorithms))

@@ -91,12 +91,29 @@ class Rundir(NamedTuple):
                 error.errno or errno.EIO, f"cannot write {temporary}: {error.strerror}") from None
 
     def update(self, **changes: Any) -> State:
-        state = self.read()
-        if state is None:
-            raise ZramfsError(errno.ENOENT, f"{self.path}/state.json is gone: somebody removed the device")
-        state = replace(state, **changes)
-        self.write(state)
-        return state
+        """One at a time: the daemon and the command that builds on it both have things to say."""
+        with self._alone():
+            state = self.read()
+            if state is None:
+                raise ZramfsError(
+                    errno.ENOENT, f"{self.path}/state.json is gone: somebody removed the device")
+            state = replace(state, **changes)
+            self.write(state)
+            return state
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(self.path / "state.lock", flags, 0o600)
+        except OSError as error:
+            raise ZramfsError(
+                error.errno or errno.EIO, f"cannot write {self.path}/state.lock: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # of this open file: also against another thread
+            yield
+        finally:
+            os.close(fd)
 
     def remove(self, *, but: Collection[str] = ()) -> None:
         """Removes the directory and what stands in it, without the files in `but`; nothing may be mounted
@@ -105,7 +122,7 @@ class Rundir(NamedTuple):
         Never a recursive removal: that would reach into a file system still mounted below.
         """
         with contextlib.suppress(FileNotFoundError):
-            for name in ("state.json.new", "disk", "log", "resize", "state.json"):
+            for name in ("state.json.new", "state.lock", "disk", "log", "resize", "state.json"):
                 if name not in but:
                     with contextlib.suppress(FileNotFoundError):
                         (self.path / name).unlink()

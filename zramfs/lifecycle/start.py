@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import logging
 import os
 import signal
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from zramfs.errors import ZramfsError
-from zramfs.host import detach, limits, loops, mounts, process, safety, watermark
-from zramfs.host.log import log_to_stderr
-from zramfs.lifecycle.stop import Say, clean_up, end_daemon, may_end, take_down_top, teardown
+from zramfs.host import detach, loops, watermark
+from zramfs.lifecycle.stop import Say, clean_up, end_daemon, take_down_top
 from zramfs.model.config import DeviceConfig
 
 from . import ramdisk, rundir, swap
 from .ramdisk import FileSystem
 from .rundir import Rundir
+from .serve import serve
 from .swap import Swap
-
-if TYPE_CHECKING:
-    from zramfs.daemon.service import Notifier
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +36,7 @@ def start_device(new: Rundir, config: DeviceConfig, on_top: OnTop = None, say: S
     for number in _SIGNALS:
         signal.signal(number, _leave)
     try:
-        detach.run(lambda on_ready: _serve(new, config, on_ready), new.log)
+        detach.run(lambda on_ready: serve(new, config, announce=on_ready), new.log)
         _build(new, on_top, say)
         # A signal that comes now is too late: the device is there, and the exit status must say so.
         for number in _SIGNALS:
@@ -64,7 +59,7 @@ def serve_in_foreground(new: Rundir, config: DeviceConfig, say: Say, on_top: OnT
         if state := new.read():
             say(f"{state.where} is ready")
 
-    if _serve(new, config, on_ready, Notifier.from_environment()):
+    if serve(new, config, build=on_ready, notifier=Notifier.from_environment()):
         raise ZramfsError(errno.EIO, "the device did not end in order; what happened is in the lines above")
 
 
@@ -115,47 +110,3 @@ def _abandon(new: Rundir) -> None:
             end_daemon(state)
         with rundir.locked(new.path.parent):
             clean_up(new, state)
-
-
-def _serve(
-    new: Rundir, config: DeviceConfig, on_ready: Callable[[], None], notifier: Notifier | None = None
-) -> int:
-    gc.disable()  # as in zramfs.cli: half a second of imports leaves no garbage
-    from zramfs.daemon import daemon  # brings trio and pyfuse3, which only the daemon needs
-
-    gc.freeze()
-    gc.enable()
-
-    def ready() -> None:
-        if config.reserve:
-            safety.populate()
-        elif refusal := safety.lock_private():
-            log.info("the memory of the server is not locked, and can be swapped out: %s", refusal)
-        tree = mounts.mount_at(config.directory)
-        state = new.update(tree_dev=tree.dev if tree else None)
-        if state.kind == "device":
-            new.update(phase="ready")
-        on_ready()
-
-    rundir.keep(new)
-    new.update(pid=os.getpid(), pid_start=process.process_start(os.getpid()))
-    status = daemon.FAILED
-    try:
-        limits.lift_file_size()
-        state = new.read()
-        if state and state.kind == "swap" and not config.reserve and not config.forced:
-            raise ZramfsError(
-                errno.EINVAL, "swap needs a reserve of ready memory: expected at least 2M, got 0")
-        # Now that all code is loaded, and before there are threads and a store.
-        log_to_stderr()
-        kind = state.kind if state else "device"
-        new.update(notes=safety.enter(kind, force=config.forced, lock=config.lock))
-        status = daemon.serve_device(
-            config, ready, lambda: teardown(new), lambda is_order: may_end(new, is_order=is_order), notifier)
-        return status
-    finally:
-        with rundir.locked(new.path.parent):
-            state = new.read()
-            # The reason of a start that fails is told to whoever started it.
-            failed = status == daemon.FAILED and state is not None and state.phase == "ready"
-            clean_up(new, state, keep_log=failed)

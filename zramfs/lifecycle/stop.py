@@ -235,11 +235,24 @@ def expect_answer(state: State) -> None:
             errno.ETIMEDOUT,
             f"the daemon (pid {state.pid}) of {state.directory} has not answered for {ANSWER_TIMEOUT:g} s, "
             "so nothing was changed. If it is stopped, `kill -CONT` lets it go on; if it is stuck, "
-            f"`kill -KILL {state.pid}` ends it, and the same command then cleans up",
+            f"{_way_out(state)}",
         ) from None
     except OSError as error:
         # The lane has ended, and the daemon is on its way out.
         log.debug("%s: %s", state.disk, error)
+
+
+def _is_kept(state: State) -> bool:
+    """Whether the keeper that the state names is one, and of this device: it has the run directory locked."""
+    return state.keeper_pid in locks.holders(Path(state.disk).parent)
+
+
+def _way_out(state: State) -> str:
+    if _is_kept(state):
+        return (f"`kill -KILL {state.pid}` has another process take over with the data, and "
+                f"`kill -KILL {state.keeper_pid} {state.pid}` ends the device; the same command then cleans "
+                "up")
+    return f"`kill -KILL {state.pid}` ends it, and the same command then cleans up"
 
 
 def expect_unused(old: Rundir, state: State | None) -> None:
@@ -261,7 +274,9 @@ def expect_unused(old: Rundir, state: State | None) -> None:
         devices=standing,
         # A warden holds the file system for the daemon, also for a moment after the daemon has died, and lets
         # it go before the unmount. Who only looks like one still keeps that from succeeding.
-        but=[state.pid, *process.children_of(state.pid), *process.runs_of(process.WARDEN)] if state else [],
+        but=[*(pid for each in {state.pid, state.keeper_pid, state.standby_pid} - {0}
+               for pid in (each, *process.children_of(each))),
+             *process.runs_of(process.WARDEN)] if state else [],
         own_swaps=own if state and state.kind == "swap" else [],
     )
     if state is not None and state.mountpoint and not phrases:
@@ -334,9 +349,11 @@ def _put_back(state: State, place: Path, *, frozen: bool) -> None:
 
 
 def end_daemon(state: State, say: Say | None = None) -> None:
-    """SIGTERM to the daemon, if it is still the process that state names, and waits for its end."""
+    """SIGTERM to the daemon, if it is still the process that state names, and waits for its end. By its
+    keeper, which ends with it, and tells the next daemon if this one dies on the way."""
+    is_kept = _is_kept(state)
     try:
-        pidfd = os.pidfd_open(state.pid)
+        pidfd = os.pidfd_open(state.keeper_pid if is_kept else state.pid)
     except ProcessLookupError:
         return
     try:

@@ -54,6 +54,8 @@ class DeviceConfig:
                  None = the default (device/host_memory.py), which is 0 for a device with a reserve
     lock         all memory of the device is locked, so that none of it is swapped out
     proactiveness  of compaction, 0 to 100
+    standby      a second process waits to take over at once when the daemon dies; what has a reserve always
+                 has one
     writeback    block device or regular file for write-back; None = none
     wipe         what was discarded, overwritten or moved is zeroed, in memory and on the backing store
     mode, owner, group  of `disk`; None = 0600 and the user who starts the device
@@ -79,6 +81,7 @@ class DeviceConfig:
     mode: int | None = None
     owner: int | None = None
     group: int | None = None
+    standby: bool = False
 
     @property
     def primary(self) -> Algorithm:

@@ -57,7 +57,8 @@ class DeviceStats:
     """disksize, mem_limit in bytes, 0 = not set up, no limit; level None = the codec's default;
     algorithms by priority, the first being algo and level; store None while the device is not set up;
     lane: its counters since the last reset; room: bytes that the pool may take before writes get ENOSPC, by
-    mem_limit, the host and the memory cgroups, None = not bounded."""
+    mem_limit, the host and the memory cgroups, None = not bounded; survival: what happens when the daemon
+    dies, as half a sentence."""
 
     name: str
     directory: Path
@@ -85,6 +86,7 @@ class DeviceStats:
     headroom: HeadroomStats
     room: int | None
     governor: GovernorStats
+    survival: str
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:

@@ -15,6 +15,8 @@
     idl   idle: not used since it was marked       inc  incompressible by every algorithm
     P     selected for post-processing             S    SAME: the word is two equal 32-bit halves
     EMPTY is all zeros; SAME and SAME_OBJ have neither prio nor idl, inc, P.
+    A page that recovery could not save is an OBJ at LOC_NONE without flags: reading it is EIO, until it is
+    written or discarded.
 
 Post-processing (recompression, write-back) has two stages. The first selects a page: under the slot
 lock it sets P. Every read, write and free of the page clears P. The second does its slow work with
@@ -39,10 +41,12 @@ looks at the size once more after it has pinned the chunk.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.frames cimport arena_t
+from allocator.layout cimport LOC_NONE
 from allocator.prim cimport load64
 from allocator.zspage cimport pool_t
 from zramfs.store.backing cimport backing_t
 from zramfs.codecs.codec cimport codec_ctx_t, codec_t
+from zramfs.store.record cimport store_record_t
 
 cdef enum:
     PAGE = 4096                 # for the store and the lane; allocator/prim.h has it as PAGE_BYTES
@@ -67,6 +71,7 @@ cdef enum:
     SLOT_POST = 1 << 8
     SLOT_HALVES = 1 << 9
     LOC_SHIFT = 24
+    ATIME_CHUNK = CHUNK_SLOTS * 4   # bytes of access times of a chunk
 
     NR_PRIO = 4
 
@@ -95,21 +100,19 @@ cdef struct store_t:
     uint32_t max_object         # largest compressed size that is kept; larger pages are huge
     bint stays_ready            # the slot table is resident and stays so, and contexts are made resident
     backing_t* backing          # NULL = none
-    # the size of the device: atomic, changed by one resize at a time (resize.pyx)
+    store_record_t* record      # in the memory file: what outlives the process
+    # the size of the device: atomic, changed by one resize at a time (resize.pyx), as record.nr_slots is
     uint64_t nr_slots
     # access times (access_times.pxd): seconds since boot, one for each slot, written without a lock
-    uint32_t* atime             # atomic: NULL until tracking was switched on for the first time
-    uint32_t atime_on           # atomic: 0 or 1
-    uint32_t atime_since        # atomic: when it was switched on; no page counts as older
+    uint32_t* atime             # atomic: in the memory file, without memory until tracking is switched on
+    uint32_t atime_on           # atomic: 0 or 1; record.atime_on says the same
+    uint32_t atime_wanted       # atomic: 1 while times are kept or are about to be, so that who opens a chunk
+                                # asks for their memory too
     # statistics: atomic, relaxed
     uint64_t pages_stored
     uint64_t compr_bytes
     uint64_t same_pages
     uint64_t huge_pages
-    uint64_t huge_pages_since
-    uint64_t failed_reads
-    uint64_t failed_writes
-    uint64_t notify_free
     uint64_t written_back       # pages on the backing store
     # for the governor of a file system (device/governor.py): set by it, read by every write; atomic, relaxed
     uint32_t overdraft          # pool pages beyond the limit that a compressed page may take
@@ -130,6 +133,7 @@ cdef struct store_ctx_t:        # one thread's workspace
     uint8_t* scratch            # an object that straddles two frames
     uint8_t* io                 # FETCH_BYTES: blocks of the backing store
     bint may_wait               # for the backing store; else its pages are -EAGAIN
+    uint64_t* steps             # moves on while a long discard does, for who takes it for stuck; NULL: nobody
 
 
 cdef struct prepared_t:         # how a page is to be stored
@@ -146,6 +150,8 @@ cdef struct prepared_t:         # how a page is to be stored
 # thread that leaves a chunk without a slot in use gives its page of the table back to the OS.
 cdef bint chunk_pin(store_t* st, uint64_t chunk) noexcept nogil
 cdef void chunk_unpin(store_t* st, uint64_t chunk) noexcept nogil
+# Asks for the memory of a chunk's access times: 0 or -ENOMEM.
+cdef int chunk_populate_times(store_t* st, uint64_t chunk) noexcept nogil
 # Pins a chunk whose slots may be touched in any case: 0. -ENOSPC when the OS refuses the page of the table;
 # the chunk is not pinned then.
 cdef int chunk_open(store_t* st, uint64_t chunk) noexcept nogil
@@ -166,6 +172,9 @@ cdef uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil
 cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil
 # The page that the value of a locked slot names; no access: flags and access time stay. 0 or -EIO.
 cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil
+# The page of a slot, in a chunk that is not pinned, and the slot's value; no access. Not that of a page that
+# is written back. 0 or -EIO.
+cdef int page_peek(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst, uint64_t* v) noexcept nogil
 # The same for a page on the backing store. The caller has pinned its blocks, or no other thread is at work.
 cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil
 # Stores a page in a locked slot, frees what its value old names, and unlocks it. On an error (-ENOSPC,
@@ -198,11 +207,18 @@ cdef inline uint64_t chunks_of(uint64_t nr_slots) noexcept nogil:
 cdef inline uint64_t chunk_count(store_t* st) noexcept nogil:
     return chunks_of(slot_count(st))
 
+cdef inline uint64_t times_off(store_t* st) noexcept nogil:
+    """Where the access times begin in the user region, in bytes."""
+    return chunks_of(st.most_slots) << PAGE_SHIFT
+
 cdef inline uint32_t slot_type(uint64_t v) noexcept nogil:
     return <uint32_t>(v >> TYPE_SHIFT) & TYPE_MASK
 
 cdef inline uint32_t slot_prio(uint64_t v) noexcept nogil:
     return <uint32_t>(v >> PRIO_SHIFT) & PRIO_MASK
+
+cdef inline bint slot_lost(uint64_t v) noexcept nogil:
+    return v >> LOC_SHIFT == LOC_NONE and slot_type(v) == OBJ
 
 cdef inline bint has_object(uint64_t v) noexcept nogil:
     return slot_type(v) == OBJ or slot_type(v) == HUGE or slot_type(v) == SAME_OBJ

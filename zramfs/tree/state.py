@@ -157,5 +157,5 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
         f"{lane.read_ios} reads, {lane.write_ios} writes, {lane.discard_ios} discards; "
         f"the longest took {format_time(lane.longest_us / 1e6)}",
     ))
-    rows += [("lane", _lane(stats)), ("tasks", _tasks(stats))]
+    rows += [("lane", _lane(stats)), ("tasks", _tasks(stats)), ("survival", stats.survival)]
     return rows
