@@ -98,6 +98,8 @@ EXTENSIONS = [
     extension("zramfs.store.candidates"),
     extension("zramfs.store.recompress"),
     extension("zramfs.store.writeback"),
+    extension("zramfs.store.saving"),
+    extension("zramfs.store.restoring"),
     extension("zramfs.store.block_state"),
     extension("zramfs.lane.metadata"),
     extension("zramfs.lane.opens"),

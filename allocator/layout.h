@@ -157,6 +157,7 @@ _Static_assert(sizeof(zspage_desc_t) == 64, "one cache line a zspage");
 #define LOC_IDX_BITS 8
 #define LOC_BITS 40
 #define LOC_MASK ((1ull << LOC_BITS) - 1)
+#define LOC_NONE LOC_MASK /* names no object on purpose: that of a page that was lost */
 
 /* ---- object header ---------------------------------------------------------------------
  *   63                           16 15 14            1  0

@@ -12,7 +12,7 @@ cdef extern from "layout.h" nogil:
         ZS_MIN_ALLOC, ZS_MAX_ALLOC, ZS_CLASS_DELTA, NR_RAW_CLASSES, OBJ_HEADER
         LOC_IDX_BITS, LOC_BITS, HDR_TAG_SHIFT, TAG_BITS
     const uint32_t NONE32
-    const uint64_t SUPERBLOCK_MAGIC, LOC_MASK, HDR_ALLOCATED, HDR_SIZE_MASK
+    const uint64_t SUPERBLOCK_MAGIC, LOC_MASK, LOC_NONE, HDR_ALLOCATED, HDR_SIZE_MASK
     const uint64_t PAGEBLOCK_SIZE
 
     ctypedef struct superblock_t:

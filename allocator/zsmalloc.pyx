@@ -172,7 +172,8 @@ cdef uint32_t zs_flush_deferred(pool_t* pool) noexcept nogil:
 
 
 cdef inline size_class_t* class_of(pool_t* pool, uint64_t loc) noexcept nogil:
-    """The class of the zspage that a location names; NULL, and counted, if there is none."""
+    """The class of the zspage that a location names; NULL if there is none, and counted if that is not meant
+    (LOC_NONE)."""
     cdef uint32_t number = loc_zspage(loc)
     cdef zspage_desc_t* z = &pool.arena.zspages[number]
     cdef size_class_t* c
@@ -180,7 +181,8 @@ cdef inline size_class_t* class_of(pool_t* pool, uint64_t loc) noexcept nogil:
         c = pool.by_index[z.class_idx]
         if loc_idx(loc) < c.objs:
             return c
-    add64(&pool.corrupt, 1)
+    if number != NONE32:
+        add64(&pool.corrupt, 1)
     return NULL
 
 

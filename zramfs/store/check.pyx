@@ -56,6 +56,8 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
             used += 1
             same += slot_type(v) == SAME or slot_type(v) == SAME_OBJ
             huge += slot_type(v) == HUGE
+            if slot_lost(v):
+                continue
             if has_object(v):
                 objects += 1
                 check_object(st, slot, v, &nbytes)

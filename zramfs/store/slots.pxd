@@ -15,6 +15,8 @@
     idl   idle: not used since it was marked       inc  incompressible by every algorithm
     P     selected for post-processing             S    SAME: the word is two equal 32-bit halves
     EMPTY is all zeros; SAME and SAME_OBJ have neither prio nor idl, inc, P.
+    A page that is lost is an OBJ at LOC_NONE without flags: reading it is EIO, until it is written or
+    discarded.
 
 Post-processing (recompression, write-back) has two stages. The first selects a page: under the slot
 lock it sets P. Every read, write and free of the page clears P. The second does its slow work with
@@ -39,6 +41,7 @@ looks at the size once more after it has pinned the chunk.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.frames cimport arena_t
+from allocator.layout cimport LOC_NONE
 from allocator.prim cimport load64
 from allocator.zspage cimport pool_t
 from zramfs.store.backing cimport backing_t
@@ -84,6 +87,13 @@ cdef extern from *:
     const uint32_t CHUNK_CLOSING
 
 
+cdef struct save_hook_t:        # of a save under way (saving.pyx)
+    void* run
+    # Called before a locked slot with the value v is replaced or freed. Returns the slot's value at the end,
+    # when the slot is locked too: it may have been unlocked, to wait until there is room for what is kept.
+    uint64_t (*keep)(void* run, uint64_t slot, uint64_t v) noexcept nogil
+
+
 cdef struct store_t:
     # constant
     arena_t* arena
@@ -101,6 +111,10 @@ cdef struct store_t:
     uint32_t* atime             # atomic: NULL until tracking was switched on for the first time
     uint32_t atime_on           # atomic: 0 or 1
     uint32_t atime_since        # atomic: when it was switched on; no page counts as older
+    # a save under way: see slot_lock_to_change()
+    uint32_t saving             # atomic: 1 while there is one
+    uint32_t keepers            # atomic: threads that may be inside save.keep()
+    save_hook_t save            # constant while saving is 1 or a thread is inside
     # statistics: atomic, relaxed
     uint64_t pages_stored
     uint64_t compr_bytes
@@ -164,6 +178,8 @@ cdef void page_free(store_t* st, uint64_t slot) noexcept nogil
 # slot_unlock: stores a value, which unlocks the slot. Held for a decompression or the copy of one object.
 cdef uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil
 cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil
+# The same for a slot whose page is about to be replaced or freed: a save under way keeps what it names.
+cdef uint64_t slot_lock_to_change(store_t* st, uint64_t slot) noexcept nogil
 # The page that the value of a locked slot names; no access: flags and access time stay. 0 or -EIO.
 cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil
 # The same for a page on the backing store. The caller has pinned its blocks, or no other thread is at work.
@@ -204,5 +220,13 @@ cdef inline uint32_t slot_type(uint64_t v) noexcept nogil:
 cdef inline uint32_t slot_prio(uint64_t v) noexcept nogil:
     return <uint32_t>(v >> PRIO_SHIFT) & PRIO_MASK
 
+cdef inline bint slot_lost(uint64_t v) noexcept nogil:
+    return v >> LOC_SHIFT == LOC_NONE and slot_type(v) == OBJ
+
 cdef inline bint has_object(uint64_t v) noexcept nogil:
     return slot_type(v) == OBJ or slot_type(v) == HUGE or slot_type(v) == SAME_OBJ
+
+cdef inline uint64_t same_word(uint64_t v) noexcept nogil:
+    """Of a SAME slot."""
+    cdef uint64_t word = v >> LOC_SHIFT
+    return word << 32 | word if v & SLOT_HALVES else word
