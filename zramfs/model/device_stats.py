@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         LaneStats,
         PolicyStats,
         RecompressionStats,
+        RestoreStats,
+        SaveStats,
         StoreStats,
         TaskStats,
         WritebackStats,
@@ -85,6 +87,8 @@ class DeviceStats:
     headroom: HeadroomStats
     room: int | None
     governor: GovernorStats
+    save: SaveStats
+    restored: RestoreStats | None
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:

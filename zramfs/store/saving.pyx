@@ -513,6 +513,14 @@ cdef class SaveRun:
         return self.run.taken if self.run != NULL else 0
 
     @property
+    def waiting(self):
+        """Bytes that writers have handed over, and that are not taken yet."""
+        cdef saving_t* run = self.run
+        if run == NULL:
+            return 0
+        return peek64(&run.side[0].fill) + peek64(&run.side[1].fill) - run.drained
+
+    @property
     def kept(self):
         """Of those taken: handed over by writers."""
         return self.run.kept if self.run != NULL else 0
