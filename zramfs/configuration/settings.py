@@ -285,6 +285,8 @@ def _settle(device: ConfiguredDevice, ram: int) -> None:
         )
     )
     _expect_size(device, values, kind, size)
+    if "keep-every" in values and "keep" not in values:
+        device.complaints.append(entries["keep-every"].complain("says how often keep is saved: expected keep too"))
     if kind == "swap":
         _expect_safe_swap(device, values, reserve)
     for key, trouble in trouble_with_places(values, kind):
@@ -383,7 +385,7 @@ _KIND_NAMES = {"swap": "swap device", "ramdisk": "RAM disk", "device": "plain de
 _PLAIN = {
     "algorithms": "compression-algorithm", "writeback": "writeback-device", "threads": "threads",
     "proactiveness": "proactiveness", "allow_other": "allow-other", "wipe": "wipe",
-    "lock": "lock",
+    "lock": "lock", "keep": "keep", "keep_every": "keep-every",
 }
 
 

@@ -63,6 +63,7 @@ MayEnd = Callable[[bool], None]
 def serve_device(
     config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None = None,
     may_end: MayEnd | None = None, notifier: Notifier | None = None,
+    put_back: Callable[[], bool] | None = None,
 ) -> int:
     """Serves one device until SIGTERM, SIGINT, SIGHUP, or until its tree or its lane is unmounted.
 
@@ -70,7 +71,8 @@ def serve_device(
     still do, to undo what was built on them. may_end is called before each end that can be refused, with True
     for a signal and False for an unmounted tree: whatever it raises is logged, and the device goes on, with
     a new tree if that was lost. All run in a thread. An exception of on_ready ends the device, as soon as
-    may_end lets it, and is raised again; one of teardown is logged. notifier: tells a service manager.
+    may_end lets it, and is raised again; one of teardown is logged. notifier: tells a service manager. put_back
+    undoes may_end where the device goes on because it could not be saved; True: a file system is mounted.
 
     Returns 0 after an orderly end; CUT_OFF if something had to be cut off from its users; FAILED if the lane
     had broken, or a step of the end failed. Raises ZramfsError (or on_ready's exception) when the start
@@ -81,7 +83,7 @@ def serve_device(
     log_to_stderr()
     expect_kernel_pages()
     with StopSignals(*STOP_SIGNALS).taken() as signals, stacks.written_on(signal.SIGUSR1):
-        daemon = _Daemon(config, on_ready, teardown, may_end, notifier, signals)
+        daemon = _Daemon(config, on_ready, teardown, may_end, notifier, signals, put_back)
         while True:
             try:
                 return trio.run(daemon.run)
@@ -99,6 +101,7 @@ class _Daemon:
     def __init__(
         self, config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None,
         may_end: MayEnd | None, notifier: Notifier | None, signals: StopSignals,
+        put_back: Callable[[], bool] | None,
     ) -> None:
         self.config = config
         self.notifier = notifier
@@ -106,6 +109,7 @@ class _Daemon:
         self.on_ready = on_ready
         self.teardown = teardown
         self.may_end = may_end
+        self.put_back = put_back
         disk = {"fsname": f"zramfs-disk:{config.name}", "subtype": "zramfs-disk", **self.mount_options()}
         self.disk = OwnMount(config.name, config.rundir / "disk", disk)
         tree = {"fsname": config.name, "subtype": "zramfs", **self.mount_options()}
@@ -262,6 +266,7 @@ class _Daemon:
                 return
             try:
                 await run_in_thread(partial(self.may_end, is_order))
+                await self.keep_image()
             except Exception as error:
                 is_refusal = isinstance(error, ZramfsError)
                 again = None if is_refusal else pause
@@ -271,6 +276,15 @@ class _Daemon:
                 await trio.sleep(again)
             else:
                 self.order_end(reason)
+
+    async def keep_image(self) -> None:
+        """Raises ZramfsError where the device cannot be saved into the image that it keeps, and has to go on."""
+        try:
+            await self.device.kept_image.save()
+        except ZramfsError:
+            if self.put_back and await run_in_thread(self.put_back):
+                await self.device.governor.take()
+            raise
 
     def report_refusal(self, reason: str, error: Exception, again: float | None) -> None:
         """Without memory this can fail, and the device goes on all the same."""

@@ -79,11 +79,11 @@ class LongWork:
         return work
 
     def save(self, wanted: SaveArguments) -> JobWork:
-        """Raises ZramfsError(EINVAL); the work: see Saver.save()."""
+        """Raises ZramfsError: EINVAL, ENODATA (no path, and no image is kept); the work: see Saver.save()."""
         store = self._device.expect_store("nothing to save")
         wanted = replace(wanted, path=wanted.path or self._device.kept_image.path)
         if wanted.path is None:
-            raise ZramfsError(errno.EINVAL, "the device keeps no image: expected save=/PATH")
+            raise ZramfsError(errno.ENODATA, "the device keeps no image: expected save=/PATH")
 
         async def work() -> None:
             await self._device.saver.save(store, wanted)

@@ -16,7 +16,7 @@ from zramfs.host.log import log_to_stderr
 from zramfs.lifecycle.stop import Say, clean_up, end_daemon, may_end, take_down_top, teardown
 from zramfs.model.config import DeviceConfig
 
-from . import ramdisk, rundir, swap
+from . import ramdisk, remount, rundir, swap
 from .ramdisk import FileSystem
 from .rundir import Rundir
 from .swap import Swap
@@ -82,7 +82,8 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
     attached = loops.sequence(device)
     if isinstance(wanted, FileSystem):
         new.update(loop=device, attached=attached, fs=wanted.type, options=wanted.options)
-        ramdisk.make_file_system(wanted.type, device, wanted.label, wanted.mkfs)
+        if not wanted.is_there:
+            ramdisk.make_file_system(wanted.type, device, wanted.label, wanted.mkfs)
         ramdisk.mount(wanted, device)
         ramdisk.govern(new.tree)
     else:
@@ -146,7 +147,8 @@ def _serve(
         kind = state.kind if state else "device"
         new.update(notes=safety.enter(kind, force=config.forced, lock=config.lock))
         status = daemon.serve_device(
-            config, ready, lambda: teardown(new), lambda is_order: may_end(new, is_order=is_order), notifier)
+            config, ready, lambda: teardown(new), lambda is_order: may_end(new, is_order=is_order), notifier,
+            lambda: remount.put_back(new))
         return status
     finally:
         with rundir.locked(new.path.parent):

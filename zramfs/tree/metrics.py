@@ -348,6 +348,7 @@ TABLE = (
     # saves
     Metric(COUNTER, "saves", "Saves of the device into an image, by result.",
            lambda f: _by(("saved", "failed"), (f.device.save.saves, f.device.save.failures)), labels=("result",)),
+    Metric(GAUGE, "save_running", "1 while a save runs.", lambda f: int(f.device.save.is_running)),
     Metric(GAUGE, "save_pages", "Pages of the save that runs, or of the last one.",
            lambda f: _by(("all", "taken", "kept"), (f.device.save.pages, f.device.save.taken, f.device.save.kept)),
            labels=("kind",)),
