@@ -44,7 +44,8 @@ _NEVER = {
 _OURS = (
     "size=SIZE, algo=NAME[:LEVEL], recomp_algo=NAME[:LEVEL] (up to three times), mem_limit=SIZE, "
     "keep_free=SIZE, threads=NUMBER, writeback=PATH, access_times, wipe, allow_other, lock, mode=MODE, "
-    "uid=USER, gid=GROUP, restore=FILE, and for a RAM disk fs=ext4|xfs|btrfs, label=LABEL, keep=FILE, keep_every=AGE"
+    "uid=USER, gid=GROUP, restore=FILE, and for a RAM disk fs=ext4|xfs|btrfs, label=LABEL, "
+    "keep=FILE, keep_every=AGE"
 )
 
 
@@ -61,9 +62,9 @@ def mount(words: Sequence[str]) -> None:
     ramdisk.expect_able(top.type)
     if remount.mount_again(rundir.find(str(place)), place, say):
         return
-    config, top = images.with_kept(config, top, say)
+    config, restored = images.with_kept(config, top, say)
     new, config = claim.claim_place(place, "ramdisk", config, say=say, mode=top.mode)
-    start.start_device(new, replace(config, name=words[0]), top, say)
+    start.start_device(new, replace(config, name=words[0]), restored, say)
 
 
 def parse_options(text: str, place: Path = Path("/")) -> tuple[DeviceConfig, FileSystem | None]:

@@ -25,9 +25,9 @@ from .questions import ask_device
 def save(dir: str, file: Path, rate: int | None, force: bool) -> None:
     """Save the device DIR, as it is at this moment, into FILE, while it is in use.
 
-    Returns when FILE is on the disk. `create --restore` and `ramdisk --keep` make a device of it again. What is
-    written while it is saved is not in it; a file system on the device is frozen for a moment before. An older
-    FILE is replaced when the new one is whole.
+    Returns when FILE is on the disk. `create --restore` and `ramdisk --keep` make a device of it again. What
+    is written while it is saved is not in it; a file system on the device is frozen for a moment before. An
+    older FILE is replaced when the new one is whole.
     """
     words = [f"rate={rate}"] if rate else []
     directory = tree(dir)

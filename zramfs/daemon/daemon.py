@@ -67,11 +67,11 @@ def serve_device(
 ) -> int:
     """Serves one device until SIGTERM, SIGINT, SIGHUP, or until its tree or its lane is unmounted.
 
-    on_ready is called once, when `disk` and the tree answer; teardown once at the end, while both
-    still do, to undo what was built on them. may_end is called before each end that can be refused, with True
-    for a signal and False for an unmounted tree: whatever it raises is logged, and the device goes on, with
-    a new tree if that was lost. All run in a thread. An exception of on_ready ends the device, as soon as
-    may_end lets it, and is raised again; one of teardown is logged. notifier: tells a service manager. put_back
+    on_ready is called once, when `disk` and the tree answer; teardown once at the end, while both still do,
+    to undo what was built on them. may_end is called before each end that can be refused, with True for a
+    signal and False for an unmounted tree: whatever it raises is logged, and the device goes on, with a new
+    tree if that was lost. All run in a thread. An exception of on_ready ends the device, as soon as may_end
+    lets it, and is raised again; one of teardown is logged. notifier: tells a service manager. put_back
     undoes may_end where the device goes on because it could not be saved; True: a file system is mounted.
 
     Returns 0 after an orderly end; CUT_OFF if something had to be cut off from its users; FAILED if the lane
@@ -278,11 +278,13 @@ class _Daemon:
                 self.order_end(reason)
 
     async def keep_image(self) -> None:
-        """Raises ZramfsError where the device cannot be saved into the image that it keeps, and has to go on."""
+        """Raises ZramfsError where the device cannot be saved into the image that it keeps, and has to go
+        on."""
         try:
             await self.device.kept_image.save()
         except ZramfsError:
-            if self.put_back and await run_in_thread(self.put_back):
+            put_back = self.put_back or (lambda: False)
+            if await run_in_thread(put_back):
                 await self.device.governor.take()
             raise
 

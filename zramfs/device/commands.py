@@ -48,8 +48,8 @@ class Command:
 
 @dataclass(frozen=True)
 class SaveArguments:
-    """path None: the file that the device keeps. rate: bytes a second, 0 = any. force: replace a file that is no
-    image."""
+    """path None: the file that the device keeps. rate: bytes a second, 0 = any. force: replace a file that
+    is no image."""
 
     path: Path | None = None
     rate: int = 0
@@ -190,8 +190,8 @@ COMMANDS = {
         Command("compressed_writeback", "on|off", "kept for scripts; data is written back compressed anyway",
                 _switch),
         Command("save", "[rate=SIZE] [force] PATH",
-                "save the device as it is now into a file; returns when it is there. Without PATH: where it is "
-                "kept", _save, optional=True),
+                "save the device as it is now into a file; returns when it is there. Without PATH: where it "
+                "is kept", _save, optional=True),
         Command("keep", "PATH|off", "file that the device is saved into at its end", _kept),
         Command("policy", "recompress|writeback KEY=VALUE...|off",
                 "recompress idle=AGE [algo=NAME]; writeback idle=AGE [limit=SIZE, in 24 hours]", _policy),

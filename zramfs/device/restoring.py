@@ -27,8 +27,8 @@ MOST_NAMED = 20  # ranges of lost pages in the log, each with a line
 def restore_image(store: Store, path: Path, *, whole: bool) -> RestoreStats:
     """Fills a new store. whole: a damaged image is refused. Blocks; holds no lock.
 
-    Raises ZramfsError: EINVAL for what is no image that this version reads, or one of a larger device; EIO for
-    a damaged one if it has to be whole; ENOSPC when its pages do not fit into the device's memory.
+    Raises ZramfsError: EINVAL for what is no image that this version reads, or one of a larger device; EIO
+    for a damaged one if it has to be whole; ENOSPC when its pages do not fit into the device's memory.
     """
     with ImageReader(path) as image:
         if image.head.disksize > store.disksize:
@@ -48,8 +48,9 @@ def restore_image(store: Store, path: Path, *, whole: bool) -> RestoreStats:
             tuple(image.damage))
         if whole and (stats.lost or stats.damage):
             raise ZramfsError(
-                errno.EIO, f"{path} is damaged ({_damage(stats, lost)}), and is left as it is: move it away to "
-                "begin with an empty RAM disk, or look at what is left with `zramfs create --restore FILE DIR`")
+                errno.EIO, f"{path} is damaged ({_damage(stats, lost)}), and is left as it is: move it away "
+                "to begin with an empty RAM disk, or look at what is left with `zramfs create --restore "
+                "FILE DIR`")
         _report(stats, lost)
     return stats
 
@@ -64,7 +65,7 @@ def _begin(store: Store, image: ImageReader) -> RestoreRun:
 
 
 def _codecs(algorithms: Sequence[SavedAlgorithm | None]) -> list[Codec | None]:
-    return [each and Codec(each.name, each.level, each.dictionary) for each in algorithms]
+    return [Codec(each.name, each.level, each.dictionary) if each else None for each in algorithms]
 
 
 def _fill(run: RestoreRun, image: ImageReader) -> list[tuple[int, int]]:

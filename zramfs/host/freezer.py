@@ -3,11 +3,10 @@
 
     python -m zramfs.host.freezer MOUNTPOINT DEVICE [thaw]
 
-Says `frozen` when it is, or `busy` if somebody else has frozen it, and thaws what it has frozen when stdin ends
-or a line comes, and in any case after LONGEST seconds. Its parent is the daemon that serves the file system's
-device: freezing waits for that, so the daemon cannot do it. If it dies, stdin ends. thaw: ends a freeze
-whoever made it, for a daemon whose freezer was killed.
-"""
+Says `frozen` when it is, or `busy` if somebody else has frozen it, and thaws what it has frozen when stdin
+ends or a line comes, and in any case after LONGEST seconds. Its parent is the daemon that serves the file
+system's device: freezing waits for that, so the daemon cannot do it. If it dies, stdin ends. thaw: ends a
+freeze whoever made it, for a daemon whose freezer was killed. """
 from __future__ import annotations
 
 import contextlib

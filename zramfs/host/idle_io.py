@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A thread whose I/O gets the disk when nobody else wants it, where the I/O scheduler knows priorities (bfq)."""
+"""A thread whose I/O gets the disk when nobody else wants it, where the I/O scheduler knows priorities
+(bfq)."""
 from __future__ import annotations
 
 import contextlib

@@ -13,9 +13,9 @@
                 bytes: the compressed object, the whole page, or the word that fills it
     trailer     where the second head begins, and how many parts there are
 
-A part has a sum of its own. One that is damaged costs its pages: the map says which they are. Parts are found by
-their magic and the number that the image drew by lot, so one without its header does not cost the next. Of a
-file that was cut off the first head is left, of one whose beginning is damaged the second.
+A part has a sum of its own. One that is damaged costs its pages: the map says which they are. Parts are
+found by their magic and the number that the image drew by lot, so one without its header does not cost the
+next. Of a file that was cut off the first head is left, of one whose beginning is damaged the second.
 
 All sums are CRC-32 (zlib's), begun with the image's number, so that a part of another image is not taken for
 one of this.
@@ -39,15 +39,15 @@ MAP_CHUNK = 8 + 64  # bytes
 MAX_ENTRIES = 16384  # of a part
 MAX_DATA = (1 << 20) + PAGE  # bytes of a part behind its directory
 
-# magic, version, page, id, disksize, pages, seconds since 1970, lengths and sums of algorithms and map, version
-# of zramfs; the sum of the block stands in its last 4 bytes.
+# magic, version, page, id, disksize, pages, seconds since 1970, lengths and sums of algorithms and map,
+# version of zramfs; the sum of the block stands in its last 4 bytes.
 _HEADER = struct.Struct("<8sII16sQQQIIQI32s")
 _ALGORITHM = struct.Struct("<16siI")
-_PART = struct.Struct("<8s16sIIIII")  # magic, id, number, pages, bytes of data, sum of these, sum of the header
+# Magic, id, number, pages, bytes of data, sum of directory and data, sum of the header.
+_PART = struct.Struct("<8s16sIIIII")
 _TRAILER = struct.Struct("<8s16sQQ")
 _SUM = struct.Struct("<I")
 PART_HEADER = _PART.size
-DEFAULT_LEVEL = -(1 << 31)
 
 
 def padded(nbytes: int) -> int:
@@ -63,8 +63,8 @@ class SavedAlgorithm:
 
 @dataclass(frozen=True)
 class Head:
-    """id: 16 bytes, drawn by lot. algorithms: by priority, None where there is none. chunks: the map. pages: how
-    many bits it has."""
+    """id: 16 bytes, drawn by lot. algorithms: by priority, None where there is none. chunks: the map. pages:
+    how many bits it has."""
 
     id: bytes
     disksize: int
@@ -129,9 +129,9 @@ def unpack_header(block: bytes) -> Header:
     text = writer.rstrip(b"\0").decode("ascii", "replace")
     if version != VERSION or page != PAGE:
         raise ValueError(
-            f"it has format {version} with pages of {page} bytes, written by zramfs {text}; this version reads "
-            f"format {VERSION} with pages of {PAGE} bytes")
-    header = Header(number, disksize, pages, created, *lengths, text)
+            f"it has format {version} with pages of {page} bytes, written by zramfs {text}; this version "
+            f"reads format {VERSION} with pages of {PAGE} bytes")
+    header = Header(number, disksize, pages, created, lengths[0], lengths[1], lengths[2], lengths[3], text)
     if (not 1 <= disksize <= MAX_DISKSIZE or disksize % PAGE or header.chunks_length % MAP_CHUNK
             or header.chunks_length // MAP_CHUNK > -(-disksize // (512 * PAGE))
             or header.algorithms_length > PRIORITIES * (_ALGORITHM.size + MAX_DICTIONARY)):
@@ -143,7 +143,8 @@ def pack_algorithms(algorithms: Sequence[SavedAlgorithm | None]) -> bytes:
     entries, dictionaries = [], []
     for each in algorithms:
         content = (each and each.dictionary) or b""
-        entries.append(_ALGORITHM.pack(each.name.encode() if each else b"", each.level if each else 0, len(content)))
+        name, level = (each.name.encode(), each.level) if each else (b"", 0)
+        entries.append(_ALGORITHM.pack(name, level, len(content)))
         dictionaries.append(content)
     return b"".join((*entries, *dictionaries))
 

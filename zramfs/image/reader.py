@@ -18,8 +18,8 @@ from .layout import Head
 
 
 class ImageReader:
-    """An open image. head: the first that is whole. damage: sentences about what is not as it was written, which
-    grow while the parts are read.
+    """An open image. head: the first that is whole. damage: sentences about what is not as it was written,
+    which grow while the parts are read.
 
     Raises ZramfsError: EINVAL for what is no image that this version reads, with the reason; ENOENT and what
     else open(2) says.

@@ -16,17 +16,17 @@ from . import layout
 from .layout import Head
 
 ENDING = ".tmp"
-# Bytes after which the disk gets what was written: so the page cache is not filled with what nobody reads, and
-# the last fsync is short. (A guess; with 4 MiB and 64 MiB a save of 300 MiB took the same time.)
+# Bytes after which the disk gets what was written: so the page cache is not filled with what nobody reads,
+# and the last fsync is short. (A guess.)
 FLUSH = 16 << 20
 
 
 class ImageWriter:
-    """In this order: head(), part() for each part, commit(). close() in any case: without commit() the file that
-    was there before stays, and nothing else is left.
+    """In this order: head(), part() for each part, commit(). close() in any case: without commit() the file
+    that was there before stays, and nothing else is left.
 
-    force: replace a file that is no image. Raises ZramfsError: EEXIST for such a file without force, EBUSY while
-    another save writes there, ENOSPC and what else the file system says.
+    force: replace a file that is no image. Raises ZramfsError: EEXIST for such a file without force, EBUSY
+    while another save writes there, ENOSPC and what else the file system says.
     """
 
     def __init__(self, path: Path, *, force: bool = False) -> None:
@@ -82,8 +82,8 @@ class ImageWriter:
                 seen = os.fstat(fd)
                 if not stat.S_ISREG(seen.st_mode) or seen.st_uid != os.geteuid() or seen.st_nlink > 1:
                     raise ZramfsError(
-                        errno.EEXIST, f"{self.path}{ENDING} is in the way: expected no such file, or one that "
-                        "a save has left; remove it")
+                        errno.EEXIST, f"{self.path}{ENDING} is in the way: expected no such file, or one "
+                        "that a save has left; remove it")
                 if self._is_still(seen):
                     os.fchmod(fd, 0o600)
                     os.ftruncate(fd, 0)

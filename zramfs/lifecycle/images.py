@@ -31,7 +31,9 @@ def with_image(config: DeviceConfig) -> DeviceConfig:
         return replace(config, size=max(config.size, image.head.disksize))
 
 
-def with_kept(config: DeviceConfig, on_top: Top, say: Callable[[str], None]) -> tuple[DeviceConfig, Top]:
+def with_kept(
+    config: DeviceConfig, on_top: Top, say: Callable[[str], None]
+) -> tuple[DeviceConfig, Top]:
     """Of a RAM disk that keeps an image: the image, if there is one, takes the place of a new file system.
     Raises ZramfsError: ENOENT for a missing directory."""
     keep = config.keep
@@ -44,7 +46,8 @@ def with_kept(config: DeviceConfig, on_top: Top, say: Callable[[str], None]) -> 
             return config, on_top
     found = with_image(replace(config, restore=keep))
     if found.size != config.size:
-        say(f"note: {keep} has {format_size(found.size)}, and so has the device, not {format_size(config.size)}")
+        say(f"note: {keep} has {format_size(found.size)}, and so has the device, not "
+            f"{format_size(config.size)}")
     return found, replace(on_top, is_there=True)
 
 
@@ -64,9 +67,9 @@ def save_before_end(state: State, *, force: bool, say: Callable[[str], None] | N
         reason = os.strerror(error.errno or errno.EIO)
         if not force:
             raise ZramfsError(
-                error.errno or errno.EIO, f"{state.where} could not be saved to {state.keep}: {reason} (the log "
-                "says more), so it goes on. Make room there and stop it again, or stop it with --force, which "
-                "loses what was written since the last save") from None
+                error.errno or errno.EIO, f"{state.where} could not be saved to {state.keep}: {reason} (the "
+                "log says more), so it goes on. Make room there and stop it again, or stop it with --force, "
+                "which loses what was written since the last save") from None
         if say:
             say(f"warning: {state.where} could not be saved to {state.keep}: {reason}; it ends all the same")
         ramdisk.send_command(tree, "keep=off")

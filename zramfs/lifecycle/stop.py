@@ -49,9 +49,9 @@ Say = Callable[[str], None]
 def stop_device(old: Rundir, say: Say, *, force: bool = False) -> None:
     """Takes a device down: file system or swap area, loop device, daemon, mounts, run directory.
 
-    Changes nothing when something is in use. force: ends a swap area even if memory may not take what
-    is in it, and a RAM disk even if it cannot be saved. A device in another mount namespace is taken down from within it. Raises ZramfsError: EBUSY with
-    what uses it, ENOMEM.
+    Changes nothing when something is in use. force: ends a swap area even if memory may not take what is in
+    it, and a RAM disk even if it cannot be saved. A device in another mount namespace is taken down from
+    within it. Raises ZramfsError: EBUSY with what uses it, ENOMEM.
     """
     # Whoever stands in the device when he calls this would be its own obstacle.
     os.chdir("/")

@@ -196,9 +196,9 @@ class CompactorStats:
 
 @dataclass(frozen=True)
 class SaveStats:
-    """path, pages, taken, kept, lost, written: of the save that runs, or of the last one. kept: pages that were
-    overwritten before their turn; lost: that could not be read. written: bytes. saved_at: seconds since 1970 of
-    the last one that succeeded."""
+    """path, pages, taken, kept, lost, written: of the save that runs, or of the last one. kept: pages that
+    were overwritten before their turn; lost: that could not be read. written: bytes. saved_at: seconds since
+    1970 of the last one that succeeded."""
 
     is_running: bool = False
     path: str = ""
@@ -215,8 +215,8 @@ class SaveStats:
 
 @dataclass(frozen=True)
 class RestoreStats:
-    """The image that a device was filled from. created: seconds since 1970. lost: of its pages. damage: what of
-    it was not as it was written."""
+    """The image that a device was filled from. created: seconds since 1970. lost: of its pages. damage: what
+    of it was not as it was written."""
 
     path: str
     created: int

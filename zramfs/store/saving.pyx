@@ -16,7 +16,7 @@ Two bits for each slot decide what is still to do:
     used      the slot had a page at the instant
     settled   nothing is left to do: the page has been taken, or the slot was empty at the instant
 Three steps: start() is the instant. scan() looks through the table and marks what is used; after that the list
-of pages is final. fill() takes the pages, in parts of about 1 MiB.
+of pages is final. fill() takes the pages, in parts of about 256 KiB.
 
 What is kept of pages that change before their turn lies in two buffers: writers fill one while the save
 empties the other. The writer that finds no room waits with nothing locked but its chunk pin, at most PATIENCE,
@@ -39,7 +39,8 @@ from zramfs.store.store cimport Store
 
 cdef enum:
     PART_ENTRIES = 16384        # of a part: 128 KiB of directory
-    PART_BYTES = 1 << 20        # and of its data, before the page that goes beyond
+    # And of its data, before the page that goes beyond. A bad sector costs a part.
+    PART_BYTES = 256 << 10
     CHUNK_WORDS = CHUNK_SLOTS // 64     # of a chunk in used and settled
     LOOK_SLOTS = 2048           # scanned between two looks at the clock, about 4 us
     # Of one side. A disk of 100 MiB/s takes it in 80 ms, so a writer waits no longer than that; the slowest

@@ -347,10 +347,12 @@ TABLE = (
            lambda f: f.governor.freezes),
     # saves
     Metric(COUNTER, "saves", "Saves of the device into an image, by result.",
-           lambda f: _by(("saved", "failed"), (f.device.save.saves, f.device.save.failures)), labels=("result",)),
+           lambda f: _by(("saved", "failed"), (f.device.save.saves, f.device.save.failures)),
+           labels=("result",)),
     Metric(GAUGE, "save_running", "1 while a save runs.", lambda f: int(f.device.save.is_running)),
     Metric(GAUGE, "save_pages", "Pages of the save that runs, or of the last one.",
-           lambda f: _by(("all", "taken", "kept"), (f.device.save.pages, f.device.save.taken, f.device.save.kept)),
+           lambda f: _by(("all", "taken", "kept"), (
+               f.device.save.pages, f.device.save.taken, f.device.save.kept)),
            labels=("kind",)),
     Metric(GAUGE, "saved_timestamp_seconds", "When the last save ended, 0 before the first.",
            lambda f: f.device.save.saved_at or 0, "seconds"),
