@@ -2,9 +2,9 @@
 # No locks of its own: the store is new, and no other thread knows it yet.
 """A new store filled with the pages of an image, which may be damaged or made by an enemy.
 
-An object goes in as it is where the store has an algorithm that reads it, else it is compressed anew. Each one
-is decompressed before it counts as restored. What the image should have and does not, or not so that it can be
-read, is lost (slot_lost()): reading that page is EIO until it is written or discarded.
+An object goes in as it is where the store has an algorithm that reads it, else it is compressed anew. Each
+one is decompressed before it counts as restored. What the image should have and does not, or not so that it
+can be read, is lost (slot_lost()): reading that page is EIO until it is written or discarded.
 """
 cimport cython
 from libc.errno cimport EINVAL, EIO, ENOSPC
@@ -60,7 +60,8 @@ cdef bint entry_is_sound(restoring_t* run, uint64_t entry) noexcept nogil:
             or kind == IMAGE_LOST and size == 0)
 
 
-cdef bint part_is_sound(restoring_t* run, const uint64_t* entries, uint64_t count, uint64_t nbytes) noexcept nogil:
+cdef bint part_is_sound(restoring_t* run, const uint64_t* entries, uint64_t count,
+                        uint64_t nbytes) noexcept nogil:
     cdef uint64_t i, total = 0
     for i in range(count):
         if not entry_is_sound(run, entries[i]):
@@ -150,8 +151,8 @@ cdef int slot_lose(store_t* st, uint64_t slot) noexcept nogil:
 @cython.no_gc_clear
 @cython.final
 cdef class RestoreRun:
-    """store: a new one, of at least the size of the image, that nobody uses. codecs: the image's, by priority,
-    None where it has none. chunks: which pages it has, as SaveRun.chunks() says it.
+    """store: a new one, of at least the size of the image, that nobody uses. codecs: the image's, by
+    priority, None where it has none. chunks: which pages it has, as SaveRun.chunks() says it.
 
     Raises ValueError for chunks that no image has, or beyond the end; MemoryError.
     """

@@ -6,21 +6,21 @@
 #   but for side[active], which lock guards.
 """The pages of a store as they were at one instant, while it is in use.
 
-The instant is one store of store_t.saving. Whoever replaces or frees a page looks at it under the slot's lock
-(slot_lock_to_change()). Who sees 0 has changed the page before the instant; who sees 1 changes it after that,
-and hands what the slot named to the save first. The looks of one thread, and of threads that wait for each
-other, see the 0s before the 1s. So the changes before the instant are a prefix of all. A request that is under
-way at the instant may be split, as by a power cut.
+The instant is one store of store_t.saving. A thread that replaces or frees a page looks at it under the
+slot's lock (slot_lock_to_change()). If it sees 0, it changes the page before the instant. If it sees 1, it
+changes the page after that, and hands what the slot named to the save first. One thread, or threads that wait
+for each other, see no 0 after a 1. So the changes before the instant are a prefix of all. A request that is
+under way at the instant may be split, as by a power cut.
 
 Two bits for each slot decide what is still to do:
     used      the slot had a page at the instant
     settled   nothing is left to do: the page has been taken, or the slot was empty at the instant
-Three steps: start() is the instant. scan() looks through the table and marks what is used; after that the list
-of pages is final. fill() takes the pages, in parts of about 256 KiB.
+Three steps: start() is the instant. scan() looks through the table and marks what is used; after that the
+list of pages is final. fill() takes the pages, in parts of about 256 KiB.
 
 What is kept of pages that change before their turn lies in two buffers: writers fill one while the save
-empties the other. The writer that finds no room waits with nothing locked but its chunk pin, at most PATIENCE,
-and then the save has failed: the writer goes on, and no page is kept any more. Recompression, write-back and
+empties the other. A writer that finds no room waits with nothing locked but its chunk pin, at most PATIENCE.
+Then the save has failed: the writer goes on, and no page is kept any more. Recompression, write-back and
 compaction move a page and do not change it, so they keep nothing. Of a page that was written back its blocks
 are kept from reuse, until the save has read them.
 """
@@ -94,7 +94,8 @@ cdef inline void set_bit(uint64_t* bits, uint64_t slot) noexcept nogil:
 
 # ---- one page -----------------------------------------------------------------------------------
 
-cdef uint64_t page_take(store_t* st, uint64_t slot, uint64_t v, uint8_t* dst, uint8_t* scratch) noexcept nogil:
+cdef uint64_t page_take(store_t* st, uint64_t slot, uint64_t v, uint8_t* dst,
+                        uint8_t* scratch) noexcept nogil:
     """The entry of a locked slot, and its bytes to dst, which has room for a page. scratch may be dst."""
     cdef uint32_t kind = slot_type(v), size = 0
     cdef const uint8_t* p
@@ -131,7 +132,9 @@ cdef uint64_t back_take(saving_t* run, uint64_t slot, uint64_t v, uint8_t* dst) 
     backing_unpin(run.st.backing, v)
     if p == NULL:
         return image_entry(slot, IMAGE_LOST, 0, 0)
-    return image_entry(slot, IMAGE_RAW if size == PAGE else IMAGE_OBJECT, slot_prio(v) if size != PAGE else 0, size)
+    if size == PAGE:
+        return image_entry(slot, IMAGE_RAW, 0, size)
+    return image_entry(slot, IMAGE_OBJECT, slot_prio(v), size)
 
 
 # ---- the writers' part -------------------------------------------------------------------------------
@@ -394,8 +397,9 @@ cdef void saving_end(saving_t* run) noexcept nogil:
 @cython.final
 cdef class SaveRun:
     """One save of a store, in this order: start(), scan() until it answers False, chunks(), then fill() and
-    take() until `done`, and in any case finish(), before the store is closed. Each gives the GIL up and may be
-    called in another thread than the last one. It takes 2 bits for each page of the device's size and 17 MiB.
+    take() until `done`, and in any case finish(), before the store is closed. Each gives the GIL up and may
+    be called in another thread than the last one. It takes 2 bits for each page of the device's size and
+    17 MiB.
 
     Raises ValueError for a store with a reserve (swap), OSError(EBUSY) beside another save, MemoryError.
     """
@@ -426,8 +430,8 @@ cdef class SaveRun:
         self.store.check_range(0, 0)
         if load32(&self.run.failed):
             raise OSError(
-                ENOSPC, "pages were overwritten faster than they could be saved, and there was no more room to "
-                "keep what they held: save to a faster disk, or while less is written")
+                ENOSPC, "pages were overwritten faster than they could be saved, and there was no more room "
+                "to keep what they held: save to a faster disk, or while less is written")
         return 0
 
     def start(self):
