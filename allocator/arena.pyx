@@ -5,9 +5,10 @@
 Its making and its end, its statistics, and the class Arena for Python. How frames are taken and given
 back is in buddy.pyx, how they get their memory in populate.pyx.
 """
-from libc.errno cimport ENOMEM
+from libc.errno cimport EINVAL, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memset
 
 from allocator.buddy cimport arena_alloc_block, arena_free_block
 from allocator.frames cimport arena_t, frame_ptr
@@ -16,17 +17,22 @@ from allocator.prim cimport *
 
 from allocator.stats import ArenaStats
 
-# Frame numbers have 32 bits and NONE32 is taken: 16 TiB less one pageblock.
-MAX_PAGEBLOCKS = (1 << 23) - 1
+cdef enum:
+    # Frame numbers have 32 bits and NONE32 is taken: 16 TiB less one pageblock.
+    MAX_BLOCKS = (1 << 23) - 1
+    ARRAYS = 8 * 8          # bytes of the superblock that say where the arrays lie, from user_off on
+
+MAX_PAGEBLOCKS = MAX_BLOCKS
 
 
 cdef void superblock_fill(superblock_t* sb, uint64_t user_size, uint64_t nr_pageblocks) noexcept nogil:
     """Where each array lies: one behind the other, the frames from a multiple of 2 MiB on."""
     cdef uint64_t nr_frames = nr_pageblocks * PAGEBLOCK_FRAMES
+    memset(sb, 0, sizeof(superblock_t))
     sb.magic = SUPERBLOCK_MAGIC
     sb.version = LAYOUT_VERSION
-    sb.chain_max = 0
-    sb.user_off = FRAME_SIZE
+    sb.note_off = FRAME_SIZE
+    sb.user_off = sb.note_off + NR_NOTES * 2 * NOTE_HALF
     sb.user_size = round_up(user_size, FRAME_SIZE)
     sb.pageblock_off = sb.user_off + sb.user_size
     sb.page_off = round_up(sb.pageblock_off + nr_pageblocks * sizeof(pageblock_desc_t), FRAME_SIZE)
@@ -36,24 +42,45 @@ cdef void superblock_fill(superblock_t* sb, uint64_t user_size, uint64_t nr_page
     sb.file_size = sb.frames_off + nr_pageblocks * PAGEBLOCK_SIZE
 
 
-cdef int arena_map(arena_t* a, const superblock_t* sb) noexcept nogil:
-    """Makes the memory file, maps it and writes its superblock: 0, or -ENOMEM and nothing is left."""
+cdef int superblock_read(int fd, superblock_t* sb) noexcept nogil:
+    """Of a file that another process has left: 0, or -EINVAL for one whose arrays lie elsewhere than this
+    build puts them."""
+    cdef superblock_t ours
+    if pread(fd, sb, sizeof(sb[0]), 0) != sizeof(sb[0]):
+        return -EINVAL
+    if (sb.magic != SUPERBLOCK_MAGIC or sb.version != LAYOUT_VERSION or sb.nr_pageblocks == 0
+            or sb.nr_pageblocks > <uint64_t>MAX_BLOCKS or sb.user_size >> 46 != 0):
+        return -EINVAL
+    superblock_fill(&ours, sb.user_size, sb.nr_pageblocks)
+    if memcmp(&ours.user_off, &sb.user_off, ARRAYS) != 0:
+        return -EINVAL
+    if (sb.chain_max > CHAIN_MAX or sb.fresh > sb.described or sb.described > sb.nr_pageblocks
+            or sb.next_number > sb.nr_pageblocks * PAGEBLOCK_FRAMES
+            or lseek(fd, 0, SEEK_END) != <int64_t>sb.file_size):
+        return -EINVAL
+    return 0
+
+
+cdef int arena_map(arena_t* a, const superblock_t* sb, bint made) noexcept nogil:
+    """Maps the memory file a.fd. made: it is an empty one, which gets its size and its superblock. 0, or
+    -ENOMEM."""
     cdef void* base
-    a.fd = memfd_create(b"zramfs", MFD_CLOEXEC)
-    if a.fd < 0:
+    # Cut first: a process may have been killed here before the magic was stored.
+    if made and (ftruncate(a.fd, 0) != 0 or ftruncate(a.fd, <int64_t>sb.file_size) != 0):
         return -ENOMEM
-    base = map_sparse(sb.file_size, a.fd) if ftruncate(a.fd, <int64_t>sb.file_size) == 0 else NULL
+    base = map_sparse(sb.file_size, a.fd)
     if base == NULL or try_populate(base, sizeof(superblock_t)) != 0:
         if base != NULL:
             munmap(base, sb.file_size)
-        close(a.fd)
         return -ENOMEM
     # A core dump must not carry what users stored.
     madvise(base, sb.file_size, MADV_DONTDUMP)
     a.base = <uint8_t*>base
     a.file_size = sb.file_size
     a.sb = <superblock_t*>base
-    a.sb[0] = sb[0]
+    if made:
+        memcpy(&a.sb.version, &sb.version, sizeof(sb[0]) - sizeof(sb.magic))
+        store64(&a.sb.magic, sb.magic)
     a.user = a.base + sb.user_off
     a.pageblocks = <pageblock_desc_t*>(a.base + sb.pageblock_off)
     a.pages = <page_desc_t*>(a.base + sb.page_off)
@@ -68,23 +95,40 @@ cdef int arena_map(arena_t* a, const superblock_t* sb) noexcept nogil:
     return 0
 
 
-cdef arena_t* arena_new(uint64_t user_size, uint64_t nr_pageblocks) noexcept nogil:
-    """NULL if the memory file or its mapping can't be had. An arena costs a few pages of memory however
-    large it is: everything else appears when it is first used."""
-    cdef arena_t* a = <arena_t*>calloc(1, sizeof(arena_t))
+cdef arena_t* arena_new(uint64_t user_size, uint64_t nr_pageblocks, int fd, int* err) noexcept nogil:
+    """An arena costs a few pages of memory however large it is: everything else appears when it is first
+    used."""
     cdef superblock_t sb
+    superblock_fill(&sb, user_size, nr_pageblocks)
+    return arena_open(&sb, fd, True, err)
+
+
+cdef arena_t* arena_adopt(int fd, int* err) noexcept nogil:
+    cdef superblock_t sb
+    err[0] = superblock_read(fd, &sb)
+    return arena_open(&sb, fd, False, err) if err[0] == 0 else NULL
+
+
+cdef arena_t* arena_open(const superblock_t* sb, int fd, bint made, int* err) noexcept nogil:
+    cdef arena_t* a = <arena_t*>calloc(1, sizeof(arena_t))
     cdef int order
+    err[0] = -ENOMEM
     if a == NULL:
         return NULL
-    superblock_fill(&sb, user_size, nr_pageblocks)
-    if arena_map(a, &sb) != 0:
+    a.lent = fd >= 0
+    a.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0) if a.lent else memfd_create(b"zramfs", MFD_CLOEXEC)
+    if a.fd < 0 or arena_map(a, sb, made) != 0:
+        if a.fd >= 0:
+            close(a.fd)
         free(a)
         return NULL
+    err[0] = 0
     for order in range(NR_ORDERS):
         a.free_head[0][order] = NONE32
         a.free_head[1][order] = NONE32
     a.returned = NONE32
     a.ready = NONE32
+    a.left_frames = NONE32
     sem_init(&a.filler_wake, 0, 0)
     short_mutex_init(&a.lock)
     short_mutex_init(&a.populate_lock)
@@ -104,17 +148,39 @@ cdef void arena_delete(arena_t* a) noexcept nogil:
     free(a)
 
 
+cdef bint is_made(int fd) noexcept nogil:
+    """Whether a memory file holds an arena, of whatever layout: not an empty file, and not one whose making
+    was cut short."""
+    cdef uint64_t magic = 0
+    return pread(fd, &magic, sizeof(magic), 0) == sizeof(magic) and magic == SUPERBLOCK_MAGIC
+
+
 cdef class Arena:
     """Page frames of 4096 bytes in one memory file.
 
     user_size: bytes of the user region, 0 to 2^46 - 1, which the arena keeps for its user and does not
     look at. nr_pageblocks: blocks of 2 MiB that it may hand out at most, 1 to MAX_PAGEBLOCKS. A large arena
     costs nothing until it is used. As a context manager it is closed at the end.
-    Raises ValueError for sizes out of range and MemoryError when the system gives no address space.
+    fd: an empty memory file to lie in, of which the arena keeps a duplicate; -1 = one of its own. In a file
+    that another process holds open too, the arena outlives this process: see adopt().
+    Raises ValueError for sizes out of range or a file that is not empty, and MemoryError when the system
+    gives no address space.
     """
 
-    def __cinit__(self, user_size, nr_pageblocks):
+    def __cinit__(self, user_size, nr_pageblocks, int fd=-1):
         cdef uint64_t user, blocks
+        cdef int err = 0
+        if user_size is None:
+            with nogil:
+                self.a = arena_adopt(fd, &err)
+            if err == -EINVAL:
+                raise ValueError(
+                    f"expected a memory file with layout {LAYOUT_VERSION}, got {superblock_shown(fd)}")
+            if self.a == NULL:
+                raise MemoryError("the memory file can't be mapped: see `ulimit -v`")
+            return
+        if fd >= 0 and is_made(fd):
+            raise ValueError("an empty memory file expected, got one that can be adopted")
         if not 0 <= user_size < 1 << 46:
             raise ValueError(f"user region of 0 to 64 TiB expected, got {user_size} bytes")
         if not 1 <= nr_pageblocks <= MAX_PAGEBLOCKS:
@@ -122,7 +188,7 @@ cdef class Arena:
         user = user_size
         blocks = nr_pageblocks
         with nogil:
-            self.a = arena_new(user, blocks)
+            self.a = arena_new(user, blocks, fd, &err)
         if self.a == NULL:
             raise MemoryError(
                 f"no memory file with {nr_pageblocks} pageblocks of 2 MiB could be mapped; "
@@ -132,6 +198,13 @@ cdef class Arena:
     def __dealloc__(self):
         # A reserve that still ran would have kept this object alive.
         arena_delete(self.a)
+
+    @staticmethod
+    def adopt(fd):
+        """The arena that another process has left in a memory file, of which a duplicate is kept. Until
+        recovery (allocator/recovery.pyx) nothing in it may be used but the notes. Raises ValueError for
+        another file or layout."""
+        return Arena(None, None, fd)
 
     def __enter__(self):
         self.open()
@@ -150,13 +223,41 @@ cdef class Arena:
     def close(self):
         """Gives all memory back. No other call may be under way on the arena or on what was made on it;
         later calls raise ValueError. A second close() does nothing. Raises ValueError for an arena whose
-        reserve is not closed."""
+        reserve is not closed. A memory file that was given to the arena is empty afterwards."""
         cdef arena_t* a = self.a
         if a != NULL and load64(&a.ready_target) != 0:
             raise ValueError("the arena has a reserve, whose thread works on it: close the reserve first")
         self.a = NULL
         with nogil:
+            if a != NULL and a.lent:
+                ftruncate(a.fd, 0)
             arena_delete(a)
+
+    @property
+    def current(self):
+        """Whether the memory file still has the arena that was adopted, or another one of the same shape."""
+        cdef arena_t* a = self.open()
+        cdef superblock_t sb
+        return superblock_read(a.fd, &sb) == 0 and sb.file_size == a.file_size
+
+    def map_resident(self):
+        """Makes page tables for what the memory file holds, so that recovery has no page faults, and answers
+        how many bytes that are. For a process that waits to adopt the arena, again and again. It changes
+        nothing and touches nothing, so another process may be at work. Raises OSError when the memory is
+        refused."""
+        cdef arena_t* a = self.open()
+        cdef int64_t mapped
+        with nogil:
+            mapped = arena_map_resident(a)
+        if mapped < 0:
+            raise OSError(<int>-mapped, "the memory of the page tables is refused")
+        return mapped
+
+    def leave(self):
+        """As close(), but the memory file stays as it is, for whoever holds it and adopts the arena."""
+        cdef arena_t* a = self.a
+        self.a = NULL
+        arena_delete(a)
 
     cdef arena_t* open(self) except NULL:
         if self.a == NULL:
@@ -216,6 +317,34 @@ cdef class Arena:
         """The descriptor of the memory file, which stays the arena's."""
         return self.open().fd
 
+    def note(self, number):
+        """The bytes of a note, 0 to NR_NOTES - 1; b"" before it is set."""
+        cdef arena_t* a = self.open()
+        cdef uint64_t word
+        if not 0 <= number < NR_NOTES:
+            raise ValueError(f"a note of 0 to {NR_NOTES - 1} expected, got {number}")
+        word = load64(&a.sb.note[<int>number])
+        if word >> 1 > NOTE_HALF:
+            raise ValueError(f"note {number} is damaged: it says that it has {word >> 1} bytes")
+        return (<const char*>note_half(a, number, word & 1))[:word >> 1]
+
+    def set_note(self, number, bytes content not None):
+        """Replaces a note by at most NOTE_HALF bytes (5 MiB), in one step: whoever adopts the arena finds the
+        old one or the new one. One thread at a time. Raises ValueError, and MemoryError when the system
+        refuses the memory."""
+        cdef arena_t* a = self.open()
+        cdef uint64_t n = len(content), half
+        cdef char* to
+        if not 0 <= number < NR_NOTES or n > NOTE_HALF:
+            raise ValueError(
+                f"at most {NOTE_HALF} bytes of note 0 to {NR_NOTES - 1} expected, got {n} of {number}")
+        half = ~load64(&a.sb.note[<int>number]) & 1
+        to = note_half(a, number, half)
+        if n and try_populate(to, n) != 0:
+            raise MemoryError(f"the system refuses {n} bytes of the memory file")
+        memcpy(to, <const char*>content, n)
+        store64(&a.sb.note[<int>number], n << 1 | half)
+
     def buddyinfo(self):
         """The number of free blocks of each order, 0 to 9. Order 9 counts whole pageblocks: given back to
         the system, or in the reserve."""
@@ -224,6 +353,35 @@ cdef class Arena:
     def stats(self):
         """ArenaStats of this moment."""
         return arena_stats(self.open())
+
+
+cdef int64_t arena_map_resident(arena_t* a) noexcept nogil:
+    """Bytes, or -ENOMEM. A file that is cut meanwhile is no error."""
+    cdef int64_t at = 0, end, mapped = 0
+    while True:
+        at = lseek(a.fd, at, SEEK_DATA)
+        if at < 0 or <uint64_t>at >= a.file_size:
+            return mapped
+        end = min(lseek(a.fd, at, SEEK_HOLE), <int64_t>a.file_size)
+        if end <= at:
+            return mapped
+        if try_map(a.base + at, <size_t>(end - at)) != 0:
+            return -ENOMEM
+        mapped += end - at
+        at = end
+
+
+cdef char* note_half(arena_t* a, uint64_t number, uint64_t half) noexcept nogil:
+    return <char*>a.base + a.sb.note_off + (number * 2 + half) * NOTE_HALF
+
+
+cdef str superblock_shown(int fd):
+    cdef superblock_t sb
+    if pread(fd, &sb, sizeof(sb), 0) != sizeof(sb) or sb.magic != SUPERBLOCK_MAGIC:
+        return "something else"
+    if sb.version != LAYOUT_VERSION:
+        return f"layout {sb.version}: the version of zramfs that made it can read it"
+    return "a damaged superblock"
 
 
 cdef tuple arena_buddyinfo(arena_t* a):
@@ -244,10 +402,10 @@ cdef object arena_stats(arena_t* a):
     reserved = peek64(&a.reserved)
     used = a.frames_used
     blocks = a.pageblocks_in_use
-    returned = a.bytes_returned
-    errors = a.punch_errors
+    returned = a.sb.bytes_returned
+    errors = a.sb.punch_errors
     ready = a.nr_ready
-    misses = peek64(&a.reserve_misses)
+    misses = peek64(&a.sb.reserve_misses)
     pthread_mutex_unlock(&a.lock)
     return ArenaStats(
         frames_used=used,
@@ -260,5 +418,5 @@ cdef object arena_stats(arena_t* a):
         reserve=ready * PAGEBLOCK_SIZE,
         reserve_target=peek64(&a.ready_target) * PAGEBLOCK_SIZE,
         reserve_misses=misses,
-        refused=peek64(&a.refused),
+        refused=peek64(&a.sb.refused),
     )

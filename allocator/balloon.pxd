@@ -22,4 +22,3 @@ cdef class Balloon:
     cdef readonly Arena arena
     cdef balloon_t b
     cdef bint registered
-    cdef readonly object target     # pages

@@ -10,14 +10,17 @@ from .stats import BalloonStats
 class Balloon:
     """Takes frames out of an arena so that the host has their memory, and gives them back.
 
-    Any thread may call it, and the arena's users go on meanwhile. Raises ValueError for an arena that has
-    a balloon already: it takes one at a time.
+    Any thread may call it, and the arena's users go on meanwhile. In an arena that was recovered it begins
+    with the frames and the target that the last balloon had. Raises ValueError for an arena that has a
+    balloon already: it takes one at a time.
     """
 
     @property
     def arena(self) -> Arena: ...
     @property
-    def target(self) -> int: ...
+    def target(self) -> int:
+        """Pages that the balloon shall hold."""
+
     def __new__(cls, arena: Arena) -> Self: ...
 
     def set_target(self, pages: int) -> None:

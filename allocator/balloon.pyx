@@ -96,6 +96,19 @@ cdef uint32_t balloon_inflate(balloon_t* b, uint32_t n) noexcept nogil:
     return done
 
 
+cdef void balloon_take_left(balloon_t* b) noexcept nogil:
+    """The frames that recovery has found in the arena, which counts them already."""
+    cdef uint32_t frame
+    b.head = b.arena.left_frames
+    b.pages = b.arena.nr_left
+    b.arena.left_frames = NONE32
+    b.arena.nr_left = 0
+    frame = b.head
+    while frame != NONE32:
+        b.arena.pages[frame].ref = LISTED
+        frame = b.arena.pages[frame].next
+
+
 cdef uint32_t balloon_pop(balloon_t* b) noexcept nogil:
     """A frame that is off the list, and so can't be isolated any more; NONE32 if none is listed."""
     cdef uint32_t frame
@@ -132,14 +145,14 @@ cdef uint32_t balloon_deflate(balloon_t* b, uint32_t n) noexcept nogil:
 cdef class Balloon:
     """Takes frames out of an arena so that the host has their memory, and gives them back.
 
-    Any thread may call it, and the arena's users go on meanwhile. Raises ValueError for an arena that has
-    a balloon already: it takes one at a time.
+    Any thread may call it, and the arena's users go on meanwhile. In an arena that was recovered it begins
+    with the frames and the target that the last balloon had. Raises ValueError for an arena that has a
+    balloon already: it takes one at a time.
     """
 
     def __cinit__(self, Arena arena not None):
         cdef page_owner_t owner
         self.arena = arena
-        self.target = 0
         self.b.arena = arena.open()
         self.b.head = NONE32
         pthread_mutex_init(&self.b.lock, NULL)
@@ -150,11 +163,13 @@ cdef class Balloon:
         self.registered = owner_register(self.b.arena, OWNER_BALLOON, &owner)
         if not self.registered:
             raise ValueError("this arena has a balloon already")
+        balloon_take_left(&self.b)
 
     def __dealloc__(self):
         if self.registered and self.arena.a != NULL:
             with nogil:
                 owner_unregister(self.b.arena, OWNER_BALLOON)
+                self.b.arena.sb.balloon_target = 0
                 balloon_deflate(&self.b, NONE32)
         pthread_mutex_destroy(&self.b.lock)
 
@@ -164,13 +179,18 @@ cdef class Balloon:
         now = self.stats()
         return f"<Balloon of {now.pages} pages, target {now.target}>"
 
+    @property
+    def target(self):
+        """Pages that the balloon shall hold."""
+        return self.arena.open().sb.balloon_target
+
     def set_target(self, pages):
         """The number of pages of 4096 bytes that the balloon shall hold; adjust() works towards it. Raises
         ValueError for more than the arena has."""
         cdef arena_t* a = self.arena.open()
         if not 0 <= pages <= a.nr_frames:
             raise ValueError(f"a target of 0 to {a.nr_frames} pages expected, got {pages}")
-        self.target = pages
+        a.sb.balloon_target = pages
 
     def adjust(self, most, room=None):
         """One step of at most `most` pages towards the target. room: how many frames it may take at most,

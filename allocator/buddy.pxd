@@ -23,3 +23,6 @@ cdef void arena_add_ready(arena_t* a, uint32_t pb) noexcept nogil
 cdef void arena_punch(arena_t* a, uint32_t pb, uint64_t held) noexcept nogil
 # The same of one that has just become free: with a reserve it goes there.
 cdef void arena_return_pageblock(arena_t* a, uint32_t pb) noexcept nogil
+# For recovery: puts a free block that is in no list into one, merged with its free buddies. NONE32, or the
+# number of its pageblock if that is whole and free now, and in no list.
+cdef uint32_t block_merge_locked(arena_t* a, uint32_t frame, int order) noexcept nogil

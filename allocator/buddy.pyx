@@ -32,17 +32,18 @@ cdef uint32_t take_whole_locked(arena_t* a, bint from_ready) noexcept nogil:
     NONE32."""
     cdef uint32_t pb = pageblock_stack_pop(a.pageblocks, &a.ready if from_ready else &a.returned)
     if pb == NONE32:
-        if from_ready or a.fresh == a.described:
+        if from_ready or a.sb.fresh == a.sb.described:
             return NONE32
-        a.fresh += 1
-        return a.fresh - 1
-    if from_ready:
+        a.sb.fresh += 1
+        pb = a.sb.fresh - 1
+    elif from_ready:
         store64(&a.nr_ready, a.nr_ready - 1)
     else:
         a.nr_returned -= 1
     # What failed in its last life says nothing about this one.
     a.pageblocks[pb].skip = 0
     a.pageblocks[pb].defer = 0
+    a.pageblocks[pb].flags = PB_HELD
     return pb
 
 
@@ -82,7 +83,7 @@ cdef uint32_t block_alloc_locked(arena_t* a, int order, uint8_t owner, uint32_t 
     else:
         pb = take_pageblock_locked(a)
         if pb == NONE32:
-            if peek64(&a.ready_target) == 0 and a.fresh == a.nr_pageblocks:
+            if peek64(&a.ready_target) == 0 and a.sb.fresh == a.nr_pageblocks:
                 return NONE32
             # The same allocation, to fault injection, as when it is tried again.
             a.fail_after += a.fail_after != 0
@@ -108,7 +109,7 @@ cdef uint32_t block_merge_locked(arena_t* a, uint32_t frame, int order) noexcept
     if order < PAGEBLOCK_ORDER or a.pageblocks[pb].flags & PB_ISOLATED:
         free_list_push_locked(a, frame, order)
         return NONE32
-    a.pageblocks[pb].flags = 0
+    a.pageblocks[pb].flags = PB_HELD
     a.pageblocks_in_use -= 1
     return pb
 
@@ -129,9 +130,10 @@ cdef void arena_punch(arena_t* a, uint32_t pb, uint64_t held) noexcept nogil:
     cdef int r = fallocate(a.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off, <int64_t>PAGEBLOCK_SIZE)
     pthread_mutex_lock(&a.lock)
     if r == 0:
-        a.bytes_returned += held
+        a.pageblocks[pb].flags = 0
+        a.sb.bytes_returned += held
     else:
-        a.punch_errors += 1
+        a.sb.punch_errors += 1
     pageblock_stack_push(a.pageblocks, &a.returned, pb)
     a.nr_returned += 1
     pthread_mutex_unlock(&a.lock)
@@ -142,7 +144,7 @@ cdef uint32_t arena_take_whole(arena_t* a, bint from_ready) noexcept nogil:
     while True:
         pthread_mutex_lock(&a.lock)
         pb = take_whole_locked(a, from_ready)
-        if pb != NONE32 or from_ready or a.fresh == a.nr_pageblocks:
+        if pb != NONE32 or from_ready or a.sb.fresh == a.nr_pageblocks:
             pthread_mutex_unlock(&a.lock)
             return pb
         pthread_mutex_unlock(&a.lock)
@@ -185,7 +187,7 @@ cdef bint arena_wait_for_more(arena_t* a, uint64_t* until) noexcept nogil:
         return arena_populate_descriptors(a) == 0
     if until[0] == 0:
         until[0] = now_ns() + RESERVE_WAIT_NS
-        add64(&a.reserve_misses, 1)
+        add64(&a.sb.reserve_misses, 1)
     while load64(&a.nr_ready) == 0:
         if now_ns() > until[0]:
             return False

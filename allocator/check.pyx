@@ -82,7 +82,7 @@ cdef int check_ready_locked(arena_t* a) except -1:
     cdef uint64_t in_list = 0
     cdef uint32_t pb = a.ready
     while pb != NONE32 and in_list <= a.nr_ready:
-        if pb >= a.fresh or a.pageblocks[pb].flags != 0:
+        if pb >= a.sb.fresh or a.pageblocks[pb].flags != PB_HELD:
             check_fail("A5", f"pageblock {pb} is in reserve and in use, or was never used")
         pb = a.pageblocks[pb].next
         in_list += 1
@@ -98,7 +98,7 @@ cdef int check_arena_locked(arena_t* a, int level) except -1:
     cdef int order, which
     for order in range(NR_ORDERS):
         listed[order] = 0
-    for pb in range(a.fresh):
+    for pb in range(a.sb.fresh):
         if a.pageblocks[pb].flags & PB_IN_USE:
             in_use += 1
             used += PAGEBLOCK_FRAMES - a.pageblocks[pb].nr_free
@@ -109,9 +109,9 @@ cdef int check_arena_locked(arena_t* a, int level) except -1:
     if used != a.frames_used:
         check_fail("A1", f"{used} frames are used, {a.frames_used} are counted")
     # A pageblock between the lists, on its way to the OS or into the reserve, is in none of these counts.
-    if in_use + a.nr_returned + a.nr_ready > a.fresh:
+    if in_use + a.nr_returned + a.nr_ready > a.sb.fresh:
         check_fail("A3", f"{in_use} pageblocks in use, {a.nr_returned} returned and {a.nr_ready} in reserve, "
-                   f"of {a.fresh} ever used")
+                   f"of {a.sb.fresh} ever used")
     check_ready_locked(a)
     for order in range(NR_ORDERS):
         in_lists = 0
@@ -223,7 +223,7 @@ cdef uint64_t owned_frames(arena_t* a) noexcept nogil:
     cdef uint64_t owned = 0
     cdef uint32_t frame
     pthread_mutex_lock(&a.lock)
-    for frame in range(a.fresh * PAGEBLOCK_FRAMES):
+    for frame in range(a.sb.fresh * PAGEBLOCK_FRAMES):
         if load16(&a.pages[frame].flags) & PG_USED and load8(&a.pages[frame].owner) == OWNER_ZSMALLOC:
             owned += 1
     pthread_mutex_unlock(&a.lock)

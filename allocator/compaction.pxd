@@ -3,7 +3,8 @@
 """C interface of compaction: runs over the pageblocks of an arena."""
 from allocator.arena cimport Arena
 from allocator.frames cimport arena_t
-from allocator.migrate cimport compact_run_t, migrate_stats_t
+from allocator.layout cimport migrate_stats_t
+from allocator.migrate cimport compact_run_t
 
 # Both take migrate_lock, which guards the run. The next compact_begin() ends a run that was not
 # finished; so does free(run.blocks).
@@ -13,5 +14,5 @@ cdef bint compact_step(arena_t* a, compact_run_t* run, migrate_stats_t* stats) n
 
 cdef class Migration:
     cdef readonly Arena arena
-    cdef migrate_stats_t stats_
+    cdef migrate_stats_t* stats_        # in the memory file, so that the counts outlive the process
     cdef compact_run_t run_

@@ -39,7 +39,7 @@ class Migration:
         move it."""
 
     def stats(self) -> CompactionStats:
-        """CompactionStats since creation."""
+        """CompactionStats since the arena was made."""
 
     def pageblocks(self) -> list[PageblockStats]:
         """PageblockStats of every pageblock that was ever used, in order. 16 bytes are read for each, and 512

@@ -16,7 +16,7 @@ from allocator.frames cimport arena_t
 from allocator.isolation cimport arena_unisolate_pageblock
 from allocator.layout cimport *
 from allocator.migrate cimport (
-    alloc_contig, alloc_contig_range, compact_run_t, isolate_range, migrate_range, migrate_stats_t,
+    alloc_contig, alloc_contig_range, compact_run_t, isolate_range, migrate_range,
 )
 from allocator.prim cimport *
 
@@ -68,7 +68,7 @@ cdef int compact_begin(arena_t* a, compact_run_t* run, migrate_stats_t* stats,
     free(run.blocks)
     memset(run, 0, sizeof(compact_run_t))
     pthread_mutex_lock(&a.lock)
-    fresh = a.fresh
+    fresh = a.sb.fresh
     pthread_mutex_unlock(&a.lock)
     # 4 bytes a pageblock, so 2 KiB for each GiB of the pool; on the compactor's thread.
     run.blocks = <uint32_t*>malloc((fresh + 1) * sizeof(uint32_t))
@@ -163,6 +163,7 @@ cdef class Migration:
 
     def __cinit__(self, Arena arena not None):
         self.arena = arena
+        self.stats_ = &arena.open().sb.migration
 
     def __dealloc__(self):
         # No call can be under way; the arena may be closed.
@@ -181,7 +182,7 @@ cdef class Migration:
         cdef arena_t* a = self.arena.open()
         cdef int r
         with nogil:
-            r = compact_begin(a, &self.run_, &self.stats_, all_blocks)
+            r = compact_begin(a, &self.run_, self.stats_, all_blocks)
         if r != 0:
             raise MemoryError("no memory for the list of pageblocks (4 bytes each)")
 
@@ -190,7 +191,7 @@ cdef class Migration:
         cdef arena_t* a = self.arena.open()
         cdef bint more
         with nogil:
-            more = compact_step(a, &self.run_, &self.stats_)
+            more = compact_step(a, &self.run_, self.stats_)
         return more
 
     def run(self):
@@ -209,7 +210,7 @@ cdef class Migration:
         if not 0 <= k <= PAGEBLOCK_ORDER:
             raise ValueError(f"order 0 to {PAGEBLOCK_ORDER} expected, got {order}")
         with nogil:
-            frame = alloc_contig(a, &self.stats_, k, OWNER_NONE, 0)
+            frame = alloc_contig(a, self.stats_, k, OWNER_NONE, 0)
         if frame == NONE32:
             raise MemoryError(f"no range of {1 << k} frames could be emptied")
         return frame
@@ -225,7 +226,7 @@ cdef class Migration:
             raise ValueError(f"1 to {PAGEBLOCK_FRAMES} frames of one pageblock expected, got {n} at {first}")
         frame, count = first, n
         with nogil:
-            r = alloc_contig_range(a, &self.stats_, frame, count, OWNER_NONE, 0)
+            r = alloc_contig_range(a, self.stats_, frame, count, OWNER_NONE, 0)
         if r == -EINVAL:
             raise ValueError(f"{n} frames at {first} are not inside one pageblock")
         if r == -ENOMEM:
@@ -234,12 +235,12 @@ cdef class Migration:
             raise OSError(-r, f"some of {n} frames at {first} can't be moved now, or are not in use")
 
     def stats(self):
-        """CompactionStats since creation."""
+        """CompactionStats since the arena was made."""
         cdef arena_t* a = self.arena.open()
         cdef migrate_stats_t now
         with nogil:
             pthread_mutex_lock(&a.migrate_lock)
-            now = self.stats_
+            now = self.stats_[0]
             pthread_mutex_unlock(&a.migrate_lock)
         return CompactionStats(**now)
 
@@ -255,7 +256,7 @@ cdef list pageblock_stats(arena_t* a):
     cdef bint in_use
     result = []
     pthread_mutex_lock(&a.lock)
-    fresh = a.fresh
+    fresh = a.sb.fresh
     pthread_mutex_unlock(&a.lock)
     for pb in range(fresh):
         movable = isolated = balloon = 0

@@ -34,9 +34,10 @@ cdef struct page_owner_t:
 cdef struct arena_t:
     # constant from creation to the end
     int fd                          # the memory file
+    bint lent                       # it was given to the arena: somebody else may hold it open too
     uint8_t* base                   # its mapping
     uint64_t file_size              # bytes
-    superblock_t* sb
+    superblock_t* sb                # has the counters, and the marks that survive the process
     uint8_t* user                   # the user region (slot table)
     pageblock_desc_t* pageblocks
     page_desc_t* pages
@@ -46,29 +47,25 @@ cdef struct arena_t:
     uint32_t nr_frames
     pthread_mutex_t migrate_lock    # one migration at a time; guards owners
     page_owner_t owners[NR_OWNERS]  # ctx NULL = nobody
-    pthread_mutex_t populate_lock   # guards nothing by itself: who changes described or a pageblock's
-                                    # ready has it, and lock
-    uint64_t refused                # atomic: times that the OS refused memory
+    pthread_mutex_t populate_lock   # guards nothing by itself: who changes sb.described or a
+                                    # pageblock's ready has it, and lock
     pthread_mutex_t lock
     # all below: guarded by lock
     # Frame numbers. [0] serves allocations; [1] holds the free blocks of isolated pageblocks.
     # Order 9 is listed in [1] only: elsewhere a whole pageblock is given back, see returned.
     uint32_t free_head[2][NR_ORDERS]
     uint64_t free_count[2][NR_ORDERS]
-    uint32_t fresh                  # pageblocks from here on were never used
-    uint32_t described              # the descriptors of pageblocks below this have their memory
     uint32_t returned               # stack of whole free pageblocks, given back to the OS
     uint64_t nr_returned            # its length
     uint64_t frames_used
     uint64_t pageblocks_in_use
-    uint64_t bytes_returned         # since creation
-    uint64_t punch_errors           # a pageblock that the OS did not take back
     uint64_t reserved               # atomic: frames that the balloon keeps from the pool
+    uint32_t left_frames            # list of frames that the balloon of the process before has left
+    uint64_t nr_left                # its length
     # The reserve (reserve.pyx): whole free pageblocks that are resident
     uint32_t ready                  # their stack; with a reserve there is no other to allocate from
     uint64_t nr_ready               # its length; read without the lock for a first look
     uint64_t ready_target           # pageblocks to keep there; 0 = no reserve. Atomic
-    uint64_t reserve_misses         # atomic: allocations that found it empty
     uint64_t filler_called          # atomic: 1 from a call of the reserve's thread until it looks
     sem_t filler_wake
     uint64_t fail_after             # fault injection: allocations until one fails, 0 = never

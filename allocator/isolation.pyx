@@ -53,7 +53,7 @@ cdef bint arena_unisolate_pageblock(arena_t* a, uint32_t pb) noexcept nogil:
     whole = a.pageblocks[pb].nr_free == PAGEBLOCK_FRAMES
     if whole:
         free_list_remove_locked(a, pb * PAGEBLOCK_FRAMES)
-        a.pageblocks[pb].flags = 0
+        a.pageblocks[pb].flags = PB_HELD
         a.pageblocks_in_use -= 1
     else:
         pageblock_relist_locked(a, pb, False)

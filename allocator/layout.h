@@ -6,11 +6,11 @@
  * pointer, so that a mapping at another address (or in another process) reads the same pool.
  *
  *   memory file
- *   +------------+------------------+--------------+------------+--------------+---------------+
- *   | superblock | user region      | pageblock    | page       | zspage       | frames        |
- *   | 4 KiB      | (the slot table) | descriptors  | descriptors| descriptors  | 4 KiB each    |
- *   |            | 8 B a slot       | 16 B each    | 16 B each  | 64 B each    | 2 MiB aligned |
- *   +------------+------------------+--------------+------------+--------------+---------------+
+ *   +------------+--------+------------------+--------------+------------+-------------+---------------+
+ *   | superblock | notes  | user region      | pageblock    | page       | zspage      | frames        |
+ *   | 4 KiB      | 20 MiB | (the slot table) | descriptors  | descriptors| descriptors | 4 KiB each    |
+ *   |            |        | 8 B a slot       | 16 B each    | 16 B each  | 64 B each   | 2 MiB aligned |
+ *   +------------+--------+------------------+--------------+------------+-------------+---------------+
  *   The file is sparse: an array costs memory only where it was touched.
  *
  *   slot ----------> zspage descriptor ----------> page frames (1 to 8, need not be neighbours)
@@ -39,6 +39,29 @@
  *        frees a zspage sees it with inuse 0
  *   [S1] each slot with an object <-> exactly one allocated object whose tag is that slot
  *        (checked in zramfs/store/check.pyx)
+ *
+ * The process may be killed between any two instructions, and another one adopts the file. What it reads
+ * there is persistent (P). All else in the file is volatile: it is rebuilt, whatever it says
+ * (allocator/recovery.pyx).
+ *   P  superblock_t, the notes, and the user region with its slots (zramfs/store/slots.pxd)
+ *   P  zspage_desc_t.magic; while that is ZSPAGE_MAGIC: frames, class_idx, huge_header
+ *   P  headers and bytes of allocated objects
+ *   P  PG_USED with OWNER_BALLOON of a page descriptor, and whether a pageblock has any flag
+ *   -  everything else of the three descriptors, and the free chains inside zspages
+ * These hold at every instruction, with locks held, too:
+ *   [R1] A slot with an object names an allocated object of a zspage with ZSPAGE_MAGIC, and the object's tag
+ *        is the slot. An object is complete before one store puts its location into the slot, and it is freed
+ *        only after another such store has replaced that. An allocated object that its slot does not name is
+ *        new or old: recovery frees it. So each page is the old one or the new one.
+ *   [R2] A frame that a zspage with ZSPAGE_MAGIC lists is listed once, lies below fresh, and has its memory.
+ *        The magic is stored last when a zspage is made, and cleared first when it is freed. A migration
+ *        changes a zspage by one store of one frame's number, after the copy. A frame that is listed nowhere,
+ *        and is not the balloon's, is free.
+ *   [R3] fresh and next_number are raised before the first use of what lies below them, and never lowered.
+ *   [R4] A pageblock without flags holds no memory: a flag is set before its first frame is populated, and the
+ *        last one goes after the hole was punched.
+ * A killed process leaves what its threads have executed, in the order of each thread. So only the compiler
+ * has to be kept from changing the order: by an atomic store, a call of another module, or order_stores().
  */
 #ifndef ZRAMFS_LAYOUT_H
 #define ZRAMFS_LAYOUT_H
@@ -61,11 +84,34 @@ _Static_assert(FRAME_SIZE == PAGE_BYTES, "a frame is a page");
 #define NR_ORDERS 10
 #define NONE32 0xffffffffu
 
-/* ---- superblock: what a recovery needs to find the arrays ------------------------------- */
+/* ---- superblock: what an adoption needs to find the arrays, and what it can't rebuild ----- */
 #define SUPERBLOCK_MAGIC 0x30736672616d7a7aull /* "zzmarfs0", little endian */
-#define LAYOUT_VERSION 2
+#define LAYOUT_VERSION 3
+/* Notes: bytes that the arena's user wants to find again. Each has two halves, one of which is valid; its
+ * word says which one, and is the one store that replaces a note. */
+#define NR_NOTES 2
+#define NOTE_HALF (5ull << 20) /* bytes: four dictionaries of 1 MiB, and text */
+/* What page migration has done since the arena was made; guarded by arena_t.migrate_lock. */
 typedef struct {
-	uint64_t magic;
+	uint64_t runs;          /* compaction runs begun */
+	uint64_t scanned;       /* frames looked at */
+	uint64_t isolated;
+	uint64_t migrated;
+	uint64_t owner_gone;    /* freed by their owner after isolation */
+	uint64_t unmovable;     /* ranges with a frame that no owner can move */
+	uint64_t busy;          /* the page was locked, or its owner refused for now */
+	uint64_t again;         /* -EAGAIN until the last pass */
+	uint64_t refused;       /* any other error of the owner */
+	uint64_t no_target;     /* no free frame to move to */
+	uint64_t put_back;
+	uint64_t blocks_freed;  /* pageblocks emptied by compaction */
+	uint64_t deferred;      /* pageblocks passed by because they failed lately */
+	uint64_t ns;            /* time in compaction runs */
+} migrate_stats_t;
+
+#define USER_RECORD 1024       /* bytes for small values that the arena's user changes in place */
+typedef struct {
+	uint64_t magic;           /* stored last when the file is made */
 	uint32_t version;
 	uint32_t chain_max;       /* frames of the longest zspage; 0: no pool in the arena yet */
 	uint64_t user_off;        /* byte offset of the user region */
@@ -76,8 +122,32 @@ typedef struct {
 	uint64_t frames_off;      /* frames, a multiple of 2 MiB */
 	uint64_t nr_pageblocks;
 	uint64_t file_size;
+	uint64_t note_off;        /* char[NR_NOTES][2][NOTE_HALF] */
+	uint64_t note[NR_NOTES];  /* length in bytes << 1 | valid half; 0: empty */
+	/* [R3] guarded by arena_t.lock */
+	uint32_t fresh;           /* pageblocks from here on were never used */
+	uint32_t described;       /* the descriptors of pageblocks below this have their memory */
+	/* [R3] guarded by pool_t.number_lock */
+	uint32_t next_number;     /* zspage numbers from here on were never used */
+	uint32_t numbers_described; /* zspage descriptors below this have their memory */
+	/* since creation; guarded by arena_t.lock */
+	uint64_t bytes_returned;
+	uint64_t punch_errors;    /* pageblocks that the OS did not take back */
+	/* atomic */
+	uint64_t refused;         /* times that the OS refused memory */
+	uint64_t reserve_misses;  /* allocations that found the reserve empty */
+	uint64_t max_pages;       /* pool pages: their peak */
+	uint64_t limit_pages;     /* 0 = none */
+	uint64_t pages_compacted; /* pool pages freed by object compaction */
+	uint64_t balloon_target;  /* pages that the balloon shall hold */
+	migrate_stats_t migration;
+	uint64_t reserved[89];    /* 0 */
+	uint64_t user_record[USER_RECORD / 8];
 } superblock_t;
 _Static_assert(sizeof(superblock_t) <= FRAME_SIZE, "the superblock is one page");
+_Static_assert(offsetof(superblock_t, note_off) == 80 && offsetof(superblock_t, fresh) == 104 &&
+	       offsetof(superblock_t, bytes_returned) == 120 && offsetof(superblock_t, user_record) == 1008,
+	       "the superblock is read by another build: see LAYOUT_VERSION");
 
 /* ---- page descriptor ------------------------------------------------------------------- */
 /* flags: without PG_MOVABLE they change under the arena lock only, or are changed by the thread that has
@@ -98,6 +168,8 @@ typedef struct {
 	uint32_t prev;
 } page_desc_t;
 _Static_assert(sizeof(page_desc_t) == 16, "16 bytes a frame: 0.4 % of the pool");
+_Static_assert(offsetof(page_desc_t, flags) == 0 && offsetof(page_desc_t, owner) == 3,
+	       "what is persistent is read by another build: see LAYOUT_VERSION");
 
 #define OWNER_NONE 0
 #define OWNER_ZSMALLOC 1
@@ -107,6 +179,7 @@ _Static_assert(sizeof(page_desc_t) == 16, "16 bytes a frame: 0.4 % of the pool")
 /* ---- pageblock descriptor: guarded by the arena lock ----------------------------------- */
 #define PB_IN_USE 0x01u   /* has frames handed out, or free ones that are still resident */
 #define PB_ISOLATED 0x02u /* being emptied: its free blocks stand in lists of their own */
+#define PB_HELD 0x04u     /* whole and free, and holds memory all the same: see [R4] */
 typedef struct {
 	uint16_t nr_free;     /* free frames inside */
 	uint16_t flags;
@@ -116,6 +189,7 @@ typedef struct {
 	uint32_t ready;       /* bit k: unit k (frames 16 k to 16 k + 15) has its memory; see [A6] */
 } pageblock_desc_t;
 _Static_assert(sizeof(pageblock_desc_t) == 16, "16 bytes a pageblock");
+_Static_assert(offsetof(pageblock_desc_t, flags) == 2, "what is persistent is read by another build");
 
 /* ---- zspage descriptor ----------------------------------------------------------------- */
 #define CHAIN_MAX 8
@@ -134,6 +208,9 @@ typedef struct {
 	uint64_t huge_header;       /* header of the one object of a huge zspage */
 } zspage_desc_t;
 _Static_assert(sizeof(zspage_desc_t) == 64, "one cache line a zspage");
+_Static_assert(offsetof(zspage_desc_t, frames) == 0 && offsetof(zspage_desc_t, magic) == 44 &&
+	       offsetof(zspage_desc_t, class_idx) == 46 && offsetof(zspage_desc_t, huge_header) == 56,
+	       "what is persistent is read by another build: see LAYOUT_VERSION");
 
 #define NR_FULLNESS 12
 #define FULLNESS_EMPTY 0

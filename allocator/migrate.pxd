@@ -10,23 +10,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.frames cimport arena_t, page_owner_t
-
-
-cdef struct migrate_stats_t:
-    uint64_t runs               # compaction runs begun
-    uint64_t scanned            # frames looked at
-    uint64_t isolated
-    uint64_t migrated
-    uint64_t owner_gone         # freed by their owner after isolation
-    uint64_t unmovable          # ranges with a frame that no owner can move
-    uint64_t busy               # the page was locked, or its owner refused for now
-    uint64_t again              # -EAGAIN until the last pass
-    uint64_t refused            # any other error of the owner
-    uint64_t no_target          # no free frame to move to
-    uint64_t put_back
-    uint64_t blocks_freed       # pageblocks emptied by compaction
-    uint64_t deferred           # pageblocks passed by because they failed lately
-    uint64_t ns                 # time in compaction runs
+from allocator.layout cimport migrate_stats_t
 
 
 # One compaction run: the pageblocks in use, the sparsest first. The migrate scanner goes up from the

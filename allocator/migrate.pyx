@@ -285,7 +285,7 @@ cdef uint32_t next_range(arena_t* a, uint32_t n, uint32_t last, uint32_t* used) 
     in use."""
     cdef uint32_t best = NONE32, least = n + 1, found, frame = 0, i, end
     pthread_mutex_lock(&a.lock)
-    end = a.fresh * PAGEBLOCK_FRAMES
+    end = a.sb.fresh * PAGEBLOCK_FRAMES
     pthread_mutex_unlock(&a.lock)
     while frame < end:
         found = 0

@@ -83,6 +83,9 @@ cdef pool_t* pool_new(arena_t* a, uint32_t chain_max, const pool_ops_t* ops) noe
     pool.deferred = NONE32
     pool.wake_fd = -1
     short_mutex_init(&pool.number_lock)
+    # The first pool of the arena, or one after another that has ended. One that is adopted says its chain.
+    if a.sb.chain_max == 0:
+        a.sb.next_number = 0
     a.sb.chain_max = chain_max
     pool_make_classes(pool, chain_max)
     owner.ctx = pool
@@ -103,7 +106,7 @@ cdef void pool_delete(pool_t* pool, bint arena_stays) noexcept nogil:
         owner_unregister(pool.arena, OWNER_ZSMALLOC)
     if pool.arena != NULL and arena_stays:
         zs_flush_deferred(pool)
-        for number in range(pool.next_number):
+        for number in range(pool.arena.sb.next_number):
             z = &pool.arena.zspages[number]
             if z.magic == ZSPAGE_MAGIC:
                 c = pool.by_index[z.class_idx]
@@ -150,8 +153,9 @@ cdef object pool_stats(pool_t* pool):
         zspages += pool.classes[i].zspages
         pthread_mutex_unlock(&pool.classes[i].lock)
     return PoolStats(
-        pages=peek64(&pool.pages), max_pages=peek64(&pool.max_pages),
-        limit_pages=peek64(&pool.limit_pages), pages_compacted=peek64(&pool.pages_compacted),
+        pages=peek64(&pool.pages), max_pages=peek64(&pool.arena.sb.max_pages),
+        limit_pages=peek64(&pool.arena.sb.limit_pages),
+        pages_compacted=peek64(&pool.arena.sb.pages_compacted),
         objects=objects, zspages=zspages, corrupt=peek64(&pool.corrupt),
     )
 
@@ -235,7 +239,7 @@ cdef class Pool:
         if r == -ENOMEM:
             raise MemoryError("the arena has no free frame left, or the system refuses its memory")
         if r != 0:
-            raise OSError(-r, f"the pool's limit of {pool.limit_pages} pages is reached")
+            raise OSError(-r, f"the pool's limit of {pool.arena.sb.limit_pages} pages is reached")
         zs_write(pool, loc, payload, <uint32_t>len(payload))
         self.places[tag] = loc
 
@@ -277,7 +281,7 @@ cdef class Pool:
 
     def set_limit(self, pages):
         """Pages of 4096 bytes that the pool may use, 0 = no limit. What is stored stays."""
-        store64(&self.open().limit_pages, pages)
+        store64(&self.open().arena.sb.limit_pages, pages)
 
     def set_headroom(self, Headroom headroom):
         """Asked before the pool takes pages, from here on; to be called before the first object."""

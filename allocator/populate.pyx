@@ -25,7 +25,7 @@ from allocator.prim cimport (
 cdef int populate_counted(arena_t* a, void* start, uint64_t n) noexcept nogil:
     cdef int r = try_populate(start, n)
     if r != 0:
-        add64(&a.refused, 1)
+        add64(&a.sb.refused, 1)
     return r
 
 
@@ -80,8 +80,8 @@ cdef int arena_populate_descriptors(arena_t* a) noexcept nogil:
     cdef int r = 0
     pthread_mutex_lock(&a.populate_lock)
     pthread_mutex_lock(&a.lock)
-    pb = a.described
-    enough = a.fresh < pb or pb == a.nr_pageblocks
+    pb = a.sb.described
+    enough = a.sb.fresh < pb or pb == a.nr_pageblocks
     pthread_mutex_unlock(&a.lock)
     if not enough:
         r = populate_counted(a, &a.pageblocks[pb], sizeof(pageblock_desc_t))
@@ -89,7 +89,7 @@ cdef int arena_populate_descriptors(arena_t* a) noexcept nogil:
             r = populate_counted(a, &a.pages[pb * PAGEBLOCK_FRAMES], PAGEBLOCK_FRAMES * sizeof(page_desc_t))
         if r == 0:
             pthread_mutex_lock(&a.lock)
-            a.described = pb + 1
+            a.sb.described = pb + 1
             pthread_mutex_unlock(&a.lock)
     pthread_mutex_unlock(&a.populate_lock)
     return r

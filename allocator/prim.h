@@ -39,6 +39,7 @@ static inline uint32_t load32(const uint32_t *p) { return __atomic_load_n(p, __A
 static inline void store32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline uint32_t add32(uint32_t *p, uint32_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
 static inline uint32_t sub32(uint32_t *p, uint32_t v) { return __atomic_sub_fetch(p, v, __ATOMIC_ACQ_REL); }
+static inline uint32_t swap32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
 static inline bool cas32(uint32_t *p, uint32_t old, uint32_t v)
 {
 	return __atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
@@ -63,6 +64,10 @@ static inline bool cas16(uint16_t *p, uint16_t old, uint16_t v)
 	return __atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
 
+/* Keeps the compiler from moving a store across this place. A process that is killed leaves what each of its
+ * threads has executed, so what the processor reorders is of no concern. */
+static inline void order_stores(void) { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
+
 /* Raises *p to at least v. */
 static inline void max64(uint64_t *p, uint64_t v)
 {
@@ -86,6 +91,8 @@ static inline void fetch_object(const void *p)
 	for (unsigned off = 0; off < 512; off += 64)
 		__builtin_prefetch((const char *)p + off);
 }
+
+static inline void fetch_line(const void *p) { __builtin_prefetch(p); }
 
 /* One round of waiting for a lock that is held for a few microseconds. The holder may have been
  * preempted, so after 64 pauses (about 2 us) the CPU is given away, and after 256 rounds the
@@ -144,6 +151,17 @@ static inline int try_populate(void *start, size_t n)
 	uintptr_t first = (uintptr_t)start / PAGE_BYTES * PAGE_BYTES;
 	uintptr_t end = round_up((uintptr_t)start + n, PAGE_BYTES);
 	return madvise((void *)first, end - first, MADV_POPULATE_WRITE) == 0 ? 0 : -ENOMEM;
+}
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+/* Page tables for a shared mapping's range that holds memory. 0, or -ENOMEM when the kernel refuses it. A range
+ * that lies behind the end of the file by now is no error. */
+static inline int try_map(void *start, size_t n)
+{
+	return madvise(start, n, MADV_POPULATE_READ) == 0 || errno != ENOMEM ? 0 : -ENOMEM;
 }
 
 /* n bytes of address space that take memory only where they are touched: private ones, filled with 0,

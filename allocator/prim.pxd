@@ -23,6 +23,7 @@ cdef extern from "prim.h" nogil:
     void store32(uint32_t* p, uint32_t v) noexcept
     uint32_t add32(uint32_t* p, uint32_t v) noexcept
     uint32_t sub32(uint32_t* p, uint32_t v) noexcept
+    uint32_t swap32(uint32_t* p, uint32_t v) noexcept
     bint cas32(uint32_t* p, uint32_t old, uint32_t v) noexcept
     bint cas_i32(int32_t* p, int32_t old, int32_t v) noexcept
     int32_t load_i32(const int32_t* p) noexcept
@@ -37,14 +38,17 @@ cdef extern from "prim.h" nogil:
     void set_bits64(uint64_t* p, uint64_t v) noexcept
     bint cas16(uint16_t* p, uint16_t old, uint16_t v) noexcept
     void max64(uint64_t* p, uint64_t v) noexcept
+    void order_stores() noexcept
     uint64_t now_ns() noexcept
     void relax(unsigned int round) noexcept
+    void fetch_line(const void* p) noexcept
     void fetch_object(const void* p) noexcept
     void short_mutex_init(pthread_mutex_t* m) noexcept
     const size_t PAGE_BYTES
     uint64_t round_up(uint64_t n, uint64_t to) noexcept
     void make_resident(void* start, size_t n) noexcept
     int try_populate(void* start, size_t n) noexcept
+    int try_map(void* start, size_t n) noexcept
     void* map_sparse(size_t n, int fd) noexcept
     void* reserve_space(size_t n) noexcept
     int try_open_space(void* space, size_t n) noexcept
@@ -74,9 +78,15 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef extern from "<fcntl.h>" nogil:
     enum:
         FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
+        F_DUPFD_CLOEXEC
     int fallocate(int fd, int mode, int64_t offset, int64_t length) noexcept
+    int fcntl(int fd, int command, ...) noexcept
 
 cdef extern from "<unistd.h>" nogil:
     int ftruncate(int fd, int64_t length) noexcept
     int close(int fd) noexcept
     ssize_t write(int fd, const void* buf, size_t n) noexcept
+    ssize_t pread(int fd, void* buf, size_t n, int64_t offset) noexcept
+    int64_t lseek(int fd, int64_t offset, int whence) noexcept
+    enum:
+        SEEK_END, SEEK_DATA, SEEK_HOLE

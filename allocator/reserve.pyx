@@ -36,13 +36,13 @@ cdef enum:
 
 cdef int reserve_fill_one(arena_t* a) noexcept nogil:
     """1: it has one pageblock more. 0: it has enough, or the arena no more. -ENOMEM: the OS refuses."""
-    cdef uint64_t refused = load64(&a.refused)
+    cdef uint64_t refused = load64(&a.sb.refused)
     cdef uint32_t pb
     if load64(&a.nr_ready) >= load64(&a.ready_target):
         return 0
     pb = arena_take_whole(a, False)
     if pb == NONE32:
-        return 0 if load64(&a.refused) == refused else -ENOMEM
+        return 0 if load64(&a.sb.refused) == refused else -ENOMEM
     if arena_populate_pageblock(a, pb) != 0:
         # What it came to have by then is no pageblock that was in use.
         arena_punch(a, pb, 0)

@@ -3,11 +3,12 @@
 """C interface of object compaction."""
 from libc.stdint cimport uint32_t, uint64_t
 
-from allocator.zspage cimport pool_t, size_class_t
+from allocator.zspage cimport pool_t
 
-# Both return the number of pool pages that they have freed. The first works on one class, and empties at
-# most max_zspages; *more says whether it stopped at that number. The second works on all classes.
-cdef uint64_t zs_compact_class(pool_t* pool, size_class_t* c, uint32_t max_zspages, bint* more) noexcept nogil
+# Through all classes: pool pages that were freed.
 cdef uint64_t zs_compact(pool_t* pool) noexcept nogil
+# From the first class on, until the clock says so: the class where the next slice goes on, nr_classes at the
+# end.
+cdef uint32_t zs_compact_slice(pool_t* pool, uint32_t first, uint64_t until) noexcept nogil
 # Pool pages that object compaction could free.
 cdef uint64_t zs_freeable(pool_t* pool) noexcept nogil

@@ -9,7 +9,7 @@ afterwards. An object that is in use stays where it is, and its zspage with it, 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.layout cimport FRAME_SIZE, HDR_ALLOCATED, HDR_SIZE_MASK, HDR_TAG_SHIFT, NONE32, zspage_desc_t
-from allocator.prim cimport add64, pthread_mutex_lock, pthread_mutex_unlock
+from allocator.prim cimport add64, now_ns, pthread_mutex_lock, pthread_mutex_unlock
 from allocator.zsmalloc cimport zspage_free
 from allocator.zspage cimport (
     data_offset, find_fullest_locked, find_sparsest_locked, header_ptr, is_huge, loc_idx, loc_of,
@@ -19,6 +19,7 @@ from allocator.zspage cimport (
 
 cdef enum:
     COMPACT_PASSES = 3      # an object that its user holds is tried again on the next pass
+    SLICE_ZSPAGES = 8       # emptied between two looks at the clock, at most about 100 us
 
 
 cdef bint move_object_locked(pool_t* pool, size_class_t* c, uint32_t src, uint32_t idx) noexcept nogil:
@@ -86,7 +87,7 @@ cdef uint64_t zs_compact_class(pool_t* pool, size_class_t* c, uint32_t max_zspag
             break
         zspage_free(pool, c, src)
         freed += c.pages
-    add64(&pool.pages_compacted, freed)
+    add64(&pool.arena.sb.pages_compacted, freed)
     return freed
 
 
@@ -99,6 +100,15 @@ cdef uint64_t zs_compact(pool_t* pool) noexcept nogil:
         for i in range(pool.nr_classes):
             freed += zs_compact_class(pool, &pool.classes[i], NONE32, &more)
     return freed
+
+
+cdef uint32_t zs_compact_slice(pool_t* pool, uint32_t first, uint64_t until) noexcept nogil:
+    cdef bint more = False
+    while first < pool.nr_classes and now_ns() < until:
+        zs_compact_class(pool, &pool.classes[first], SLICE_ZSPAGES, &more)
+        if not more:
+            first += 1
+    return first
 
 
 cdef uint64_t zs_freeable(pool_t* pool) noexcept nogil:

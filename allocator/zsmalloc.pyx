@@ -32,13 +32,13 @@ cdef enum:
 cdef uint32_t number_take_locked(pool_t* pool) noexcept nogil:
     """Under number_lock. A number whose descriptor has its memory, or NONE32."""
     cdef uint32_t number = zspage_stack_pop(pool.arena.zspages, &pool.free_number)
-    if number != NONE32 or pool.next_number == pool.arena.nr_frames:
+    if number != NONE32 or pool.arena.sb.next_number == pool.arena.nr_frames:
         return number
     # A reserve brings the descriptors of all numbers with it.
-    if pool.next_number >= pool.described and peek64(&pool.arena.ready_target) == 0:
+    if pool.arena.sb.next_number >= pool.arena.sb.numbers_described and peek64(&pool.arena.ready_target) == 0:
         return NONE32
-    pool.next_number += 1
-    return pool.next_number - 1
+    pool.arena.sb.next_number += 1
+    return pool.arena.sb.next_number - 1
 
 
 cdef uint32_t number_take(pool_t* pool) noexcept nogil:
@@ -47,7 +47,7 @@ cdef uint32_t number_take(pool_t* pool) noexcept nogil:
     while True:
         pthread_mutex_lock(&pool.number_lock)
         number = number_take_locked(pool)
-        first = pool.next_number
+        first = pool.arena.sb.next_number
         pthread_mutex_unlock(&pool.number_lock)
         if number != NONE32 or first == pool.arena.nr_frames:
             return number
@@ -56,8 +56,8 @@ cdef uint32_t number_take(pool_t* pool) noexcept nogil:
         if arena_populate_zspages(pool.arena, first, NUMBERS_A_PAGE) != 0:
             return NONE32
         pthread_mutex_lock(&pool.number_lock)
-        if pool.described < first + NUMBERS_A_PAGE:
-            pool.described = first + NUMBERS_A_PAGE
+        if pool.arena.sb.numbers_described < first + NUMBERS_A_PAGE:
+            pool.arena.sb.numbers_described = first + NUMBERS_A_PAGE
         pthread_mutex_unlock(&pool.number_lock)
 
 
@@ -71,7 +71,7 @@ cdef uint64_t pool_claim_pages(pool_t* pool, uint32_t n, uint32_t over) noexcept
     """Counts n pages more and returns the pool's pages with them; 0, and nothing is counted, if they would be
     more than over above the limit, or above what the host can give. A count that had to be taken back could
     turn away another thread's smaller zspage, which still fits."""
-    cdef uint64_t limit = peek64(&pool.limit_pages), pages
+    cdef uint64_t limit = peek64(&pool.arena.sb.limit_pages), pages
     while True:
         pages = peek64(&pool.pages)
         # The pool may not use what the balloon holds.
@@ -101,16 +101,16 @@ cdef int zspage_new(pool_t* pool, size_class_t* c, uint32_t over, uint32_t* numb
         number_put(pool, number[0])
         sub64(&pool.pages, c.pages)
         return r
-    max64(&pool.max_pages, pages)
+    max64(&pool.arena.sb.max_pages, pages)
     z.inuse = 0
     z.freeobj = 0
     z.class_idx = <uint8_t>c.index
     z.fullness = FULLNESS_OFF_LIST
     z.rwlock = 0
     z.isolated = 0
-    z.magic = ZSPAGE_MAGIC
     for i in range(c.objs):
         header_ptr(pool, z, c, i)[0] = (i + 1) << 1
+    store16(&z.magic, ZSPAGE_MAGIC)
     for i in range(c.pages):
         set_page_movable(pool.arena, z.frames[i], OWNER_ZSMALLOC, number[0])
     return 0
@@ -136,7 +136,8 @@ cdef bint zspage_disown_pages(pool_t* pool, size_class_t* c, zspage_desc_t* z, b
 cdef void zspage_delete(pool_t* pool, size_class_t* c, uint32_t number) noexcept nogil:
     """Frees a zspage whose pages have no owner any more."""
     cdef zspage_desc_t* z = &pool.arena.zspages[number]
-    z.magic = 0
+    store16(&z.magic, 0)
+    order_stores()
     arena_free_frames(pool.arena, <int>c.pages, z.frames)
     number_put(pool, number)
     sub64(&pool.pages, c.pages)

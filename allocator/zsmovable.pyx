@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 from allocator.frames cimport frame_ptr
 from allocator.layout cimport *
 from allocator.migrate cimport clear_page_movable, set_page_movable
-from allocator.prim cimport add64, pthread_mutex_lock, pthread_mutex_unlock
+from allocator.prim cimport add64, order_stores, pthread_mutex_lock, pthread_mutex_unlock, store32
 from allocator.zsmalloc cimport zspage_defer_free
 from allocator.zspage cimport (
     pool_t, size_class_t, zspage_insert_locked, zspage_remove_locked, zspage_write_trylock,
@@ -93,7 +93,8 @@ cdef int zs_migrate(void* ctx, uint32_t new, uint32_t old) noexcept nogil:
         i += 1
     memcpy(frame_ptr(pool.arena, new), frame_ptr(pool.arena, old), FRAME_SIZE)
     set_page_movable(pool.arena, new, OWNER_ZSMALLOC, number)
-    z.frames[i] = new
+    store32(&z.frames[i], new)
+    order_stores()
     if pool.wipe:
         memset(frame_ptr(pool.arena, old), 0, FRAME_SIZE)
     clear_page_movable(pool.arena, old)

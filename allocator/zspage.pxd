@@ -73,14 +73,9 @@ cdef struct pool_t:
     bint wipe                       # bytes of objects that were freed or moved away are zeroed at once
     pthread_mutex_t number_lock
     uint32_t free_number            # guarded by number_lock: list of free zspage numbers
-    uint32_t next_number            # guarded by number_lock: never used from here on
-    uint32_t described              # guarded by number_lock: descriptors below this have their memory
     uint32_t deferred               # guarded by number_lock: list of empty zspages to be freed
     # atomic
     uint64_t pages
-    uint64_t max_pages
-    uint64_t limit_pages
-    uint64_t pages_compacted
     uint64_t corrupt
     uint64_t frees                  # objects freed since creation
     uint64_t wake_at                # the free with this number writes to wake_fd; 0 = none does

@@ -25,7 +25,7 @@ STUBS = sorted(ROOT.glob("allocator/*.pyi"))
 ALLOWED = r"""
 allocator\.\w+\.__(reduce|setstate)_cython__
 allocator\.\w+\.__(test|pyx_capi)__
-allocator\.(buddy|isolation|migrate|populate|zscompact|zsmalloc|zsmovable)
+allocator\.(buddy|isolation|migrate|populate|recovery|zscompact|zsmalloc|zsmovable)
 """
 
 

@@ -306,7 +306,8 @@ def test_it_changes_while_its_pages_are_moved() -> None:
     for migration in migrations:
         assert_balanced(migration)
     assert_at_rest(arena, balloon=balloon)
-    assert balloon.stats().migrated == sum(migration.stats().migrated for migration in migrations)
+    # What migration has done is counted in the arena, for all that drive it.
+    assert balloon.stats().migrated == migrations[0].stats().migrated == migrations[1].stats().migrated
     to(balloon, 0)
     assert arena.stats().pageblocks_in_use == 0
 

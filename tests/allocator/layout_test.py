@@ -15,9 +15,16 @@ from tests.support.paths import ROOT
 LAYOUT_H = ROOT / "allocator" / "layout.h"
 
 STRUCTS = """
-superblock_t 80
+superblock_t 2032
   magic 0 8, version 8 4, chain_max 12 4, user_off 16 8, user_size 24 8, pageblock_off 32 8,
-  page_off 40 8, zspage_off 48 8, frames_off 56 8, nr_pageblocks 64 8, file_size 72 8
+  page_off 40 8, zspage_off 48 8, frames_off 56 8, nr_pageblocks 64 8, file_size 72 8,
+  note_off 80 8, note 88 16, fresh 104 4, described 108 4, next_number 112 4, numbers_described 116 4,
+  bytes_returned 120 8, punch_errors 128 8, refused 136 8, reserve_misses 144 8, max_pages 152 8,
+  limit_pages 160 8, pages_compacted 168 8, balloon_target 176 8, migration 184 112,
+  reserved 296 712, user_record 1008 1024
+migrate_stats_t 112
+  runs 0 8, scanned 8 8, isolated 16 8, migrated 24 8, owner_gone 32 8, unmovable 40 8, busy 48 8,
+  again 56 8, refused 64 8, no_target 72 8, put_back 80 8, blocks_freed 88 8, deferred 96 8, ns 104 8
 page_desc_t 16
   flags 0 2, order 2 1, owner 3 1, ref 4 4, next 8 4, prev 12 4
 pageblock_desc_t 16
@@ -28,11 +35,11 @@ zspage_desc_t 64
 """
 
 CONSTANTS = """
-SUPERBLOCK_MAGIC 0x30736672616d7a7a, LAYOUT_VERSION 2,
-FRAME_SHIFT 12, FRAME_SIZE 4096, PAGEBLOCK_ORDER 9, PAGEBLOCK_FRAMES 512, PAGEBLOCK_SIZE 2097152,
-NR_ORDERS 10, UNIT_FRAMES 16, NONE32 0xffffffff,
+SUPERBLOCK_MAGIC 0x30736672616d7a7a, LAYOUT_VERSION 3, NR_NOTES 2, NOTE_HALF 0x500000, USER_RECORD 1024,
+LOC_NONE 0xffffffffff, FRAME_SHIFT 12, FRAME_SIZE 4096, PAGEBLOCK_ORDER 9, PAGEBLOCK_FRAMES 512,
+PAGEBLOCK_SIZE 2097152, NR_ORDERS 10, UNIT_FRAMES 16, NONE32 0xffffffff,
 PG_FREE 1, PG_USED 2, PG_MOVABLE 4, PG_ISOLATED 8, PG_LOCKED 16,
-OWNER_NONE 0, OWNER_ZSMALLOC 1, OWNER_BALLOON 2, PB_IN_USE 1, PB_ISOLATED 2,
+OWNER_NONE 0, OWNER_ZSMALLOC 1, OWNER_BALLOON 2, PB_IN_USE 1, PB_ISOLATED 2, PB_HELD 4,
 CHAIN_MAX 8, ZSPAGE_MAGIC 0x7a73, NR_FULLNESS 12, FULLNESS_FULL 11, FULLNESS_OFF_LIST 255,
 ZS_MIN_ALLOC 32, ZS_MAX_ALLOC 4096, ZS_CLASS_DELTA 16, NR_RAW_CLASSES 255, OBJ_HEADER 8,
 LOC_IDX_BITS 8, LOC_BITS 40, HDR_ALLOCATED 1, HDR_TAG_SHIFT 16, HDR_SIZE_MASK 0x3fff, TAG_BITS 48
@@ -60,7 +67,7 @@ def declared_structs() -> dict[str, list[str]]:
     """Names of the fields, as layout.h declares them."""
     text = re.sub(r"/\*.*?\*/", "", LAYOUT_H.read_text(), flags=re.DOTALL)
     return {
-        name: re.findall(r"(\w+)(?:\[\w+\])?;", body)
+        name: re.findall(r"(\w+)(?:\[[\w /]+\])?;", body)
         for body, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", text, flags=re.DOTALL)
     }
 
@@ -122,8 +129,8 @@ def test_arrays_follow_one_another(user_size: int, nr_pageblocks: int) -> None:
     arena = Arena(user_size, nr_pageblocks)
     sb = MemoryFile(arena.fileno()).superblock
     nr_frames = 512 * nr_pageblocks
-    assert (sb.magic.to_bytes(8, "little"), sb.version) == (b"zzmarfs0", 2)
-    assert sb.user_off == 4096
+    assert (sb.magic.to_bytes(8, "little"), sb.version) == (b"zzmarfs0", 3)
+    assert sb.user_off == 4096 + 4 * (5 << 20)
     assert sb.user_size == -(-user_size // 4096) * 4096
     assert sb.pageblock_off == sb.user_off + sb.user_size
     for off, before, entries, form in (

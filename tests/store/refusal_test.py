@@ -70,7 +70,6 @@ def test_a_page_of_the_slot_table_that_is_refused_is_enospc_and_changes_nothing(
 
 def test_nothing_but_a_write_needs_the_slot_table_of_an_empty_chunk() -> None:
     store = same_store(secondary=(Codec("zstd"),))
-    store.access_times = True
     with table_of(store, 1):
         store.write(0, SAME)
         assert store.read(0, 64 * MIB) == SAME + bytes(64 * MIB - PAGE)
@@ -80,7 +79,7 @@ def test_nothing_but_a_write_needs_the_slot_table_of_an_empty_chunk() -> None:
         assert store.seek(CHUNK, True) == CHUNK
         with pytest.raises(OSError):
             store.seek(CHUNK, False)
-        assert store.mark_idle() is None and store.mark_idle(1) is None
+        assert store.mark_idle() is None
         assert block_state.lines(store, 0, MIB)[0].count(b"\n") == 1
         job = Recompression(store, 1)
         while job.select(1 << 30) or job.step(1 << 30):
@@ -88,6 +87,26 @@ def test_nothing_but_a_write_needs_the_slot_table_of_an_empty_chunk() -> None:
         job.finish()
         assert store.compact() == 0
         store.check(3)
+
+
+def test_memory_for_access_times_that_is_refused_is_enospc_and_changes_nothing() -> None:
+    store = same_store()
+    store.write(0, SAME)
+    chunks = 64 * MIB // CHUNK
+    with table_of(store, chunks):
+        with pytest.raises(MemoryError, match="access times"):
+            store.access_times = True
+        assert not store.access_times
+        store.write(0, SAME)
+    store.access_times = True
+    # The times of two chunks share a page, and that of the first two is there.
+    with table_of(store, chunks + 1):
+        assert refused(store, 2 * CHUNK) == 0
+        store.write(CHUNK, SAME)
+        assert store.mark_idle(1) is None
+        store.check(3)
+    store.write(2 * CHUNK, SAME)
+    store.check(3)
 
 
 def test_a_chunk_that_was_discarded_asks_for_its_table_again() -> None:

@@ -212,6 +212,8 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("put_off_requests_total", lane.put_off)
     expect("waited_requests_total", lane.waited)
     expect("written_back_pages", 0)
+    expect("recoveries_total", 0)
+    expect("pages_lost_total", 0)
     expect("fuse_minor", lane.protocol_minor)
     expect("fuse_can_resend", 1)
     expect("lane_alive", 1)

@@ -90,6 +90,24 @@ class StoreStats:
     reserve_misses: int  # allocations that found the reserve empty: a write waited, up to 0.1 s
     corrupt: int  # locations that named no object: 0 in a sound pool
     written_back: int  # pages on the backing store, now
+    recoveries: int  # times that a process took the store over from one that was killed
+    pages_lost: int  # by all of them: 0 unless the memory file was damaged
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryStats:
+    """Of the adoption of a store that a killed process has left."""
+
+    ns: int  # nanoseconds that it took
+    pages: int  # stored, same-filled and written-back ones included
+    objects: int
+    locks: int  # pages that were in use at the kill
+    lost: int  # pages that could not be saved: reading them is EIO until they are written again
+    objects_freed: int  # of writes and moves that were not complete, or of pages that had just gone
+    zspages_freed: int  # without an object
+    zspages_damaged: int  # 0 unless the memory file was damaged
+    frames_freed: int  # of 4 KiB, which no zspage had
+    pageblocks_freed: int  # given back to the OS
 
 
 EMPTY = StoreStats(*[0] * len(StoreStats.__slots__))

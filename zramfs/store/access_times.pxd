@@ -9,6 +9,8 @@ from zramfs.store.slots cimport store_t
 # Whether the times are kept from now on. Switched on for the first time it takes 4 bytes for each page of
 # the device that is used; MemoryError when address space is short. The GIL guards it.
 cdef int keep_access_times(store_t* st, bint on) except -1
+# Gives the memory of times back to the OS: bytes [begin, end) of them, but for a page that begins before it.
+cdef void times_give_back(store_t* st, uint64_t begin, uint64_t end) noexcept nogil
 # Seconds since boot; 0 while access times are not kept.
 cdef uint32_t last_access(store_t* st, uint64_t slot) noexcept nogil
 # Marks the pages idle whose last access lies more than age seconds back (0: all of them), and takes the

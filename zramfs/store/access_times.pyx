@@ -1,33 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 # Lock order: slots.pxd. Chunks are pinned, and slots locked, one at a time.
 """Access times and idle marks; see access_times.pxd."""
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from allocator.prim cimport *
 from zramfs.store.page cimport boot_seconds
 from zramfs.store.slots cimport *
 
 
+cdef int times_populate(store_t* st) noexcept nogil:
+    """Asks for the memory of the times of every chunk that is in use, or that a thread is in. Threads that
+    come later do that themselves (chunk_open())."""
+    cdef uint64_t chunk
+    cdef int r = 0
+    # A swap, so that no chunk is looked at before it.
+    swap32(&st.atime_wanted, 1)
+    for chunk in range(chunk_count(st)):
+        if r == 0 and (st.stays_ready or load32(&st.chunks[chunk]) != 0):
+            r = chunk_populate_times(st, chunk)
+    return r
+
+
+cdef void times_give_back(store_t* st, uint64_t begin, uint64_t end) noexcept nogil:
+    begin = round_up(begin, PAGE)
+    end = round_up(end, PAGE)
+    if begin < end:
+        fallocate(st.arena.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                  <int64_t>(st.arena.sb.user_off + times_off(st) + begin), <int64_t>(end - begin))
+
+
 cdef int keep_access_times(store_t* st, bint on) except -1:
-    cdef uint64_t n
-    cdef void* p
-    if on and st.atime == NULL:
-        n = slot_count(st) * sizeof(uint32_t)
-        p = reserve_space(st.most_slots * sizeof(uint32_t))
-        if p == NULL or try_open_space(p, n) != 0:
-            if p != NULL:
-                munmap(p, st.most_slots * sizeof(uint32_t))
-            raise MemoryError(f"no address space for {n} bytes of access times")
-        if st.stays_ready:
-            make_resident(p, n)
-        st.atime = <uint32_t*>p
+    cdef int r = 0
+    cdef uint64_t n = slot_count(st) * sizeof(uint32_t)
     if on and not load32(&st.atime_on):
-        store32(&st.atime_since, boot_seconds())
-    # The store of atime_on is what shows the mapping to the threads; it stays until close(),
-    # because a thread may be on its way to write there.
+        with nogil:
+            r = times_populate(st)
+        if r != 0:
+            store32(&st.atime_wanted, 0)
+            raise MemoryError(f"the system refuses the memory of access times, at most {n} bytes")
+        store32(&st.record.atime_since, boot_seconds())
+    store32(&st.record.atime_on, on)
     store32(&st.atime_on, on)
-    if not on and st.atime != NULL:
-        madvise(st.atime, slot_count(st) * sizeof(uint32_t), MADV_DONTNEED)
+    if not on and load32(&st.atime_wanted):
+        store32(&st.atime_wanted, 0)
+        # A thread may be on its way to write there: it makes a page anew.
+        times_give_back(st, 0, n)
     return 0
 
 
@@ -35,7 +52,7 @@ cdef uint32_t last_access(store_t* st, uint64_t slot) noexcept nogil:
     cdef uint32_t since, t
     if not load32(&st.atime_on):
         return 0
-    since = load32(&st.atime_since)
+    since = load32(&st.record.atime_since)
     t = load32(&st.atime[slot])
     return t if t > since else since
 

@@ -36,6 +36,14 @@ Sums that hold at rest (Backing.check):
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from zramfs.store.record cimport backing_record_t
+
+cdef extern from *:
+    """
+    #define STALE 0x80000000u
+    """
+    const uint32_t STALE
+
 cdef enum:
     BLOCK = 4096
     BLOCK_SHIFT = 12
@@ -47,6 +55,8 @@ cdef enum:
     BACK_LOC_SHIFT = 24
     GROUP_SHIFT = 12            # blocks a group, as a power of two: 16 MiB
     FETCH_BYTES = 8192          # the most that one object takes on the device
+    COUNTS = 0x7fffffff         # of a block's word: live bytes and pins
+    GROUP_STALE = 1 << 16
 
 
 cdef struct backing_t:
@@ -56,19 +66,16 @@ cdef struct backing_t:
     bint wipe                   # blocks are zeroed before they are given back
     uint64_t nr_blocks
     uint64_t nr_groups
-    uint64_t key
     uint32_t* blocks            # words, see above; atomic
     uint8_t* zeros              # ZERO_BLOCKS of them, with wipe
     uint32_t* groups            # per group: used (low half) and stale free blocks (high half); atomic
+    backing_record_t own        # before a store has it, and after that is closed
+    backing_record_t* record    # own, or in the memory file of the store
     # the write-back's own
     uint64_t cursor             # where the search for a free block goes on
     # atomic, relaxed
     uint64_t used               # blocks that count something
     uint64_t stale              # free blocks whose data is still in the file
-    uint64_t reads              # blocks read
-    uint64_t writes             # blocks written
-    uint64_t read_errors        # reads that failed or whose data was not what had been written
-    uint64_t write_errors       # writes that failed
 
 
 # What a slot says of its object on the backing store; v is the slot's value.

@@ -18,22 +18,14 @@ from zramfs.store.open_backing import open_backing as _open_backing
 from zramfs.model.stats import BackingStats
 
 cdef extern from "<unistd.h>" nogil:
-    ssize_t pread(int fd, void* buf, size_t n, int64_t offset)
     ssize_t pwrite(int fd, const void* buf, size_t n, int64_t offset)
 
 cdef enum:
     LIVE = 0xffff
     PIN = 1 << 16
-    COUNTS = 0x7fffffff         # live bytes and pins
-    GROUP_STALE = 1 << 16
     GROUP_BLOCKS = 1 << GROUP_SHIFT
     TRIM_RUN = 512              # blocks a hole: 2 MiB
     ZERO_BLOCKS = 64            # blocks of zeros that are written at once
-cdef extern from *:
-    """
-    #define STALE 0x80000000u
-    """
-    const uint32_t STALE
 
 # A slot's field of 40 bits: 16 TiB.
 MAX_BLOCKS = 1 << 32
@@ -57,7 +49,7 @@ cdef uint64_t back_sum(const backing_t* b, uint64_t slot, const uint8_t* data, u
     """A change within 8 bytes is always seen by all 64 bits; the last two steps spread it over each of
     them, since a slot keeps only some. Four rows, because each step waits for the last one of its row:
     1.1 us for a page instead of 3.7."""
-    cdef uint64_t h = b.key ^ (slot << 16 | size), h1 = h + 1, h2 = h + 2, h3 = h + 3, word = 0
+    cdef uint64_t h = b.record.key ^ (slot << 16 | size), h1 = h + 1, h2 = h + 2, h3 = h + 3, word = 0
     cdef const uint8_t* end = data + size
     while end - data >= 32:
         h = sum_mix(h, word_at(data))
@@ -90,6 +82,7 @@ cdef inline uint64_t place_bits(uint64_t v) noexcept nogil:
 
 cdef bint block_try_take(backing_t* b, uint64_t block) noexcept nogil:
     cdef uint32_t word = load32(&b.blocks[block])
+    max64(&b.record.high, block + 1)
     if word & COUNTS or not cas32(&b.blocks[block], word, STALE | PIN):
         return False
     if word & STALE:
@@ -184,12 +177,12 @@ cdef int backing_write(backing_t* b, uint64_t first, uint64_t count, const uint8
         if done < 0 and errno == EINTR:
             continue
         if done <= 0:
-            add64(&b.write_errors, 1)
+            add64(&b.record.write_errors, 1)
             return -errno if done < 0 else -EIO
         data += done
         offset += <uint64_t>done
         left -= <uint64_t>done
-    add64(&b.writes, count)
+    add64(&b.record.writes, count)
     return 0
 
 
@@ -212,14 +205,14 @@ cdef const uint8_t* backing_fetch(backing_t* b, uint64_t slot, uint64_t v, uint8
     cdef uint64_t n = (start + back_extent(size) + BLOCK - 1) & ~<uint64_t>(BLOCK - 1)
     cdef const uint8_t* data = io + start if size == BLOCK else io + start + BACK_HEADER
     if not read_blocks(b, offset - start, n, io):
-        add64(&b.read_errors, 1)
+        add64(&b.record.read_errors, 1)
         return NULL
-    add64(&b.reads, n >> BLOCK_SHIFT)
+    add64(&b.record.reads, n >> BLOCK_SHIFT)
     total = back_sum(b, slot, data, size)
     if (place_bits(back_place(offset, size, total)) == place_bits(v) if size == BLOCK
             else (<const uint64_t*>(io + start))[0] == total):
         return data
-    add64(&b.read_errors, 1)
+    add64(&b.record.read_errors, 1)
     return NULL
 
 
@@ -315,13 +308,15 @@ cdef class Backing:
     (trim()), and all of them when it is closed.
     Raises OSError: what open(2) says (ENOENT, EACCES, EBUSY ...); ENOTBLK for anything but a block
     device or a regular file; EINVAL for less than 4096 bytes; EBUSY for a file in use. MemoryError.
-    opener: opens the path with the flags that it gets, as os.open; for one that refuses some paths.
+    opener: opens the path with the flags that it gets, as os.open; for one that refuses some paths. kept: the
+    descriptor (fileno()) of the Backing of a store that is to be adopted; nothing is opened then, and a
+    duplicate is kept.
     """
 
-    def __cinit__(self, path: str, bint wipe=False, opener=os.open):
+    def __cinit__(self, path: str, bint wipe=False, opener=os.open, kept=None):
         cdef uint64_t nr_blocks
         self.path = os.path.abspath(path)
-        fd = _open_backing(path, opener)
+        fd = _open_backing(path, opener) if kept is None else os.dup(kept)
         try:
             nr_blocks = min(os.lseek(fd, 0, os.SEEK_END) >> BLOCK_SHIFT, MAX_BLOCKS)
             if nr_blocks == 0:
@@ -344,7 +339,8 @@ cdef class Backing:
                     raise MemoryError(f"no memory for {ZERO_BLOCKS} blocks")
                 memset(self.b.zeros, 0, ZERO_BLOCKS << BLOCK_SHIFT)
             self.b.wipe = wipe
-            self.b.key = int.from_bytes(os.urandom(8), "little")
+            self.b.own.key = int.from_bytes(os.urandom(8), "little")
+            self.b.record = &self.b.own
             self.b.is_file = stat.S_ISREG(os.fstat(fd).st_mode)
             self.b.fd = fd
         except BaseException:
@@ -370,6 +366,19 @@ cdef class Backing:
             if b.is_file:
                 fallocate(b.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
                           <int64_t>(b.nr_blocks << BLOCK_SHIFT))
+            close(b.fd)
+            backing_free(b)
+
+    def fileno(self):
+        if self.b == NULL:
+            raise ValueError("the backing store is closed")
+        return self.b.fd
+
+    def leave(self):
+        """As close(), but the blocks keep what they hold, for whoever holds the descriptor too."""
+        cdef backing_t* b = self.b
+        self.b = NULL
+        if b != NULL:
             close(b.fd)
             backing_free(b)
 
@@ -400,9 +409,9 @@ cdef class Backing:
         if b == NULL:
             raise ValueError("the backing store is closed")
         return BackingStats(
-            blocks=b.nr_blocks, used=peek64(&b.used), stale=peek64(&b.stale), reads=peek64(&b.reads),
-            writes=peek64(&b.writes), read_errors=peek64(&b.read_errors),
-            write_errors=peek64(&b.write_errors),
+            blocks=b.nr_blocks, used=peek64(&b.used), stale=peek64(&b.stale), reads=peek64(&b.record.reads),
+            writes=peek64(&b.record.writes), read_errors=peek64(&b.record.read_errors),
+            write_errors=peek64(&b.record.write_errors),
         )
 
     cdef int check(self, const uint32_t* live) except -1:

@@ -4,7 +4,6 @@ which does not. At rest only."""
 from zramfs.store.backing cimport Backing
 from zramfs.store.slots cimport store_ctx_t, store_t
 
-# [S1]: every slot and its object; level 3: every page decompresses.
-cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1
-# What the slots take of each block is what the backing store counts.
-cdef int check_backing(store_t* st, Backing backing) except -1
+# Level 1: counters and lists of the pool; 2: every slot and its object [S1], and what the slots take of each
+# block of the backing store (or None); 3: every page decompresses.
+cdef int check_store(store_t* st, store_ctx_t* ctx, Backing backing, int level) except -1

@@ -3,6 +3,7 @@
 """Invariants of a store, executable; see check.pxd."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from allocator.check cimport check_arena, check_pool
 from allocator.pool cimport pool_stats
 from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_map, zs_unmap
@@ -82,6 +83,16 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
     ):
         if found != counted:
             fail_slots(f"{found} {name} in the slot table, {counted} counted")
+    return 0
+
+
+cdef int check_store(store_t* st, store_ctx_t* ctx, Backing backing, int level) except -1:
+    check_arena(st.arena, level)
+    check_pool(st.pool, level)
+    if level >= 2:
+        check_slots(st, ctx, level)
+        if backing is not None:
+            check_backing(st, backing)
     return 0
 
 

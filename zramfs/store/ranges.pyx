@@ -51,7 +51,7 @@ cdef int read_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end, u
                 memcpy(buf, ctx.page + start, piece - off)
         if r != 0:
             if r != -EAGAIN:
-                add64(&st.failed_reads, 1)
+                add64(&st.record.failed_reads, 1)
             return r
         buf += piece - off
         off = piece
@@ -96,7 +96,7 @@ cdef int write_chunk(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end, 
                             <uint32_t>(piece - off))
         if r != 0:
             if r != -EAGAIN:
-                add64(&st.failed_writes, 1)
+                add64(&st.record.failed_writes, 1)
             return r
         done[0] += piece - off
         buf += piece - off
@@ -122,7 +122,7 @@ cdef inline void slow_down(store_t* st) noexcept nogil:
     cdef uint64_t slow, used
     if step == 0:
         return
-    slow = peek64(&st.pool.limit_pages) + load32(&st.slow_overdraft)
+    slow = peek64(&st.arena.sb.limit_pages) + load32(&st.slow_overdraft)
     used = peek64(&st.pool.pages) + peek64(&st.arena.reserved)
     if used > slow:
         usleep(<unsigned int>SLOW_US << min((used - slow) // step, <uint64_t>MOST_SLOW_SHIFT))
@@ -150,7 +150,7 @@ cdef int store_write(store_t* st, store_ctx_t* ctx, uint64_t off, const uint8_t*
         chunk = off >> (PAGE_SHIFT + CHUNK_SHIFT)
         r = chunk_open(st, chunk)
         if r != 0:
-            add64(&st.failed_writes, 1)
+            add64(&st.record.failed_writes, 1)
             return r
         # With the chunk pinned, because a device that was made smaller meanwhile waits for the pins before it
         # drops what lies behind its end.
@@ -189,7 +189,7 @@ cdef int zero_part(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t end) no
         r = page_update(st, ctx, slot, <uint32_t>(off & (PAGE - 1)), NULL, <uint32_t>(end - off))
     chunk_unpin(st, chunk)
     if r != 0 and r != -EAGAIN:
-        add64(&st.failed_writes, 1)
+        add64(&st.record.failed_writes, 1)
     return r
 
 
@@ -203,7 +203,7 @@ cdef int store_zero(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t n, uin
     last = end >> PAGE_SHIFT
     # Whole pages first: in a full pool they make the room that the rest of a partial page may need.
     if last > first and not done[0]:
-        add64(&st.notify_free, last - first)
+        add64(&st.record.notify_free, last - first)
         free_pages(st, first, last)
         note_change(st, (last - first) << PAGE_SHIFT)
         done[0] = 1

@@ -5,21 +5,25 @@
 """The size of a device that is in use.
 
 Larger: the tables have address space for more slots than the device has. So nothing moves, and no reader or
-writer waits. The new part is opened first, which the system may refuse. The new number of slots comes last:
-whoever reads it finds the tables ready.
+writer waits. The new part is opened first, which the system may refuse. The new number of slots comes last,
+in the record before it counts here: whoever reads it finds the tables ready, and a process that adopts the
+memory file finds every page that a write could reach.
 
 Smaller: the new number of slots comes first, and keeps new writes away from what lies behind it. A write that
 had read the old number may still be on its way. It has pinned its chunk, or it looks at the number once more
 after it has pinned it (store_write()). So each chunk behind the end is waited for until nobody but this
 thread has it pinned, and then its pages are freed. The end is a multiple of a chunk's 2 MiB, because the
-chunk in the middle of which it lay would never be without a pin.
+chunk in the middle of which it lay would never be without a pin. The record gets the new number once it is
+certain that no page behind the end is wanted: recovery frees what lies there.
 """
 from libc.errno cimport EBUSY, ENOTEMPTY
 from libc.stdint cimport uint32_t, uint64_t
 
 from allocator.prim cimport *
+from zramfs.store.access_times cimport times_give_back
 from zramfs.store.slots cimport *
 from zramfs.store.store cimport Store
+from zramfs.store.tables cimport slots_make_resident
 
 from zramfs.model import config
 
@@ -27,15 +31,37 @@ STEP = PAGE << CHUNK_SHIFT
 assert STEP == config.RESIZE_STEP
 
 
-cdef int store_grow(store_t* st, uint64_t nr_slots) noexcept nogil:
-    """0, or -ENOMEM and the device is as it was. A part of a table that was opened all the same is used by
-    the next attempt."""
-    if try_open_space(st.chunks, chunks_of(nr_slots) * sizeof(uint32_t)) != 0:
-        return -1
-    if st.atime != NULL and try_open_space(st.atime, nr_slots * sizeof(uint32_t)) != 0:
-        return -1
-    store64(&st.nr_slots, nr_slots)
-    return 0
+cdef int tables_open(store_t* st, uint64_t nr_slots) noexcept nogil:
+    """0 or -ENOMEM. A part that was opened all the same is used by the next attempt."""
+    cdef int r = try_open_space(st.chunks, chunks_of(nr_slots) * sizeof(uint32_t))
+    if r == 0 and st.stays_ready:
+        r = slots_make_resident(st, chunk_count(st), chunks_of(nr_slots))
+    return r
+
+
+cdef int times_open(store_t* st, uint64_t nr_slots) noexcept nogil:
+    """0 or -ENOMEM. Without a reserve, chunk_open() asks for the memory of each chunk."""
+    cdef uint64_t chunk
+    cdef int r = 0
+    if st.stays_ready and load32(&st.atime_wanted):
+        for chunk in range(chunk_count(st), chunks_of(nr_slots)):
+            if r == 0:
+                r = chunk_populate_times(st, chunk)
+    return r
+
+
+cdef int store_grow(store_t* st, uint64_t nr_slots) noexcept:
+    """0, or -ENOMEM and the device is as it was. The second part has the GIL, so that access times are not
+    switched on meanwhile: that makes the times of the chunks resident that the device has at that moment."""
+    cdef int r
+    with nogil:
+        r = tables_open(st, nr_slots)
+    if r == 0:
+        r = times_open(st, nr_slots)
+    if r == 0:
+        store64(&st.record.nr_slots, nr_slots)
+        store64(&st.nr_slots, nr_slots)
+    return r
 
 
 cdef bint chunk_is_unused(store_t* st, uint64_t chunk) noexcept nogil:
@@ -73,6 +99,8 @@ cdef bint store_shrink(store_t* st, uint64_t nr_slots, bint discard) noexcept no
     cdef uint64_t before = slot_count(st), chunk
     if not discard and has_pages_behind(st, nr_slots, before):
         return False
+    if discard:
+        store64(&st.record.nr_slots, nr_slots)
     store64(&st.nr_slots, nr_slots)
     for chunk in range(chunks_of(nr_slots), chunks_of(before)):
         if chunk_is_unused(st, chunk):
@@ -82,17 +110,10 @@ cdef bint store_shrink(store_t* st, uint64_t nr_slots, bint discard) noexcept no
             store64(&st.nr_slots, before)
             return False
         chunk_drop(st, chunk)
+    store64(&st.record.nr_slots, nr_slots)
     # Not the chunk words: a thread that is on its way may have its pin there.
-    if st.atime != NULL:
-        times_give_back(st, nr_slots * sizeof(uint32_t), before * sizeof(uint32_t))
+    times_give_back(st, nr_slots * sizeof(uint32_t), before * sizeof(uint32_t))
     return True
-
-
-cdef void times_give_back(store_t* st, uint64_t begin, uint64_t end) noexcept nogil:
-    """The whole pages of bytes [begin, end) of the access times."""
-    begin = round_up(begin, PAGE)
-    if begin < end:
-        madvise(<char*>st.atime + begin, end - begin, MADV_DONTNEED)
 
 
 def room_to_grow(Store store not None):
@@ -127,7 +148,6 @@ def resize(Store store not None, disksize, *, bint discard=False):
     store.resizing = True
     try:
         if slots > slot_count(st):
-            # Under the GIL, as the table of access times comes into being. It takes microseconds.
             if store_grow(st, slots) != 0:
                 raise MemoryError(f"the system refuses the tables of a device of {slots << PAGE_SHIFT} bytes")
         elif slots < slot_count(st):

@@ -36,7 +36,7 @@ cdef struct restoring_t:
     uint64_t* got               # and it is in the store
     bint known[NR_PRIO]         # the image says what the priority's algorithm is
     uint32_t prio[NR_PRIO]      # of the same algorithm in the store
-    codec_ctx_t* codec[NR_PRIO] # of the image's algorithm
+    codec_ctx_t* codec[NR_PRIO]     # of the image's algorithm
     uint64_t pages
     uint64_t restored
 

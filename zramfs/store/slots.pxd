@@ -15,8 +15,8 @@
     idl   idle: not used since it was marked       inc  incompressible by every algorithm
     P     selected for post-processing             S    SAME: the word is two equal 32-bit halves
     EMPTY is all zeros; SAME and SAME_OBJ have neither prio nor idl, inc, P.
-    A page that is lost is an OBJ at LOC_NONE without flags: reading it is EIO, until it is written or
-    discarded.
+    A page that is lost, by recovery or with an image, is an OBJ at LOC_NONE without flags: reading it is EIO,
+    until it is written or discarded.
 
 Post-processing (recompression, write-back) has two stages. The first selects a page: under the slot
 lock it sets P. Every read, write and free of the page clears P. The second does its slow work with
@@ -46,6 +46,7 @@ from allocator.prim cimport load64
 from allocator.zspage cimport pool_t
 from zramfs.store.backing cimport backing_t
 from zramfs.codecs.codec cimport codec_ctx_t, codec_t
+from zramfs.store.record cimport store_record_t
 
 cdef enum:
     PAGE = 4096                 # for the store and the lane; allocator/prim.h has it as PAGE_BYTES
@@ -70,6 +71,7 @@ cdef enum:
     SLOT_POST = 1 << 8
     SLOT_HALVES = 1 << 9
     LOC_SHIFT = 24
+    ATIME_CHUNK = CHUNK_SLOTS * 4   # bytes of access times of a chunk
 
     NR_PRIO = 4
 
@@ -105,12 +107,14 @@ cdef struct store_t:
     uint32_t max_object         # largest compressed size that is kept; larger pages are huge
     bint stays_ready            # the slot table is resident and stays so, and contexts are made resident
     backing_t* backing          # NULL = none
-    # the size of the device: atomic, changed by one resize at a time (resize.pyx)
+    store_record_t* record      # in the memory file: what outlives the process
+    # the size of the device: atomic, changed by one resize at a time (resize.pyx), as record.nr_slots is
     uint64_t nr_slots
     # access times (access_times.pxd): seconds since boot, one for each slot, written without a lock
-    uint32_t* atime             # atomic: NULL until tracking was switched on for the first time
-    uint32_t atime_on           # atomic: 0 or 1
-    uint32_t atime_since        # atomic: when it was switched on; no page counts as older
+    uint32_t* atime             # atomic: in the memory file, without memory until tracking is switched on
+    uint32_t atime_on           # atomic: 0 or 1; record.atime_on says the same
+    uint32_t atime_wanted       # atomic: 1 while times are kept or are about to be, so that who opens a chunk
+                                # asks for their memory too
     # a save under way: see slot_lock_to_change()
     uint32_t saving             # atomic: 1 while there is one
     uint32_t keepers            # atomic: threads that may be inside save.keep()
@@ -120,10 +124,6 @@ cdef struct store_t:
     uint64_t compr_bytes
     uint64_t same_pages
     uint64_t huge_pages
-    uint64_t huge_pages_since
-    uint64_t failed_reads
-    uint64_t failed_writes
-    uint64_t notify_free
     uint64_t written_back       # pages on the backing store
     # for the governor of a file system (device/governor.py): set by it, read by every write; atomic, relaxed
     uint32_t overdraft          # pool pages beyond the limit that a compressed page may take
@@ -160,6 +160,8 @@ cdef struct prepared_t:         # how a page is to be stored
 # thread that leaves a chunk without a slot in use gives its page of the table back to the OS.
 cdef bint chunk_pin(store_t* st, uint64_t chunk) noexcept nogil
 cdef void chunk_unpin(store_t* st, uint64_t chunk) noexcept nogil
+# Asks for the memory of a chunk's access times: 0 or -ENOMEM.
+cdef int chunk_populate_times(store_t* st, uint64_t chunk) noexcept nogil
 # Pins a chunk whose slots may be touched in any case: 0. -ENOSPC when the OS refuses the page of the table;
 # the chunk is not pinned then.
 cdef int chunk_open(store_t* st, uint64_t chunk) noexcept nogil
@@ -182,6 +184,9 @@ cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil
 cdef uint64_t slot_lock_to_change(store_t* st, uint64_t slot) noexcept nogil
 # The page that the value of a locked slot names; no access: flags and access time stay. 0 or -EIO.
 cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil
+# The page of a slot, in a chunk that is not pinned, and the slot's value; no access. Not that of a page that
+# is written back. 0 or -EIO.
+cdef int page_peek(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst, uint64_t* v) noexcept nogil
 # The same for a page on the backing store. The caller has pinned its blocks, or no other thread is at work.
 cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil
 # Stores a page in a locked slot, frees what its value old names, and unlocks it. On an error (-ENOSPC,
@@ -213,6 +218,10 @@ cdef inline uint64_t chunks_of(uint64_t nr_slots) noexcept nogil:
 
 cdef inline uint64_t chunk_count(store_t* st) noexcept nogil:
     return chunks_of(slot_count(st))
+
+cdef inline uint64_t times_off(store_t* st) noexcept nogil:
+    """Where the access times begin in the user region, in bytes."""
+    return chunks_of(st.most_slots) << PAGE_SHIFT
 
 cdef inline uint32_t slot_type(uint64_t v) noexcept nogil:
     return <uint32_t>(v >> TYPE_SHIFT) & TYPE_MASK

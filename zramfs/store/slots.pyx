@@ -56,9 +56,15 @@ cdef void chunk_unpin(store_t* st, uint64_t chunk) noexcept nogil:
         chunk_give_back(st, chunk)
 
 
+cdef int chunk_populate_times(store_t* st, uint64_t chunk) noexcept nogil:
+    return arena_populate_user(st.arena, times_off(st) + chunk * ATIME_CHUNK, ATIME_CHUNK)
+
+
 cdef int chunk_open(store_t* st, uint64_t chunk) noexcept nogil:
     # Two threads may do this at once, which does no harm. A chunk that counts a slot was opened before.
-    if chunk_pin(st, chunk) or st.stays_ready or arena_populate_user(st.arena, chunk * PAGE, PAGE) == 0:
+    if (chunk_pin(st, chunk) or st.stays_ready
+            or arena_populate_user(st.arena, chunk * PAGE, PAGE) == 0
+            and (load32(&st.atime_wanted) == 0 or chunk_populate_times(st, chunk) == 0)):
         return 0
     chunk_unpin(st, chunk)
     return -ENOSPC
@@ -258,7 +264,7 @@ cdef int commit_locked(store_t* st, uint64_t slot, uint64_t old, const prepared_
         add64(&st.compr_bytes, page.size)
     if page.type == HUGE:
         add64(&st.huge_pages, 1)
-        add64(&st.huge_pages_since, 1)
+        add64(&st.record.huge_pages_since, 1)
     slot_unlock(st, slot, new)
     value_release(st, old)
     return 0
@@ -281,6 +287,19 @@ cdef int page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) n
         return r
     r = page_load(st, ctx, v, dst)
     slot_unlock(st, slot, v & ~<uint64_t>(SLOT_IDLE | SLOT_POST))
+    return r
+
+
+cdef int page_peek(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst, uint64_t* v) noexcept nogil:
+    cdef int r = 0
+    v[0] = 0
+    memset(dst, 0, PAGE)
+    if chunk_pin(st, slot >> CHUNK_SHIFT):
+        v[0] = slot_lock(st, slot)
+        if slot_type(v[0]) != WRITTEN_BACK:
+            r = page_load(st, ctx, v[0], dst)
+        slot_unlock(st, slot, v[0])
+    chunk_unpin(st, slot >> CHUNK_SHIFT)
     return r
 
 

@@ -28,9 +28,11 @@ cdef class Store:
     cdef object __weakref__
     cdef readonly str algo
     cdef readonly object level
+    cdef readonly object recovered  # RecoveryStats; None unless it was adopted
     cdef readonly tuple codecs      # by priority, NR_PRIO of them; keeps their dictionaries alive
 
     cdef store_ctx_t* take_ctx(self) except NULL
+    cdef int end(self, bint left) except -1
     cdef int put_ctx(self, store_ctx_t* ctx) except -1
     cdef int check_range(self, off, n) except -1
     # Around a post-processing (see slots.pxd). begin raises OSError(EBUSY) beside another one.

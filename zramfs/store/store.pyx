@@ -4,32 +4,34 @@
 cimport cython
 from libc.errno cimport EBUSY, EINVAL
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
 from allocator.arena cimport Arena, arena_buddyinfo
 from allocator.balloon cimport Balloon
-from allocator.check cimport check_arena, check_pool
 from allocator.compaction cimport Migration
 from allocator.headroom cimport Headroom
 from allocator.layout cimport PAGEBLOCK_FRAMES
 from allocator.pool cimport pool_classes
-from allocator.populate cimport arena_populate_user
 from allocator.prim cimport *
 from allocator.reserve cimport Reserve
-from allocator.zscompact cimport zs_compact, zs_compact_class, zs_freeable
+from allocator.zscompact cimport zs_compact, zs_compact_slice
 from allocator.zsmalloc cimport zs_flush_deferred, zs_wake_after
 from zramfs.store.access_times cimport keep_access_times, mark_idle
 from zramfs.store.backing cimport Backing
 from zramfs.codecs.codec cimport CODEC_NONE, Codec
-from zramfs.store.check cimport check_backing, check_slots
+from zramfs.store.check cimport check_store
 from zramfs.store.ranges cimport (
     store_disksize, store_read, store_seek, store_set_overdraft, store_write, store_zero,
 )
+from zramfs.store.record cimport codecs_packed, kept_arguments
+from zramfs.store.recovery cimport store_recover
 from zramfs.store.slots cimport *
-from zramfs.store.tables cimport store_ctx_free, store_ctx_new, store_delete, store_new, store_stats
+from zramfs.store.tables cimport (
+    clear_memory_file, record_finish, store_ctx_free, store_ctx_new, store_delete, store_new, store_stats,
+    store_stay_ready, store_winnable, user_bytes,
+)
 
 import os
 
@@ -40,10 +42,6 @@ from zramfs.model.kernel_pages import expect_kernel_pages
 # than the machine's memory; 8 TiB of address space is the most that is asked for.
 MAX_PAGEBLOCKS = 4 << 20
 SPARE_PAGEBLOCKS = 64
-
-
-cdef enum:
-    SLICE_ZSPAGES = 8       # emptied between two looks at the clock, at most about 100 us
 
 
 # The collector must not take the arena away before __dealloc__ has used it.
@@ -57,20 +55,21 @@ cdef class Store:
     mem_limit: bytes of pool memory, rounded up to 4096, 0 = none. backing: an open Backing,
     which belongs to the store from then on, or None. reserve: bytes of memory that is kept ready
     (allocator/reserve.pyx), rounded up to 2 MiB, 0 = none; with one the slot table (disksize / 512) is
-    resident too, and no read, write or discard makes memory resident. wipe: what was discarded, overwritten
-    or moved is zeroed in the memory file at once. headroom: asked before the pool takes memory, None = nobody
-    is; the store is its one user.
-    Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and MemoryError
-    when address space is short. Every method may be called from any thread; the GIL is released while
-    data moves.
+    resident too, and no read, write or discard makes memory resident. wipe: what goes away or moves is
+    zeroed in the memory file at once. headroom: the store, its one user, asks it before the pool takes
+    memory; None = nobody is asked. fd: an empty memory file that the store lies in, which others may hold
+    too, so that the store outlives this process; -1 = one of its own. adopted: an arena with a store, see
+    adopt(). Raises ValueError for a bad argument, OSError if the reserve's thread can't be had, and
+    MemoryError when address space is short. Any thread may call any method; data moves without the GIL.
     """
 
     def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0,
-                  Backing backing=None, reserve=0, bint wipe=False, Headroom headroom=None, grows_to=0):
+                  Backing backing=None, reserve=0, bint wipe=False, Headroom headroom=None, grows_to=0,
+                  int fd=-1, Arena adopted=None):
         """Long: one step for each part of a store, and the way back from each."""
         cdef uint64_t nr_slots, most_slots
         cdef Codec codec
-        cdef int prio, r
+        cdef int prio
         expect_kernel_pages()
         self.codecs = (Codec(algo, level, dictionary), *secondary, *(None,) * (NR_PRIO - 1 - len(secondary)))
         if len(self.codecs) != NR_PRIO:
@@ -81,21 +80,16 @@ cdef class Store:
         most_slots = max(nr_slots, min(grows_to, _MAX_DISKSIZE) >> PAGE_SHIFT)
         nr_pageblocks = min(
             (8 * most_slots + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES + SPARE_PAGEBLOCKS, MAX_PAGEBLOCKS)
-        self.arena = Arena(chunks_of(most_slots) << PAGE_SHIFT, nr_pageblocks)
+        self.arena = adopted
+        if adopted is None:
+            clear_memory_file(fd)
+            self.arena = Arena(user_bytes(most_slots), nr_pageblocks, fd)
         self.migration = Migration(self.arena)
-        self.balloon = Balloon(self.arena)
-        if reserve:
-            self.reserve = Reserve(self.arena, reserve)
         self.st = store_new(self.arena.a, nr_slots, most_slots)
         if self.st == NULL:
             raise MemoryError(f"no memory for the tables of a device of {disksize} bytes")
-        if reserve:
-            self.st.stays_ready = True
-            with nogil:
-                r = arena_populate_user(self.arena.a, 0, chunk_count(self.st) << PAGE_SHIFT)
-                make_resident(self.st.chunks, chunk_count(self.st) * sizeof(uint32_t))
-            if r != 0:
-                raise MemoryError(f"the system refuses the slot table of a device of {disksize} bytes")
+        if reserve and store_stay_ready(self.st) != 0:
+            raise MemoryError(f"the system refuses the slot table of a device of {disksize} bytes")
         for prio in range(NR_PRIO):
             if self.codecs[prio] is not None:
                 codec = self.codecs[prio]
@@ -105,23 +99,52 @@ cdef class Store:
         self.st.pool.wipe = wipe
         self.algo = algo
         self.level = self.codecs[0].level
-        self.set_mem_limit(mem_limit)
-        if headroom is not None:
-            self.headroom = headroom
-            self.st.pool.headroom = &headroom.h
-            headroom.look(0)
         if backing is not None:
             if backing.b == NULL or backing.taken:
                 raise ValueError("expected an open backing store that no other store has")
             backing.taken = True
             self.backing = backing
             self.st.backing = backing.b
+        if adopted is not None:
+            self.recovered = store_recover(self.st, (reserve + (1 << 21) - 1) >> 21)
+        else:
+            self.arena.set_note(0, codecs_packed(self.codecs))
+            self.set_mem_limit(mem_limit)
+        self.balloon = Balloon(self.arena)
+        if reserve:
+            self.reserve = Reserve(self.arena, reserve)
+        if headroom is not None:
+            self.headroom = headroom
+            self.st.pool.headroom = &headroom.h
+            headroom.look(0)
+        record_finish(self.st)
+
+    @staticmethod
+    def adopt(place, *, backing=None, reserve=0, headroom=None):
+        """The store that a killed process has left, recovered; `recovered` says what that took. place: the
+        memory file, of which a duplicate is kept, or what Arena.adopt() made of it beforehand. backing: its
+        backing store, by Backing(kept=...), if it had one. Raises ValueError, and changes nothing, for a file
+        without a store of this version or a backing store that is missing; else as the constructor."""
+        arena = place if isinstance(place, Arena) else Arena.adopt(place)
+        if not arena.current:
+            raise ValueError("the memory file was made anew since it was adopted: adopt it again")
+        return Store(**kept_arguments(arena, backing), backing=backing, reserve=reserve, headroom=headroom,
+                     adopted=arena)
 
     def __dealloc__(self):
-        self.close()
+        # Whoever holds the memory file may adopt the store.
+        self.end(self.arena is not None and self.arena.a != NULL and self.arena.a.lent)
 
     def close(self):
-        """Gives all memory back. No other call, and no lane, may be at work on the store."""
+        """Gives all memory back: a memory file that was given to the store is empty afterwards. No other
+        call, and no lane, may be at work on the store."""
+        self.end(False)
+
+    def leave(self):
+        """As close(), but the memory file and the backing store keep what is stored, to be adopted."""
+        self.end(True)
+
+    cdef int end(self, bint left) except -1:
         cdef store_t* st = self.st
         cdef int i
         # Closed before the GIL is released, so that a second close() or a late call finds no store.
@@ -136,10 +159,21 @@ cdef class Store:
             self.reserve.close()
         with nogil:
             store_delete(st)
-        if self.arena is not None:
-            self.arena.close()
-        if self.backing is not None:
-            self.backing.close()
+        for part in (self.arena, self.backing):
+            if part is not None:
+                part.leave() if left else part.close()
+
+    @property
+    def note(self):
+        """At most 5 MiB of bytes that the device keeps with the store, to find them again after adopt(); b""
+        before they are set. MemoryError, and the old ones stay, when the system refuses the memory."""
+        self.check_range(0, 0)
+        return self.arena.note(1)
+
+    @note.setter
+    def note(self, bytes content not None):
+        self.check_range(0, 0)
+        self.arena.set_note(1, content)
 
     cdef store_ctx_t* take_ctx(self) except NULL:
         cdef store_ctx_t* ctx
@@ -220,14 +254,7 @@ cdef class Store:
         p = <uint8_t*><char*>out
         ctx = self.take_ctx()
         with nogil:
-            if chunk_pin(self.st, slot >> CHUNK_SHIFT):
-                v = slot_lock(self.st, slot)
-                if slot_type(v) != WRITTEN_BACK:
-                    r = page_load(self.st, ctx, v, p)
-                slot_unlock(self.st, slot, v)
-            else:
-                memset(p, 0, PAGE)
-            chunk_unpin(self.st, slot >> CHUNK_SHIFT)
+            r = page_peek(self.st, ctx, slot, p, &v)
         self.put_ctx(ctx)
         if r != 0:
             raise OSError(-r, f"page {page} can't be read: {os.strerror(-r)}")
@@ -293,12 +320,12 @@ cdef class Store:
         self.check_range(0, 0)
         if not 0 <= nbytes < 1 << 64:
             raise ValueError(f"a limit of 0 to 2^64 - 1 bytes expected, got {nbytes}")
-        store64(&self.st.pool.limit_pages, (nbytes + PAGE - 1) >> PAGE_SHIFT)
+        store64(&self.st.arena.sb.limit_pages, (nbytes + PAGE - 1) >> PAGE_SHIFT)
 
     def reset_mem_used_max(self):
         """The peak starts anew from what is in use."""
         self.check_range(0, 0)
-        store64(&self.st.pool.max_pages, peek64(&self.st.pool.pages))
+        store64(&self.st.arena.sb.max_pages, peek64(&self.st.pool.pages))
 
     @property
     def access_times(self):
@@ -344,15 +371,9 @@ cdef class Store:
     def compact_slice(self, uint64_t ns):
         """Object compaction for about ns nanoseconds, going on where the last slice ended. False when
         it has been through all classes; the next slice begins anew."""
-        cdef uint64_t until = now_ns() + ns
-        cdef bint more = False
         self.check_range(0, 0)
         with nogil:
-            while self.compact_class < self.st.pool.nr_classes and now_ns() < until:
-                zs_compact_class(
-                    self.st.pool, &self.st.pool.classes[self.compact_class], SLICE_ZSPAGES, &more)
-                if not more:
-                    self.compact_class += 1
+            self.compact_class = zs_compact_slice(self.st.pool, self.compact_class, now_ns() + ns)
             zs_flush_deferred(self.st.pool)
         if self.compact_class < self.st.pool.nr_classes:
             return True
@@ -361,16 +382,8 @@ cdef class Store:
 
     def winnable(self):
         """What compaction could give back to the OS: (pageblocks, of how many in use)."""
-        cdef uint64_t freeable, used, blocks, needed
         self.check_range(0, 0)
-        with nogil:
-            freeable = zs_freeable(self.st.pool)
-            pthread_mutex_lock(&self.st.arena.lock)
-            used = self.st.arena.frames_used
-            blocks = self.st.arena.pageblocks_in_use
-            pthread_mutex_unlock(&self.st.arena.lock)
-            needed = (used - min(used, freeable) + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES
-        return blocks - min(blocks, needed), blocks
+        return store_winnable(self.st)
 
     @property
     def frees(self):
@@ -402,7 +415,7 @@ cdef class Store:
     def room(self):
         """Pages that the balloon may take before the pool's limit is reached; None without a limit."""
         self.check_range(0, 0)
-        limit = peek64(&self.st.pool.limit_pages)
+        limit = peek64(&self.st.arena.sb.limit_pages)
         taken = peek64(&self.st.pool.pages) + peek64(&self.st.arena.reserved)
         return max(0, limit - taken) if limit else None
 
@@ -427,19 +440,11 @@ cdef class Store:
         """
         cdef store_ctx_t* ctx = self.take_ctx()
         try:
-            check_arena(self.st.arena, level)
-            check_pool(self.st.pool, level)
-            if level >= 2:
-                check_slots(self.st, ctx, level)
-                if self.backing is not None:
-                    check_backing(self.st, self.backing)
+            check_store(self.st, ctx, self.backing, level)
         finally:
             self.put_ctx(ctx)
 
     def inject_failure(self, after):
         """The after-th frame allocation from now fails as if memory were short (0 = none does)."""
-        cdef uint64_t allocations = after
         self.check_range(0, 0)
-        pthread_mutex_lock(&self.st.arena.lock)
-        self.st.arena.fail_after = allocations
-        pthread_mutex_unlock(&self.st.arena.lock)
+        self.arena.inject_failure(after)

@@ -6,15 +6,19 @@ from libc.string cimport memset
 
 from allocator.arena cimport arena_stats
 from allocator.frames cimport arena_t
-from allocator.layout cimport CHAIN_MAX
+from allocator.layout cimport CHAIN_MAX, PAGEBLOCK_FRAMES
+from allocator.populate cimport arena_populate_user
 from allocator.pool cimport pool_delete, pool_new, pool_stats
 from allocator.prim cimport *
+from allocator.zscompact cimport zs_freeable
 from allocator.zspage cimport pool_ops_t
 from zramfs.store.backing cimport FETCH_BYTES
 from zramfs.codecs.codec cimport codec_ctx_free, codec_ctx_new
+from zramfs.store.record cimport *
 from zramfs.store.slots cimport *
 
 from zramfs.model.stats import StoreStats
+from zramfs.store.record import is_kept
 
 cdef extern from "<malloc.h>" nogil:
     size_t malloc_usable_size(void* p) noexcept
@@ -23,11 +27,13 @@ cdef extern from "<malloc.h>" nogil:
 cdef void store_delete(store_t* st) noexcept nogil:
     if st == NULL:
         return
+    if st.backing != NULL:
+        # It is closed after the arena.
+        st.backing.own = st.backing.record[0]
+        st.backing.record = &st.backing.own
     pool_delete(st.pool, False)
     if st.chunks != NULL:
         munmap(st.chunks, chunks_of(st.most_slots) * sizeof(uint32_t))
-    if st.atime != NULL:
-        munmap(st.atime, st.most_slots * sizeof(uint32_t))
     free(st)
 
 
@@ -40,6 +46,10 @@ cdef store_t* store_new(arena_t* arena, uint64_t nr_slots, uint64_t most_slots) 
     st.most_slots = most_slots
     st.arena = arena
     st.slots = <uint64_t*>arena.user
+    st.record = record_of(arena)
+    st.record.nr_slots = nr_slots
+    st.record.most_slots = most_slots
+    st.atime = <uint32_t*>(arena.user + times_off(st))
     st.chunks = <uint32_t*>reserve_space(chunks_of(most_slots) * sizeof(uint32_t))
     if st.chunks != NULL and try_open_space(st.chunks, chunks_of(nr_slots) * sizeof(uint32_t)) == 0:
         ops.ctx = st
@@ -52,6 +62,40 @@ cdef store_t* store_new(arena_t* arena, uint64_t nr_slots, uint64_t most_slots) 
     st.max_object = st.pool.huge_size - 1
     st.change_fd = -1
     return st
+
+
+cdef int store_stay_ready(store_t* st) noexcept nogil:
+    st.stays_ready = True
+    return slots_make_resident(st, 0, chunk_count(st))
+
+
+cdef int slots_make_resident(store_t* st, uint64_t first, uint64_t end) noexcept nogil:
+    make_resident(&st.chunks[first], (end - first) * sizeof(uint32_t))
+    return arena_populate_user(st.arena, first << PAGE_SHIFT, (end - first) << PAGE_SHIFT)
+
+
+cdef void record_finish(store_t* st) noexcept nogil:
+    cdef store_record_t* record = st.record
+    cdef bint adopted = record.magic == RECORD_MAGIC
+    record.version = RECORD_VERSION
+    record.wipe = st.pool.wipe
+    record.has_backing = st.backing != NULL
+    if st.backing != NULL:
+        if not adopted:
+            record.backing = st.backing.own
+        st.backing.record = &record.backing
+    if adopted and record.atime_on:
+        store32(&st.atime_wanted, 1)
+        store32(&st.atime_on, 1)
+    store64(&record.magic, RECORD_MAGIC)
+
+
+cdef int clear_memory_file(int fd) except -1:
+    if fd >= 0 and is_kept(fd):
+        raise ValueError("expected an empty memory file, got one with a store in it; adopt it")
+    if fd >= 0 and ftruncate(fd, 0) != 0:
+        raise ValueError("expected a memory file that may be written")
+    return 0
 
 
 cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil:
@@ -89,6 +133,18 @@ cdef void store_ctx_free(store_ctx_t* ctx) noexcept nogil:
     free(ctx)
 
 
+cdef tuple store_winnable(store_t* st):
+    cdef uint64_t freeable, used, blocks, needed
+    with nogil:
+        freeable = zs_freeable(st.pool)
+        pthread_mutex_lock(&st.arena.lock)
+        used = st.arena.frames_used
+        blocks = st.arena.pageblocks_in_use
+        pthread_mutex_unlock(&st.arena.lock)
+        needed = (used - min(used, freeable) + PAGEBLOCK_FRAMES - 1) // PAGEBLOCK_FRAMES
+    return blocks - min(blocks, needed), blocks
+
+
 cdef object store_stats(store_t* st):
     pool = pool_stats(st.pool)
     arena = arena_stats(st.arena)
@@ -101,10 +157,10 @@ cdef object store_stats(store_t* st):
         same_pages=peek64(&st.same_pages),
         pages_compacted=pool.pages_compacted,
         huge_pages=peek64(&st.huge_pages),
-        huge_pages_since=peek64(&st.huge_pages_since),
-        failed_reads=peek64(&st.failed_reads),
-        failed_writes=peek64(&st.failed_writes),
-        notify_free=peek64(&st.notify_free),
+        huge_pages_since=peek64(&st.record.huge_pages_since),
+        failed_reads=peek64(&st.record.failed_reads),
+        failed_writes=peek64(&st.record.failed_writes),
+        notify_free=peek64(&st.record.notify_free),
         resident=arena.resident,
         pageblocks_in_use=arena.pageblocks_in_use,
         pageblocks_total=arena.pageblocks_total,
@@ -116,4 +172,6 @@ cdef object store_stats(store_t* st):
         reserve_misses=arena.reserve_misses,
         corrupt=pool.corrupt,
         written_back=peek64(&st.written_back),
+        recoveries=peek64(&st.record.recoveries),
+        pages_lost=peek64(&st.record.pages_lost),
     )

@@ -186,6 +186,11 @@ TABLE = (
     Metric(COUNTER, "failed_reads", "Pages that could not be read.", lambda f: f.store.failed_reads),
     Metric(COUNTER, "failed_writes", "Pages that could not be stored.", lambda f: f.store.failed_writes),
     Metric(COUNTER, "notify_free", "Pages discarded or zeroed as a whole.", lambda f: f.store.notify_free),
+    # recovery
+    Metric(COUNTER, "recoveries", "Times that a process took over what a killed one had stored.",
+           lambda f: f.store.recoveries),
+    Metric(COUNTER, "pages_lost", "Pages that could not be taken over: EIO until they are written.",
+           lambda f: f.store.pages_lost),
     # recompression
     Metric(GAUGE, "algorithms", "1 for each algorithm; priority 0 is that of writes.", _algorithms,
            labels=("priority", "algorithm", "level", "dictionary")),

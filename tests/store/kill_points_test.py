@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process that is killed between any two stores into its memory file leaves each page old or new."""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.backing_tools import backing_file
+from tests.support.kill_points import PAGE, Op, copy_of, each_point, held_by_frames
+from zramfs.store.backing import Backing
+from zramfs.store.resize import resize, room_to_grow
+from zramfs.store.store import Store
+
+SIZE = 520 * PAGE
+KINDS = ("zeros", "small word", "odd word", "text", "half random", "random")
+
+# Pages of every kind, in sparse zspages, with some that do not compress.
+FULL: list[Op] = [
+    *(["write", i * PAGE, KINDS[i % 6], i, PAGE] for i in range(60)),
+    *(["write", i * PAGE, "half random", i, PAGE] for i in range(60, 100)),
+    *(["zero", i * PAGE, PAGE] for i in range(62, 100, 3)),
+]
+
+
+def old_or_new(backing: Path | None = None) -> Callable[[int, bytes, bytes], None]:
+    def look(fd: int, old: bytes, new: bytes) -> None:
+        copy = copy_of(fd)
+        kept = None
+        if backing is not None:
+            opened = os.open(backing, os.O_RDWR)
+            kept = Backing(str(backing), kept=opened)
+            os.close(opened)
+        store = Store.adopt(copy, backing=kept)
+        os.close(copy)
+        try:
+            held = held_by_frames(store.migration.arena.fileno())
+            assert held <= store.stats().pageblocks_in_use * (2 << 20), "what is free keeps its memory"
+            assert store.recovered.lost == store.recovered.zspages_damaged == 0
+            store.check(3)
+            assert store.disksize in (len(old), len(new))
+            for page in range(0, store.disksize, PAGE):
+                found = store.read(page, PAGE)
+                assert found in (old[page:page + PAGE], new[page:page + PAGE]), f"page {page // PAGE}"
+            if len(old) != len(new):
+                # What was behind the end is gone, and does not come back with a larger device.
+                end, most = store.disksize, resize(store, room_to_grow(store))
+                assert not any(store.read(end, most - end))
+            # The lists are good for more.
+            store.write(300 * PAGE, bytes(range(256)) * 64)
+            store.zero(0, 20 * PAGE)
+            store.compact()
+            store.migration.run()
+            store.check(3)
+        finally:
+            store.leave()
+
+    return look
+
+
+# Two pageblocks, the second of which holds little.
+SPREAD: list[Op] = [
+    *(["write", i * PAGE, "noise", i, PAGE] for i in range(515)),
+    *(["write", i * PAGE, "half random", i, PAGE] for i in range(515, 527)),
+    *(["zero", i * PAGE, PAGE] for i in range(100, 506)),
+]
+
+WRITES: dict[str, Op] = {
+    "a page goes into a zspage with room": ["write", 200 * PAGE, "text", 1, PAGE],
+    "a page gets a zspage of its own": ["write", 201 * PAGE, "random", 2, PAGE],
+    "a page is the first of its chunk": ["write", 515 * PAGE, "odd word", 3, PAGE],
+    "a page takes the place of one that did not compress": ["write", 5 * PAGE, "half random", 4, PAGE],
+    "a same-filled page takes the place of another": ["write", 4 * PAGE, "zeros", 5, PAGE],
+    "a part of a page is written": ["write", 3 * PAGE + 100, "text", 6, 3000],
+    "parts and whole pages are written": ["write", 61 * PAGE + 7, "half random", 7, 4 * PAGE],
+    "a zspage becomes empty": ["zero", 5 * PAGE, PAGE],
+    "pages are discarded": ["zero", 60 * PAGE, 8 * PAGE],
+    "parts of pages are zeroed": ["zero", 3 * PAGE + 5, 2 * PAGE],
+    "pages are read": ["read", 0, 70 * PAGE],
+}
+WORK: dict[str, Op] = {
+    "objects move": ["compact"],
+    "a balloon grows": ["balloon", 40],
+    "pages are compressed again": ["recompress", 8],
+    "pages are marked idle": ["idle"],
+    "access times are switched on": ["times", True],
+    "a note is written": ["note", "ledger", 300],
+}
+
+
+@pytest.mark.parametrize("op", WRITES.values(), ids=WRITES)
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_in_a_request_leaves_each_page_old_or_new(op: Op) -> None:
+    # Wiping what goes away has more stores, and must not come too early.
+    found = each_point(FULL, [op], old_or_new(), size=SIZE, wipe=op[0] == "zero" or op[2] == "half random")
+    assert found >= (2 if op[0] == "read" else 4)
+
+
+@pytest.mark.parametrize("op", WORK.values(), ids=WORK)
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_in_the_background_changes_no_page(op: Op) -> None:
+    found = each_point(FULL, [op], old_or_new(), size=SIZE, secondary=["zstd"])
+    assert found >= (2 if op[0] == "times" else 50)
+
+
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_pageblock_that_becomes_free_keeps_no_memory_after_a_kill() -> None:
+    setup: list[Op] = [["write", i * PAGE, "noise", i, PAGE] for i in range(513)]
+    assert each_point(setup, [["zero", 512 * PAGE, PAGE]], old_or_new(), size=SIZE) > 10
+
+
+@pytest.mark.parametrize("wipe", [False, True], ids=["plain", "wiped"])
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_in_a_migration_changes_no_page(wipe: bool) -> None:
+    found = each_point(SPREAD, [["migrate"]], old_or_new(), size=527 * PAGE, wipe=wipe)
+    assert found > 200
+
+
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_balloon_survives_a_kill_while_it_moves_and_while_it_shrinks() -> None:
+    setup = [*SPREAD, ["balloon", 40]]
+    found = each_point(setup, [["balloon", 30], ["migrate"]], old_or_new(), size=527 * PAGE)
+    assert found > 200
+
+
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_in_a_write_back_changes_no_page(tmp_path: Path) -> None:
+    place = backing_file(tmp_path / "backing")
+    ops: list[Op] = [
+        ["write back", 0, 20], ["write", 7 * PAGE, "text", 9, PAGE], ["zero", 10 * PAGE, 5 * PAGE],
+        ["write", 17 * PAGE + 9, "text", 8, PAGE], ["write back", 0, 12],
+    ]
+    found = each_point(FULL, ops, old_or_new(place), size=SIZE, backing=place)
+    assert found > 50
+
+
+RESIZES: dict[str, tuple[Op, int]] = {
+    "it grows": (["resize", 1536 * PAGE, False], 1),
+    "it grows by less than a chunk": (["resize", 1024 * PAGE, False], 1),
+    "an empty end is cut off": (["resize", 1024 * PAGE, False], 2),
+    "an end with pages is cut off": (["resize", 512 * PAGE, True], 100),
+}
+
+
+@pytest.mark.parametrize("wipe", [False, True], ids=["plain", "wiped"])
+@pytest.mark.parametrize("what", RESIZES)
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_in_a_resize_leaves_the_old_size_or_the_new_one(what: str, wipe: bool) -> None:
+    op, least = RESIZES[what]
+    size = 700 * PAGE if "grows" in what else 1300 * PAGE
+    setup: list[Op] = [
+        ["times", True], *FULL, *(["write", (600 + i) * PAGE, KINDS[i % 6], i, PAGE] for i in range(40)),
+    ]
+    found = each_point(setup, [op], old_or_new(), size=size, grows_to=2048 * PAGE, wipe=wipe)
+    assert found >= least

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The record of a store: the small values of it that outlive the process, in superblock_t.user_record of the
+ * memory file (allocator/layout.h). The file's user region has the slots, and behind them the access times:
+ *
+ *   +--------------------------+---------------------------+
+ *   | slot table, 8 B a slot   | access times, 4 B a slot  |
+ *   +--------------------------+---------------------------+
+ *   each has room for whole chunks of 512 slots that hold most_slots. The first nr_slots are the device's.
+ *
+ * Note 0 of the arena has the algorithms with their dictionaries (record.pyx). Note 1 is the device's.
+ * Counters are atomic and relaxed: a killed process may have counted what it did not do any more, or not have
+ * counted what it did, by one for each thread.
+ */
+#ifndef ZRAMFS_RECORD_H
+#define ZRAMFS_RECORD_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "layout.h"
+
+#define RECORD_MAGIC 0x64726f6365727a7aull /* "zzrecord", little endian */
+#define RECORD_VERSION 1
+
+/* What no scan of the slots tells of a backing store (zramfs/store/backing.pxd). */
+typedef struct {
+	uint64_t key;           /* constant */
+	uint64_t high;          /* blocks from here on were never taken; never lowered */
+	uint64_t reads;         /* blocks read */
+	uint64_t writes;        /* blocks written */
+	uint64_t read_errors;   /* reads that failed or whose data was not what had been written */
+	uint64_t write_errors;  /* writes that failed */
+} backing_record_t;
+
+typedef struct {
+	uint64_t magic;         /* stored last when a store is made: then it can be adopted */
+	uint32_t version;
+	uint32_t wipe;          /* constant, as has_backing and most_slots */
+	uint64_t nr_slots;      /* recovery empties what lies behind them */
+	uint64_t most_slots;    /* that the device may grow to */
+	uint32_t has_backing;
+	uint32_t atime_on;      /* whether access times are kept */
+	uint32_t atime_since;   /* when that was switched on, in seconds since boot */
+	uint32_t unused;        /* 0 */
+	uint64_t huge_pages_since;
+	uint64_t failed_reads;
+	uint64_t failed_writes;
+	uint64_t notify_free;
+	uint64_t recoveries;    /* times that the store was adopted */
+	uint64_t pages_lost;    /* by all of them */
+	backing_record_t backing;
+} store_record_t;
+_Static_assert(sizeof(store_record_t) <= USER_RECORD, "the superblock has room for it");
+_Static_assert(offsetof(store_record_t, nr_slots) == 16 && offsetof(store_record_t, huge_pages_since) == 48 &&
+	       offsetof(store_record_t, backing) == 96 && sizeof(store_record_t) == 144,
+	       "the record is read by another build: see RECORD_VERSION");
+
+#endif
