@@ -2,13 +2,10 @@
 """Saves of a store in use: what is saved is what was there at one instant."""
 from __future__ import annotations
 
-import contextlib
 import errno
-import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from tests.support.backing_tools import backed, backing_file, write_back
 from tests.support.images import SLICE, content, restored, saving
 from tests.support.images import save as save_store
 from tests.support.page_kinds import KINDS, block, noise
+from tests.support.steps import PAGE, Writer, at_work, in_turn
 from zramfs.codecs.codec import Codec
 from zramfs.store.backing import Backing
 from zramfs.store.recompress import Recompression
@@ -24,93 +22,7 @@ from zramfs.store.resize import resize
 from zramfs.store.saving import SaveRun
 from zramfs.store.store import Store
 
-PAGE = 4096
 MIB = 1 << 20
-
-
-def page(step: int) -> bytes:
-    """What step number `step` writes; b"" where it discards."""
-    if step % 7 == 0:
-        return b""
-    head = step.to_bytes(8, "little")
-    if step % 3 == 0:
-        return head * 512
-    return head + (noise(step % 50) if step % 3 == 1 else block("text", step % 50, PAGE))[8:]
-
-
-def step_of(data: bytes) -> int:
-    return int.from_bytes(data[:8], "little")
-
-
-class Writer:
-    """Writes its pages again and again in the order of their numbers, one step a page. Several with one clock
-    and one lock take their steps in one order."""
-
-    def __init__(self, store: Store, first: int, pages: int) -> None:
-        self.store, self.first, self.pages = store, first, pages
-        self.step = 0
-
-    def advance(self) -> None:
-        self.step += 1
-        at = (self.first + self.step % self.pages) * PAGE
-        if data := page(self.step):
-            self.store.write(at, data)
-        else:
-            self.store.zero(at, PAGE)
-
-    def expected(self, steps: int) -> list[bytes]:
-        """The pages after so many steps."""
-        last = {step % self.pages: step for step in range(max(1, steps - self.pages + 1), steps + 1)}
-        return [page(last[n]) or bytes(PAGE) if n in last else bytes(PAGE) for n in range(self.pages)]
-
-    def steps_in(self, image: bytes) -> int:
-        """After how many steps the image was made. Fails if that is no number."""
-        begin = self.first * PAGE
-        found = [image[begin + n * PAGE:begin + n * PAGE + PAGE] for n in range(self.pages)]
-        newest = max(step_of(data) for data in found)
-        # The step behind it may have been a discard.
-        for steps in (newest, newest + 1):
-            if found == self.expected(steps):
-                return steps
-        raise AssertionError(f"what is saved of {self.first} is no state that ever was, near step {newest}")
-
-
-@contextlib.contextmanager
-def at_work(*jobs: Callable[[], object]) -> Iterator[None]:
-    """Each again and again in a thread of its own, until the end."""
-    failures: list[BaseException] = []
-    over = threading.Event()
-
-    def work(job: Callable[[], object]) -> None:
-        try:
-            while not over.is_set() and not failures:
-                job()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(job,), daemon=True) for job in jobs]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join(60)
-            assert not thread.is_alive()
-    assert not failures, failures
-
-
-def in_turn(writers: list[Writer]) -> Callable[[], None]:
-    """One step of one of them: all steps of all have one order, whichever thread takes them."""
-    lock = threading.Lock()
-    turns = itertools.cycle(writers)
-
-    def step() -> None:
-        with lock:
-            next(turns).advance()
-
-    return step
 
 
 def test_a_save_is_the_state_at_one_instant_whatever_goes_on(tmp_path: Path) -> None:

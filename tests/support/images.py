@@ -57,7 +57,8 @@ def restored(path: Path, **how: object) -> tuple[Store, list[tuple[int, int]], l
     with ImageReader(path) as image:
         store = Store(image.head.disksize, **how)
         try:
-            codecs = [each and Codec(each.name, each.level, each.dictionary) for each in image.head.algorithms]
+            algorithms = image.head.algorithms
+            codecs = [each and Codec(each.name, each.level, each.dictionary) for each in algorithms]
             run = RestoreRun(store, codecs, image.head.chunks)
             try:
                 for directory, data in image.parts():

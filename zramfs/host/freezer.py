@@ -20,7 +20,7 @@ import sys
 from . import mounts
 
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878  # <linux/fs.h>
-LONGEST = 10.0  # seconds; a save needs it for less than a millisecond
+LONGEST = 3.0  # seconds; a save needs it for less than a millisecond
 
 
 def open_mounted(mountpoint: str, device: str) -> int:

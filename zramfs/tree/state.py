@@ -122,14 +122,14 @@ def _save(stats: DeviceStats) -> str:
     done = stats.save
     if done.is_running:
         share = f"{100 * done.taken // done.pages} %" if done.pages else "looking for its pages"
-        return f"to {shown(done.path)}: {share}, {format_size(done.written)} written"
+        return f"to {repr(done.path)[1:-1]}: {share}, {format_size(done.written)} written"
     if done.last_error:
         return f"the last one failed: {done.last_error}"
     if done.saved_at is None:
         return "not saved"
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(done.saved_at))
     lost = f", {done.lost} of them could not be read" if done.lost else ""
-    return f"{when} to {shown(done.path)}: {done.taken} pages in {format_size(done.written)}{lost}"
+    return f"{when} to {repr(done.path)[1:-1]}: {done.taken} pages in {format_size(done.written)}{lost}"
 
 
 def _restored(stats: DeviceStats) -> list[tuple[str, str]]:
@@ -138,7 +138,8 @@ def _restored(stats: DeviceStats) -> list[tuple[str, str]]:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(from_image.created))
     lost = f"; {from_image.lost} are lost" if from_image.lost else ""
     damage = "".join(f"; {each}" for each in from_image.damage[:3])
-    return [("restored", f"{from_image.pages} pages of {when} from {shown(from_image.path)}{lost}{damage}")]
+    path = repr(from_image.path)[1:-1]
+    return [("restored", f"{from_image.pages} pages of {when} from {path}{lost}{damage}")]
 
 
 def _lane(stats: DeviceStats) -> str:
