@@ -22,7 +22,8 @@ from tests.support.guardian import Guardian
 # The directories of tests/ in the order in which they run: the lowest layer first, so that the first failure
 # is the nearest to its cause.
 LAYERS = (
-    "allocator", "text", "codecs", "store", "lane", "host", "keeper", "device", "tree", "daemon", "lifecycle",
+    "allocator", "text", "codecs", "store", "lane", "host", "keeper", "image", "device", "tree", "daemon",
+    "lifecycle",
     "configuration", "views", "doctor", "cli", "docs", "packaging", "machine", "benchmarks", "soak",
 )
 # scripts/test runs two processes side by side, each with a share of the files. These are all in the first

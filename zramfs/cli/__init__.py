@@ -38,6 +38,7 @@ _COMMANDS = {
     "ramdisk": ("create", "ramdisk"),
     "swap": ("swap", "swap"),
     "resize": ("resize", "resize"),
+    "save": ("save", "save"),
     "stop": ("stop", "stop"),
     "abort": ("abort", "abort"),
     "up": ("configured", "up"),

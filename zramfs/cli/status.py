@@ -126,6 +126,13 @@ def _metric(name: str, unit: int = 1, **labels: str) -> Callable[[Row], int | No
     return lambda row: int(row.metrics.number(name, **labels)) * unit if row.metrics else None
 
 
+def _saving(row: Row) -> str | None:
+    if not row.metrics or not row.metrics.number("save_running"):
+        return None
+    pages = row.metrics.by("save_pages", "kind")
+    return f"{100 * pages['taken'] / pages['all']:.0f}%" if pages["all"] else "0%"
+
+
 def _mountpoint(row: Row) -> str | None:
     return mounted_on(row.loops, mounts.mounts(), swaps.swap_areas())
 
@@ -165,6 +172,7 @@ COLUMNS = {
     "PID": Column("process that serves the device", _pid, is_number=True),
     "KEEPER": Column("process that starts another when that one dies", _keeper, is_number=True),
     "STANDBY": Column("process that waits to take over", _standby, is_number=True),
+    "SAVING": Column("how much of the pages is saved, while a save runs", _saving, file="metrics"),
     "LONGEST": Column("the longest that a request took (seconds)", _longest, human=format_time,
                       file="metrics", digits=6),
     "STATE": Column("ready, starting, frozen, dead, failed, ending or hangs", lambda row: row.health),

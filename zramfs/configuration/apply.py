@@ -10,12 +10,13 @@ from pathlib import Path
 
 from zramfs.errors import ZramfsError
 from zramfs.host import safe_paths
-from zramfs.lifecycle import claim, ramdisk, rundir, start, stop, swap
+from zramfs.lifecycle import claim, images, ramdisk, rundir, start, stop, swap
 from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.lifecycle.rundir import Rundir, State
 from zramfs.lifecycle.stop import Say
 from zramfs.lifecycle.swap import Swap
 from zramfs.model.config import Algorithm, DeviceConfig
+from zramfs.model.policy import format_age
 from zramfs.text.sizes import format_size
 
 from .keys import SWAP_OPTIONS
@@ -51,8 +52,9 @@ def bring_up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
             on_top = replace(on_top, mountpoint=place)
     if place is not None:
         _make_parents(place)
+    config, on_top = images.with_kept(wanted.config, on_top, say)
     new, config = claim.claim_place(
-        place, wanted.kind, wanted.config, say=say, name=wanted.name,
+        place, wanted.kind, config, say=say, name=wanted.name,
         mode=on_top.mode if isinstance(on_top, FileSystem) else None)
     if foreground:
         start.serve_in_foreground(new, config, say, on_top)
@@ -173,6 +175,9 @@ def describe_settings(wanted: Settings) -> Iterator[str]:
         yield f"policy: {policy}"
     if config.writeback is not None:
         yield f"written back to {config.writeback}"
+    if config.keep is not None:
+        every = f", and every {format_age(config.keep_every)}" if config.keep_every else ""
+        yield f"kept in {config.keep}: restored from it, saved there at the end{every}"
     if config.wipe:
         yield "what is discarded or overwritten is zeroed"
     if words := _rights(rights):

@@ -285,6 +285,9 @@ def _settle(device: ConfiguredDevice, ram: int) -> None:
         )
     )
     _expect_size(device, values, kind, size)
+    if "keep-every" in values and "keep" not in values:
+        sentence = "says how often keep is saved: expected keep too"
+        device.complaints.append(entries["keep-every"].complain(sentence))
     if kind == "swap":
         _expect_safe_swap(device, values, reserve)
     for key, trouble in trouble_with_places(values, kind):
@@ -383,7 +386,7 @@ _KIND_NAMES = {"swap": "swap device", "ramdisk": "RAM disk", "device": "plain de
 _PLAIN = {
     "algorithms": "compression-algorithm", "writeback": "writeback-device", "threads": "threads",
     "proactiveness": "proactiveness", "allow_other": "allow-other", "wipe": "wipe",
-    "lock": "lock", "standby": "standby",
+    "lock": "lock", "standby": "standby", "keep": "keep", "keep_every": "keep-every",
 }
 
 

@@ -66,6 +66,7 @@ def serve_device(
     config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None = None,
     may_end: MayEnd | None = None, notifier: Notifier | None = None, line: KeeperLine | None = None,
     inherited: Inherited | None = None, announce: Callable[[], None] = lambda: None,
+    put_back: Callable[[], bool] | None = None,
 ) -> int:
     """Serves one device until SIGTERM, SIGINT, SIGHUP, or until its tree or its lane is unmounted.
 
@@ -76,7 +77,8 @@ def serve_device(
     may_end lets it, and is raised again; one of teardown is logged. notifier: tells a service manager. line:
     to the keeper, which has another process take over when this one dies. inherited: what a predecessor left;
     when that can't be taken over, an exception says why, and all stays as it is. announce: called after
-    on_ready, when the device would outlive this process.
+    on_ready, when the device would outlive this process. put_back undoes may_end where the device goes on
+    because it could not be saved; True: a file system is mounted.
 
     Returns 0 after an orderly end; CUT_OFF if something had to be cut off from its users; FAILED if the lane
     had broken, or a step of the end failed. Raises ZramfsError (or on_ready's exception) when the start
@@ -87,7 +89,7 @@ def serve_device(
     log_to_stderr()
     expect_kernel_pages()
     with StopSignals(*STOP_SIGNALS).taken() as signals, stacks.written_on(signal.SIGUSR1):
-        daemon = _Daemon(config, on_ready, teardown, may_end, notifier, signals, line, inherited, announce)
+        daemon = _Daemon(config, on_ready, teardown, may_end, notifier, signals, line, inherited, announce, put_back)
         while True:
             try:
                 return trio.run(daemon.run)
@@ -105,7 +107,7 @@ class _Daemon:
     def __init__(
         self, config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None,
         may_end: MayEnd | None, notifier: Notifier | None, signals: StopSignals, line: KeeperLine | None,
-        inherited: Inherited | None, announce: Callable[[], None],
+        inherited: Inherited | None, announce: Callable[[], None], put_back: Callable[[], bool] | None,
     ) -> None:
         self.announce = announce
         self.inherited = inherited
@@ -115,6 +117,7 @@ class _Daemon:
         self.on_ready = on_ready
         self.teardown = teardown
         self.may_end = may_end
+        self.put_back = put_back
         disk = {"fsname": f"zramfs-disk:{config.name}", "subtype": "zramfs-disk", **self.mount_options()}
         self.disk = OwnMount(config.name, config.rundir / "disk", disk)
         tree = {"fsname": config.name, "subtype": "zramfs", **self.mount_options()}
@@ -305,6 +308,7 @@ class _Daemon:
                 return
             try:
                 await run_in_thread(partial(self.may_end, is_order))
+                await self.keep_image()
             except Exception as error:
                 is_refusal = isinstance(error, ZramfsError)
                 again = None if is_refusal else pause
@@ -314,6 +318,17 @@ class _Daemon:
                 await trio.sleep(again)
             else:
                 self.order_end(reason)
+
+    async def keep_image(self) -> None:
+        """Raises ZramfsError where the device cannot be saved into the image that it keeps, and has to go
+        on."""
+        try:
+            await self.device.kept_image.save()
+        except ZramfsError:
+            put_back = self.put_back or (lambda: False)
+            if await run_in_thread(put_back):
+                await self.device.governor.take()
+            raise
 
     def report_refusal(self, reason: str, error: Exception, again: float | None) -> None:
         """Without memory this can fail, and the device goes on all the same."""

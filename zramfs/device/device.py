@@ -41,15 +41,20 @@ from .handlers import ALONE, LONG, SHORT
 from .host_memory import HostMemory
 from .idle_work import IdleWork
 from .jobs import Jobs
+from .kept_image import KeptImage
 from .long_work import LongWork
 from .policies import Policies
 from .postprocess import PostProcessor
 from .read_only import ReadOnlyTables
+from .restoring import restore_image
+from .saving import Saver
 from .size import change_size, make_store, most_memory
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from zramfs.lane.lane import Lane
-    from zramfs.model.stats import LaneStats
+    from zramfs.model.stats import LaneStats, RestoreStats
     from zramfs.store.store import Store
 
 log = logging.getLogger(__package__)
@@ -98,6 +103,9 @@ class Device(ReadOnlyTables):
         self.compactor.is_short = lambda: self.host_memory.is_near
         self.governor = Governor(
             lambda: self._store, lambda: self.host_memory.headroom.stats().room, config.rundir / "disk")
+        self.saver = Saver(self._job_thread, config.rundir / "disk", lane.stats)
+        self.kept_image = KeptImage(self, config)
+        self._restored: RestoreStats | None = None
         self.task_stats = {name: TaskStats(name) for name in self.background_tasks()}
 
     async def start(self) -> None:
@@ -113,7 +121,7 @@ class Device(ReadOnlyTables):
         if config.writeback is not None:
             await self.backing_store.open(str(config.writeback), overwrite=config.forced)
         if self._config.size:
-            await self._set_up(self._config.size)
+            await self._set_up(self._config.size, config.restore)
         self._take_ballast()
 
     async def take_over(self, saved: dict[str, Any], backing: int | None) -> None:
@@ -129,7 +137,7 @@ class Device(ReadOnlyTables):
         """What is to run beside the lane, by name. Each may be started again; task_stats counts that."""
         return {"compactor": self.compactor.run, "trimmer": self.backing_store.run,
                 "policies": self.policies.run, "host memory": self.host_memory.run,
-                "governor": self.governor.run}
+                "governor": self.governor.run, "kept image": self.kept_image.run}
 
     def resume(self) -> None:
         """The trio loop has ended with all its tasks, whatever they were doing, and a new one runs."""
@@ -231,6 +239,7 @@ class Device(ReadOnlyTables):
             wipe=self._config.wipe,
             tasks=tuple(self.task_stats.values()),
             governor=self.governor.stats, survival=self.survival,
+            save=self.saver.stats, restored=self._restored,
         )
 
     @property
@@ -288,6 +297,8 @@ class Device(ReadOnlyTables):
             self.host_memory.forget()
             self._post.forget()
             self.policies.forget()
+            self.saver.forget()
+            self._restored = None
             await self._drop_store()
             await self._in_thread(self._lane.notify_size)
         log.info("%s: reset", self._config.name)
@@ -383,7 +394,7 @@ class Device(ReadOnlyTables):
         entry = await self._in_thread(partial(algorithms.entry, algorithm, written))
         self._algorithms = algorithms.with_entry(self._algorithms, priority, entry)
 
-    async def _set_up(self, size: int) -> None:
+    async def _set_up(self, size: int, image: Path | None = None) -> None:
         if size > MAX_DISKSIZE:
             # ENOMEM, as the kernel answers for a size whose table it cannot allocate.
             raise ZramfsError(
@@ -397,6 +408,8 @@ class Device(ReadOnlyTables):
                                **algorithms.store_arguments(self._algorithms))
             try:
                 store.access_times = self._access_times
+                if image is not None:
+                    self._restored = restore_image(store, image, whole=image == self._config.keep)
                 self._lane.set_store(store)
             except BaseException:
                 store.close()

@@ -92,6 +92,7 @@ def _first_state(new: Rundir, directory: Path, kind: str, config: DeviceConfig, 
         threads=config.threads,
         made=made,
         mountpoint=str(directory) if is_ramdisk else None,
+        keep=str(config.keep) if config.keep else None,
         # That of a plain device changes without a command of the command line (reset, disksize).
         size=None if kind == "device" else page_align(config.size),
     )

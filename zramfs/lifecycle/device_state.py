@@ -44,6 +44,7 @@ class State:
     size: int | None = None  # bytes, of a RAM disk or a swap device: as made, or as `zramfs resize` left it
     attached: int | None = None  # loops.sequence() of loop
     tree_dev: str | None = None  # "major:minor" of the mounted tree
+    keep: str | None = None  # image that a RAM disk is saved into at its end
     former: list[str] = field(default_factory=list)  # what its places were called before a rename
     notes: list[str] = field(default_factory=list)  # what was set up for swap, and what that lacks
     keeper_pid: int = 0  # of the process that starts another daemon when this one dies; 0 = none

@@ -19,7 +19,7 @@ from zramfs.host.log import log_to_stderr
 from zramfs.lifecycle.stop import clean_up, may_end, teardown
 from zramfs.model.config import DeviceConfig
 
-from . import rundir
+from . import remount, rundir
 from .rundir import Rundir
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def serve(
 
         status = daemon.serve_device(
             config, ready, partial(teardown, new), _end_asker(new), notifier=notifier, line=line,
-            announce=announce)
+            announce=announce, put_back=partial(remount.put_back, new))
         return status
     finally:
         _clean_up(new, status == daemon.FAILED)
@@ -141,7 +141,7 @@ def _take_over(new: Rundir, inherited: Inherited, keeper: Keeper) -> int:
 
     status = daemon.serve_device(
         config, ready, partial(teardown, new), _end_asker(new), notifier=Notifier(*told) if told else None,
-        line=line, inherited=inherited)
+        line=line, inherited=inherited, put_back=partial(remount.put_back, new))
     _clean_up(new, status == daemon.FAILED)
     return status
 

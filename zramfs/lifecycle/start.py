@@ -78,7 +78,8 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
     attached = loops.sequence(device)
     if isinstance(wanted, FileSystem):
         new.update(loop=device, attached=attached, fs=wanted.type, options=wanted.options)
-        ramdisk.make_file_system(wanted.type, device, wanted.label, wanted.mkfs)
+        if not wanted.is_there:
+            ramdisk.make_file_system(wanted.type, device, wanted.label, wanted.mkfs)
         ramdisk.mount(wanted, device)
         ramdisk.govern(new.tree)
     else:

@@ -28,7 +28,7 @@ from zramfs.host import (
 )
 from zramfs.host.bounded import ANSWER_TIMEOUT
 
-from . import ramdisk, rundir, swap
+from . import images, ramdisk, rundir, swap
 from .rundir import Rundir, State
 
 log = logging.getLogger(__name__)
@@ -49,9 +49,9 @@ Say = Callable[[str], None]
 def stop_device(old: Rundir, say: Say, *, force: bool = False) -> None:
     """Takes a device down: file system or swap area, loop device, daemon, mounts, run directory.
 
-    Changes nothing when something is in use. force: ends a swap area even if memory may not take what
-    is in it. A device in another mount namespace is taken down from within it. Raises ZramfsError: EBUSY with
-    what uses it, ENOMEM.
+    Changes nothing when something is in use. force: ends a swap area even if memory may not take what is in
+    it, and a RAM disk even if it cannot be saved. A device in another mount namespace is taken down from
+    within it. Raises ZramfsError: EBUSY with what uses it, ENOMEM.
     """
     # Whoever stands in the device when he calls this would be its own obstacle.
     os.chdir("/")
@@ -110,7 +110,7 @@ def _stop_living(old: Rundir, state: State, say: Say, force: bool) -> None:
             swap.expect_room(device)
     old.update()  # or where things are now would be lost with their mounts
     _take_copies_away(old, state)
-    take_down_top(old, state, say)
+    take_down_top(old, state, say, force=force)
     end_daemon(state, say)
     with rundir.locked(old.path.parent):
         # The daemon has done this, unless it was killed on the way.
@@ -197,8 +197,15 @@ def may_end(old: Rundir, *, is_order: bool) -> None:
         if state.kind == "swap":
             swap.expect_room(device)
             swap.off(device)
-        elif not is_order and (place := own_place(state, device)):
-            ramdisk.unmount(place)
+        elif (not is_order or state.keep) and (place := own_place(state, device)):
+            try:
+                ramdisk.unmount(place)
+            except ZramfsError as error:
+                if not is_order:
+                    raise
+                log.warning("%s; it is saved as it is now, and what is written from here on is lost", error)
+            else:
+                loops.wait_unclaimed(device, GONE_TIMEOUT)
 
 
 def teardown(old: Rundir) -> None:
@@ -300,9 +307,9 @@ def own_place(state: State, device: str) -> Path | None:
     return Path(state.mountpoint) if Path(state.mountpoint) in found else found[0] if found else None
 
 
-def take_down_top(old: Rundir, state: State, say: Say | None = None) -> None:
-    """Takes down what was built on `disk`; what was undone is put back where the rest fails. Raises
-    ZramfsError."""
+def take_down_top(old: Rundir, state: State, say: Say | None = None, *, force: bool = False) -> None:
+    """Takes down what was built on `disk`; what was undone is put back where the rest fails. force: as
+    stop_device(). Raises ZramfsError."""
     if state.kind not in ("ramdisk", "swap"):
         return
     for device in _standing(old, state):
@@ -310,6 +317,13 @@ def take_down_top(old: Rundir, state: State, say: Say | None = None) -> None:
             _take_down_file_system(state, device, place, say)
         if state.kind == "swap":
             swap.off(device)
+        try:
+            images.save_before_end(state, force=force, say=say)
+        except ZramfsError:
+            if place:
+                ramdisk.mount(ramdisk.as_it_was(state, place), device)
+                _put_back(state, place, frozen=False)
+            raise
         _detach(old, state, device, say=say)
 
 

@@ -58,6 +58,10 @@ class DeviceConfig:
                  has one
     writeback    block device or regular file for write-back; None = none
     wipe         what was discarded, overwritten or moved is zeroed, in memory and on the backing store
+    restore      image that the device is filled from when it starts; None = none
+    keep         image that the device is saved into when it ends; None = none. If restore is the same file, a
+                 damaged one is refused
+    keep_every   seconds after which it is saved again and again; 0 = only at the end
     mode, owner, group  of `disk`; None = 0600 and the user who starts the device
     """
 
@@ -78,6 +82,9 @@ class DeviceConfig:
     proactiveness: int = DEFAULT_PROACTIVENESS
     writeback: Path | None = None
     wipe: bool = False
+    restore: Path | None = None
+    keep: Path | None = None
+    keep_every: int = 0
     mode: int | None = None
     owner: int | None = None
     group: int | None = None

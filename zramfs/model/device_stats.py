@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         LaneStats,
         PolicyStats,
         RecompressionStats,
+        RestoreStats,
+        SaveStats,
         StoreStats,
         TaskStats,
         WritebackStats,
@@ -87,6 +89,8 @@ class DeviceStats:
     room: int | None
     governor: GovernorStats
     survival: str
+    save: SaveStats
+    restored: RestoreStats | None
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:

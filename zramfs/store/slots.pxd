@@ -15,8 +15,8 @@
     idl   idle: not used since it was marked       inc  incompressible by every algorithm
     P     selected for post-processing             S    SAME: the word is two equal 32-bit halves
     EMPTY is all zeros; SAME and SAME_OBJ have neither prio nor idl, inc, P.
-    A page that recovery could not save is an OBJ at LOC_NONE without flags: reading it is EIO, until it is
-    written or discarded.
+    A page that is lost, by recovery or with an image, is an OBJ at LOC_NONE without flags: reading it is EIO,
+    until it is written or discarded.
 
 Post-processing (recompression, write-back) has two stages. The first selects a page: under the slot
 lock it sets P. Every read, write and free of the page clears P. The second does its slow work with
@@ -89,6 +89,13 @@ cdef extern from *:
     const uint32_t CHUNK_CLOSING
 
 
+cdef struct save_hook_t:        # of a save under way (saving.pyx)
+    void* run
+    # Called before a locked slot with the value v is replaced or freed. Returns the slot's value at the end,
+    # when the slot is locked too: it may have been unlocked, to wait until there is room for what is kept.
+    uint64_t (*keep)(void* run, uint64_t slot, uint64_t v) noexcept nogil
+
+
 cdef struct store_t:
     # constant
     arena_t* arena
@@ -108,6 +115,10 @@ cdef struct store_t:
     uint32_t atime_on           # atomic: 0 or 1; record.atime_on says the same
     uint32_t atime_wanted       # atomic: 1 while times are kept or are about to be, so that who opens a chunk
                                 # asks for their memory too
+    # a save under way: see slot_lock_to_change()
+    uint32_t saving             # atomic: 1 while there is one
+    uint32_t keepers            # atomic: threads that may be inside save.keep()
+    save_hook_t save            # constant while saving is 1 or a thread is inside
     # statistics: atomic, relaxed
     uint64_t pages_stored
     uint64_t compr_bytes
@@ -170,6 +181,8 @@ cdef void page_free(store_t* st, uint64_t slot) noexcept nogil
 # slot_unlock: stores a value, which unlocks the slot. Held for a decompression or the copy of one object.
 cdef uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil
 cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil
+# The same for a slot whose page is about to be replaced or freed: a save under way keeps what it names.
+cdef uint64_t slot_lock_to_change(store_t* st, uint64_t slot) noexcept nogil
 # The page that the value of a locked slot names; no access: flags and access time stay. 0 or -EIO.
 cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil
 # The page of a slot, in a chunk that is not pinned, and the slot's value; no access. Not that of a page that
@@ -222,3 +235,8 @@ cdef inline bint slot_lost(uint64_t v) noexcept nogil:
 
 cdef inline bint has_object(uint64_t v) noexcept nogil:
     return slot_type(v) == OBJ or slot_type(v) == HUGE or slot_type(v) == SAME_OBJ
+
+cdef inline uint64_t same_word(uint64_t v) noexcept nogil:
+    """Of a SAME slot."""
+    cdef uint64_t word = v >> LOC_SHIFT
+    return word << 32 | word if v & SLOT_HALVES else word
