@@ -46,8 +46,11 @@ def opened(device: ServedDevice) -> Iterator[int]:
     try:
         yield fd
     finally:
-        with contextlib.suppress(ConnectionAbortedError):  # the device was killed
+        try:
             os.close(fd)
+        except OSError as error:
+            if error.errno not in (errno.ECONNABORTED, errno.ENOTCONN):  # what a killed device says
+                raise
 
 
 @contextlib.contextmanager

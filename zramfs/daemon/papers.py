@@ -19,7 +19,7 @@ from zramfs.model.policy import parse_policy
 _WHERE = struct.Struct("=II")  # offset and length; at the beginning
 _PLACES = (4096, 1 << 20)
 _MOST = _PLACES[1] - _PLACES[0]
-_PATHS = ("directory", "rundir", "writeback")
+_PATHS = ("directory", "rundir", "writeback", "restore", "keep")
 
 
 class Papers:
@@ -60,7 +60,8 @@ def unpacked_config(found: dict[str, Any]) -> DeviceConfig:
     known = {each.name for each in fields(DeviceConfig)}
     values = {name: value for name, value in found.items() if name in known}
     for name in _PATHS:
-        values[name] = None if values[name] is None else Path(values[name])
+        if values.get(name) is not None:
+            values[name] = Path(values[name])
     values["algorithms"] = tuple(map(unpacked_algorithm, found["algorithms"]))
     policies = (parse_policy(each)[1] for each in found["policies"])
     values["policies"] = tuple(each for each in policies if each)
