@@ -212,9 +212,10 @@ def test_a_store_whose_making_was_cut_short_is_none() -> None:
     (8, "I", 4, "got layout 4"),
     (40, "Q", 12345, "a damaged superblock"),
     (64, "Q", 1 << 40, "a damaged superblock"),
-    (104, "I", 1 << 30, "a damaged superblock"),
-    (112, "I", 0xffffffff, "a damaged superblock"),
+    (80, "Q", 1 << 40, "a damaged superblock"),
     (1008 + 8, "I", 9, "expected a store with record 1, got 9"),
+    (1008 + 16, "Q", 512, "expected the record of a store, got one that is damaged"),
+    (1008 + 24, "Q", 1 << 30, "expected the record of a store, got one that is damaged"),
 ])
 def test_another_layout_is_refused_before_anything_is_touched(off: int, form: str, value: int,
                                                               sentence: str) -> None:
@@ -388,6 +389,13 @@ def test_pages_on_the_backing_store_are_found_again(tmp_path: Path) -> None:
     fd = left(store)
     with pytest.raises(ValueError, match="expected the backing store"):
         Store.adopt(fd)
+    # A refused adoption ends no data: neither here nor on the device.
+    file = MemoryFile(fd)
+    (magic,) = WORD.unpack(os.pread(fd, 8, 1008))
+    os.pwrite(fd, bytes(8), 1008)
+    with pytest.raises(ValueError, match="without"):
+        Store.adopt(fd, backing=Backing(str(place), kept=store.backing.fileno()))
+    file.put(WORD, 1008, (magic,))
     again = adopted(fd, backing=Backing(str(place), kept=store.backing.fileno()))
     before, after = store.backing.stats(), again.backing.stats()
     assert (after.used, after.writes) == (before.used, before.writes) and again.stats().written_back == 120
