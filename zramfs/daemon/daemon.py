@@ -181,7 +181,7 @@ class _Daemon:
         self.tree_mount.adopt(saved["tree"])
         lane = Lane(kept.connection, threads=config.threads, poll_us=poll_us(), page=kept.page, takeover=True)
         self.device = Device(config, lane, kept.memory)
-        await self.device.take_over(saved["settings"], kept.backing)
+        await self.device.take_over(saved["settings"], kept.backing, inherited.mapped)
         lane.start()
         self.lane = lane
         self.is_ready = True

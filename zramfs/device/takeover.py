@@ -20,6 +20,7 @@ from zramfs.store.record import is_kept
 from zramfs.store.store import Store
 
 from .algorithms import Entry, read_dictionary
+from .mapped_memory import MappedMemory
 
 if TYPE_CHECKING:
     from .device import Device
@@ -44,7 +45,9 @@ def settings_of(device: Device) -> dict[str, Any]:
     }
 
 
-async def restore(device: Device, saved: dict[str, Any], backing: int | None) -> None:
+async def restore(
+    device: Device, saved: dict[str, Any], backing: int | None, mapped: MappedMemory,
+) -> None:
     """Gives a device that was just made what its predecessor had: settings, and the store in its memory file.
     backing: the descriptor of its backing store. Raises ZramfsError, OSError or ValueError when the memory
     file can't be adopted; it is unchanged then."""
@@ -64,7 +67,7 @@ async def restore(device: Device, saved: dict[str, Any], backing: int | None) ->
     assert device.memory_file is not None  # a successor has one
     if is_kept(device.memory_file):
         store = await device._in_thread(partial(
-            Store.adopt, device.memory_file, backing=device.backing_store.backing,
+            Store.adopt, mapped.take(device.memory_file), backing=device.backing_store.backing,
             reserve=device._config.reserve, headroom=device.host_memory.headroom))
         try:
             device._lane.set_store(store)

@@ -22,7 +22,7 @@ from . import rundir
 from .rundir import Rundir
 
 if TYPE_CHECKING:
-    from zramfs.daemon.keeper_line import Inherited, Keeper, KeeperLine, LineSettings, Place
+    from zramfs.daemon.keeper_line import Inherited, Keeper, KeeperLine, LineSettings, MappedMemory, Place
     from zramfs.daemon.service import Notifier
 
 log = logging.getLogger(__name__)
@@ -79,25 +79,27 @@ def succeed() -> NoReturn:
 
 def _stand_by(new: Rundir, place: Place, config: DeviceConfig | None) -> NoReturn:
     """config: None in a process that has not made its settings yet."""
-    from zramfs.daemon.keeper_line import Inherited
+    from zramfs.daemon.keeper_line import Inherited, Kept, MappedMemory
     from zramfs.daemon.papers import unpacked_config
 
+    mapped = MappedMemory()
+
     def prepare(kept: list[int]) -> None:
-        _make_safe(new, unpacked_config(Inherited.of(kept).papers["config"]))
+        if config is None:
+            _make_safe(new, unpacked_config(Inherited.of(kept).papers["config"]))
 
     status = 1
     try:
         if config is not None:
             _make_safe(new, config)
-            turn = place.wait_turn()
-        else:
-            turn = place.wait_turn(prepare)
+        turn = place.wait_turn(prepare, lambda kept: mapped.look(Kept(*kept).memory))
         fds, keeper = turn or place.orphaned()
         if not fds or turn is None and not _is_last(new, keeper.pid):
             os._exit(0)
         inherited = Inherited.of(fds)
         if not inherited.papers:  # it has ended in order
             os._exit(0)
+        inherited.mapped = mapped
         status = _take_over(new, inherited, keeper)
     except BaseException as error:
         log.error("taking over %s failed: %s", new.path, error, exc_info=error)
@@ -128,7 +130,7 @@ def _take_over(new: Rundir, inherited: Inherited, keeper: Keeper) -> int:
     line = KeeperLine(keeper, _line_settings(new, config))
     if not config.reserve:
         # For swap it would need memory at the moment when swap has to give some: the keeper starts one later.
-        _fork_standby(new, config, line)
+        _fork_standby(new, config, line, inherited.mapped)
     told = inherited.papers["notifier"]
 
     def ready() -> None:
@@ -167,8 +169,12 @@ def _wants_standby(config: DeviceConfig) -> bool:
     return config.standby or config.reserve > 0
 
 
-def _fork_standby(new: Rundir, config: DeviceConfig, line: KeeperLine) -> None:
+def _fork_standby(
+    new: Rundir, config: DeviceConfig, line: KeeperLine, mapped: MappedMemory | None = None,
+) -> None:
     if _wants_standby(config) and (place := line.fork_standby()):
+        if mapped is not None:
+            mapped.drop()  # it is the parent's, and there are no page tables for it here
         _stand_by(new, place, config)
 
 
