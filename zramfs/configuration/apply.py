@@ -22,6 +22,10 @@ from .keys import SWAP_OPTIONS
 from .settings import Settings
 
 
+# $SERVICE_RESULT after which the units start the service again (Restart=on-abnormal), but for a time-out.
+KILLED = ("signal", "core-dump", "watchdog", "oom-kill")
+
+
 def bring_up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
     """Brings a device up, unless it is up already or this machine is to go without it: says so then.
 
@@ -35,6 +39,14 @@ def bring_up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
         return
     place = safe_paths.resolve(wanted.place) if wanted.place else None
     standing = _standing(wanted.name)
+    if foreground and standing is None and (left := _find(wanted.name)):
+        if start.resume_in_foreground(left):
+            return
+        if "NOTIFY_SOCKET" in os.environ and left.read():
+            # The manager starts what was killed again by itself.
+            raise ZramfsError(
+                errno.EOWNERDEAD, "its processes were killed, and nothing was kept of it: its data is gone. The next "
+                "start makes a new, empty one")
     if standing is not None:
         _expect_same(wanted, place, standing)
         if foreground:
@@ -79,9 +91,17 @@ def bring_down(name: str, say: Say) -> bool:
     Raises ZramfsError: EBUSY with what uses it.
     """
     found = _find(name)
-    if found is not None:
+    if found is not None and _was_killed(found):
+        say(f"note: {name} was killed, and is left as it is for the next start, which goes on with it")
+    elif found is not None:
         stop.stop_device(found, say)
     return found is not None
+
+
+def _was_killed(found: Rundir) -> bool:
+    """In ExecStopPost= of a service all of whose processes were killed."""
+    state = found.read()
+    return os.environ.get("SERVICE_RESULT") in KILLED and not (state and state.alive())
 
 
 def is_there(name: str) -> bool:

@@ -194,6 +194,8 @@ class _Daemon:
         self.tree = self.new_tree()
         self.start_notifier(nursery, self.start_tasks(nursery))
         await run_in_thread(self.tell_ready)
+        if self.notifier:
+            await self.notifier.tell("READY=1")
 
     def resume(self, nursery: trio.Nursery) -> None:
         self.device.resume()

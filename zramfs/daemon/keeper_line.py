@@ -47,8 +47,10 @@ class Kept:
         return cls(connection, page, papers, memory)
 
     def fds(self) -> list[int]:
-        found = [self.connection, self.page, self.papers, self.memory]
-        return found if self.backing is None else [*found, self.backing]
+        return list(self.named().values())
+
+    def named(self) -> dict[str, int]:
+        return {name: fd for name, fd in vars(self).items() if fd is not None}
 
 
 @dataclass

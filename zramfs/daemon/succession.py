@@ -48,6 +48,7 @@ class Succession:
         self._is_over = False
         self.kept = inherited.kept if inherited else None
         self._written: tuple[dict[str, Any], int | None] = ({}, None)
+        self._stored: dict[str, int] = {}  # by the service manager, under _lock
         # Innermost. Held while papers are written, and for _written.
         self._lock = threading.Lock()
 
@@ -94,6 +95,8 @@ class Succession:
         if self.kept is not None:
             with contextlib.suppress(OSError), self._lock:
                 Papers(self.kept.papers).write({})
+        if self._notifier and self._stored:
+            self._notifier.forget(self._stored)
 
     async def _keep_papers(self) -> None:
         """For what changes without a command: the ledger and the budget of write-back."""
@@ -123,4 +126,9 @@ class Succession:
                 return
             kept.backing = backing
             line.keep(kept)
+            if notifier and self._stored != kept.named():
+                # Another backing store has another descriptor, which may have the number of the last one.
+                notifier.forget(self._stored.keys() - kept.named().keys())
+                notifier.store(kept.named())
+                self._stored = kept.named()
             self._written = (found, backing)

@@ -22,7 +22,7 @@ from . import rundir
 from .rundir import Rundir
 
 if TYPE_CHECKING:
-    from zramfs.daemon.keeper_line import Inherited, Keeper, KeeperLine, LineSettings, MappedMemory, Place
+    from zramfs.daemon.keeper_line import Inherited, KeeperLine, LineSettings, MappedMemory, Place
     from zramfs.daemon.service import Notifier
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,26 @@ def serve(
         _clean_up(new, status == daemon.FAILED)
 
 
+def serve_stored(new: Rundir, fds: dict[str, int]) -> int | None:
+    """Takes over what a service manager has kept of processes that all died. As serve(); None, and the
+    descriptors are closed, when there is nothing to take over."""
+    from zramfs.daemon.keeper_line import Inherited, KeeperLine, Kept
+    from zramfs.daemon.papers import unpacked_config
+
+    needed = {"connection", "page", "papers", "memory"}
+    kept = Kept(**fds) if needed <= fds.keys() <= needed | {"backing"} else None
+    inherited = Inherited.of(kept.fds()) if kept else None
+    if inherited is None or not inherited.papers or not new.path.is_dir():
+        for fd in fds.values():
+            os.close(fd)
+        return None
+    config = unpacked_config(inherited.papers["config"])
+    safety.enter_keeper()
+    line = KeeperLine.fork(_line_settings(new, config))
+    _make_safe(new, config)
+    return _take_over(new, inherited, line)
+
+
 def successor_command(new: Rundir) -> list[str]:
     """Starts a process that takes over, or stands by, with the libraries of this one."""
     start = f"import sys; sys.path[:] = {sys.path!r}; from zramfs.lifecycle.serve import succeed; succeed()"
@@ -79,7 +99,7 @@ def succeed() -> NoReturn:
 
 def _stand_by(new: Rundir, place: Place, config: DeviceConfig | None) -> NoReturn:
     """config: None in a process that has not made its settings yet."""
-    from zramfs.daemon.keeper_line import Inherited, Kept, MappedMemory
+    from zramfs.daemon.keeper_line import Inherited, KeeperLine, Kept, MappedMemory
     from zramfs.daemon.papers import unpacked_config
 
     mapped = MappedMemory()
@@ -100,7 +120,8 @@ def _stand_by(new: Rundir, place: Place, config: DeviceConfig | None) -> NoRetur
         if not inherited.papers:  # it has ended in order
             os._exit(0)
         inherited.mapped = mapped
-        status = _take_over(new, inherited, keeper)
+        config = config or unpacked_config(inherited.papers["config"])
+        status = _take_over(new, inherited, KeeperLine(keeper, _line_settings(new, config)))
     except BaseException as error:
         log.error("taking over %s failed: %s", new.path, error, exc_info=error)
     finally:
@@ -119,15 +140,13 @@ def _is_last(new: Rundir, keeper_pid: int) -> bool:
     return new.path.is_dir()
 
 
-def _take_over(new: Rundir, inherited: Inherited, keeper: Keeper) -> int:
+def _take_over(new: Rundir, inherited: Inherited, line: KeeperLine) -> int:
     from zramfs.daemon import daemon
-    from zramfs.daemon.keeper_line import KeeperLine
     from zramfs.daemon.papers import unpacked_config
     from zramfs.daemon.service import Notifier
 
     config = unpacked_config(inherited.papers["config"])
     rundir.keep(new)
-    line = KeeperLine(keeper, _line_settings(new, config))
     if not config.reserve:
         # For swap it would need memory at the moment when swap has to give some: the keeper starts one later.
         _fork_standby(new, config, line, inherited.mapped)
