@@ -59,7 +59,8 @@ class MemoryFile:
 
     def __init__(self) -> None:
         keeper = Path(f"/proc/{state(NAME).keeper_pid}")
-        [path, *_] = [each for each in (keeper / "fd").iterdir() if os.readlink(each) == "/memfd:zramfs (deleted)"]
+        path = next(each for each in (keeper / "fd").iterdir()
+                    if os.readlink(each) == "/memfd:zramfs (deleted)")
         self._fd = os.open(path, os.O_RDWR)
         self._map = mmap.mmap(self._fd, os.fstat(self._fd).st_size)
         self._at = ctypes.addressof(ctypes.c_char.from_buffer(self._map))

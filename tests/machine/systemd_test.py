@@ -127,14 +127,15 @@ def test_a_service_all_of_whose_processes_are_killed_goes_on_with_its_data(tmp_p
         for unit, name in (("zramfs@fast", "fast"), ("zramfs-swap@s", "s")):
             before = json.loads(machine.run("cat", f"{tmp_path}/run/{name}/state.json"))
             machine.run("systemctl", "kill", "--signal=KILL", f"{unit}.service")
-            wait_until(lambda unit=unit, before=before: pid_of(machine, unit) not in (0, before["keeper_pid"]),
-                       f"{unit} runs again", 30)
+            old = before["keeper_pid"]
+            wait_until(lambda unit=unit, old=old: pid_of(machine, unit) not in (0, old), f"{unit} runs", 30)
             wait_until(lambda unit=unit: machine.state(f"{unit}.service") == "active", f"{unit} is up", 30)
             after = json.loads(machine.run("cat", f"{tmp_path}/run/{name}/state.json"))
-            assert after["loop"] == before["loop"] and after["keeper_pid"] != before["keeper_pid"]
+            assert after["loop"] == before["loop"] and after["keeper_pid"] != old
             assert after["loop"] in swaps.swaps() or name == "fast"
         assert machine.run("cat", "/mnt/fast/file") == "text\n"
-        machine.run("sh", "-c", "echo more >/mnt/fast/file; sync -f /mnt/fast; echo 3 >/proc/sys/vm/drop_caches")
+        write = "echo more >/mnt/fast/file; sync -f /mnt/fast; echo 3 >/proc/sys/vm/drop_caches"
+        machine.run("sh", "-c", write)
         assert machine.run("cat", "/mnt/fast/file") == "more\n"
         # Where nothing was kept no empty device stands in its place.
         machine.run("systemctl", "kill", "--signal=KILL", "zramfs@plain.service")

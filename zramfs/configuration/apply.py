@@ -21,7 +21,6 @@ from zramfs.text.sizes import format_size
 from .keys import SWAP_OPTIONS
 from .settings import Settings
 
-
 # $SERVICE_RESULT after which the units start the service again (Restart=on-abnormal), but for a time-out.
 KILLED = ("signal", "core-dump", "watchdog", "oom-kill")
 
@@ -39,14 +38,8 @@ def bring_up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
         return
     place = safe_paths.resolve(wanted.place) if wanted.place else None
     standing = _standing(wanted.name)
-    if foreground and standing is None and (left := _find(wanted.name)):
-        if start.resume_in_foreground(left):
-            return
-        if "NOTIFY_SOCKET" in os.environ and left.read():
-            # The manager starts what was killed again by itself.
-            raise ZramfsError(
-                errno.EOWNERDEAD, "its processes were killed, and nothing was kept of it: its data is gone. The next "
-                "start makes a new, empty one")
+    if foreground and standing is None and _goes_on(wanted.name):
+        return
     if standing is not None:
         _expect_same(wanted, place, standing)
         if foreground:
@@ -83,6 +76,19 @@ def _make_parents(place: Path) -> None:
         number = error.errno or errno.EIO
         raise ZramfsError(
             number, f"{place.parent} is not there and cannot be made: {os.strerror(number)}") from None
+
+
+def _goes_on(name: str) -> bool:
+    """Whether the service manager had something to go on with, and that has ended in order by now. Raises
+    ZramfsError: a manager starts what was killed again by itself, and must not get an empty device."""
+    left = _find(name)
+    if left is None or start.resume_in_foreground(left):
+        return left is not None
+    if "NOTIFY_SOCKET" in os.environ and left.read():
+        raise ZramfsError(
+            errno.EOWNERDEAD, "its processes were killed, and nothing was kept of it: its data is gone. The "
+            "next start makes a new, empty one")
+    return False
 
 
 def bring_down(name: str, say: Say) -> bool:

@@ -188,8 +188,8 @@ class _Daemon:
         self.succession.begin(self.device, True)
         log.info("%s: the lane serves again", config.name)
         if lane.blamed:
-            log.error("%s: %d requests were being worked on at three deaths in a row: they are answered with an "
-                      "I/O error", config.name, lane.blamed)
+            log.error("%s: %d requests were being worked on at three deaths in a row: they are answered with "
+                      "an I/O error", config.name, lane.blamed)
         # Its mount died with the predecessor; serving it begins with a new one.
         self.tree = self.new_tree()
         self.start_notifier(nursery, self.start_tasks(nursery))

@@ -60,8 +60,8 @@ class Succession:
             refusal = memory_file.refusal() if config.reserve and not config.forced else None
             if refusal:
                 raise ZramfsError(
-                    errno.EPERM, f"swap would not be safe here, so nothing was set up; --force goes on: {refusal}; "
-                    "when the daemon dies, its data could be swapped out to itself")
+                    errno.EPERM, "swap would not be safe here, so nothing was set up; --force goes on: "
+                    f"{refusal}; when the daemon dies, its data could be swapped out to itself")
             # What is locked in memory has to stay there between two processes, too.
             self.kept = Kept.new(connection, unswapped=config.reserve > 0 or config.lock)
         return self.kept

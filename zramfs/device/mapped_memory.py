@@ -14,8 +14,8 @@ class MappedMemory:
         self._arena: Arena | None = None
 
     def look(self, memory: int) -> None:
-        """To be called again and again, since more is stored meanwhile. Without effect where no memory is left
-        for page tables, or another process makes the file anew."""
+        """To be called again and again, since more is stored meanwhile. Without effect where no memory is
+        left for page tables, or another process makes the file anew."""
         with contextlib.suppress(ValueError, MemoryError, OSError):
             if self._arena is not None and not self._arena.current:
                 self.drop()

@@ -54,9 +54,7 @@ async def restore(
     device._mem_limit = saved["mem_limit"]
     device._access_times = saved["access_times"]
     device._last_error = saved["last_error"]
-    if before := saved.get("lane_before"):
-        latency = tuple(Latency(tuple(each["counts"]), each["ns"]) for each in before["latency"])
-        device._lane_before = LaneStats(**{**before, "latency": latency})
+    device._lane_before = _lane_stats(saved.get("lane_before"))
     device.compactor.proactiveness = saved["proactiveness"]
     device.host_memory.headroom.keep_free = saved["keep_free"]
     for text in saved["policies"]:
@@ -86,6 +84,13 @@ async def restore(
     device._algorithms = tuple(entries)
     if saved["governed"]:
         device.governor.inherit()
+
+
+def _lane_stats(found: dict[str, Any] | None) -> LaneStats | None:
+    if found is None:
+        return None
+    latency = tuple(Latency(tuple(each["counts"]), each["ns"]) for each in found["latency"])
+    return LaneStats(**{**found, "latency": latency})
 
 
 def _packed(entry: Entry) -> list[Any]:

@@ -27,8 +27,8 @@ SURVIVES, WANTS_STANDBY = 1, 2  # bits of serving()
 _KEEP, _SERVING, _ENDING, _STANDBY, _HELLO = range(1, 6)
 _MESSAGE = struct.Struct("=Ii")
 _MOST_FDS = 9
-# Seconds between looks of a process that waits: the first one when its predecessor serves, the others each time.
-# A look at 1 GiB that is mapped takes 5 ms.
+# Seconds between looks of a process that waits: before the first one, when its predecessor serves, and before
+# each other.
 LOOK_PAUSES = (1.0, 10.0)
 HELLO_TIMEOUT = 10.0  # seconds; the keeper is there in a few milliseconds
 
@@ -144,8 +144,8 @@ class Place:
         look: Callable[[list[int]], None] = lambda kept: None,
     ) -> tuple[list[int], Keeper] | None:
         """What was kept, and the line to the keeper, once the predecessor is gone; None if the keeper is gone:
-        see orphaned(). prepare: called once, with what is kept until then; afterwards the process counts as a
-        standby. look: called with it every LOOK_PAUSES seconds."""
+        see orphaned(). prepare: called once, with what is kept until then; afterwards the process counts as
+        a standby. look: called with it every LOOK_PAUSES seconds."""
         is_prepared = False
         settle_objects()  # in fork_standby() it would take 10 ms of the pause
         pauses = iter(LOOK_PAUSES)
@@ -181,8 +181,8 @@ class Place:
                 return self._fds, Keeper(self._sock, self._keeper_pid)
 
     def orphaned(self) -> tuple[list[int], Keeper]:
-        """As wait_turn(), after that has returned None and nobody else is left to take over: what was kept, none
-        if the keeper died too early for that, and the line to a keeper that is gone."""
+        """As wait_turn(), after that has returned None and nobody else is left to take over: what was kept,
+        none if the keeper died too early for that, and the line to a keeper that is gone."""
         return self._fds[:-1], Keeper(self._sock, self._keeper_pid)
 
 
@@ -221,8 +221,8 @@ def fork_standby(keeper: Keeper) -> Place | None:
 
 
 def settle_objects() -> None:
-    """The collector writes to each object that it looks at: pages that a fork has shared would be there twice.
-    It looks at none of these any more."""
+    """The collector writes to each object that it looks at: pages that a fork has shared would be there
+    twice. It looks at none of these any more."""
     gc.collect()
     gc.freeze()
 

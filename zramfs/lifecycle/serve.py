@@ -130,8 +130,8 @@ def _stand_by(new: Rundir, place: Place, config: DeviceConfig | None) -> NoRetur
 
 
 def _is_last(new: Rundir, keeper_pid: int) -> bool:
-    """Whether the daemon dies as its keeper did. False once it has started another keeper, or has ended. Each of
-    the two has the run directory locked."""
+    """Whether the daemon dies as its keeper did. False once it has started another keeper, or has ended. Each
+    of the two has the run directory locked."""
     while locks.holders(new.path):
         state = new.read()
         if state is None or state.keeper_pid not in (0, keeper_pid):

@@ -64,8 +64,8 @@ def serve_in_foreground(new: Rundir, config: DeviceConfig, say: Say, on_top: OnT
 
 
 def resume_in_foreground(old: Rundir) -> bool:
-    """Goes on with a device all of whose processes were killed, from what the service manager has kept of it, until
-    it ends. False if that is nothing. Raises ZramfsError."""
+    """Goes on with a device all of whose processes were killed, from what the service manager has kept of it,
+    until it ends. False if that is nothing. Raises ZramfsError."""
     from zramfs.daemon.service import stored_descriptors  # brings trio
 
     status = serve_stored(old, stored_descriptors())
