@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.soak,
 ]
 
-KILLS = 15
+KILLS = 8
 # Seconds between two kills: the keeper starts the next standby when the last one serves.
 PAUSES = (0.2, 1.0)
 NAME = Path("killed")
@@ -98,8 +98,8 @@ def test_programs_on_swap_notice_no_kill(
     zramfs("swap", NAME, "--size", "1G", "--priority", "32767")
     try:
         assert state(NAME).standby_pid, "swap always has a standby"
-        with group(100 * MIB) as small, fillers(program, small, 300) as [filler]:
-            until_swapped(small, 150 * MIB)
+        with group(60 * MIB) as small, fillers(program, small, 150) as [filler]:
+            until_swapped(small, 70 * MIB)
             with Killer.at_work(NAME, PAUSES) as killer:
                 wait_until(lambda: killer.kills >= kills, "all kills", 120)
             filler.read_pass()
