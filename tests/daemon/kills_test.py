@@ -254,18 +254,18 @@ def test_a_daemon_that_crashes_is_replaced(tmp_path: Path, number: signal.Signal
 
 @pytest.mark.requires("root", "memcg")
 def test_a_daemon_that_the_kernel_ends_for_want_of_memory_is_replaced(tmp_path: Path) -> None:
-    with group(64 * MIB) as small, device(tmp_path / "z", 16 * MIB, "--standby") as z:
-        with opened(os.path.realpath(z.disk)) as fd:
-            os.pwrite(fd, b"kept", 0)
-            daemon = state(z.directory).pid
-            Path(f"/proc/{daemon}/oom_score_adj").write_text("1000")
-            (small.path / "cgroup.procs").write_text(str(daemon))
-            eater = subprocess.Popen(["sh", "-c", EATER, small.path])
-            wait_until(lambda: small.kills > 0 or eater.poll() is not None, "an OOM kill", 30)
-            eater.kill()
-            eater.wait()
-            wait_until(lambda: state(z.directory).pid != daemon, "another daemon", 30)
-            assert os.pread(fd, 4, 0) == b"kept"
+    with (group(64 * MIB) as small, device(tmp_path / "z", 16 * MIB, "--standby") as z,
+          opened(os.path.realpath(z.disk)) as fd):
+        os.pwrite(fd, b"kept", 0)
+        daemon = state(z.directory).pid
+        Path(f"/proc/{daemon}/oom_score_adj").write_text("1000")
+        (small.path / "cgroup.procs").write_text(str(daemon))
+        eater = subprocess.Popen(["sh", "-c", EATER, small.path])
+        wait_until(lambda: small.kills > 0 or eater.poll() is not None, "an OOM kill", 30)
+        eater.kill()
+        eater.wait()
+        wait_until(lambda: state(z.directory).pid != daemon, "another daemon", 30)
+        assert os.pread(fd, 4, 0) == b"kept"
 
 
 def test_a_standby_takes_over_when_keeper_and_daemon_die_together(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_counters_of_requests_go_on_in_the_next_daemon(tmp_path: Path) -> None:
             os.pread(fd, PAGE, 0)
             kill_daemon(z.directory)
             wait_until(lambda: readable(z.directory / "control"), "the tree", 10)
-            reads, _, _, _, writes, sectors, *_ = map(int, z.read("zram/stat").split())
+            reads, _, _, _, writes, _, sectors, *_ = map(int, z.read("zram/stat").split())
             assert (reads, writes, sectors) == (count, count, count * PAGE // 512)
 
 

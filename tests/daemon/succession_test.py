@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.fakes import FakeLane
-from zramfs.host import memory_file
 from zramfs.daemon.keeper_line import Kept
 from zramfs.daemon.own_mount import OwnMount
 from zramfs.daemon.papers import Papers, packed_config, unpacked_config
 from zramfs.daemon.succession import NO_RESEND, SURVIVES, Succession
 from zramfs.device.device import Device
+from zramfs.host import memory_file
 from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.model.policy import Recompress, Writeback
 

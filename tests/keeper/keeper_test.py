@@ -243,7 +243,8 @@ def test_a_daemon_that_is_stopped_does_not_hang(tmp_path: Path) -> None:
 def test_ends_by_the_daemons_own_fault_are_counted_and_a_kill_from_outside_is_none(tmp_path: Path) -> None:
     with kept(tmp_path, hang_ms=300) as keeper:
         own = 0
-        for time_, number in enumerate((signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT, None, signal.SIGKILL), 1):
+        ends = (signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT, None, signal.SIGKILL)
+        for time_, number in enumerate(ends, 1):
             server = keeper.wait_for("serving", time_)
             with keeper.page(server) as page:
                 assert own_ends(page) == own

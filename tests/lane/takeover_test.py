@@ -207,6 +207,28 @@ def test_a_request_is_in_hand_from_its_reading_to_its_answer(connection: Connect
         wait_until(lambda: connection.hand(0) == 0, "it is answered")
 
 
+def test_a_discard_counts_the_chunks_that_it_has_freed(connection: Connection) -> None:
+    """By which the keeper sees that it moves on."""
+    with connection.lane() as wire:
+        steps_at = HANDS_AT + 16
+        for count in range(1, 4):
+            assert wire.write(0, b"x" * PAGE) == PAGE
+            whole = struct.pack("=QQQII", 0, 0, MIB, 1 | 2, 0)  # KEEP_SIZE, PUNCH_HOLE
+            assert wire.call(Op.FALLOCATE, whole).error == 0
+            assert struct.unpack_from("=Q", connection.words, steps_at)[0] == count
+
+
+def test_what_was_counted_goes_on_being_counted(connection: Connection) -> None:
+    for count in range(1, 4):
+        with connection.lane(takeover=count > 1) as wire:
+            wire.write(0, b"x" * PAGE)
+            wire.read(0, PAGE)
+            wire.call(Op.READ, bytes(4), unique=50)
+            told = wire.lane.stats()
+            assert (told.write_ios, told.read_ios, told.protocol_errors) == (count, count, count)
+            assert told.write_sectors == told.read_sectors == count * PAGE // 512
+
+
 @pytest.mark.parametrize("content", [b"", bytes(PAGE_BYTES - 1), b"x" * PAGE_BYTES])
 def test_a_file_that_is_no_such_page_is_refused(connection: Connection, content: bytes) -> None:
     fd = os.memfd_create("other")

@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.soak,
 ]
 
-KILLS = 15
+KILLS = 8
 # Seconds between two kills: the keeper starts the next standby when the last one serves.
 PAUSES = (0.2, 1.0)
 NAME = Path("killed")
@@ -59,7 +59,8 @@ class MemoryFile:
 
     def __init__(self) -> None:
         keeper = Path(f"/proc/{state(NAME).keeper_pid}")
-        [path, *_] = [each for each in (keeper / "fd").iterdir() if os.readlink(each) == "/memfd:zramfs (deleted)"]
+        path = next(each for each in (keeper / "fd").iterdir()
+                    if os.readlink(each) == "/memfd:zramfs (deleted)")
         self._fd = os.open(path, os.O_RDWR)
         self._map = mmap.mmap(self._fd, os.fstat(self._fd).st_size)
         self._at = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
@@ -97,8 +98,8 @@ def test_programs_on_swap_notice_no_kill(
     zramfs("swap", NAME, "--size", "1G", "--priority", "32767")
     try:
         assert state(NAME).standby_pid, "swap always has a standby"
-        with group(100 * MIB) as small, fillers(program, small, 300) as [filler]:
-            until_swapped(small, 150 * MIB)
+        with group(60 * MIB) as small, fillers(program, small, 150) as [filler]:
+            until_swapped(small, 70 * MIB)
             with Killer.at_work(NAME, PAUSES) as killer:
                 wait_until(lambda: killer.kills >= kills, "all kills", 120)
             filler.read_pass()

@@ -43,8 +43,8 @@ _NEVER = {
 }
 _OURS = (
     "size=SIZE, algo=NAME[:LEVEL], recomp_algo=NAME[:LEVEL] (up to three times), mem_limit=SIZE, "
-    "keep_free=SIZE, threads=NUMBER, writeback=PATH, access_times, wipe, allow_other, lock, standby, mode=MODE, "
-    "uid=USER, gid=GROUP, restore=FILE, and for a RAM disk fs=ext4|xfs|btrfs, label=LABEL, "
+    "keep_free=SIZE, threads=NUMBER, writeback=PATH, access_times, wipe, allow_other, lock, standby, "
+    "mode=MODE, uid=USER, gid=GROUP, restore=FILE, and for a RAM disk fs=ext4|xfs|btrfs, label=LABEL, "
     "keep=FILE, keep_every=AGE"
 )
 

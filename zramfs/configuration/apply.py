@@ -22,6 +22,9 @@ from zramfs.text.sizes import format_size
 from .keys import SWAP_OPTIONS
 from .settings import Settings
 
+# $SERVICE_RESULT after which the units start the service again (Restart=on-abnormal), but for a time-out.
+KILLED = ("signal", "core-dump", "watchdog", "oom-kill")
+
 
 def bring_up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
     """Brings a device up, unless it is up already or this machine is to go without it: says so then.
@@ -36,6 +39,8 @@ def bring_up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
         return
     place = safe_paths.resolve(wanted.place) if wanted.place else None
     standing = _standing(wanted.name)
+    if foreground and standing is None and _goes_on(wanted.name):
+        return
     if standing is not None:
         _expect_same(wanted, place, standing)
         if foreground:
@@ -75,15 +80,36 @@ def _make_parents(place: Path) -> None:
             number, f"{place.parent} is not there and cannot be made: {os.strerror(number)}") from None
 
 
+def _goes_on(name: str) -> bool:
+    """Whether the service manager had something to go on with, and that has ended in order by now. Raises
+    ZramfsError: a manager starts what was killed again by itself, and must not get an empty device."""
+    left = _find(name)
+    if left is None or start.resume_in_foreground(left):
+        return left is not None
+    if "NOTIFY_SOCKET" in os.environ and left.read():
+        raise ZramfsError(
+            errno.EOWNERDEAD, "its processes were killed, and nothing was kept of it: its data is gone. The "
+            "next start makes a new, empty one")
+    return False
+
+
 def bring_down(name: str, say: Say) -> bool:
     """Ends the device that was brought up under this name. False if there is none.
 
     Raises ZramfsError: EBUSY with what uses it.
     """
     found = _find(name)
-    if found is not None:
+    if found is not None and _was_killed(found):
+        say(f"note: {name} was killed, and is left as it is for the next start, which goes on with it")
+    elif found is not None:
         stop.stop_device(found, say)
     return found is not None
+
+
+def _was_killed(found: Rundir) -> bool:
+    """In ExecStopPost= of a service all of whose processes were killed."""
+    state = found.read()
+    return os.environ.get("SERVICE_RESULT") in KILLED and not (state and state.alive())
 
 
 def is_there(name: str) -> bool:

@@ -184,19 +184,21 @@ class _Daemon:
         self.tree_mount.adopt(saved["tree"])
         lane = Lane(kept.connection, threads=config.threads, poll_us=poll_us(), page=kept.page, takeover=True)
         self.device = Device(config, lane, kept.memory)
-        await self.device.take_over(saved["settings"], kept.backing)
+        await self.device.take_over(saved["settings"], kept.backing, inherited.mapped)
         lane.start()
         self.lane = lane
         self.is_ready = True
         self.succession.begin(self.device, True)
         log.info("%s: the lane serves again", config.name)
         if lane.blamed:
-            log.error("%s: %d requests were being worked on at three deaths in a row: they are answered with an "
-                      "I/O error", config.name, lane.blamed)
+            log.error("%s: %d requests were being worked on at three deaths in a row: they are answered with "
+                      "an I/O error", config.name, lane.blamed)
         # Its mount died with the predecessor; serving it begins with a new one.
         self.tree = self.new_tree()
         self.start_notifier(nursery, self.start_tasks(nursery))
         await run_in_thread(self.tell_ready)
+        if self.notifier:
+            await self.notifier.tell("READY=1")
 
     def resume(self, nursery: trio.Nursery) -> None:
         self.device.resume()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from zramfs.device.mapped_memory import MappedMemory
 from zramfs.host import memory_file
 from zramfs.host.readable import wait_until_readable
 from zramfs.host.work_thread import run_in_thread
@@ -21,7 +22,7 @@ from zramfs.lane.lane import PAGE_BYTES
 from .papers import Papers
 
 log = logging.getLogger(__package__)
-__all__ = ["Inherited", "Keeper", "KeeperLine", "Kept", "LineSettings", "Place"]
+__all__ = ["Inherited", "Keeper", "KeeperLine", "Kept", "LineSettings", "MappedMemory", "Place"]
 
 RESTART_PAUSE = 1.0  # seconds between two tries to start a keeper
 
@@ -46,16 +47,19 @@ class Kept:
         return cls(connection, page, papers, memory)
 
     def fds(self) -> list[int]:
-        found = [self.connection, self.page, self.papers, self.memory]
-        return found if self.backing is None else [*found, self.backing]
+        return list(self.named().values())
+
+    def named(self) -> dict[str, int]:
+        return {name: fd for name, fd in vars(self).items() if fd is not None}
 
 
 @dataclass
 class Inherited:
-    """What a predecessor has left."""
+    """What a predecessor has left. mapped: its memory file, as far as this process has it mapped."""
 
     kept: Kept
     papers: dict[str, Any]
+    mapped: MappedMemory = field(default_factory=MappedMemory)
 
     @classmethod
     def of(cls, fds: list[int]) -> Inherited:

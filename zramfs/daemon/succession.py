@@ -48,6 +48,7 @@ class Succession:
         self._is_over = False
         self.kept = inherited.kept if inherited else None
         self._written: tuple[dict[str, Any], int | None] = ({}, None)
+        self._stored: dict[str, int] = {}  # by the service manager, under _lock
         # Innermost. Held while papers are written, and for _written.
         self._lock = threading.Lock()
 
@@ -59,8 +60,8 @@ class Succession:
             refusal = memory_file.refusal() if config.reserve and not config.forced else None
             if refusal:
                 raise ZramfsError(
-                    errno.EPERM, f"swap would not be safe here, so nothing was set up; --force goes on: {refusal}; "
-                    "when the daemon dies, its data could be swapped out to itself")
+                    errno.EPERM, "swap would not be safe here, so nothing was set up; --force goes on: "
+                    f"{refusal}; when the daemon dies, its data could be swapped out to itself")
             # What is locked in memory has to stay there between two processes, too.
             self.kept = Kept.new(connection, unswapped=config.reserve > 0 or config.lock)
         return self.kept
@@ -94,6 +95,8 @@ class Succession:
         if self.kept is not None:
             with contextlib.suppress(OSError), self._lock:
                 Papers(self.kept.papers).write({})
+        if self._notifier and self._stored:
+            self._notifier.forget(self._stored)
 
     async def _keep_papers(self) -> None:
         """For what changes without a command: the ledger and the budget of write-back."""
@@ -123,4 +126,9 @@ class Succession:
                 return
             kept.backing = backing
             line.keep(kept)
+            if notifier and self._stored != kept.named():
+                # Another backing store has another descriptor, which may have the number of the last one.
+                notifier.forget(self._stored.keys() - kept.named().keys())
+                notifier.store(kept.named())
+                self._stored = kept.named()
             self._written = (found, backing)

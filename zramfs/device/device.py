@@ -43,6 +43,7 @@ from .idle_work import IdleWork
 from .jobs import Jobs
 from .kept_image import KeptImage
 from .long_work import LongWork
+from .mapped_memory import MappedMemory
 from .policies import Policies
 from .postprocess import PostProcessor
 from .read_only import ReadOnlyTables
@@ -124,9 +125,9 @@ class Device(ReadOnlyTables):
             await self._set_up(self._config.size, config.restore)
         self._take_ballast()
 
-    async def take_over(self, saved: dict[str, Any], backing: int | None) -> None:
+    async def take_over(self, saved: dict[str, Any], backing: int | None, mapped: MappedMemory) -> None:
         """In place of start(); as takeover.restore()."""
-        await takeover.restore(self, saved, backing)
+        await takeover.restore(self, saved, backing, mapped)
         self._take_ballast()
 
     def _take_ballast(self) -> None:

@@ -20,6 +20,7 @@ from zramfs.store.record import is_kept
 from zramfs.store.store import Store
 
 from .algorithms import Entry, read_dictionary
+from .mapped_memory import MappedMemory
 
 if TYPE_CHECKING:
     from .device import Device
@@ -44,16 +45,16 @@ def settings_of(device: Device) -> dict[str, Any]:
     }
 
 
-async def restore(device: Device, saved: dict[str, Any], backing: int | None) -> None:
+async def restore(
+    device: Device, saved: dict[str, Any], backing: int | None, mapped: MappedMemory,
+) -> None:
     """Gives a device that was just made what its predecessor had: settings, and the store in its memory file.
     backing: the descriptor of its backing store. Raises ZramfsError, OSError or ValueError when the memory
     file can't be adopted; it is unchanged then."""
     device._mem_limit = saved["mem_limit"]
     device._access_times = saved["access_times"]
     device._last_error = saved["last_error"]
-    if before := saved.get("lane_before"):
-        latency = tuple(Latency(tuple(each["counts"]), each["ns"]) for each in before["latency"])
-        device._lane_before = LaneStats(**{**before, "latency": latency})
+    device._lane_before = _lane_stats(saved.get("lane_before"))
     device.compactor.proactiveness = saved["proactiveness"]
     device.host_memory.headroom.keep_free = saved["keep_free"]
     for text in saved["policies"]:
@@ -64,7 +65,7 @@ async def restore(device: Device, saved: dict[str, Any], backing: int | None) ->
     assert device.memory_file is not None  # a successor has one
     if is_kept(device.memory_file):
         store = await device._in_thread(partial(
-            Store.adopt, device.memory_file, backing=device.backing_store.backing,
+            Store.adopt, mapped.take(device.memory_file), backing=device.backing_store.backing,
             reserve=device._config.reserve, headroom=device.host_memory.headroom))
         try:
             device._lane.set_store(store)
@@ -83,6 +84,13 @@ async def restore(device: Device, saved: dict[str, Any], backing: int | None) ->
     device._algorithms = tuple(entries)
     if saved["governed"]:
         device.governor.inherit()
+
+
+def _lane_stats(found: dict[str, Any] | None) -> LaneStats | None:
+    if found is None:
+        return None
+    latency = tuple(Latency(tuple(each["counts"]), each["ns"]) for each in found["latency"])
+    return LaneStats(**{**found, "latency": latency})
 
 
 def _packed(entry: Entry) -> list[Any]:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory files, also such as the kernel never swaps out.
 
-A lock (mlock) belongs to a process and to the pages that it has touched. A memory file outlives processes: from
-the death of one to the first touch by the next nobody has its pages locked, and those of a swap device would be
-swapped out to the device itself. A file of a tmpfs with the option `noswap` (Linux 6.4) has no such moment,
-counts for no RLIMIT_MEMLOCK, and costs a successor no page tables. The tmpfs is mounted nowhere, and goes with
-the file.
+A lock (mlock) belongs to a process and to the pages that it has touched. A memory file outlives processes:
+from the death of one to the first touch by the next nobody has its pages locked, and those of a swap device
+would be swapped out to the device itself. A file of a tmpfs with the option `noswap` (Linux 6.4) has no such
+moment, counts for no RLIMIT_MEMLOCK, and costs a successor no page tables. The tmpfs is mounted nowhere, and
+goes with the file.
 """
 from __future__ import annotations
 

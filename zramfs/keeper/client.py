@@ -27,6 +27,9 @@ SURVIVES, WANTS_STANDBY = 1, 2  # bits of serving()
 _KEEP, _SERVING, _ENDING, _STANDBY, _HELLO = range(1, 6)
 _MESSAGE = struct.Struct("=Ii")
 _MOST_FDS = 9
+# Seconds between looks of a process that waits: before the first one, when its predecessor serves, and before
+# each other.
+LOOK_PAUSES = (1.0, 10.0)
 HELLO_TIMEOUT = 10.0  # seconds; the keeper is there in a few milliseconds
 
 
@@ -125,29 +128,37 @@ class Keeper:
 class Place:
     """The place of a process that is to take over, at once or later."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, keeper_pid: int) -> None:
         self._sock = sock
         self._fds: list[int] = []  # the kept ones, and behind them the one that says whose turn it is
-        self._keeper_pid = os.getppid()
+        self._keeper_pid = keeper_pid
 
     @classmethod
     def of_keeper(cls) -> Place:
         """Of a process that the keeper has started."""
         os.set_inheritable(SUCCESSOR_FD, False)
-        return cls(socket.socket(fileno=SUCCESSOR_FD))
+        return cls(socket.socket(fileno=SUCCESSOR_FD), os.getppid())
 
     def wait_turn(
-        self, prepare: Callable[[list[int]], None] = lambda kept: None
+        self, prepare: Callable[[list[int]], None] = lambda kept: None,
+        look: Callable[[list[int]], None] = lambda kept: None,
     ) -> tuple[list[int], Keeper] | None:
-        """What was kept, and the line to the keeper, once the predecessor is gone; None if the keeper is gone:
-        see orphaned(). prepare: called once, with what is kept until then; afterwards the process counts as a
-        standby."""
+        """What was kept, and the line to the keeper, once the predecessor is gone; None if the keeper is
+        gone: see orphaned(). prepare: called once, with what is kept until then; afterwards the process counts as
+        a standby. look: called with it every LOOK_PAUSES seconds."""
         is_prepared = False
+        settle_objects()  # in fork_standby() it would take 10 ms of the pause
+        pauses = iter(LOOK_PAUSES)
+        pause = next(pauses)
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         turn = -1
         while True:
-            ready = dict(poll.poll())
+            ready = dict(poll.poll(pause * 1000))
+            if not ready:
+                pause = next(pauses, pause)
+                if is_prepared:
+                    look(self._fds[:-1])
             # First: what is kept may have changed just before.
             if self._sock.fileno() in ready:
                 told, fds = _receive(self._sock)
@@ -167,20 +178,18 @@ class Place:
                     poll.register(turn, select.POLLIN)
             elif turn in ready:
                 os.close(self._fds.pop())
-                return self._fds, Keeper(self._sock, os.getppid())
+                return self._fds, Keeper(self._sock, self._keeper_pid)
 
     def orphaned(self) -> tuple[list[int], Keeper]:
-        """As wait_turn(), after that has returned None and nobody else is left to take over: what was kept, none
-        if the keeper died too early for that, and the line to a keeper that is gone."""
+        """As wait_turn(), after that has returned None and nobody else is left to take over: what was kept,
+        none if the keeper died too early for that, and the line to a keeper that is gone."""
         return self._fds[:-1], Keeper(self._sock, self._keeper_pid)
 
 
 def fork_standby(keeper: Keeper) -> Place | None:
     """Forks a process that shares all memory with this one until either writes to it. Returns its place in
     there, and None here. The keeper is its parent. To be called while the process has one thread."""
-    # The collector writes to each object that it looks at, and each such page would be there twice.
-    gc.collect()
-    gc.freeze()
+    settle_objects()
     ours, theirs = _pair()
     read_end, write_end = os.pipe()
     middle = os.fork()
@@ -199,7 +208,7 @@ def fork_standby(keeper: Keeper) -> Place | None:
         os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
         ours.detach()
         keeper.detach()
-        return Place(theirs)
+        return Place(theirs, keeper.pid)
     os.close(write_end)
     theirs.close()
     os.waitpid(middle, 0)
@@ -209,6 +218,13 @@ def fork_standby(keeper: Keeper) -> Place | None:
     keeper.standby_pid = pid
     ours.close()
     return None
+
+
+def settle_objects() -> None:
+    """The collector writes to each object that it looks at: pages that a fork has shared would be there
+    twice. It looks at none of these any more."""
+    gc.collect()
+    gc.freeze()
 
 
 def expect_program() -> None:

@@ -56,8 +56,8 @@ def resize_device(old: Rundir, size: int, say: Say, *, unmount: bool = False, di
 
 def resize_unmounted(old: Rundir, size: int, say: Say, *, discard: bool = False) -> int:
     """As resize_device(unmount=True), in two processes, so that a kill of either one leaves the file system
-    mounted: a child does the work, and goes on without this one. When the child is killed, this one mounts the
-    file system again, and raises ZramfsError(EINTR). To be called while the process has one thread."""
+    mounted: a child does the work, and goes on without this one. When the child is killed, this one mounts
+    the file system again, and raises ZramfsError(EINTR). To be called while the process has one thread."""
     state = _expect_able(old)
     place = _mounted_place(state) if state.kind == "ramdisk" else None
     read_end, write_end = os.pipe()
@@ -76,8 +76,8 @@ def resize_unmounted(old: Rundir, size: int, say: Say, *, discard: bool = False)
         if place is not None:
             _mount_again(old, place)
     raise ZramfsError(
-        errno.EINTR, f"the process that did it was killed, and {place or state.where} is in use again: the same "
-        "command goes on from there")
+        errno.EINTR, f"the process that did it was killed, and {place or state.where} is in use again: the "
+        "same command goes on from there")
 
 
 def _work_apart(work: Callable[[], int], write_end: int) -> NoReturn:

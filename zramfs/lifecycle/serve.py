@@ -23,7 +23,7 @@ from . import remount, rundir
 from .rundir import Rundir
 
 if TYPE_CHECKING:
-    from zramfs.daemon.keeper_line import Inherited, Keeper, KeeperLine, LineSettings, Place
+    from zramfs.daemon.keeper_line import Inherited, KeeperLine, LineSettings, MappedMemory, Place
     from zramfs.daemon.service import Notifier
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,26 @@ def serve(
         _clean_up(new, status == daemon.FAILED)
 
 
+def serve_stored(new: Rundir, fds: dict[str, int]) -> int | None:
+    """Takes over what a service manager has kept of processes that all died. As serve(); None, and the
+    descriptors are closed, when there is nothing to take over."""
+    from zramfs.daemon.keeper_line import Inherited, KeeperLine, Kept
+    from zramfs.daemon.papers import unpacked_config
+
+    needed = {"connection", "page", "papers", "memory"}
+    kept = Kept(**fds) if needed <= fds.keys() <= needed | {"backing"} else None
+    inherited = Inherited.of(kept.fds()) if kept else None
+    if inherited is None or not inherited.papers or not new.path.is_dir():
+        for fd in fds.values():
+            os.close(fd)
+        return None
+    config = unpacked_config(inherited.papers["config"])
+    safety.enter_keeper()
+    line = KeeperLine.fork(_line_settings(new, config))
+    _make_safe(new, config)
+    return _take_over(new, inherited, line)
+
+
 def successor_command(new: Rundir) -> list[str]:
     """Starts a process that takes over, or stands by, with the libraries of this one."""
     start = f"import sys; sys.path[:] = {sys.path!r}; from zramfs.lifecycle.serve import succeed; succeed()"
@@ -83,26 +103,29 @@ def succeed() -> NoReturn:
 
 def _stand_by(new: Rundir, place: Place, config: DeviceConfig | None) -> NoReturn:
     """config: None in a process that has not made its settings yet."""
-    from zramfs.daemon.keeper_line import Inherited
+    from zramfs.daemon.keeper_line import Inherited, KeeperLine, Kept, MappedMemory
     from zramfs.daemon.papers import unpacked_config
 
+    mapped = MappedMemory()
+
     def prepare(kept: list[int]) -> None:
-        _make_safe(new, unpacked_config(Inherited.of(kept).papers["config"]))
+        if config is None:
+            _make_safe(new, unpacked_config(Inherited.of(kept).papers["config"]))
 
     status = 1
     try:
         if config is not None:
             _make_safe(new, config)
-            turn = place.wait_turn()
-        else:
-            turn = place.wait_turn(prepare)
+        turn = place.wait_turn(prepare, lambda kept: mapped.look(Kept(*kept).memory))
         fds, keeper = turn or place.orphaned()
         if not fds or turn is None and not _is_last(new, keeper.pid):
             os._exit(0)
         inherited = Inherited.of(fds)
         if not inherited.papers:  # it has ended in order
             os._exit(0)
-        status = _take_over(new, inherited, keeper)
+        inherited.mapped = mapped
+        config = config or unpacked_config(inherited.papers["config"])
+        status = _take_over(new, inherited, KeeperLine(keeper, _line_settings(new, config)))
     except BaseException as error:
         log.error("taking over %s failed: %s", new.path, error, exc_info=error)
     finally:
@@ -111,8 +134,8 @@ def _stand_by(new: Rundir, place: Place, config: DeviceConfig | None) -> NoRetur
 
 
 def _is_last(new: Rundir, keeper_pid: int) -> bool:
-    """Whether the daemon dies as its keeper did. False once it has started another keeper, or has ended. Each of
-    the two has the run directory locked."""
+    """Whether the daemon dies as its keeper did. False once it has started another keeper, or has ended. Each
+    of the two has the run directory locked."""
     while locks.holders(new.path):
         state = new.read()
         if state is None or state.keeper_pid not in (0, keeper_pid):
@@ -121,18 +144,16 @@ def _is_last(new: Rundir, keeper_pid: int) -> bool:
     return new.path.is_dir()
 
 
-def _take_over(new: Rundir, inherited: Inherited, keeper: Keeper) -> int:
+def _take_over(new: Rundir, inherited: Inherited, line: KeeperLine) -> int:
     from zramfs.daemon import daemon
-    from zramfs.daemon.keeper_line import KeeperLine
     from zramfs.daemon.papers import unpacked_config
     from zramfs.daemon.service import Notifier
 
     config = unpacked_config(inherited.papers["config"])
     rundir.keep(new)
-    line = KeeperLine(keeper, _line_settings(new, config))
     if not config.reserve:
         # For swap it would need memory at the moment when swap has to give some: the keeper starts one later.
-        _fork_standby(new, config, line)
+        _fork_standby(new, config, line, inherited.mapped)
     told = inherited.papers["notifier"]
 
     def ready() -> None:
@@ -171,8 +192,12 @@ def _wants_standby(config: DeviceConfig) -> bool:
     return config.standby or config.reserve > 0
 
 
-def _fork_standby(new: Rundir, config: DeviceConfig, line: KeeperLine) -> None:
+def _fork_standby(
+    new: Rundir, config: DeviceConfig, line: KeeperLine, mapped: MappedMemory | None = None,
+) -> None:
     if _wants_standby(config) and (place := line.fork_standby()):
+        if mapped is not None:
+            mapped.drop()  # it is the parent's, and there are no page tables for it here
         _stand_by(new, place, config)
 
 

@@ -17,7 +17,7 @@ from zramfs.model.config import DeviceConfig
 from . import ramdisk, rundir, swap
 from .ramdisk import FileSystem
 from .rundir import Rundir
-from .serve import serve
+from .serve import serve, serve_stored
 from .swap import Swap
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,17 @@ def serve_in_foreground(new: Rundir, config: DeviceConfig, say: Say, on_top: OnT
 
     if serve(new, config, build=on_ready, notifier=Notifier.from_environment()):
         raise ZramfsError(errno.EIO, "the device did not end in order; what happened is in the lines above")
+
+
+def resume_in_foreground(old: Rundir) -> bool:
+    """Goes on with a device all of whose processes were killed, from what the service manager has kept of it,
+    until it ends. False if that is nothing. Raises ZramfsError."""
+    from zramfs.daemon.service import stored_descriptors  # brings trio
+
+    status = serve_stored(old, stored_descriptors())
+    if status:
+        raise ZramfsError(errno.EIO, "the device did not end in order; what happened is in the lines above")
+    return status is not None
 
 
 def _leave(number: int, _frame: object) -> NoReturn:
