@@ -46,7 +46,7 @@ def opened(device: ServedDevice) -> Iterator[int]:
     try:
         yield fd
     finally:
-        with contextlib.suppress(ConnectionAbortedError):  # the device was killed
+        with contextlib.suppress(OSError):  # the device was killed
             os.close(fd)
 
 

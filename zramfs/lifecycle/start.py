@@ -16,7 +16,7 @@ from zramfs.host.log import log_to_stderr
 from zramfs.lifecycle.stop import Say, clean_up, end_daemon, may_end, take_down_top, teardown
 from zramfs.model.config import DeviceConfig
 
-from . import ramdisk, remount, rundir, swap
+from . import images, ramdisk, remount, rundir, swap
 from .ramdisk import FileSystem
 from .rundir import Rundir
 from .swap import Swap
@@ -40,7 +40,8 @@ def start_device(new: Rundir, config: DeviceConfig, on_top: OnTop = None, say: S
     for number in _SIGNALS:
         signal.signal(number, _leave)
     try:
-        detach.run(lambda on_ready: _serve(new, config, on_ready), new.log)
+        timeout = detach.READY_TIMEOUT + images.time_to_restore(config)
+        detach.run(lambda on_ready: _serve(new, config, on_ready), new.log, timeout)
         _build(new, on_top, say)
         # A signal that comes now is too late: the device is there, and the exit status must say so.
         for number in _SIGNALS:
