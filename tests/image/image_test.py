@@ -145,7 +145,7 @@ def expect_harmless(data: bytes, model: bytes, path: Path) -> int | None:
         store.close()
 
 
-FLIPS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FLIPS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @FLIPS

@@ -66,7 +66,7 @@ def test_a_save_is_the_state_at_one_instant_whatever_goes_on(tmp_path: Path) -> 
 
     kept = rounds = 0
     with at_work(step, step, *(writer.advance for writer in alone), post_process, tidy):
-        until = time.monotonic() + 4
+        until = time.monotonic() + 2.5
         while time.monotonic() < until or rounds < 4:
             path = tmp_path / f"image{rounds}"
             before = [writer.step for writer in ordered + alone]
@@ -82,7 +82,7 @@ def test_a_save_is_the_state_at_one_instant_whatever_goes_on(tmp_path: Path) -> 
             assert all(image[n * PAGE:n * PAGE + PAGE] == data for n, data in still.items())
             path.unlink()
             rounds += 1
-    assert kept > 500, "pages were overwritten before their turn"
+    assert kept > 300, "pages were overwritten before their turn"
     assert store.stats().written_back and store.stats().pages_compacted
     store.check(3)
     store.close()
