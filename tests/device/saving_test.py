@@ -46,11 +46,8 @@ def opened(device: ServedDevice) -> Iterator[int]:
     try:
         yield fd
     finally:
-        try:
+        with contextlib.suppress(OSError):  # the device was killed
             os.close(fd)
-        except OSError as error:
-            if error.errno not in (errno.ECONNABORTED, errno.ENOTCONN):  # what a killed device says
-                raise
 
 
 @contextlib.contextmanager
@@ -133,17 +130,17 @@ def test_fio_verifies_what_it_writes_while_saves_run(tmp_path: Path) -> None:
 
 def test_a_rate_is_kept_and_progress_is_shown(tmp_path: Path) -> None:
     with served_device(tmp_path / "device", size=16 * MIB) as device, opened(device) as fd:
-        os.pwrite(fd, random.Random(1).randbytes(4 * MIB), 0)
+        os.pwrite(fd, random.Random(1).randbytes(3 * MIB), 0)
         began = time.monotonic()
         with slow_save(device, tmp_path / "image") as answers:
             assert metric(device, 'save_running{device="%s"}') == 1
             row = next(line for line in device.read("control").splitlines() if line.startswith("saved"))
             assert f"to {tmp_path}/image: " in row and " %, " in row
             os.pwrite(fd, b"meanwhile" * 1000, 0)
-        assert answers == [] and 2.0 < time.monotonic() - began < 10
+        assert answers == [] and 1.5 < time.monotonic() - began < 20
         assert metric(device, 'save_running{device="%s"}') == 0
         assert metric(device, 'saves_total{device="%s",result="saved"}') == 1
-        assert content(tmp_path / "image")[:4 * MIB] == random.Random(1).randbytes(4 * MIB)
+        assert content(tmp_path / "image")[:3 * MIB] == random.Random(1).randbytes(3 * MIB)
 
 
 def test_a_killed_save_leaves_the_old_image_whole(tmp_path: Path) -> None:
@@ -196,20 +193,20 @@ def test_a_device_that_ends_cuts_a_save_short(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("image*"))
 
 
-@pytest.mark.parametrize(("line", "number", "words"), [
-    ("save", errno.ENODATA, "the device keeps no image"),
-    ("save=image", errno.EINVAL, "last an absolute path"),
-    ("save=rate=fast /x", errno.EINVAL, "fast"),
-    ("save=quick /x", errno.EINVAL, "not 'quick'"),
-    ("save=/nowhere/image", errno.ENOENT, "/nowhere/image"),
-    ("save=/proc", errno.EEXIST, "is no image"),
-    ("keep=image", errno.EINVAL, "keep takes an absolute path or off"),
-])
-def test_what_save_refuses(tmp_path: Path, line: str, number: int, words: str) -> None:
+def test_what_save_refuses(tmp_path: Path) -> None:
     with served_device(tmp_path / "device", size=MIB) as device:
-        with pytest.raises(OSError) as caught:
-            device.write("control", line)
-        assert caught.value.errno == number and words in last_error(device)
+        for line, number, words in (
+            ("save", errno.ENODATA, "the device keeps no image"),
+            ("save=image", errno.EINVAL, "last an absolute path"),
+            ("save=rate=fast /x", errno.EINVAL, "fast"),
+            ("save=quick /x", errno.EINVAL, "not 'quick'"),
+            ("save=/nowhere/image", errno.ENOENT, "/nowhere/image"),
+            ("save=/proc", errno.EEXIST, "is no image"),
+            ("keep=image", errno.EINVAL, "keep takes an absolute path or off"),
+        ):
+            with pytest.raises(OSError) as caught:
+                device.write("control", line)
+            assert caught.value.errno == number and words in last_error(device), line
 
 
 def test_a_file_with_blanks_in_its_name_and_one_that_is_no_image(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -144,7 +145,7 @@ def expect_harmless(data: bytes, model: bytes, path: Path) -> int | None:
         store.close()
 
 
-FLIPS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FLIPS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @FLIPS
@@ -196,6 +197,21 @@ def test_every_part_costs_no_more_than_itself(image: tuple[Path, bytes], tmp_pat
         for at in (start + 4, start + 40, start + layout.PART_HEADER + 8 * count + 1):
             lost = expect_harmless(data[:at] + bytes([data[at] ^ 4]) + data[at + 1:], model, tmp_path / "x")
             assert lost == count
+
+
+def test_a_hole_of_any_length_is_passed_by(image: tuple[Path, bytes], tmp_path: Path) -> None:
+    path, model = image
+    data, long = path.read_bytes(), tmp_path / "long"
+    hole, second = 1 << 43, len(data) - 4 * PAGE
+    with open(long, "wb") as file:
+        file.write(data[:3 * PAGE])
+        file.seek(hole + 3 * PAGE)
+        file.write(data[3 * PAGE:-PAGE] + layout.pack_trailer(ID, hole + second, 3))
+    began = time.monotonic()
+    store, lost, damage = restored(long)
+    assert time.monotonic() - began < 10 and lost == [] and len(damage) == 1
+    assert store.read(0, SIZE) == model
+    store.close()
 
 
 @pytest.mark.parametrize("block_number", [0, 1, 2])

@@ -285,9 +285,6 @@ def _settle(device: ConfiguredDevice, ram: int) -> None:
         )
     )
     _expect_size(device, values, kind, size)
-    if "keep-every" in values and "keep" not in values:
-        sentence = "says how often keep is saved: expected keep too"
-        device.complaints.append(entries["keep-every"].complain(sentence))
     if kind == "swap":
         _expect_safe_swap(device, values, reserve)
     for key, trouble in trouble_with_places(values, kind):

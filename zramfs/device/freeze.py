@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -20,12 +21,14 @@ log = logging.getLogger(__name__)
 
 # A freeze writes out what waits in the page cache, through this device; a child starts in 0.05 s.
 TIMEOUT = 60.0
+_PARTITION = re.compile(r"(?<=[0-9])p[0-9]+$")
 
 
 def mounted_on(disk: Path) -> list[Mount]:
-    """One mount of each file system on a loop device on `disk`."""
+    """One mount of each file system on a loop device on `disk`, or on a partition of one."""
     devices = loops.find(disk)
-    found = {each.source: each for each in reversed(mounts()) if each.source in devices}
+    found = {each.source: each for each in reversed(mounts())
+             if _PARTITION.sub("", each.source) in devices}
     return list(found.values())
 
 

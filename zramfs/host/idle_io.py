@@ -8,7 +8,7 @@ import ctypes
 import platform
 from collections.abc import Iterator
 
-# <linux/ioprio.h>, and the numbers of ioprio_set(2) and ioprio_get(2), which libc does not wrap.
+# The numbers of ioprio_set(2) and ioprio_get(2), which libc does not wrap.
 _CALLS = {"x86_64": (251, 252), "aarch64": (30, 31), "riscv64": (30, 31)}
 _WHO_PROCESS, _CLASS_IDLE = 1, 3 << 13
 

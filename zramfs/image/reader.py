@@ -108,7 +108,7 @@ class ImageReader:
             header = self._header_at(at)
             if header is None:
                 lost_from = at if lost_from < 0 else lost_from
-                at += PAGE
+                at = self._next_data(at + PAGE)
                 continue
             self._note_gap(lost_from, at)
             lost_from = -1
@@ -139,8 +139,15 @@ class ImageReader:
 
     def _next_header(self, at: int) -> int:
         while at < self._end and self._header_at(at) is None:
-            at += PAGE
+            at = self._next_data(at + PAGE)
         return at
+
+    def _next_data(self, at: int) -> int:
+        """Where the next header can be: behind a hole, which may be as long as an enemy likes."""
+        try:
+            return os.lseek(self._fd, at, os.SEEK_DATA) // PAGE * PAGE if at < self._end else at
+        except OSError as error:
+            return self._end if error.errno == errno.ENXIO else at
 
     def _note_gap(self, begin: int, end: int) -> None:
         if begin >= 0:

@@ -21,6 +21,8 @@ from .ramdisk import FileSystem
 
 Top = TypeVar("Top")
 
+SLOW_DISK = 10 << 20  # bytes a second: a card or a busy disk; others give ten times as much
+
 
 def with_image(config: DeviceConfig) -> DeviceConfig:
     """At least as large as the image that the device is filled from. Raises ZramfsError for what is no image
@@ -29,6 +31,11 @@ def with_image(config: DeviceConfig) -> DeviceConfig:
         return config
     with ImageReader(config.restore) as image:
         return replace(config, size=max(config.size, image.head.disksize))
+
+
+def time_to_restore(config: DeviceConfig) -> float:
+    """Seconds, from a slow disk."""
+    return os.stat(config.restore).st_size / SLOW_DISK if config.restore else 0.0
 
 
 def with_kept(

@@ -14,7 +14,7 @@ from zramfs.host import detach, loops, watermark
 from zramfs.lifecycle.stop import Say, clean_up, end_daemon, take_down_top
 from zramfs.model.config import DeviceConfig
 
-from . import ramdisk, rundir, swap
+from . import images, ramdisk, rundir, swap
 from .ramdisk import FileSystem
 from .rundir import Rundir
 from .serve import serve, serve_stored
@@ -36,7 +36,8 @@ def start_device(new: Rundir, config: DeviceConfig, on_top: OnTop = None, say: S
     for number in _SIGNALS:
         signal.signal(number, _leave)
     try:
-        detach.run(lambda on_ready: serve(new, config, announce=on_ready), new.log)
+        timeout = detach.READY_TIMEOUT + images.time_to_restore(config)
+        detach.run(lambda on_ready: serve(new, config, announce=on_ready), new.log, timeout)
         _build(new, on_top, say)
         # A signal that comes now is too late: the device is there, and the exit status must say so.
         for number in _SIGNALS:

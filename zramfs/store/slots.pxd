@@ -89,7 +89,7 @@ cdef extern from *:
     const uint32_t CHUNK_CLOSING
 
 
-cdef struct save_hook_t:        # of a save under way (saving.pyx)
+cdef struct save_hook_t:        # of a save under way (save_pages.pxd)
     void* run
     # Called before a locked slot with the value v is replaced or freed. Returns the slot's value at the end,
     # when the slot is locked too: it may have been unlocked, to wait until there is room for what is kept.
@@ -115,7 +115,7 @@ cdef struct store_t:
     uint32_t atime_on           # atomic: 0 or 1; record.atime_on says the same
     uint32_t atime_wanted       # atomic: 1 while times are kept or are about to be, so that who opens a chunk
                                 # asks for their memory too
-    # a save under way: see slot_lock_to_change()
+    # a save under way (save_pages.pxd)
     uint32_t saving             # atomic: 1 while there is one
     uint32_t keepers            # atomic: threads that may be inside save.keep()
     save_hook_t save            # constant while saving is 1 or a thread is inside
@@ -181,8 +181,6 @@ cdef void page_free(store_t* st, uint64_t slot) noexcept nogil
 # slot_unlock: stores a value, which unlocks the slot. Held for a decompression or the copy of one object.
 cdef uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil
 cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil
-# The same for a slot whose page is about to be replaced or freed: a save under way keeps what it names.
-cdef uint64_t slot_lock_to_change(store_t* st, uint64_t slot) noexcept nogil
 # The page that the value of a locked slot names; no access: flags and access time stay. 0 or -EIO.
 cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil
 # The page of a slot, in a chunk that is not pinned, and the slot's value; no access. Not that of a page that

@@ -87,16 +87,20 @@ cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
     store64(&st.slots[slot], v)
 
 
-cdef uint64_t slot_lock_to_change(store_t* st, uint64_t slot) noexcept nogil:
+cdef uint64_t page_keep(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
+    """For a save under way, whose end waits for the threads that are counted when it has set saving to 0."""
+    add32(&st.keepers, 1)
+    if load32(&st.saving) != 0:
+        v = st.save.keep(st.save.run, slot, v)
+    sub32(&st.keepers, 1)
+    return v
+
+
+cdef inline uint64_t slot_lock_to_change(store_t* st, uint64_t slot) noexcept nogil:
+    """slot_lock() for a slot whose page is about to be replaced or freed: a save under way keeps the page."""
     cdef uint64_t v = slot_lock(st, slot)
     # Under the lock: by this look the page counts as changed before or after the instant of the save.
-    if load32(&st.saving) != 0:
-        # Its end waits for whoever is counted when it has set saving to 0.
-        add32(&st.keepers, 1)
-        if load32(&st.saving) != 0:
-            v = st.save.keep(st.save.run, slot, v)
-        sub32(&st.keepers, 1)
-    return v
+    return v if load32(&st.saving) == 0 else page_keep(st, slot, v)
 
 
 cdef bint slot_pin(void* st, uint64_t slot, uint64_t loc) noexcept nogil:

@@ -356,9 +356,10 @@ TABLE = (
            labels=("result",)),
     Metric(GAUGE, "save_running", "1 while a save runs.", lambda f: int(f.device.save.is_running)),
     Metric(GAUGE, "save_pages", "Pages of the save that runs, or of the last one.",
-           lambda f: _by(("all", "taken", "kept"), (
-               f.device.save.pages, f.device.save.taken, f.device.save.kept)),
+           lambda f: _by(("all", "taken", "kept", "lost"), (
+               f.device.save.pages, f.device.save.taken, f.device.save.kept, f.device.save.lost)),
            labels=("kind",)),
+    Metric(GAUGE, "save_written_bytes", "Bytes of its image.", lambda f: f.device.save.written, "bytes"),
     Metric(GAUGE, "saved_timestamp_seconds", "When the last save ended, 0 before the first.",
            lambda f: f.device.save.saved_at or 0, "seconds"),
     # memory/balloon
