@@ -58,7 +58,7 @@ def run(
 
 
 def zramfs(*words: object, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """A command of ours, with its input from /dev/null. It is a fork of the zygote where conftest.py lets it."""
+    """A command of ours, with input from /dev/null: a fork of the zygote where conftest.py lets it be one."""
     forking = zygote.zygote()
     if forking is None:
         return run(*ZRAMFS, *words, timeout=timeout, check=check, env=dict(os.environ))
