@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import pytest_timeout
 
-from tests.support import capabilities, leftovers
+from tests.support import capabilities, leftovers, zygote
 from tests.support.guardian import Guardian
 
 # The directories of tests/ in the order in which they run: the lowest layer first, so that the first failure
@@ -44,6 +44,14 @@ CACHES = {
 }
 # These measure time.
 QUIET = {"tree/mounted_test.py", "lane/mounted_life_test.py", "benchmarks/run_test.py"}
+# In these, and where swap, caches or time matter, each command is the program itself: they are about the
+# program, its memory or its processes. Elsewhere zramfs() forks a process that has loaded all of it
+# (tests/support/zygote.py).
+FRESH = (
+    "cli/create_stop_test.py", "cli/help_test.py", "cli/loaded_test.py", "cli/questions_test.py",
+    "cli/surroundings_test.py", "cli/users_test.py", "tree/contents_test.py",
+    "daemon/", "doctor/", "packaging/", "machine/", "benchmarks/", "soak/",
+)
 # What makes the shares equal: 860 s each on two cores with nothing else to do.
 FIRST_SHARE = ("allocator/", "text/", "codecs/", "device/", "tree/")
 # Half of what select(2) can wait for.
@@ -126,6 +134,7 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    zygote.end()
     if guardian := config.stash.get(GUARDIAN, None):
         guardian.end()
 
@@ -161,6 +170,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    file = _file(item.nodeid)
+    zygote.fresh = file in SWAP | CACHES | QUIET or file.startswith(FRESH)
     for mark in item.iter_markers("requires"):
         capabilities.require(*mark.args)
 
