@@ -26,9 +26,9 @@ from zramfs.codecs.spec import parse_spec
 from zramfs.errors import ZramfsError
 from zramfs.host.work_thread import WorkThread, run_in_thread
 from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceConfig
-from zramfs.model.device_stats import DeviceStats, since
+from zramfs.model.device_stats import DeviceStats
 from zramfs.model.policy import Policy, Recompress, Writeback
-from zramfs.model.stats import BallastStats, TaskStats
+from zramfs.model.stats import TaskStats
 from zramfs.text.kernel_numbers import page_align
 from zramfs.text.sizes import format_size
 
@@ -50,6 +50,7 @@ from .read_only import ReadOnlyTables
 from .restoring import restore_image
 from .saving import Saver
 from .size import change_size, make_store, most_memory
+from .statistics import statistics_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -213,35 +214,7 @@ class Device(ReadOnlyTables):
         self._last_error = f"{now} {what}: {sentence} ({code})"
 
     def stats(self) -> DeviceStats:
-        store, lane = self._store, self._lane
-        return DeviceStats(
-            name=self._config.name,
-            directory=self._config.directory,
-            disksize=store.disksize if store else 0,
-            algo=self._primary.name,
-            level=store.level if store else self._primary.level,
-            mem_limit=self._mem_limit,
-            store=store.stats() if store else None,
-            lane=since(lane.stats(), self._lane_before),
-            threads=self._config.threads,
-            open_count=lane.open_count,
-            alive=lane.alive,
-            last_error=self._last_error,
-            algorithms=tuple(each.algorithm if each else None for each in self._algorithms),
-            access_times=self._access_times,
-            recompression=self._post.recompression,
-            backing_dev=self.backing_store.settings,
-            backing=self.backing_store.stats(),
-            writeback=self.backing_store.done,
-            policies=self.policies.stats(),
-            ballast=self._ballast.stats if self._ballast else BallastStats(),
-            proactiveness=self.compactor.proactiveness,
-            headroom=self.host_memory.headroom.stats(), room=self.host_memory.room(),
-            wipe=self._config.wipe,
-            tasks=tuple(self.task_stats.values()),
-            governor=self.governor.stats, survival=self.survival,
-            save=self.saver.stats, restored=self._restored,
-        )
+        return statistics_of(self)
 
     @property
     def store(self) -> Store | None:

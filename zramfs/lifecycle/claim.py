@@ -18,7 +18,6 @@ from zramfs.lifecycle.stop import (
     expect_unserved,
     expect_unused,
     remove_rundir,
-    stale_message,
 )
 from zramfs.model.config import DeviceConfig
 from zramfs.text.kernel_numbers import page_align
@@ -107,7 +106,7 @@ def _ending(new: Rundir, directory: Path, end: float, say: Say) -> bool:
             continue
         if state is None or not state.alive():
             expect_unserved(other, state)
-            message = stale_message(other, state)
+            message = rundir.stale_message(other, state)
             expect_unused(other, state)
             clean_up(other, state)
             say(message)

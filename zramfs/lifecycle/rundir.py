@@ -34,6 +34,7 @@ from zramfs.host.paths import AS_PATH, ROOT_BASE, escape, resolve
 from .device_state import State, correct, rebuild
 
 _LOCK_TIMEOUT = 30.0
+_LAST_LINES = 8  # of the log of a daemon that failed: its reason, and the steps of its end
 
 
 class Rundir(NamedTuple):
@@ -258,3 +259,21 @@ def foreign_mount(directory: Path) -> str | None:
         f"a zramfs device of another user or run directory is mounted on {directory}: let its owner stop it, "
         f"or, if its daemon has died, take the mount away with `fusermount3 -u {directory}`"
     )
+
+
+def stale_message(old: Rundir, state: State | None) -> str:
+    if state is None:
+        return f"cleaned up {old.path}, left by a start that never finished"
+    where = state.where
+    daemon = f"its daemon (pid {state.pid}, since {state.created})"
+    if state.phase == "failed":
+        return f"cleaned up {where}: {daemon} had failed, and its data is lost{_end_of_log(old)}"
+    return f"cleaned up {where}: {daemon} had died, and its data with it"
+
+
+def _end_of_log(old: Rundir) -> str:
+    """To be asked for before the log is removed with the rest."""
+    with contextlib.suppress(OSError):
+        lines = old.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
+        return "; the end of its log:\n" + "\n".join(f"  {line}" for line in lines)
+    return ""

@@ -41,7 +41,6 @@ GONE_TIMEOUT = 2.0
 # Seconds after which a governor that has not let go is taken to wait for a thaw; it takes 0.1 s, on btrfs 1.
 FROZEN_AFTER = 3.0
 
-LAST_LINES = 8  # of the log of a daemon that failed: its reason, and the steps of its end
 
 Say = Callable[[str], None]
 
@@ -57,7 +56,7 @@ def stop_device(old: Rundir, say: Say, *, force: bool = False) -> None:
     os.chdir("/")
     state = old.read()
     if state is None or not state.alive():
-        message = stale_message(old, state)
+        message = rundir.stale_message(old, state)
         with rundir.locked(old.path.parent):
             expect_unserved(old, state)
             expect_unused(old, state)
@@ -438,21 +437,3 @@ def remove_rundir(old: Rundir, made: list[str], but: Collection[str] = ()) -> No
         with contextlib.suppress(OSError):
             safe_paths.remove_directory(directory)
     old.remove(but=but)
-
-
-def stale_message(old: Rundir, state: State | None) -> str:
-    if state is None:
-        return f"cleaned up {old.path}, left by a start that never finished"
-    where = state.where
-    daemon = f"its daemon (pid {state.pid}, since {state.created})"
-    if state.phase == "failed":
-        return f"cleaned up {where}: {daemon} had failed, and its data is lost{_end_of_log(old)}"
-    return f"cleaned up {where}: {daemon} had died, and its data with it"
-
-
-def _end_of_log(old: Rundir) -> str:
-    """To be asked for before the log is removed with the rest."""
-    with contextlib.suppress(OSError):
-        lines = old.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-        return "; the end of its log:\n" + "\n".join(f"  {line}" for line in lines)
-    return ""
