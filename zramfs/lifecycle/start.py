@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 from zramfs.errors import ZramfsError
@@ -117,14 +118,22 @@ def _abandon(new: Rundir) -> None:
             clean_up(new, state)
 
 
+def _load_daemon() -> ModuleType:
+    """It brings trio and pyfuse3, which only the daemon needs. Nothing of it is garbage, as in zramfs.cli."""
+    gc.disable()
+    try:
+        from zramfs.daemon import daemon
+
+        return daemon
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def _serve(
     new: Rundir, config: DeviceConfig, on_ready: Callable[[], None], notifier: Notifier | None = None
 ) -> int:
-    gc.disable()  # as in zramfs.cli: half a second of imports leaves no garbage
-    from zramfs.daemon import daemon  # brings trio and pyfuse3, which only the daemon needs
-
-    gc.freeze()
-    gc.enable()
+    daemon = _load_daemon()
 
     def ready() -> None:
         if config.reserve:
