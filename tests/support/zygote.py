@@ -246,5 +246,7 @@ def _tell_ends(answers: dict[int, int]) -> None:
 
 
 if __name__ == "__main__":
-    with socket.socket(fileno=int(sys.argv[1])) as requests:
+    # A run of tests may have a thousand descriptors open, and select() ends at 1024. This one is low.
+    with socket.socket(fileno=os.dup(int(sys.argv[1]))) as requests:
+        os.close(int(sys.argv[1]))
         serve(requests)

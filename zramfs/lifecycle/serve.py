@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 from zramfs.errors import ZramfsError
@@ -31,6 +32,18 @@ log = logging.getLogger(__name__)
 ORPHAN_PAUSE = 0.05  # seconds; a daemon without a keeper starts another one within a tenth of that
 
 
+def _load_daemon() -> ModuleType:
+    """It brings trio and pyfuse3, which only the daemon needs. Nothing of it is garbage, as in zramfs.cli."""
+    gc.disable()
+    try:
+        from zramfs.daemon import daemon
+
+        return daemon
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def serve(
     new: Rundir, config: DeviceConfig, *, build: Callable[[], None] = lambda: None,
     announce: Callable[[], None] = lambda: None, notifier: Notifier | None = None,
@@ -38,12 +51,9 @@ def serve(
     """Serves the claimed device. The caller's process becomes its keeper, and this returns in a child of it,
     when the device has ended: see daemon.serve_device(). build: makes what stands on `disk`. To be
     called while the process has one thread."""
-    gc.disable()  # as in zramfs.cli: half a second of imports leaves no garbage
-    from zramfs.daemon import daemon  # brings trio and pyfuse3, which only the daemon needs
+    daemon = _load_daemon()
     from zramfs.daemon.keeper_line import KeeperLine
 
-    gc.freeze()
-    gc.enable()
     safety.enter_keeper()
     line = KeeperLine.fork(_line_settings(new, config))
     status = daemon.FAILED
