@@ -82,7 +82,7 @@ def test_a_process_that_is_killed_before_it_frees_what_is_cut_off_leaves_that_to
     for i in range(0, 20 * MIB, PAGE * 4):
         store.write(i, hard(i))
     copy = copy_of(store.migration.arena.fileno())
-    os.pwrite(copy, struct.pack("<Q", 6 * MIB // PAGE), 1008 + 16)
+    MemoryFile(copy).set_size(6 * MIB // PAGE)
     again = Store.adopt(copy)
     again.check(3)
     assert again.disksize == 6 * MIB and again.recovered.lost == 0

@@ -108,7 +108,7 @@ cdef struct store_t:
     bint stays_ready            # the slot table is resident and stays so, and contexts are made resident
     backing_t* backing          # NULL = none
     store_record_t* record      # in the memory file: what outlives the process
-    # the size of the device: atomic, changed by one resize at a time (resize.pyx), as record.nr_slots is
+    # the size of the device: atomic, changed by one resize at a time (resize.pyx), as record.size is
     uint64_t nr_slots
     # access times (access_times.pxd): seconds since boot, one for each slot, written without a lock
     uint32_t* atime             # atomic: in the memory file, without memory until tracking is switched on
@@ -216,6 +216,10 @@ cdef inline uint64_t chunks_of(uint64_t nr_slots) noexcept nogil:
 
 cdef inline uint64_t chunk_count(store_t* st) noexcept nogil:
     return chunks_of(slot_count(st))
+
+cdef inline uint64_t user_bytes(uint64_t most_slots) noexcept nogil:
+    """Slots, and access times, of a store that grows to so many slots."""
+    return chunks_of(most_slots) * (PAGE + ATIME_CHUNK)
 
 cdef inline uint64_t times_off(store_t* st) noexcept nogil:
     """Where the access times begin in the user region, in bytes."""
