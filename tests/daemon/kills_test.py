@@ -35,7 +35,7 @@ from zramfs.lifecycle.rundir import Rundir
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
 
-KILLS = 60
+KILLS = 30
 # Puts a shell into a memory cgroup, and more bytes than the group may have into the shell.
 EATER = 'echo $$ >"$0/cgroup.procs" && exec dd if=/dev/zero of=/dev/null bs=200M count=1'
 # Seconds between two kills. With a standby the next daemon serves in a few milliseconds.
