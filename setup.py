@@ -146,10 +146,11 @@ class BuildAll(build_ext):
         words = [*compiler, *shlex.split(os.environ.get("CFLAGS", "")),
                  "-std=gnu11", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wundef",
                  *(["-Werror"] if os.environ.get("ZRAMFS_WERROR") else []), "-ffunction-sections",
-                 "-Wl,--gc-sections", "-o", f"{place}/zramfs-keeper.new", "zramfs/keeper/keeper.c"]
+                 "-Wl,--gc-sections", "-s", "-o", f"{place}/zramfs-keeper.new", "zramfs/keeper/keeper.c"]
         # Alone it takes 0.9 MiB; with the system's C library it would lock 2 MiB of that, too.
         if subprocess.run([*words, "-static"], capture_output=True).returncode != 0:
             subprocess.run(words, check=True)
+        os.chmod(f"{place}/zramfs-keeper.new", 0o755)  # whatever the umask: a wheel takes the mode along
         # One that runs can't be written to.
         os.replace(f"{place}/zramfs-keeper.new", f"{place}/zramfs-keeper")
 

@@ -223,7 +223,7 @@ def test_foreground_serves_until_it_is_told_to_end(tmp_path: Path, base: Path) -
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             try:
                 wait_until(lambda: (directory / "disk").exists(), "the device is there")
-                assert state_of(directory).pid == process.pid
+                assert state_of(directory).keeper_pid == process.pid
                 wait_until(lambda: state_of(directory).phase == "ready", "the device is ready")
                 process.send_signal(how)
                 assert process.wait(20) == 0

@@ -37,12 +37,20 @@ POPULATE_READ, PAGEOUT = 22, 21  # of madvise, <linux/mman.h>
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+@pytest.fixture(autouse=True)
+def connections() -> Iterator[None]:
+    """The kernel's control files for FUSE connections. Without them nothing could free what hangs."""
+    is_missing = not os.listdir(CONNECTIONS)
+    if is_missing:
+        run("mount", "-t", "fusectl", "none", CONNECTIONS)
+    yield
+    if is_missing:
+        run("umount", CONNECTIONS)
+
+
 @contextlib.contextmanager
 def freed_after(seconds: float) -> Iterator[None]:
     """Whoever waits for the device for longer goes on with an error."""
-    # Before anything hangs: a mount might have to wait for the device as well.
-    if not os.listdir(CONNECTIONS):
-        run("mount", "-t", "fusectl", "none", CONNECTIONS)
     [disk] = [each for each in mounts.mounts() if each.mountpoint == found(NAME).disk]
     minor = int(disk.dev.partition(":")[2])
     watchdog = threading.Timer(seconds, abort, [minor])

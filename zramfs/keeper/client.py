@@ -143,9 +143,9 @@ class Place:
         self, prepare: Callable[[list[int]], None] = lambda kept: None,
         look: Callable[[list[int]], None] = lambda kept: None,
     ) -> tuple[list[int], Keeper] | None:
-        """What was kept, and the line to the keeper, once the predecessor is gone; None if the keeper is
-        gone: see orphaned(). prepare: called once, with what is kept until then; afterwards the process counts as
-        a standby. look: called with it every LOOK_PAUSES seconds."""
+        """What was kept, and the line to the keeper, once the predecessor is gone; None if the keeper is gone
+        instead: see orphaned(). prepare: called once, with what is kept until then; afterwards the process
+        counts as a standby. look: called with it every LOOK_PAUSES seconds."""
         is_prepared = False
         settle_objects()  # in fork_standby() it would take 10 ms of the pause
         pauses = iter(LOOK_PAUSES)

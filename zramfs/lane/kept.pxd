@@ -52,8 +52,8 @@ cdef extern from "kept_page.h" nogil:
 # allowed. 0 or an errno: EINVAL for a file that is no such page.
 cdef int page_map(int fd, kept_page** page) noexcept nogil
 cdef void page_release(kept_page* page) noexcept nogil
-# For a successor: clears the hands, and answers how many of the requests that were in them ended BLAMED daemons in
-# a row. Those are refused from here on.
+# For a successor: clears the hands, and answers how many of the requests that were in them ended BLAMED
+# daemons in a row. Those are refused from here on.
 cdef uint64_t page_take_over(kept_page* page) noexcept nogil
 # Whether a request that comes again was in hand at too many deaths. unique: with or without FUSE_RESENT.
 cdef bint is_refused(kept_page* page, uint64_t unique) noexcept nogil

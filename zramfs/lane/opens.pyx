@@ -9,7 +9,7 @@ from allocator.prim cimport add64, cas64, load64, store64
 from zramfs.lane.fuse_abi cimport (
     FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PARALLEL_DIRECT_WRITES, fuse_open_out, fuse_release_in,
 )
-from zramfs.lane.kept cimport FUSE_RESENT, KEPT_OPENS, kept_page
+from zramfs.lane.kept cimport FUSE_RESENT, KEPT_OPENS
 from zramfs.lane.worker cimport VIOLATION, lane_shared_t, worker_t
 
 CLAIMED = 1 << 63
@@ -45,8 +45,8 @@ cdef uint64_t handle_of(lane_shared_t* s, uint64_t unique) noexcept nogil:
 
 cdef uint64_t new_handle(lane_shared_t* s, uint64_t unique) noexcept nogil:
     cdef uint64_t place
-    cdef int i
-    for i in range(KEPT_OPENS):
+    cdef int _
+    for _ in range(KEPT_OPENS):
         place = add64(&s.handles, 1) % <uint64_t> KEPT_OPENS
         if cas64(&s.kept.opens[place], 0, unique):
             return unique << PLACE_BITS | place
