@@ -12,9 +12,9 @@ layout.h says what is persistent, and why a kill at any instruction leaves each 
      punched out of the memory file.
 Every step leaves a file that can be recovered again. Nothing is allocated.
 
-Memory may have changed by itself, too. So no frame is written before all zspages have claimed theirs: a zspage
-whose list of frames is wrong must not cost the pages of another one. How far the arrays reach is taken from
-where the file has memory, and not from counters in the superblock.
+Memory may have changed by itself, too. So no frame is written before all zspages have claimed theirs: a
+zspage whose list of frames is wrong must not cost the pages of another one. How far the arrays reach is taken
+from where the file has memory, and not from counters in the superblock.
 """
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -69,8 +69,8 @@ cdef void reach_recover(arena_t* a) noexcept nogil:
 # ---- page descriptors ---------------------------------------------------------------------------
 
 cdef void pages_forget(arena_t* a) noexcept nogil:
-    """Afterwards a frame is PG_USED or nothing, and its owner is the balloon or nobody. `next` keeps the number
-    of the zspage that the frame said it is of."""
+    """Afterwards a frame is PG_USED or nothing, and its owner is the balloon or nobody. `next` keeps the
+    number of the zspage that the frame said it is of."""
     cdef uint32_t frame
     cdef page_desc_t* page
     for frame in range(a.sb.fresh * PAGEBLOCK_FRAMES):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bits of a memory file that have changed by themselves: recovery ends, touches nothing outside, and each page
+"""Bits of a memory file that have changed by themselves: recovery ends, touches nothing outside, and a page
 that none of them belongs to keeps its bytes.
 
 Every damage is done to a copy of one file with pages of all kinds. `touched` says from the layout alone which
@@ -176,7 +176,7 @@ def test_a_change_costs_the_pages_that_it_belongs_to_and_no_other(image: Image, 
 
 
 def test_many_changes_everywhere_end_in_a_store_that_works(image: Image) -> None:
-    """How far they reach is not told here: a page descriptor decides between two zspages that list one frame."""
+    """Which pages they cost is not told: a page descriptor decides between two zspages with one frame."""
     rng = random.Random(7)
     kinds = ("slots", "zspages", "pages", "pageblocks", "frames")
     for _round in range(60):
@@ -199,8 +199,8 @@ def test_a_zspage_that_lists_the_frames_of_another_costs_its_own_pages(image: Im
         fd = copy_of(image.fd)
         file = MemoryFile(fd)
         if turn % 2:
-            theirs = image.zspages[other].frames
-            file.set_zspage(one, image.zspages[one]._replace(frames=(theirs[0], *image.zspages[one].frames[1:])))
+            first, kept = image.zspages[other].frames[0], image.zspages[one].frames[1:]
+            file.set_zspage(one, image.zspages[one]._replace(frames=(first, *kept)))
         else:
             file.set_zspage(one, image.zspages[other])
         assert examine(image, fd, image.pages_of.get(one, set())) == len(image.pages_of.get(one, ()))
@@ -278,11 +278,13 @@ def note_off(image: Image) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("text", [
-    b"", b"x", b"[]\n", b"{}\n", b"null\n", b"[null, null, null, null]\n", b'[["lz4", 1, 0]]\n', b"[" * 100000,
+    b"", b"x", b"[]\n", b"{}\n", b"null\n", b"[null, null, null, null]\n", b'[["lz4", 1, 0]]\n',
+    b"[" * 100000,
     b'[["lz4", 1, 0], 5, null, null]\n', b'[["lz4", "1", 0], null, null, null]\n', b"\xff\xfe\n",
     b'[["lz4", 1, "0"], null, null, null]\n', b'[[1, 1, 0], null, null, null]\n', b"9" * 5000 + b"\n",
     b'[["lz5", 1, 0], null, null, null]\n', b'[["lz4", 1e99, 0], null, null, null]\n',
-    b'[["zstd", 3, 5000000], null, null, null]\n' + bytes(4_000_000), b'[["lz4", null, 0], null, null, null]\n',
+    b'[["zstd", 3, 5000000], null, null, null]\n' + bytes(4_000_000),
+    b'[["lz4", null, 0], null, null, null]\n',
 ], ids=lambda text: repr(text[:24]))
 @pytest.mark.parametrize("sealed", [False, True], ids=["plain", "with its sum"])
 def test_algorithms_of_any_bytes_are_refused_with_a_sentence(image: Image, text: bytes, sealed: bool) -> None:

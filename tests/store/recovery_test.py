@@ -517,7 +517,8 @@ def test_forty_kills_under_load_lose_no_page(how: dict[str, Any]) -> None:
 
 # ---- what it costs ----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("kinds", [("text", "half random", "zeros", "random"), ("random",)], ids=["mixed", "huge"])
+@pytest.mark.parametrize(
+    "kinds", [("text", "half random", "zeros", "random"), ("random",)], ids=["mixed", "huge"])
 @pytest.mark.requires("unsanitized")
 def test_recovery_of_a_mapped_file_takes_under_a_hundred_nanoseconds_of_cpu_a_page(
         kinds: tuple[str, ...]) -> None:

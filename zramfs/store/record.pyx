@@ -25,7 +25,7 @@ cdef list codecs_unpacked(bytes note):
     """[name, level, dictionary or None] or None by priority. ValueError."""
     check, _, body = note.partition(b" ")
     if check != b"%08x" % crc32(body):
-        raise ValueError("expected the algorithms of the store in note 0, got bytes that do not match their sum")
+        raise ValueError("expected the algorithms of the store in note 0, got bytes without their sum")
     line, _, rest = body.partition(b"\n")
     found = []
     try:
@@ -35,7 +35,7 @@ cdef list codecs_unpacked(bytes note):
                 each, rest = [name + "", level + 0, rest[:n + 0] or None], rest[n:]
             found.append(each)
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError("expected the algorithms of the store in note 0, got another kind of list") from error
+        raise ValueError("expected the algorithms of the store in note 0, got another list") from error
     if len(found) != NR_PRIO or found[0] is None:
         raise ValueError(f"expected {NR_PRIO} algorithms of the store in note 0, got {len(found)}")
     return found
@@ -58,7 +58,7 @@ cdef dict kept_arguments(Arena arena, object backing):
             f"expected a store with record {RECORD_VERSION}, got {record.version}: the version of zramfs "
             "that made it can read it")
     if record_slots(record) == 0 or arena.a.sb.user_size != round_up(user_bytes(record.most_slots), PAGE):
-        raise ValueError("expected the record of a store, got one that is damaged: its size does not match it")
+        raise ValueError("expected the record of a store, got one that is damaged: its size is wrong")
     if bool(record.has_backing) is not (backing is not None):
         raise ValueError("expected the backing store that the store has pages on, and no other")
     primary, *secondary = codecs_unpacked(arena.note(0))
