@@ -67,8 +67,9 @@ cdef class Lane:
     before it sleeps (at most 10 000), 0 = it sleeps at once. page: a memfd of KEPT_BYTES zero bytes, or as a
     predecessor left it (kept_page.h), or -1. takeover: a predecessor on the same connection and page is dead;
     what it has read and not answered comes again, and `blamed` says how many requests are refused because
-    they ended several in a row. Raises ValueError for a number of threads outside 1 to 64 or another poll_us, OSError if memory or descriptors are short, ZramfsError(EOPNOTSUPP)
-    on a kernel whose pages are not of 4 KiB.
+    they ended several in a row. Raises ValueError for a number of threads outside 1 to 64 or another
+    poll_us, OSError if memory or descriptors are short, ZramfsError(EOPNOTSUPP) on a kernel whose pages are
+    not of 4 KiB.
     """
     def __cinit__(self, int fd, *, int threads=2, int poll_us=0, int page=-1, bint takeover=False):
         cdef lane_shared_t* shared
@@ -340,8 +341,7 @@ cdef class Lane:
         return None
 
     def stats(self) -> LaneStats:
-        """Counters since the start, that of the first predecessor; a consistent picture only while nothing is
-        in flight."""
+        """Counters since the first predecessor's start; consistent only while nothing is in flight."""
         cdef lane_shared_t* shared = &self.lane.shared
         cdef uint64_t counts[GROUPS][BUCKETS]
         cdef worker_thread_t* t
