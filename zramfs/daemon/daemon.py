@@ -89,7 +89,8 @@ def serve_device(
     log_to_stderr()
     expect_kernel_pages()
     with StopSignals(*STOP_SIGNALS).taken() as signals, stacks.written_on(signal.SIGUSR1):
-        daemon = _Daemon(config, on_ready, teardown, may_end, notifier, signals, line, inherited, announce, put_back)
+        daemon = _Daemon(
+            config, on_ready, teardown, may_end, notifier, signals, line, inherited, announce, put_back)
         while True:
             try:
                 return trio.run(daemon.run)
