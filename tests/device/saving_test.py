@@ -174,7 +174,7 @@ def test_reset_cuts_a_save_short(tmp_path: Path) -> None:
             assert caught.value.errno == errno.EBUSY
             began = time.monotonic()
             device.write("control", "reset")
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 5
         # Python writes the line again after EINTR, and then the device has no size.
         assert [error.errno for error in answers] == [errno.EINVAL]
         assert "save was cut short by reset" in (device.rundir / "log").read_text()
