@@ -34,6 +34,7 @@ cdef extern from "record.h" nogil:
         uint64_t recoveries
         uint64_t pages_lost
         backing_record_t backing
+        uint64_t unit_serial
 
 
 cdef inline store_record_t* record_of(arena_t* a) noexcept nogil:

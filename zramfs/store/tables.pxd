@@ -4,7 +4,7 @@ write of a page comes through this file."""
 from libc.stdint cimport uint64_t
 
 from allocator.frames cimport arena_t
-from zramfs.store.slots cimport ATIME_CHUNK, PAGE, chunks_of, store_ctx_t, store_t
+from zramfs.store.slots cimport ATIME_CHUNK, PAGE, UNITS_CHUNK, chunks_of, store_ctx_t, store_t
 
 # On an arena whose user region is user_bytes() long; without a codec yet, and to be recovered if the arena
 # was adopted. NULL when address space or memory is short.
@@ -25,6 +25,6 @@ cdef object store_stats(store_t* st)
 cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil
 cdef void store_ctx_free(store_ctx_t* ctx) noexcept nogil
 
-# Slots, and access times, of a store that grows to so many slots.
+# Slots, access times, and words of units, of a store that grows to so many slots.
 cdef inline uint64_t user_bytes(uint64_t most_slots) noexcept nogil:
-    return chunks_of(most_slots) * (PAGE + ATIME_CHUNK)
+    return chunks_of(most_slots) * (PAGE + ATIME_CHUNK + UNITS_CHUNK) + PAGE
