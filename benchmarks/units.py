@@ -31,7 +31,8 @@ TREE = ("/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/share/perl", "/usr/includ
 PROGRAM = """
 import ast, sys
 from pathlib import Path
-kept = [ast.parse(p.read_text(errors="replace")) for p in sorted(Path(ast.__file__).parent.glob("*.py"))[:150]]
+files = sorted(Path(ast.__file__).parent.glob("*.py"))[:150]
+kept = [ast.parse(file.read_text(errors="replace")) for file in files]
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -41,7 +42,8 @@ sys.stdin.read()
 
 def process_memory(most: int) -> bytes:
     """The private memory of a Python that has parsed a part of its library."""
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    words = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
         found = bytearray()
@@ -163,13 +165,14 @@ def report(name: str, data: bytes) -> None:
     costs["units"] = us_a_page(lz4, units_made)
     memory["units"] = settled(lz4, len(data))
     stats = lz4.stats()
-    print(f"{name}: {len(data) // MIB} MiB, {stats.unit_pages} of {stats.orig_data_size // PAGE} pages in {stats.units} "
-          f"units; compressed {stats.compr_data_size / len(data):.3f}")
+    print(f"{name}: {len(data) // MIB} MiB, {stats.unit_pages} of {stats.orig_data_size // PAGE} pages in "
+          f"{stats.units} units; compressed {stats.compr_data_size / len(data):.3f}")
     for kind, share in memory.items():
         print(f"  {kind:8} memory {share:.3f} of the data, {share / memory['lz4']:.2f} of lz4"
               + (f"; made in {costs[kind]:.1f} us a page" if kind in costs else ""))
     median, last = read_cold(lz4, len(data))
-    print(f"  read: in order {read_in_order(lz4, len(data)):.2f} GB/s, a cold page {median:.0f} us (p99 {last:.0f})")
+    print(f"  read: in order {read_in_order(lz4, len(data)):.2f} GB/s, "
+          f"a cold page {median:.0f} us (p99 {last:.0f})")
     lz4.check(3)
 
 

@@ -125,7 +125,7 @@ def test_a_balloon_survives_a_kill_while_it_moves_and_while_it_shrinks() -> None
     assert found > 200
 
 
-# A group of text with a hole, a page that is the same everywhere and one that does not compress; and a second one.
+# Two groups of text. The first has a hole, a page that is the same everywhere, and one that is noise.
 NEIGHBOURS: list[Op] = [
     *(["write", i * PAGE, "prose", i, PAGE] for i in range(32) if i != 4),
     ["write", 7 * PAGE, "zeros", 0, PAGE], ["write", 9 * PAGE, "noise", 0, PAGE],

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Units against a bytearray: any order of writes, reads, discards, idle marks, making of units, recompression,
-write-back, compaction, resizes and adoptions keeps every page, and every sum."""
+"""Units against a bytearray: any order of writes, reads, discards, idle marks, making of units,
+recompression, write-back, compaction, other sizes and adoptions keeps every page, and every sum."""
 from __future__ import annotations
 
 import os
@@ -16,15 +16,18 @@ from tests.support.page_kinds import block, hard, noise, prose
 from zramfs.codecs.codec import Codec
 from zramfs.store.backing import Backing
 from zramfs.store.recompress import Recompression
+from zramfs.store.resize import resize
 from zramfs.store.store import Store
 from zramfs.store.unit_making import UnitMaking
 from zramfs.store.writeback import WritebackRun
 
 PAGE = 4096
-PAGES = 85  # the last group is not whole
+CHUNK = 512  # pages
+FIRST, END = 470, 555  # the pages that are used; a smaller size ends among them
 MAKERS = {"prose": prose, "hard": hard, "noise": noise, "text": lambda seed: block("text", seed, PAGE),
           "zeros": lambda seed: bytes(PAGE), "odd word": lambda seed: block("odd word", seed, PAGE)}
-SLOTS = st.sets(st.integers(0, PAGES - 1), min_size=1, max_size=24)
+SLOT = st.integers(FIRST, END - 1)
+SLOTS = st.sets(SLOT, min_size=1, max_size=24)
 
 
 class UnitsMachine(RuleBasedStateMachine):
@@ -35,8 +38,9 @@ class UnitsMachine(RuleBasedStateMachine):
         self.place = Path(tempfile.mkdtemp(prefix="units-"))
         backing = backing_file(self.place / "backing")
         self.fd = os.memfd_create("units")
-        self.store = Store(PAGES * PAGE, fd=self.fd, secondary=[Codec("zstd", 3)], backing=Backing(str(backing)))
-        self.model = bytearray(PAGES * PAGE)
+        self.store = Store(2 * CHUNK * PAGE, fd=self.fd, secondary=[Codec("zstd", 3)],
+                           backing=Backing(str(backing)))
+        self.model = bytearray(2 * CHUNK * PAGE)
         if limited:
             self.store.set_mem_limit(40 * PAGE)
 
@@ -52,12 +56,12 @@ class UnitsMachine(RuleBasedStateMachine):
         for slot in slots:
             self.put(slot * PAGE, MAKERS[kind](seed + slot % 3))
 
-    @rule(first=st.integers(0, PAGES // 16 - 1))
+    @rule(first=st.integers(FIRST // 16, END // 16 - 1))
     def fill_a_group(self, first: int) -> None:
         for slot in range(first * 16, first * 16 + 16):
             self.put(slot * PAGE, prose(slot))
 
-    @rule(slot=st.integers(0, PAGES - 1), off=st.integers(0, PAGE - 9))
+    @rule(slot=SLOT, off=st.integers(0, PAGE - 9))
     def write_a_part(self, slot: int, off: int) -> None:
         self.put(slot * PAGE + off, b"changed!")
 
@@ -70,16 +74,24 @@ class UnitsMachine(RuleBasedStateMachine):
 
     @rule(slots=SLOTS)
     def discard(self, slots: set[int]) -> None:
-        for slot in slots:
+        for slot in self.inside(slots):
             self.store.zero(slot * PAGE, PAGE)
             self.model[slot * PAGE:(slot + 1) * PAGE] = bytes(PAGE)
 
+    def inside(self, slots: set[int]) -> list[int]:
+        return sorted(slot for slot in slots if slot * PAGE < self.store.disksize)
+
+    @rule(chunks=st.sampled_from([1, 2]))
+    def resize(self, chunks: int) -> None:
+        resize(self.store, chunks * CHUNK * PAGE, discard=True)
+        self.model[chunks * CHUNK * PAGE:] = bytes((2 - chunks) * CHUNK * PAGE)
+
     @rule(slots=SLOTS, times=st.integers(1, 2))
     def read(self, slots: set[int], times: int) -> None:
-        for slot in sorted(slots) * times:
+        for slot in self.inside(slots) * times:
             assert self.store.read(slot * PAGE, PAGE) == self.model[slot * PAGE:(slot + 1) * PAGE]
 
-    @rule(slot=st.integers(0, PAGES - 1))
+    @rule(slot=SLOT)
     def peek(self, slot: int) -> None:
         assert self.store.peek(slot) in (None, self.model[slot * PAGE:(slot + 1) * PAGE])
 
@@ -106,10 +118,10 @@ class UnitsMachine(RuleBasedStateMachine):
             pass
         job.finish()
 
-    @rule(low=st.integers(0, PAGES - 1), n=st.integers(1, 40), mode=st.sampled_from(["idle", None]))
+    @rule(low=SLOT, n=st.integers(1, 40), mode=st.sampled_from(["idle", None]))
     def write_back(self, low: int, n: int, mode: str | None) -> None:
         run = WritebackRun(self.store, 4)
-        run.select(low, min(low + n, PAGES), mode)
+        run.select(low, low + n, mode)
         while run.left:
             run.write()
         run.finish()
@@ -135,7 +147,7 @@ class UnitsMachine(RuleBasedStateMachine):
     def everything_holds(self) -> None:
         if hasattr(self, "store"):
             self.store.check(3)
-            for slot in range(PAGES):
+            for slot in range(FIRST, END):
                 found = self.store.peek(slot)
                 assert found is None or found == self.model[slot * PAGE:(slot + 1) * PAGE], slot
 

@@ -234,7 +234,7 @@ def test_a_read_goes_on_where_the_last_one_of_that_unit_ended() -> None:
     for number in (0, 7, 8, 15, 3):
         assert store.peek(number) == page(number)
     assert store.stats().units_unpacked == 1
-    # With another unit in between, what is behind the place has to be unpacked anew; what is before it has not.
+    # With another unit in between, what lies behind the place has to be unpacked anew, and nothing else.
     for number in (16, 32, 20, 40):
         assert store.peek(number) == page(number)
     assert store.stats().units_unpacked == 3

@@ -13,6 +13,7 @@ from tests.store.store_threads_test import run
 from tests.support.page_kinds import block, hard, noise, prose
 from tests.support.unit_tools import make_units
 from zramfs.codecs.codec import Codec
+from zramfs.store.resize import resize
 from zramfs.store.store import Store
 
 PAGE = 4096
@@ -108,7 +109,6 @@ def test_a_page_that_many_read_while_its_unit_comes_and_goes_is_always_the_same(
 
 
 def test_a_device_that_becomes_smaller_and_larger_beside_the_making_keeps_its_sums() -> None:
-    resize = pytest.importorskip("zramfs.store.resize").resize
     chunk = 512 * PAGE
     store = Store(2 * chunk, secondary=[Codec("zstd", 1)], grows_to=2 * chunk)
     user = User(store, 0)

@@ -174,6 +174,15 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("recompress_saved_bytes_total", done.bytes_saved)
     expect("recompress_incompressible_total", done.incompressible)
 
+    for name in ("units", "unit_bytes", "unit_reads_total", "unit_saved_bytes_total"):
+        expect(name, 0)
+    for state in ("live", "dead"):
+        expect("unit_places", 0, f"state={state}")
+    for result in ("made", "kept", "dissolved", "no_room"):
+        expect("unit_making_total", 0, f"result={result}")
+    for result in ("joined", "busy"):
+        expect("unit_making_pages_total", 0, f"result={result}")
+
     for state in ("used", "stale", "free"):
         expect("backing_blocks", 0, f"state={state}")
     for name in ("backing_read_blocks_total", "backing_written_blocks_total", "writeback_limit_blocks",
@@ -351,7 +360,7 @@ ELSEWHERE = {
     "LaneStats.queue_ms", "StoreStats.mem_limit", "ClassStats.index", "ClassStats.objs_per_zspage",
     "DeviceStats.last_error", "DeviceStats.room", "MemoryStats.won", "MemoryStats.store",
     "BackingSettings.path", "DeviceStats.proactiveness", "TaskStats.last_error", "GovernorStats.last_error",
-    "GovernorStats.mountpoint", "GovernorStats.fstype",
+    "GovernorStats.mountpoint", "GovernorStats.fstype", "UnitMakingStats.groups",
 }
 
 

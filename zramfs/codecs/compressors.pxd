@@ -103,7 +103,8 @@ cdef extern from * nogil:
     size_t ZSTD_freeCCtx(ZSTD_CCtx* ctx)
     size_t ZSTD_CCtx_reset(ZSTD_CCtx* ctx, ZSTD_ResetDirective what)
     size_t ZSTD_CCtx_setPledgedSrcSize(ZSTD_CCtx* ctx, unsigned long long n)
-    size_t ZSTD_compressStream2(ZSTD_CCtx* ctx, ZSTD_outBuffer* out, ZSTD_inBuffer* into, ZSTD_EndDirective end)
+    size_t ZSTD_compressStream2(ZSTD_CCtx* ctx, ZSTD_outBuffer* out, ZSTD_inBuffer* into,
+                                ZSTD_EndDirective end)
     # Block by block, into a buffer that holds everything before.
     size_t ZSTD_decompressBegin(ZSTD_DCtx* ctx)
     size_t ZSTD_nextSrcSizeToDecompress(ZSTD_DCtx* ctx)

@@ -68,7 +68,8 @@ cdef int unpacker_init(unpacker_t* u, void* memory, size_t n) noexcept nogil:
     return 0
 
 
-cdef void unpacker_begin(unpacker_t* u, const uint8_t* src, size_t n, uint8_t* dst, size_t cap) noexcept nogil:
+cdef void unpacker_begin(unpacker_t* u, const uint8_t* src, size_t n, uint8_t* dst,
+                         size_t cap) noexcept nogil:
     ZSTD_decompressBegin(u.zstd)
     u.src, u.n, u.at = src, n, 0
     u.dst, u.cap, u.filled = dst, cap, 0

@@ -206,6 +206,7 @@ class Device(ReadOnlyTables):
             algorithms=tuple(each.algorithm if each else None for each in self._algorithms),
             access_times=self._access_times,
             recompression=self._post.recompression,
+            unit_making=self._post.units,
             backing_dev=self.backing_store.settings,
             backing=self.backing_store.stats(),
             writeback=self.backing_store.done,

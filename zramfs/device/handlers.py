@@ -37,11 +37,12 @@ SHORT: dict[str, Callable[[Device, Any], Awaitable[None]]] = {
 }
 
 # Those that select pages, which only one at a time can do. The others take turns.
-ALONE = frozenset({"recompress", "writeback"})
+ALONE = frozenset({"recompress", "units", "writeback"})
 
 LONG: dict[str, Callable[[LongWork, Any], JobWork]] = {
     "compact": lambda work, what: work.compact(what),
     "recompress": lambda work, text: work.recompress(text),
+    "units": lambda work, text: work.make_units(text),
     "idle": lambda work, age: work.mark_idle(age),
     "writeback": lambda work, text: work.write_back(text),
 }

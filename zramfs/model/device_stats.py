@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         RecompressionStats,
         StoreStats,
         TaskStats,
+        UnitMakingStats,
         WritebackStats,
     )
 
@@ -74,6 +75,7 @@ class DeviceStats:
     algorithms: tuple[Algorithm | None, ...]
     access_times: bool
     recompression: RecompressionStats
+    unit_making: UnitMakingStats
     backing_dev: BackingSettings
     backing: BackingStats | None
     writeback: WritebackStats

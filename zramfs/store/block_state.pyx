@@ -29,7 +29,8 @@ cdef int format_line(store_t* st, uint64_t slot, uint64_t v, char* line) noexcep
         <int>(c's' if kind == SAME or kind == SAME_OBJ else c'.'),
         <int>(c'w' if kind == WRITTEN_BACK else c'.'),
         <int>(c'h' if huge else c'.'), <int>(c'i' if v & SLOT_IDLE else c'.'),
-        <int>(c'r' if slot_prio(v) or kind == UNIT else c'.'), <int>(c'n' if v & SLOT_INCOMPRESSIBLE else c'.'))
+        <int>(c'r' if slot_prio(v) or kind == UNIT else c'.'),
+        <int>(c'n' if v & SLOT_INCOMPRESSIBLE else c'.'))
 
 
 cdef uint64_t format_chunk(store_t* st, uint64_t slot, char* out, uint64_t* used,

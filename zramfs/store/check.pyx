@@ -44,6 +44,18 @@ cdef int fail_units(str text) except -1:
     raise CheckError(text)
 
 
+cdef uint32_t head_fetch(store_t* st, uint64_t loc, uint8_t* to) noexcept nogil:
+    """Its length in bytes; 0: it does not exist."""
+    cdef uint32_t size = 0
+    cdef const uint8_t* p = zs_map(st.pool, loc, to, &size)
+    if p == NULL:
+        return 0
+    if p != to:
+        memcpy(to, p, size)
+    zs_unmap(st.pool, loc)
+    return size
+
+
 cdef int check_unit(store_t* st, uint64_t group, uint64_t* sums) except -1:
     """The unit of a group, if it has one. sums: units, pages, members, bytes and objects, to be added to."""
     cdef uint64_t w = 0, slot, loc, tag
@@ -51,7 +63,6 @@ cdef int check_unit(store_t* st, uint64_t group, uint64_t* sums) except -1:
     cdef uint8_t scratch[PAGE]
     cdef uint8_t part[PAGE]
     cdef const unit_head_t* head = <const unit_head_t*>scratch
-    cdef const uint8_t* p
     for slot in range(group << UNIT_SHIFT_PAGES, min((group + 1) << UNIT_SHIFT_PAGES, slot_count(st))):
         if slot_type(load64(&st.slots[slot])) == UNIT:
             live |= place_bit(slot)
@@ -62,14 +73,10 @@ cdef int check_unit(store_t* st, uint64_t group, uint64_t* sums) except -1:
         fail_units(f"[U2] the slots {live:#x} of group {group} are in a unit, and its word is {w:#x}")
     if w == 0:
         return 0
-    p = zs_map(st.pool, word_loc(w), scratch, &size)
-    if p == NULL:
-        fail_units(f"[U1] the head of the unit of group {group} does not exist")
-    if p != scratch:
-        memcpy(scratch, p, size)
-    zs_unmap(st.pool, word_loc(w))
+    size = head_fetch(st, word_loc(w), scratch)
     if not head_is_sound(head, size) or live & ~<uint32_t>head.members:
-        fail_units(f"[U2] group {group} has a unit of {size} bytes with members {head.members:#x}, not {live:#x}")
+        fail_units(f"[U2] group {group} has a unit of {size} bytes with members {head.members:#x}, not "
+                   f"{live:#x}")
     sums[0] += 1
     sums[1] += popcount(live)
     sums[2] += popcount(head.members)

@@ -23,7 +23,7 @@
 #include "layout.h"
 
 #define RECORD_MAGIC 0x64726f6365727a7aull /* "zzrecord", little endian */
-#define RECORD_VERSION 2
+#define RECORD_VERSION 1
 
 /* What no scan of the slots tells of a backing store (zramfs/store/backing.pxd). */
 typedef struct {

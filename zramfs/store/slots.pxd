@@ -226,7 +226,8 @@ cdef inline bint has_object(uint64_t v) noexcept nogil:
     return slot_type(v) == OBJ or slot_type(v) == HUGE or slot_type(v) == SAME_OBJ
 
 # page_load() for a slot whose page may be in a unit.
-cdef inline int slot_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil:
+cdef inline int slot_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v,
+                          uint8_t* dst) noexcept nogil:
     if slot_type(v) == UNIT:
         return unit_read(&st.units, ctx.units, slot, dst)
     return page_load(st, ctx, v, dst)

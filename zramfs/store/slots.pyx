@@ -279,7 +279,8 @@ cdef int commit_locked(store_t* st, uint64_t slot, uint64_t old, const prepared_
 
 # ---- whole pages ----------------------------------------------------------------------------------
 
-cdef int unit_page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil:
+cdef int unit_page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v,
+                        uint8_t* dst) noexcept nogil:
     """A page that was read since it joined its unit, or since it was marked idle, is in use again: it becomes
     a single page. Not where the pool is full; nor on a swap device, because a page that was swapped in is in
     memory then."""

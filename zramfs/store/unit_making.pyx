@@ -2,11 +2,11 @@
 # Lock order: slots.pxd. Pages are compressed with a chunk pinned and no lock held.
 """The making of units: the pages of a group that nobody uses become one unit (units.pxd).
 
-A step takes one group of 16 slots. It works as all post-processing does (slots.pxd): each page that is to join
-is selected and copied under its slot's lock. The pages of the unit that the group may have already are copied
-too. All of them are compressed as one, with no lock held. If the result takes less memory than what it
-replaces, it becomes the unit of the group by one store; the pages of the unit before are in it. Then each page
-that was selected joins it, if nobody has used it meanwhile, by a store into its slot.
+A step takes one group of 16 slots. It works as all post-processing does (slots.pxd): each page that is to
+join is selected and copied under its slot's lock. The pages of the unit that the group may have already are
+copied too. All of them are compressed as one, with no lock held. If the result takes less memory than what it
+replaces, it becomes the unit of the group by one store; the pages of the unit before are in it. Then each
+page that was selected joins it, if nobody has used it meanwhile, by a store into its slot.
 
 So a kill at any point leaves the group as it was, or with a unit in which some pages are dead. A page that
 becomes dead while its unit is made anew is dead in the new one.
@@ -24,7 +24,7 @@ from zramfs.store.slots cimport *
 from zramfs.store.store cimport Store
 from zramfs.store.units cimport (
     UNIT_BYTES, UNIT_MOST_STREAM, UNIT_PAGES, group_of, popcount, unit_cost, unit_head_t, unit_join,
-    unit_look, unit_publish, unit_read, unit_settle, unit_store, units_t,
+    unit_look, unit_publish, unit_read, unit_settle, unit_store,
 )
 
 from zramfs.codecs.spec import LEVELS

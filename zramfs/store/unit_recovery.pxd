@@ -15,7 +15,8 @@ cdef bint word_claim(store_t* st, uint64_t slot) noexcept nogil
 cdef uint64_t units_count(store_t* st, uint64_t* lost) noexcept nogil
 # Whether an object with a unit's tag belongs to a unit.
 cdef bint unit_named(store_t* st, uint64_t tag, uint64_t loc) noexcept nogil
-# After the pool has been recovered: units of which it has dropped an object are forgotten, and the others counted.
+# After the pool has been recovered: units of which it has dropped an object are forgotten, and the others
+# counted.
 cdef void units_sum(store_t* st, uint64_t* lost) noexcept nogil
 # The header of an object that has a location and a tag, whether or not the pool is whole yet; NULL: it is not
 # there.

@@ -2,8 +2,8 @@
 # No locks: nothing else is at work on the store yet.
 """Recovery of units; see unit_recovery.pxd.
 
-A word and what it names are whole at every instant (unit.h). What a kill can leave is a unit that no slot is in,
-new or old, and pages in a unit that no slot asks for: both follow from the slots."""
+A word and what it names are whole at every instant (unit.h). What a kill can leave is a unit that no slot is
+in, new or old, and pages in a unit that no slot asks for: both follow from the slots."""
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from allocator.layout cimport (

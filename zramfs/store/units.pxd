@@ -4,12 +4,12 @@
 # which holds a class lock, only tries it.
 """Units of several pages: their words, their objects, and the unit that a thread has unpacked last.
 
-unit.h draws them. A slot of type UNIT needs nothing else in it: its number says which group it belongs to, and
-the word of the group says where the unit lies.
+unit.h draws them. A slot of type UNIT needs nothing else in it: its number says which group it belongs to,
+and the word of the group says where the unit lies.
 
 Who changes what:
-  - A slot becomes UNIT, or stops being it, under its own lock. The bit in `live` follows under the word's lock,
-    before the slot is unlocked.
+  - A slot becomes UNIT, or stops being it, under its own lock. The bit in `live` follows under the word's
+    lock, before the slot is unlocked.
   - One thread at a time makes units (Store.begin_post). Between unit_publish() and unit_settle() the word has
     WORD_MAKING, and the unit is not freed. Otherwise the thread that clears the last bit of `live` frees it.
   - The bytes of a unit never change. So a copy of its stream, and what was unpacked of it, stay right for as
@@ -105,7 +105,8 @@ cdef inline uint32_t part_count(uint32_t size) noexcept nogil:
 cdef inline uint32_t head_bytes(uint32_t size) noexcept nogil:
     """Of the object, with the rest of the stream."""
     cdef uint32_t parts = part_count(size)
-    return <uint32_t>sizeof(unit_head_t) + 8 * parts + (size - UNIT_PART * parts if size > UNIT_PART * parts else 0)
+    cdef uint32_t rest = size - UNIT_PART * parts if size > UNIT_PART * parts else 0
+    return <uint32_t>sizeof(unit_head_t) + 8 * parts + rest
 
 cdef inline bint head_is_sound(const unit_head_t* head, uint32_t size) noexcept nogil:
     """size: of the object."""

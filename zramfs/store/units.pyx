@@ -118,7 +118,8 @@ cdef int unit_store(units_t* u, unit_cache_t* c, uint64_t group, uint32_t member
     return 0
 
 
-cdef void unit_drop_locked(units_t* u, uint64_t group, uint64_t w, uint64_t next, uint8_t* scratch) noexcept nogil:
+cdef void unit_drop_locked(units_t* u, uint64_t group, uint64_t w, uint64_t next,
+                           uint8_t* scratch) noexcept nogil:
     """Frees the unit of the word w, which is 0 where there is none, after it has stored the word `next`. It
     stays locked."""
     cdef const unit_head_t* head = head_copy_locked(u, w, scratch, True)

@@ -129,6 +129,7 @@ def _info(f: Figures) -> Value:
 
 
 _GOVERNED = ("off", "on", "braked", "frozen")
+_UNITS = ("made", "kept", "dissolved", "no_room")
 _RECOMPRESSED = ("won", "kept", "no_room", "busy")
 
 
@@ -207,6 +208,20 @@ TABLE = (
            lambda f: f.recompression.bytes_saved, "bytes"),
     Metric(COUNTER, "recompress_incompressible", "Pages marked incompressible by it.",
            lambda f: f.recompression.incompressible),
+    # units
+    Metric(GAUGE, "units", "Units of several pages that are compressed as one.", lambda f: f.store.units),
+    Metric(GAUGE, "unit_places", "Pages in units, and places whose page has left.",
+           lambda f: _by(("live", "dead"), (f.store.unit_pages, f.store.unit_dead)), labels=("state",)),
+    Metric(GAUGE, "unit_bytes", "Compressed data in units.", lambda f: f.store.unit_bytes, "bytes"),
+    Metric(COUNTER, "unit_reads", "Units unpacked for a read.", lambda f: f.store.units_unpacked),
+    Metric(COUNTER, "unit_making", "Groups of 16 pages, by what the making of units did with them.",
+           lambda f: _by(_UNITS, (getattr(f.device.unit_making, name) for name in _UNITS)),
+           labels=("result",)),
+    Metric(COUNTER, "unit_making_pages", "Pages that joined a unit, and those that were used first.",
+           lambda f: _by(("joined", "busy"), (f.device.unit_making.pages, f.device.unit_making.busy)),
+           labels=("result",)),
+    Metric(COUNTER, "unit_saved_bytes", "Memory that became less by it.",
+           lambda f: f.device.unit_making.bytes_saved, "bytes"),
     # write-back
     Metric(GAUGE, "backing_blocks", "Blocks of 4 KiB of the backing store.",
            _backing(lambda b: _by(
