@@ -19,7 +19,7 @@
     A page that recovery could not save is an OBJ at LOC_NONE without flags: reading it is EIO, until it is
     written or discarded.
 
-Post-processing (recompression, write-back) has two stages. The first selects a page: under the slot
+Post-processing (recompression, units, write-back) has two stages. The first selects a page: under the slot
 lock it sets P. Every read, write and free of the page clears P. The second does its slow work with
 no lock held, takes the slot lock again, and commits only if P is still set, which it clears: then
 the page still has the bytes that it had and nobody has asked for them. Its location may be another
