@@ -44,11 +44,13 @@
  * The process may be killed between any two instructions, and another one adopts the file. What it reads
  * there is persistent (P). All else in the file is volatile: it is rebuilt, whatever it says
  * (allocator/recovery.pyx).
- *   P  superblock_t, the notes, and the user region with its slots (zramfs/store/slots.pxd)
+ *   P  superblock_t but for the counts of [R3], the notes, and the user region with its slots
+ *      (zramfs/store/slots.pxd)
  *   P  zspage_desc_t.magic; while that is ZSPAGE_MAGIC: frames, class_idx, huge_header
  *   P  headers and bytes of allocated objects
  *   P  PG_USED with OWNER_BALLOON of a page descriptor, and whether a pageblock has any flag
- *   -  everything else of the three descriptors, and the free chains inside zspages
+ *   -  everything else of the three descriptors, and the free chains inside zspages. Of two zspages that list
+ *      one frame, which only a change of memory can bring about, ref of its descriptor names the right one.
  * These hold at every instruction, with locks held, too:
  *   [R1] A slot with an object names an allocated object of a zspage with ZSPAGE_MAGIC, and the object's tag
  *        is the slot. An object is complete before one store puts its location into the slot, and it is freed

@@ -58,6 +58,7 @@ static inline uint16_t load16(const uint16_t *p) { return __atomic_load_n(p, __A
 static inline void store16(uint16_t *p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline void set_bits16(uint16_t *p, uint16_t v) { __atomic_fetch_or(p, v, __ATOMIC_ACQ_REL); }
 static inline void clear_bits16(uint16_t *p, uint16_t v) { __atomic_fetch_and(p, (uint16_t)~v, __ATOMIC_ACQ_REL); }
+static inline void set_bits64(uint64_t *p, uint64_t v) { __atomic_fetch_or(p, v, __ATOMIC_ACQ_REL); }
 static inline bool cas16(uint16_t *p, uint16_t old, uint16_t v)
 {
 	return __atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);

@@ -35,6 +35,7 @@ cdef extern from "prim.h" nogil:
     void store16(uint16_t* p, uint16_t v) noexcept
     void set_bits16(uint16_t* p, uint16_t v) noexcept
     void clear_bits16(uint16_t* p, uint16_t v) noexcept
+    void set_bits64(uint64_t* p, uint64_t v) noexcept
     bint cas16(uint16_t* p, uint16_t old, uint16_t v) noexcept
     void max64(uint64_t* p, uint64_t v) noexcept
     void order_stores() noexcept

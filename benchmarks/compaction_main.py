@@ -2,29 +2,26 @@
 """benchmarks/compaction: what the compactor gives back by itself, and what it costs meanwhile."""
 from __future__ import annotations
 
-import io
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import click
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import disturbance, pages, returned
+from benchmarks import disturbance, pages, returned, tables
 from benchmarks.disturbance import OFF, ON, Cost, Idle
 from benchmarks.load import Zone
 from benchmarks.main import machine, selection, size_option
 from benchmarks.results import Floor
 from benchmarks.returned import Course
+from benchmarks.tables import WIDTH, table, titled
 from benchmarks.tools import BenchmarkError, Interrupt, Interrupted, LeftOutError
 from zramfs.errors import ZramfsError
 
 PARTS = ("returned", "disturbance")
-WIDTH = 118
 QUIET = 0.1  # share of the CPUs that others may take
 
 
@@ -105,10 +102,7 @@ def main(size: int, parts: list[str], data: list[str], algo: str, reps: int, sec
     except (BenchmarkError, LeftOutError, ZramfsError) as error:
         progress.print(f"benchmarks/compaction: {error}", markup=False, style="red")
         sys.exit(1)
-    page = io.StringIO()
-    show(results, Console(width=WIDTH, file=page, color_system=None))
-    (output / "table.txt").write_text("".join(f"{line.rstrip()}\n" for line in page.getvalue().splitlines()))
-    (output / "results.json").write_text(json.dumps(results.as_json(), indent=1) + "\n")
+    tables.write(output, lambda console: show(results, console), results.as_json())
     show(results, Console(width=WIDTH))
     click.echo(f"written: {output}/table.txt, results.json")
 
@@ -129,11 +123,11 @@ def show(results: Results, console: Console) -> None:
     for name, why in results.left_out.items():
         console.print(f"left out: {name}: {why}", soft_wrap=True, markup=False, highlight=False)
     if results.courses:
-        _titled(console, "Memory of the full device that is given back, seconds after a random 30 % of its "
-                "pages were discarded", _returned(results))
+        titled(console, "Memory of the full device that is given back, seconds after a random 30 % of its "
+               "pages were discarded", _returned(results))
     if results.costs:
-        _titled(console, f"Reads and writes on such a device, compactor off and at work: medians of "
-                f"{results.options['reps']} runs of {results.options['seconds']} s", _costs(results))
+        titled(console, f"Reads and writes on such a device, compactor off and at work: medians of "
+               f"{results.options['reps']} runs of {results.options['seconds']} s", _costs(results))
         if max(cost.elsewhere for cost in results.costs) > QUIET:
             console.print("Other programs ran meanwhile (the last column: their share of the CPUs): these "
                           "figures say little. Measure again when nothing else runs.", soft_wrap=True,
@@ -143,53 +137,40 @@ def show(results: Results, console: Console) -> None:
         console.print(f"\nWhen nothing is to be won: {idle.cpu:.2f} s of CPU and {idle.slices} slices in "
                       f"{idle.seconds:.1f} s", highlight=False)
     if found := results.floors():
-        table = _table("floor", "bound", "worst", "where", "")
+        rows = table("floor", "bound", "worst", "where", "")
         for floor in found:
             bound = f"{'≤' if floor.at_most else '≥'} {floor.bound:g}"
             verdict = "reached" if floor.reached else "NOT reached"
-            table.add_row(floor.text, bound, f"{floor.value:.2f}", floor.where, verdict)
-        _titled(console, "Floors", table)
-
-
-def _titled(console: Console, title: str, table: Table) -> None:
-    console.print()
-    console.print(title, style="bold", highlight=False)
-    console.print(table)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    return table
+            rows.add_row(floor.text, bound, f"{floor.value:.2f}", floor.where, verdict)
+        titled(console, "Floors", rows)
 
 
 def _returned(results: Results) -> Table:
-    table = _table("", "data", "full MiB", *(f"{seconds:g} s" for seconds in returned.SECONDS),
-                   "after\n`compact`", "pool then\nMiB", "discards\ntook")
+    rows = table("", "data", "full MiB", *(f"{seconds:g} s" for seconds in returned.SECONDS),
+                 "after\n`compact`", "pool then\nMiB", "discards\ntook")
     for course in results.courses:
-        table.add_row(
+        rows.add_row(
             "kernel zram" if course.peer == "zram" else "zramfs", course.data, _mib(course.full.resident),
             *(f"{100 * course.returned(point):.1f} %" for point in course.points),
             _mib(course.points[-1].used), f"{course.discarding:.1f} s",
         )
-    return table
+    return rows
 
 
 def _costs(results: Results) -> Table:
-    table = _table("", "p50 µs\noff", "\nat work", "p99 µs\noff", "\nat work", "ratio", "MB/s\noff",
-                   "\nat work", "loss", "compactor's\ntime", "pages\nfreed", "pages\nmoved", "other\nload")
+    rows = table("", "p50 µs\noff", "\nat work", "p99 µs\noff", "\nat work", "ratio", "MB/s\noff",
+                 "\nat work", "loss", "compactor's\ntime", "pages\nfreed", "pages\nmoved", "other\nload")
     for cost in results.costs:
         latency = [f"{cost.median(value, of):.0f}" for of in (lambda run: run.p50, lambda run: run.p99)
                    for value in (OFF, ON)]
         rates = [f"{cost.median(value, lambda run: run.rate) / 1e6:.0f}" for value in (OFF, ON)]
-        table.add_row(
+        rows.add_row(
             cost.row, *latency, f"{cost.p99_ratio:.2f}", *rates, f"{100 * cost.loss:.1f} %",
             f"{100 * cost.median(ON, lambda run: run.worked):.1f} %",
             *(f"{cost.median(ON, of):.0f}" for of in (lambda run: run.compacted, lambda run: run.migrated)),
             f"{100 * cost.elsewhere:.0f} %",
         )
-    return table
+    return rows
 
 
 def _mib(size: int) -> str:

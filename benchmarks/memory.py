@@ -40,7 +40,7 @@ def compare(zone: load.Zone, algo: str, interrupt: Interrupt) -> Memory:
     whole = load.Zone(zone.data, zone.image, 0, zone.size)
     with peers.serve("zram", zone.size, algo) as kernel:
         kernel_fill = load.fill(peers.Peer("zram", kernel, kernel.path), whole, interrupt)
-        pool, stored = _mm_stat(kernel)
+        pool, stored = mm_stat(kernel)
     with peers.serve("zramfs", zone.size, algo) as ours:
         empty = resident(ours.pids)
         our_fill = load.fill(peers.Peer("zramfs-file", ours, ours.path), whole, interrupt)
@@ -49,7 +49,7 @@ def compare(zone: load.Zone, algo: str, interrupt: Interrupt) -> Memory:
                   our_fill.rate, kernel_fill.rate)
 
 
-def _mm_stat(server: peers.Server) -> tuple[int, int]:
+def mm_stat(server: peers.Server) -> tuple[int, int]:
     """mem_used_total and orig_data_size of a kernel zram device, in bytes."""
     if server.sysfs is None:
         raise BenchmarkError(f"{server.path} is no kernel zram device")

@@ -81,11 +81,12 @@ def serve(kind: str, size: int, algo: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def zramfs(scratch: Path, size: int, algo: str) -> Iterator[Server]:
-    """A zramfs device in `scratch`, through the command line of the interpreter that runs this."""
+def zramfs(scratch: Path, size: int, algo: str, *options: object) -> Iterator[Server]:
+    """A zramfs device in `scratch`, through the command line of the interpreter that runs this. options: of
+    `zramfs create`."""
     directory = (scratch / "z").resolve()
     directory.mkdir()
-    cli("create", directory, "--size", size, "--algo", algo)
+    cli("create", directory, "--size", size, "--algo", algo, *options)
     try:
         found = rundir.find(str(directory))
         state = found.read() if found else None
@@ -96,9 +97,9 @@ def zramfs(scratch: Path, size: int, algo: str) -> Iterator[Server]:
         cli("stop", directory)
 
 
-def cli(*words: object) -> None:
+def cli(*words: object, seconds: float = 60) -> None:
     """zramfs WORDS, with the zramfs of this checkout whatever is installed: it is what is measured."""
-    command([sys.executable, "-m", "zramfs.cli", *map(str, words)], seconds=60, PYTHONPATH=str(HERE.parent))
+    command([sys.executable, "-m", "zramfs.cli", *map(str, words)], seconds, PYTHONPATH=str(HERE.parent))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import itertools
 import os
 import shutil
@@ -15,13 +16,14 @@ from pathlib import Path
 import pytest
 import pytest_timeout
 
-from tests.support import capabilities, leftovers
+from tests.support import capabilities, leftovers, zygote
 from tests.support.guardian import Guardian
 
 # The directories of tests/ in the order in which they run: the lowest layer first, so that the first failure
 # is the nearest to its cause.
 LAYERS = (
-    "allocator", "text", "codecs", "store", "lane", "host", "device", "tree", "daemon", "lifecycle",
+    "allocator", "text", "codecs", "store", "lane", "host", "keeper", "image", "device", "tree", "daemon",
+    "lifecycle",
     "configuration", "views", "doctor", "cli", "docs", "packaging", "machine", "benchmarks", "soak",
 )
 # scripts/test runs two processes side by side, each with a share of the files. These are all in the first
@@ -31,7 +33,7 @@ SWAP = {
     "cli/status_test.py", "configuration/apply_test.py", "daemon/shortage_test.py", "lifecycle/lost_test.py",
     "lifecycle/stop_test.py", "lifecycle/swap_test.py", "machine/data_path_test.py",
     "machine/filesystems_test.py", "machine/ltp_test.py", "machine/scripts_test.py",
-    "machine/swap_load_test.py", "machine/systemd_test.py",
+    "machine/swap_kills_test.py", "machine/swap_load_test.py", "machine/systemd_test.py",
 }
 # The first three drop the caches of the machine, upon which the kernel compacts its own zram devices. The
 # others compare ours with those.
@@ -42,8 +44,18 @@ CACHES = {
 }
 # These measure time.
 QUIET = {"tree/mounted_test.py", "lane/mounted_life_test.py", "benchmarks/run_test.py"}
+# In these, and where swap, caches or time matter, each command is the program itself: they are about the
+# program, its memory or its processes. Elsewhere zramfs() forks a process that has loaded all of it
+# (tests/support/zygote.py).
+FRESH = (
+    "cli/create_stop_test.py", "cli/help_test.py", "cli/loaded_test.py", "cli/questions_test.py",
+    "cli/surroundings_test.py", "cli/users_test.py", "tree/contents_test.py",
+    "daemon/", "doctor/", "packaging/", "machine/", "benchmarks/", "soak/",
+)
 # What makes the shares equal: 860 s each on two cores with nothing else to do.
 FIRST_SHARE = ("allocator/", "text/", "codecs/", "device/", "tree/")
+# Half of what select(2) can wait for.
+MOST_DESCRIPTORS = 512
 TRACEBACK = "Traceback (most recent call last)"
 GUARDIAN = pytest.StashKey[Guardian]()
 
@@ -79,6 +91,8 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # Ours must behave as on a machine where nobody has set this: what is written late fails late.
     os.environ.pop("PYTHONUNBUFFERED", None)
+    # A program that compiles its modules at each start takes half as long again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     owner = leftovers.owner_name()
     # Everything temporary gets the run's name into its path: mount points, sockets, run directories.
     home = Path(tempfile.gettempdir()) / owner
@@ -120,6 +134,7 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    zygote.end()
     if guardian := config.stash.get(GUARDIAN, None):
         guardian.end()
 
@@ -155,6 +170,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    file = _file(item.nodeid)
+    zygote.fresh = file in SWAP | CACHES | QUIET or file.startswith(FRESH)
     for mark in item.iter_markers("requires"):
         capabilities.require(*mark.args)
 
@@ -199,6 +216,8 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """After the last test of a file nothing of this run may stand on the machine any more."""
     result = yield
     if nextitem is None or nextitem.path != item.path:
+        if len(os.listdir("/proc/self/fd")) > MOST_DESCRIPTORS:
+            gc.collect()  # an arena or a device in a circle of references keeps its own until then
         mine = leftovers.owner_name()
         found = leftovers.sweep(lambda owner: owner == mine)
         if found:

@@ -284,8 +284,8 @@ def test_many_threads_at_once(nr_pageblocks: int) -> None:
     over = threading.Event()
 
     def worker(seed: int) -> None:
-        for _ in until(20, lambda: sum(migration.stats().migrated for migration in migrations) > 100):
-            crowd.work(0.05, seed)
+        for n in until(20, lambda: sum(migration.stats().migrated for migration in migrations) > 100):
+            crowd.work(0.05, seed + 2 * n)
         over.set()
 
     def compactor() -> None:

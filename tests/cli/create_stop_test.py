@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -28,16 +27,10 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
-def test_help_brings_no_heavy_library() -> None:
-    code = (
-        "import sys; from zramfs.cli import main; status = main(['--help'])\n"
-        "names = ('trio', 'pyfuse3', 'rich', 'zramfs.store.store', 'zramfs.codecs.codec')\n"
-        "print([name for name in names if name in sys.modules], status)"
-    )
-    done = run(sys.executable, "-c", code)
-    assert done.stdout.splitlines()[-1] == "[] 0"
+def test_help_lists_the_commands() -> None:
+    listed = zramfs("--help").stdout
     for command in ("create", "ramdisk", "stop", "status", "control"):
-        assert f"\n  {command} " in done.stdout
+        assert f"\n  {command} " in listed
 
 
 def test_version() -> None:
@@ -230,7 +223,7 @@ def test_foreground_serves_until_it_is_told_to_end(tmp_path: Path, base: Path) -
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             try:
                 wait_until(lambda: (directory / "disk").exists(), "the device is there")
-                assert state_of(directory).pid == process.pid
+                assert state_of(directory).keeper_pid == process.pid
                 wait_until(lambda: state_of(directory).phase == "ready", "the device is ready")
                 process.send_signal(how)
                 assert process.wait(20) == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import state_of
+from tests.support.commands import kill_daemon, state_of
 from tests.support.paths import python_path
 from tests.support.whole import MIB, ZRAMFS, Device, opened, run, wait_until, zramfs
 from zramfs.host import mounts
@@ -261,8 +260,7 @@ def test_mounting_twice_is_refused(point: Path, base: Path) -> None:
 def test_a_mount_over_a_dead_device_cleans_up(point: Path, base: Path) -> None:
     mount("z0", point, "size=1M")
     state = state_of(point)
-    os.kill(state.pid, signal.SIGKILL)
-    wait_until(lambda: not state.alive(), "the daemon is dead")
+    kill_daemon(state)
     run("umount", point)
     done = mount("z0", point, "size=1M")
     assert f"cleaned up {point}: its daemon (pid {state.pid}, since " in done.stderr

@@ -163,7 +163,8 @@ def test_check_config_says_every_setting(monkeypatch: pytest.MonkeyPatch, tmp_pa
     place.mkdir(parents=True)
     for name, text in {
         "disk": "mount-point=/m\nfs-type=xfs\nzram-size=400\noptions=noatime,discard\nmode=1777\nowner=3\n"
-                "compression-algorithm=lz4 zstd(level=9,dict=/d)\npolicy=recompress idle=10min\nkeep-free=7",
+                "compression-algorithm=lz4 zstd(level=9,dict=/d)\npolicy=recompress idle=10min\nkeep-free=7\n"
+                "keep=/i\nkeep-every=15min",
         "plain": "directory=/d\nzram-size=1\nallow-other=yes\nmode=0640\nwipe=yes\nlock=yes",
         "swap": "zram-size=4\nswap-priority=-1\nmin-free=9\noptions=\nhost-memory-limit=1",
         "wrong": "zram-size=x",
@@ -176,6 +177,7 @@ def test_check_config_says_every_setting(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert disk["file_system"] == {"type": "xfs", "options": "noatime,discard"}
     assert (disk["mode"], disk["owner"], disk["keep_free"], disk["size"]) == ("1777", 3, 7 * MIB, 400 * MIB)
     assert disk["algorithms"][1] == {"name": "zstd", "level": 9, "dictionary": "/d"}
+    assert (disk["keep"], disk["keep_every"], plain["keep"]) == ("/i", 900, None)
     assert disk["policies"] == ["recompress idle=10min"]
     assert (plain["place"], plain["mode"], plain["wipe"], plain["lock"], plain["allow_other"]) == (
         "/d", "0640", True, True, True)

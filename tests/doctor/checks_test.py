@@ -75,7 +75,9 @@ CASES: dict[str, tuple[list[tuple[str, str] | str], str, str, str, str]] = {
     "no new rights for root": ([("/proc/self/status", status(no_new=1))], "fusermount3", "ok", "3.14.0", ""),
     "kernel 5.10": ([("/proc/sys/kernel/osrelease", "5.10.0-9")], "kernel", "missing", "5.10.0-9", "5.14"),
     "kernel 5.14": ([("/proc/sys/kernel/osrelease", "5.14.0")], "kernel", "degraded", "shared mmap", "6.6"),
-    "kernel 6.6": ([("/proc/sys/kernel/osrelease", "6.6.1")], "kernel", "ok", "Linux 6.6.1", ""),
+    "kernel 6.6": (
+        [("/proc/sys/kernel/osrelease", "6.6.1")], "kernel", "degraded", "ends with its daemon", "6.9"),
+    "kernel 6.9": ([("/proc/sys/kernel/osrelease", "6.9.1")], "kernel", "ok", "Linux 6.9.1", ""),
     "fuse.conf of others": (
         [("/etc/fuse.conf", "#user_allow_other"), USER],
         "fuse.conf",

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import stat
 import tempfile
 from pathlib import Path
@@ -14,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.apart import apart
-from tests.support.commands import state_of
+from tests.support.commands import kill_daemon, state_of
 from tests.support.users import NOBODY, fuse_for_everybody, zramfs_as_nobody
-from tests.support.whole import ZRAMFS, run, wait_until, zramfs
+from tests.support.whole import ZRAMFS, run, zramfs
 from zramfs.host import mounts
 
 pytestmark = [pytest.mark.requires("root", "fuse", "setpriv", "unshare"), pytest.mark.timeout(120)]
@@ -83,8 +82,7 @@ def test_what_a_dead_daemon_left_is_named_and_the_advice_works(
 ) -> None:
     zramfs("create", tmp_path / "z", "--size", "1M")
     state = state_of(tmp_path / "z")
-    os.kill(state.pid, signal.SIGKILL)
-    wait_until(lambda: not state.alive(), "the daemon has ended")
+    kill_daemon(state)
     found = leftovers()
     assert found["state"] == "degraded"
     assert f"zramfs stop {tmp_path}/z" in found["advice"].split("; ")

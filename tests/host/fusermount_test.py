@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -113,6 +114,7 @@ def test_relative_paths_and_links_on_the_way(tmp_path: Path, monkeypatch: pytest
 # --- refusals
 
 def open_descriptors() -> int:
+    gc.collect()  # what earlier tests left for it may have some open
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -222,7 +224,8 @@ def python_apart(code: str, *arguments: object) -> subprocess.CompletedProcess[s
 # --- somebody else
 
 USER = """
-    import errno, os, subprocess, sys
+    # Some for zramfs.host: this user may not be able to read the interpreter's directory.
+    import errno, os, shutil, socket, subprocess, sys
     from pathlib import Path
     place, uid = Path(sys.argv[1]), 65534
     # As distributions have it; here the machine may keep /dev/fuse for root.

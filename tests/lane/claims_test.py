@@ -34,7 +34,7 @@ def test_claims_and_open_files_exclude_each_other():
         assert lane.open_count == 3 and not lane.claim()
         for left in (2, 1, 0):
             assert not lane.claim()
-            assert wire.call(Op.RELEASE, bytes(24)).error == 0
+            assert wire.call(Op.RELEASE, wire.release_in()).error == 0
             assert lane.open_count == left
         assert lane.claim() and not lane.claim()
         assert lane.open_count == 0
@@ -54,7 +54,7 @@ def test_claim_waits_for_a_release_that_is_on_its_way():
         for _ in range(20):
             assert wire.call(Op.OPEN, bytes(8)).error == 0
             wire.send(Op.WRITE, write_in(0, PAGE) + os.urandom(PAGE))
-            wire.send(Op.RELEASE, bytes(24))
+            wire.send(Op.RELEASE, wire.release_in())
             assert wire.lane.claim()
             wire.lane.release_claim()
             assert [wire.receive().error for _ in range(2)] == [0, 0]
@@ -70,7 +70,7 @@ def test_claims_and_opens_race_for_one_winner():
             if claimed:
                 wire.lane.release_claim()
             else:
-                assert wire.call(Op.RELEASE, bytes(24)).error == 0
+                assert wire.call(Op.RELEASE, wire.release_in()).error == 0
 
 
 def test_release_of_nothing_is_a_protocol_error():
@@ -145,7 +145,7 @@ def test_a_device_without_a_store():
         assert wire.call(Op.SETATTR, setattr_in(valid=8, size=0)).error == 0
         assert wire.call(Op.SETATTR, setattr_in(valid=8, size=PAGE)).error == errno.EINVAL
         assert wire.call(Op.STATFS).error == 0
-        assert wire.call(Op.RELEASE, bytes(24)).error == 0
+        assert wire.call(Op.RELEASE, wire.release_in()).error == 0
         assert wire.lane.claim()
         store = Store(PAGE)
         wire.lane.set_store(store)

@@ -40,7 +40,7 @@ class Model:
 
     def __init__(self) -> None:
         self.data = bytearray(self.SIZE)
-        self.opens = self.handles = 0
+        self.handles: set[int] = set()  # of open files
         self.latest = None  # the handle of the latest open file, unless anybody has read or written since
 
     def expect(self, opcode: int, nodeid: int, body: bytes, honest: bool) -> tuple[int, bytes | None]:
@@ -60,17 +60,20 @@ class Model:
         return getattr(self, Op(opcode).name.lower(), lambda body: (0, None))(body)
 
     def open(self, body: bytes) -> tuple[int, bytes | None]:
-        self.opens += 1
-        self.handles += 1
-        self.latest = self.handles
-        return 0, struct.pack("=QII", self.handles, 1 | 2 | 64, 0)
+        return 0, None
+
+    def opened(self, data: bytes) -> None:
+        self.latest, flags, _ = struct.unpack("=QII", data)
+        assert flags == 1 | 2 | 64 and self.latest not in self.handles
+        self.handles.add(self.latest)
 
     def release(self, body: bytes) -> tuple[int, bytes | None]:
-        if struct.unpack_from("=Q", body)[0] == self.latest:
-            self.latest = None
-        if self.opens == 0:
+        handle = struct.unpack_from("=Q", body)[0]
+        if handle not in self.handles:
             return errno.EINVAL, None
-        self.opens -= 1
+        if handle == self.latest:
+            self.latest = None
+        self.handles.remove(handle)
         return 0, b""
 
     def read(self, body: bytes) -> tuple[int, bytes | None]:
@@ -125,7 +128,7 @@ class Model:
         if fields[0] & FATTR_SIZE and fields[3] > self.SIZE:
             return errno.EINVAL, None
         if fields[0] & FATTR_SIZE and fields[3] == 0:
-            if self.opens > bool(fields[0] & FATTR_FH or self.latest):
+            if len(self.handles) > bool(fields[0] & FATTR_FH or self.latest):
                 return errno.EBUSY, None
             self.data[:] = bytes(self.SIZE)
             self.latest = None
@@ -190,6 +193,8 @@ def test_any_request_gets_the_answer_of_the_model(sequence):
     model = Model()
     with wired(Model.SIZE) as wire:
         for opcode, nodeid, body, length in sequence:
+            if opcode == Op.RELEASE and body == ARGUMENTS[opcode] and model.handles:
+                body = struct.pack("=QQQ", max(model.handles), 0, 0)
             honest = length is None or length == 40 + len(body)
             error, data = model.expect(opcode, nodeid, body, honest)
             unique = wire.send(opcode, body, nodeid=nodeid, length=length)
@@ -202,7 +207,9 @@ def test_any_request_gets_the_answer_of_the_model(sequence):
                 continue
             assert reply.error == error
             assert error or data is None or reply.data == data
-        assert wire.lane.open_count == model.opens
+            if opcode == Op.OPEN and not error:
+                model.opened(reply.data)
+        assert wire.lane.open_count == len(model.handles)
         assert wire.read(0, Model.SIZE) == model.data
         assert wire.attributes()["size"] == Model.SIZE
         wire.store.check(1)

@@ -157,6 +157,6 @@ def test_nobody_opens_the_device_while_it_is_truncated():
             met += errors[False] == errno.EBUSY
             if not errors[False]:
                 assert wire.lane.open_count == 1
-                assert wire.call(Op.RELEASE, bytes(24)).error == 0
+                assert wire.call(Op.RELEASE, wire.release_in()).error == 0
             assert errors[True] == errno.EBUSY or wire.read(0, PAGE) == bytes(PAGE)
         assert met, "no OPEN came during a truncation"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.capabilities import require
-from tests.support.commands import failure, nothing_left, state_of
+from tests.support.commands import failure, kill_daemon, nothing_left, state_of
 from tests.support.whole import MIB, ZRAMFS, Device, drop_caches, loop, opened, run, wait_until, zramfs
 from zramfs.errors import ZramfsError
 from zramfs.host import loops, mounts, programs
@@ -328,8 +328,7 @@ def test_stop_cleans_up_after_a_daemon_that_died(disk: Path, base: Path) -> None
     state = state_of(disk)
     (disk / "file").write_text("lost")
     os.sync()
-    os.kill(state.pid, signal.SIGKILL)
-    wait_until(lambda: not state.alive(), "the daemon is dead")
+    kill_daemon(state)
     assert zramfs("status", disk, check=False).returncode == 1
     said = zramfs("stop", disk).stderr
     assert f"cleaned up {disk}: its daemon (pid {state.pid}, since " in said

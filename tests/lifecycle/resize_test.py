@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tests.support.capabilities import require
 from tests.support.commands import child, failure, kill_daemon, rows, state_of
 from tests.support.whole import (
     MIB,
+    ZRAMFS,
     Device,
     device,
     loop,
@@ -28,7 +30,7 @@ from tests.support.whole import (
     zramfs,
 )
 from zramfs.errors import ZramfsError
-from zramfs.host import loops
+from zramfs.host import loops, process
 from zramfs.host.machine import Machine
 from zramfs.lifecycle import file_system_size, ramdisk, resize, rundir
 
@@ -343,6 +345,26 @@ def test_each_step_that_fails_leaves_layers_that_fit_each_other(
         assert resize.resize_device(found, wanted, lambda _: None, unmount=True) == wanted
         expect_sizes(point, wanted)
         assert (point / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("victim", ["command", "worker"])
+def test_a_kill_of_either_process_leaves_the_file_system_mounted(tmp_path: Path, victim: str) -> None:
+    with ram_disk(tmp_path / "disk", "ext4", "400M") as point:
+        (point / "file").write_text("kept")
+        loop = state_of(point).loop
+        command = subprocess.Popen([*ZRAMFS, "resize", point, "300M", "--unmount"], stderr=subprocess.PIPE)
+        wait_until(lambda: not ramdisk.places(loop), "it is unmounted", 30)
+        [worker] = process.children_of(command.pid)
+        os.kill(command.pid if victim == "command" else worker, signal.SIGKILL)
+        wait_until(lambda: not os.path.exists(f"/proc/{worker}"), "the end of the work", 60)
+        said = command.communicate(timeout=60)[1].decode()
+        wait_until(lambda: ramdisk.places(loop) == [point], "it is mounted again", 60)
+        assert (point / "file").read_text() == "kept"
+        assert victim == "command" or "was killed" in said
+        governor = Path(state_of(point).directory) / "memory/governor"
+        wait_until(lambda: governor.read_text().startswith("state on\n"), "the governor", 30)
+        zramfs("resize", point, "300M", "--unmount")
+        expect_sizes(point, 300 * MIB)
 
 
 def test_a_second_resize_waits_for_nobody(tmp_path: Path) -> None:

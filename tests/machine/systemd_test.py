@@ -117,3 +117,38 @@ def test_from_boot_to_shutdown(tmp_path: Path) -> None:
     assert f"{swap} " not in f"{ends['zramfs-swap ends']} "
     assert swap not in swaps.swaps()
     assert not [path for path in backing_files() if path.startswith(str(tmp_path))]
+
+
+def test_a_service_all_of_whose_processes_are_killed_goes_on_with_its_data(tmp_path: Path) -> None:
+    configuration = {name: CONFIGURATION[name] for name in ("fast.conf", "s.conf", "conf.d/plain.conf")}
+    without = {"zramfs@plain.service.d/without.conf": "[Service]\nFileDescriptorStoreMax=0\n"}
+    with booted(tmp_path, configuration, without) as machine:
+        machine.run("sh", "-c", "echo text >/mnt/fast/file; sync -f /mnt/fast")
+        for unit, name in (("zramfs@fast", "fast"), ("zramfs-swap@s", "s")):
+            before = json.loads(machine.run("cat", f"{tmp_path}/run/{name}/state.json"))
+            machine.run("systemctl", "kill", "--signal=KILL", f"{unit}.service")
+            old = before["keeper_pid"]
+            wait_until(lambda unit=unit, old=old: pid_of(machine, unit) not in (0, old), f"{unit} runs", 30)
+            wait_until(lambda unit=unit: machine.state(f"{unit}.service") == "active", f"{unit} is up", 30)
+            after = json.loads(machine.run("cat", f"{tmp_path}/run/{name}/state.json"))
+            assert after["loop"] == before["loop"] and after["keeper_pid"] != old
+            assert after["loop"] in swaps.swaps() or name == "fast"
+        assert machine.run("cat", "/mnt/fast/file") == "text\n"
+        write = "echo more >/mnt/fast/file; sync -f /mnt/fast; echo 3 >/proc/sys/vm/drop_caches"
+        machine.run("sh", "-c", write)
+        assert machine.run("cat", "/mnt/fast/file") == "more\n"
+        # Where nothing was kept no empty device stands in its place.
+        machine.run("systemctl", "kill", "--signal=KILL", "zramfs@plain.service")
+        wait_until(lambda: machine.state("zramfs@plain.service") == "failed", "the end of plain", 30)
+        said = machine.run("journalctl", "--no-pager", "--output=cat", "-u", "zramfs@plain")
+        assert "nothing was kept of it: its data is gone" in said
+        wait_until(lambda: not (tmp_path / "run/plain").exists(), "nothing is left of it", 30)
+        # An end in order leaves nothing to go on with.
+        machine.run("systemctl", "restart", "zramfs@fast")
+        assert machine.run("ls", "/mnt/fast") == "lost+found\n"
+        machine.power_off()
+    assert not [path for path in backing_files() if path.startswith(str(tmp_path))]
+
+
+def pid_of(machine: Container, unit: str) -> int:
+    return int(machine.run("systemctl", "show", "--property=MainPID", "--value", f"{unit}.service"))

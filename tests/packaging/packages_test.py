@@ -58,6 +58,8 @@ def test_the_wheel_holds_modules_types_and_what_the_system_reads(built: Packages
             ".typed",
         ):
             expected.add(name)
+        elif name == "zramfs/keeper/keeper.c":
+            expected.add("zramfs/keeper/zramfs-keeper")
         elif path.parts[0] in ("allocator", "zramfs") and path.suffix == ".pyx":
             expected.add(name.removesuffix(".pyx") + ".so")
         elif path.parts[0] == "docs" and re.fullmatch(r"\.[1-8]", path.suffix):
@@ -69,6 +71,9 @@ def test_the_wheel_holds_modules_types_and_what_the_system_reads(built: Packages
             expected.add(f"share/{'zsh/site-functions' if path.name[0] == '_' else place}/{path.name}")
     with zipfile.ZipFile(built.file("*.whl")) as wheel:
         names = {re.sub(r"\.cpython-[^/]*\.so$", ".so", name) for name in wheel.namelist()}
+        program = wheel.getinfo("zramfs/keeper/zramfs-keeper")
+        assert b".symtab" not in wheel.read(program), "it is stripped"
+    assert program.external_attr >> 16 & 0o777 == 0o755
     names = {re.sub(r"^[^/]+\.data/data/", "", name) for name in names if ".dist-info/" not in name}
     assert names == expected
 
@@ -110,6 +115,8 @@ def test_the_debian_package_brings_the_pages_the_completions_and_the_units(built
     deb = built.file("zramfs_*.deb")
     lines = run("dpkg-deb", "--contents", deb).stdout.splitlines()
     assert all(line.split()[1] == "root/root" for line in lines)
+    [program] = [line for line in lines if line.endswith("/zramfs-keeper")]
+    assert program.startswith("-rwxr-xr-x ")
     names = {line.split()[5].removeprefix(".") for line in lines if not line.endswith("/")}
     expected = {
         "/usr/bin/zramfs",

@@ -134,7 +134,10 @@ class Talker(Child):
     def _take(self, seconds: float) -> bool:
         """Moves what comes within this time to `said`. False when nothing came, or nothing more will."""
         out = self.process.stdout.fileno()
-        if out not in select.select([out], [], [], max(0.0, seconds))[0]:
+        # Not select(2), which takes no descriptor from 1024 on.
+        poll = select.poll()
+        poll.register(out, select.POLLIN)
+        if not poll.poll(max(0.0, seconds) * 1000):
             return False
         chunk = os.read(out, 1 << 16)
         *lines, self._rest = (self._rest + chunk).split(b"\n")

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.child import stopped
 from tests.support.paths import ROOT
 from tests.support.whole import ZRAMFS, wait_until, zramfs
 from zramfs.host import loops, mounts
@@ -56,7 +57,12 @@ def rows(*words: object, code: int = 0) -> list[dict[str, object]]:
 
 
 def kill_daemon(state: State) -> None:
-    os.kill(state.pid, signal.SIGKILL)
+    """With its keeper and its standby, so that the device dies."""
+    with stopped(state.pid):
+        for pid in (state.keeper_pid, state.standby_pid, state.pid):
+            if pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not state.alive(), "the daemon is dead")
 
 

@@ -149,19 +149,19 @@ cdef class Crowd:
         free(self.u.versions)
 
     def work(self, double seconds, uint64_t seed):
-        """Reads, rewrites and frees any objects for so long; mostly rewrites in one time of 20 ms, and
-        mostly frees in the next, so that the pool grows and becomes sparse in turns."""
+        """Reads, rewrites and frees any objects for so long. All workers mostly rewrite for 8 operations a
+        slot, and mostly free for the next 8, so that the pool grows and becomes sparse in turns, however slow
+        they are."""
         cdef uint64_t now = now_ns(), until = now + <uint64_t>(seconds * 1e9), n = 0, random
         cdef uint32_t dense
         with nogil:
             while now < until:
-                dense = 35 if now // 20000000 % 2 else 10
+                dense = 35 if add64(&self.u.operations, 64) // (8 * self.u.nr) % 2 else 10
                 for _ in range(64):
                     n += 1
                     random = mixed(seed << 40 ^ n)
                     one(&self.u, random % self.u.nr, <uint32_t>(random >> 32) % 100, dense)
                 now = now_ns()
-            add64(&self.u.operations, n)
 
     def compact(self):
         cdef uint64_t freed

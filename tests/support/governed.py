@@ -103,7 +103,7 @@ def ram_disk(point: Path, fstype: str, size: int, limit: int, *options: str) -> 
     state = state_of(point)
     since = max((stamp for stamp, _ in kernel_log()), default=0.0)
     disk = Full(point, fstype, state.loop, Device(Path(state.directory)), since)
-    minor = os.stat(state.disk).st_dev & 0xFF
+    minor = os.minor(os.stat(state.disk).st_dev)
     try:
         yield disk
         check(disk)

@@ -30,6 +30,7 @@ RUN_DIRECTORIES = Path("/run/zramfs")
 # A zram device bears no name. An empty file OWNER.zramN stands for each that a run has added.
 ZRAM_MARKS = Path("/run")
 _STEP_SECONDS = 20
+SPARED: set[int] = set()  # processes of this run that are there to its end
 
 
 def _start_time(pid: int) -> str:
@@ -124,7 +125,7 @@ def _run_directories() -> list[tuple[Path, str]]:
 def _processes() -> list[Leftover]:
     found = []
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+        if not entry.name.isdigit() or int(entry.name) in (os.getpid(), *SPARED):
             continue
         try:
             environment = (entry / "environ").read_bytes()
@@ -227,6 +228,11 @@ def sweep(wanted: Callable[[str], bool]) -> list[Leftover]:
     """Takes down everything whose owner is wanted; answers what there was."""
     _restore_watermark(wanted)
     first = find(wanted)
+    for _ in range(20):  # a keeper ends just after its daemon
+        if not first or any(leftover.kind != "process" for leftover in first):
+            break
+        time.sleep(0.1)
+        first = find(wanted)
     if not first:
         return []
     _end_groups(wanted)

@@ -81,6 +81,7 @@ PAGEBLOCK = struct.Struct("<HHHHII")
 PAGE = struct.Struct("<HBBIII")
 ZSPAGE = struct.Struct("<8I II HHHBB iI Q")
 WORD = struct.Struct("<Q")
+RECORD = 1008  # offset of the store's record in the superblock
 
 
 class MemoryFile:
@@ -95,6 +96,16 @@ class MemoryFile:
 
     def put(self, form: struct.Struct, off: int, fields: tuple) -> None:
         assert os.pwrite(self.fd, form.pack(*fields), off) == form.size
+
+    def set_size(self, nr_slots: int) -> None:
+        """Of the device: what a resize stores in the record (zramfs/store/record.h)."""
+        _, _, wipe, _, most, has_backing = struct.unpack("<QIIQQI", os.pread(self.fd, 36, RECORD))
+        (key,) = self._get(WORD, RECORD + 96)
+        check = 0
+        for word in (nr_slots, most, has_backing << 32 | wipe, key):
+            check = (check ^ word) * 0x9E3779B97F4A7C15 % (1 << 64)
+            check ^= check >> 32
+        self.put(WORD, RECORD + 16, (nr_slots | check >> 37 << 37,))
 
     def resident(self) -> int:
         """Bytes of memory that the file holds now."""

@@ -76,7 +76,8 @@ def _library() -> Path:
         if origin.is_relative_to(Path(os.__file__).parent) and "site-packages" not in origin.parts:
             continue  # of Python itself
         if origin.stem.partition(".")[0] == "__init__":
-            ignore = shutil.ignore_patterns("__pycache__", "*.pyx", "*.c")
+            # With what is compiled: this user could not write it there.
+            ignore = shutil.ignore_patterns("*.pyx", "*.c")
             shutil.copytree(origin.parent, library / origin.parent.name, ignore=ignore)
         else:
             shutil.copy(origin, library)

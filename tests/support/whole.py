@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import child
+from tests.support import child, zygote
 from zramfs.lifecycle import rundir
 
 PAGE = 4096
@@ -58,7 +58,14 @@ def run(
 
 
 def zramfs(*words: object, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return run(*ZRAMFS, *words, timeout=timeout, check=check, env=dict(os.environ))
+    """A command of ours, with input from /dev/null: a fork of the zygote where conftest.py lets it be one."""
+    forking = zygote.zygote()
+    if forking is None:
+        return run(*ZRAMFS, *words, timeout=timeout, check=check, env=dict(os.environ))
+    done = forking.run([str(word) for word in words], timeout)
+    if check and done.returncode:
+        pytest.fail(f"`{shlex.join(done.args)}` ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done
 
 
 @dataclass(frozen=True)

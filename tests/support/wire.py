@@ -116,6 +116,8 @@ class Reply:
 class Wire:
     def __init__(self, kernel: socket.socket, lane: Lane, store: Store | None) -> None:
         self.kernel, self.lane, self.store = kernel, lane, store
+        self._opens: set[int] = set()  # requests
+        self._handles: list[int] = []
 
     def send(self, opcode: int, body: bytes = b"", *, unique: int | None = None, nodeid: int = 1,
              length: int | None = None, pid: int = 4711) -> int:
@@ -124,6 +126,8 @@ class Wire:
         if length is None:
             length = 40 + len(body)
         self.kernel.send(header(opcode, length, unique, nodeid, pid) + body)
+        if opcode == Op.OPEN:
+            self._opens.add(unique)
         return unique
 
     def receive(self) -> Reply:
@@ -133,7 +137,13 @@ class Wire:
         assert length == len(message), "the kernel refuses a reply whose length is not the truth"
         assert -512 < error <= 0, "the kernel refuses other errors"
         assert error == 0 or length == 16, "an error carries no data"
+        if unique in self._opens and not error:
+            self._handles.append(struct.unpack_from("=Q", message, 16)[0])
         return Reply(-error, unique, message[16:])
+
+    def release_in(self) -> bytes:
+        """Of the file that was opened last and is not released."""
+        return struct.pack("=QQQ", self._handles.pop(), 0, 0)
 
     def call(self, opcode: int, body: bytes = b"", **how: int) -> Reply:
         unique = self.send(opcode, body, **how)

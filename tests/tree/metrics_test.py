@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,8 @@ async def filled() -> Device:
         store.zero(page * PAGE, PAGE)
     await device.command("balloon=1M")
     store.balloon.adjust(256, None)
+    with tempfile.TemporaryDirectory() as place:
+        await device.command(f"save={place}/image")
     return device
 
 
@@ -300,6 +303,16 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     for kind in ("free", "withheld", "allowed"):
         expect("governor_blocks_bytes", int(rows[kind] or 0), f"kind={kind}")
 
+    expect("saves_total", 1, "result=saved")
+    expect("saves_total", 0, "result=failed")
+    expect("save_running", 0)
+    saved = device.stats().save
+    assert saved.taken == saved.pages > 0
+    for kind, number in (("all", saved.pages), ("taken", saved.pages), ("kept", 0), ("lost", 0)):
+        expect("save_pages", number, f"kind={kind}")
+    expect("save_written_bytes", saved.written)
+    expect("saved_timestamp_seconds", saved.saved_at)
+
     rows = dict(line.split() for line in files["memory/balloon"].splitlines())
     expect("balloon_target_bytes", int(rows.pop("target")))
     expect("balloon_bytes", int(rows.pop("size")))
@@ -307,7 +320,7 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("balloon_migrated_pages_total", int(rows.pop("migrated")))
     assert not rows
 
-    for task in ("compactor", "governor", "host memory", "policies", "trimmer"):
+    for task in ("compactor", "governor", "host memory", "kept image", "policies", "trimmer"):
         expect("task_failures_total", 0, f"task={task}")
 
     header, *lines = (line.split() for line in files["zsmalloc/classes"].splitlines())
@@ -361,6 +374,7 @@ ELSEWHERE = {
     "DeviceStats.last_error", "DeviceStats.room", "MemoryStats.won", "MemoryStats.store",
     "BackingSettings.path", "DeviceStats.proactiveness", "TaskStats.last_error", "GovernorStats.last_error",
     "GovernorStats.mountpoint", "GovernorStats.fstype", "UnitMakingStats.groups",
+    "SaveStats.path", "SaveStats.last_error", "DeviceStats.restored",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
@@ -13,18 +14,23 @@ from tests.support.fakes import FakeLane
 from zramfs.daemon.log_file import LOG_INTERVAL, LOG_KEPT, LOG_MOST, watch_log
 from zramfs.device.device import Device
 from zramfs.model.config import DeviceConfig
+from zramfs.model.device_stats import DeviceStats
 from zramfs.model.stats import EMPTY, BallastStats
 from zramfs.tree.watch import BALLAST_COUNTERS, CALM, LANE_COUNTERS, STORE_COUNTERS, ErrorWatch
 
 
+@functools.cache
+def _stats() -> DeviceStats:
+    """Of a device that has done nothing. One for all: a device has descriptors until it is collected."""
+    return Device(DeviceConfig(directory=Path("/mnt/z0"), rundir=Path("/run/z0")), FakeLane()).stats()
+
+
 def stats_with(store: dict | None, released: int = 0, **lane: int):
     """store None: a device that is not set up."""
-    fake = FakeLane()
-    fake.counters = dataclasses.replace(fake.counters, **lane)
-    device = Device(DeviceConfig(directory=Path("/mnt/z0"), rundir=Path("/run/z0")), fake)
+    stats = _stats()
     return dataclasses.replace(
-        device.stats(), store=None if store is None else dataclasses.replace(EMPTY, **store),
-        ballast=BallastStats(released=released))
+        stats, store=None if store is None else dataclasses.replace(EMPTY, **store),
+        lane=dataclasses.replace(stats.lane, **lane), ballast=BallastStats(released=released))
 
 
 @pytest.mark.parametrize("name", [*STORE_COUNTERS, *LANE_COUNTERS, *BALLAST_COUNTERS])

@@ -5,19 +5,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
-Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+Complete = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]"]
+
+
+def _item(value: str, **more: Any) -> CompletionItem:
+    from click.shell_completion import CompletionItem  # only the shell's questions need it
+
+    return CompletionItem(value, **more)
 
 
 def directories(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    return [CompletionItem(incomplete, type="dir")]
+    return [_item(incomplete, type="dir")]
 
 
 def files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    return [CompletionItem(incomplete, type="file")]
+    return [_item(incomplete, type="file")]
 
 
 def devices(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -29,7 +38,7 @@ def devices(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> li
         state = each.read()
         place = (state.mountpoint or state.directory) if state else None
         if place is not None and place.startswith(incomplete):
-            found.append(CompletionItem(place, help=state.kind if state else None))
+            found.append(_item(place, help=state.kind if state else None))
         elif place is None or incomplete:
             found += _fitting([each.name], incomplete)
     # A path that is relative, or has links in it.
@@ -55,13 +64,13 @@ def commands(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> l
     offered = []
     for command in COMMANDS.values():
         if command.argument is None or command.optional:
-            offered.append(CompletionItem(command.name, help=command.summary))
+            offered.append(_item(command.name, help=command.summary))
         if command.argument is not None:
             # Capitals stand for something that only the user knows.
             values = command.argument.split("|")
             if not all(re.fullmatch("[a-z0-9]+", value) for value in values) or len(values) == 1:
                 values = [*(v for v in values[:-1] if re.fullmatch("[a-z0-9]+", v)), ""]
-            offered += [CompletionItem(f"{command.name}={value}", help=command.summary) for value in values]
+            offered += [_item(f"{command.name}={value}", help=command.summary) for value in values]
     return [item for item in offered if item.value.startswith(incomplete)]
 
 
@@ -82,7 +91,7 @@ def list_of(words: Iterable[str]) -> Complete:
         there = before.lstrip("+").upper().split(",")
         head = f"{before}," if before else plus
         return [
-            CompletionItem(head + word)
+            _item(head + word)
             for word in offered
             if word not in there and word.startswith(last.removeprefix(plus).upper())
         ]
@@ -91,4 +100,4 @@ def list_of(words: Iterable[str]) -> Complete:
 
 
 def _fitting(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
-    return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+    return [_item(word) for word in words if word.startswith(incomplete)]

@@ -42,17 +42,22 @@ def control(dir: str, commands: tuple[str, ...], as_json: bool) -> None:
     if not commands and not as_json:
         sys.stdout.write(ask_device(directory, file.read_text, bounded.ANSWER_TIMEOUT))
     for command in commands:
-        try:
-            # No time limit: packing a large pool takes minutes.
-            ask_device(directory, partial(_write_line, file, command), None)
-        except ZramfsError:
-            raise
-        except OSError as error:
-            reason = _reason(directory, command, error)
-            raise ZramfsError(error.errno or errno.EIO, f"{command}: {reason}") from None
+        send(directory, command)
     if as_json:
         text, metrics = ask_device(directory, partial(_read_both, directory), bounded.ANSWER_TIMEOUT)
         print_object(state_values(text, metrics, str(directory)))
+
+
+def send(directory: Path, command: str) -> None:
+    """One command. Raises ZramfsError with the device's reason."""
+    try:
+        # No time limit: packing a large pool takes minutes.
+        ask_device(directory, partial(_write_line, directory / "control", command), None)
+    except ZramfsError:
+        raise
+    except OSError as error:
+        reason = _reason(directory, command, error)
+        raise ZramfsError(error.errno or errno.EIO, f"{command}: {reason}") from None
 
 
 def _read_both(directory: Path) -> list[str]:

@@ -7,21 +7,25 @@ from typing import Any
 import click
 
 from zramfs.host import safe_paths
-from zramfs.lifecycle import claim, start
+from zramfs.lifecycle import claim, images, start
 from zramfs.lifecycle import ramdisk as file_systems
 
 from . import completion
 from .options import (
     DEVICE_SIZE,
+    Value,
     described,
     device_options,
     expect_file_system,
+    expect_kept,
     file_system_options,
     lock_option,
     name_option,
     over_contents,
+    standby_option,
 )
 from .output import say
+from .save import say_restored
 
 
 @click.command()
@@ -34,6 +38,10 @@ from .output import say
 @device_options
 @over_contents
 @lock_option
+@standby_option
+@click.option(
+    "--restore", type=Value("restore"), metavar="FILE", shell_complete=completion.files,
+    help="Fill it from an image that save has made. Its size is that of the image if --size is not larger.")
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--foreground", is_flag=True, help="Stay attached until the device ends.")
 def create(dir: str, name: str | None, foreground: bool, **values: Any) -> None:
@@ -42,11 +50,13 @@ def create(dir: str, name: str | None, foreground: bool, **values: Any) -> None:
     Returns when the device is ready.
     """
     new, config = claim.claim_place(
-        safe_paths.resolve(dir), "device", described(**values), say=say, name=name)
+        safe_paths.resolve(dir), "device", images.with_image(described(**values)), say=say, name=name)
     if foreground:
         start.serve_in_foreground(new, config, say)
     else:
         start.start_device(new, config, say=say)
+    if config.restore:
+        say_restored(config.directory)
 
 
 @click.command()
@@ -64,6 +74,13 @@ def create(dir: str, name: str | None, foreground: bool, **values: Any) -> None:
 @device_options
 @over_contents
 @lock_option
+@standby_option
+@click.option(
+    "--keep", type=Value("keep"), metavar="FILE", shell_complete=completion.files,
+    help="Restore it from this image if there is one, and save it there when it is stopped.")
+@click.option(
+    "--keep-every", type=Value("keep_every"), metavar="AGE", default="0",
+    help="Save it there again and again: 15min, 1h.  [default: only when it is stopped]")
 def ramdisk(
     dir: str, name: str | None, fs: str, label: str | None, mkfs: tuple[str, ...], options: str,
     mode: int | None, **values: Any,
@@ -75,7 +92,9 @@ def ramdisk(
     wanted = described(**values)
     place = safe_paths.resolve(dir)
     top = file_systems.FileSystem(fs, place, options, mode, label=label, mkfs=mkfs)
+    expect_kept(wanted)
     expect_file_system(top, wanted.size)
     file_systems.expect_able(fs)
+    wanted, top = images.with_kept(wanted, top, say)
     new, config = claim.claim_place(place, "ramdisk", wanted, say=say, name=name, mode=mode)
     start.start_device(new, config, top, say)

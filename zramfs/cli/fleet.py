@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from zramfs.errors import ZramfsError
 from zramfs.host import loops, mounts, swaps
@@ -15,8 +15,7 @@ from zramfs.lifecycle.rundir import Rundir, State
 from .devices import tree
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """One device. directory: of its tree. where: what its user calls it. state: None for another user's
     device, or one whose start was never finished. disk: where the lane is mounted, None where that is not
     known."""

@@ -17,11 +17,11 @@ from typing import Any
 import click
 
 from zramfs.host import safe_paths
-from zramfs.lifecycle import claim, ramdisk, remount, rundir, start
+from zramfs.lifecycle import claim, images, ramdisk, remount, rundir, start
 from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.model.config import DeviceConfig
 
-from .options import PARSERS, TOP_PARSERS, described, expect_file_system
+from .options import PARSERS, TOP_PARSERS, described, expect_file_system, expect_kept
 from .output import say
 
 # Words that every file system takes in fstab, for mount(8) itself and for the mount. The mounts of a device
@@ -43,8 +43,9 @@ _NEVER = {
 }
 _OURS = (
     "size=SIZE, algo=NAME[:LEVEL], recomp_algo=NAME[:LEVEL] (up to three times), mem_limit=SIZE, "
-    "keep_free=SIZE, threads=NUMBER, writeback=PATH, access_times, wipe, allow_other, lock, mode=MODE, "
-    "uid=USER, gid=GROUP, and for a RAM disk fs=ext4|xfs|btrfs, label=LABEL"
+    "keep_free=SIZE, threads=NUMBER, writeback=PATH, access_times, wipe, allow_other, lock, standby, "
+    "mode=MODE, uid=USER, gid=GROUP, restore=FILE, and for a RAM disk fs=ext4|xfs|btrfs, label=LABEL, "
+    "keep=FILE, keep_every=AGE"
 )
 
 
@@ -55,14 +56,15 @@ def mount(words: Sequence[str]) -> None:
     place = safe_paths.resolve(words[1])
     config, top = parse_options(words[3], place)
     if top is None:
-        new, config = claim.claim_place(place, "device", config, say=say)
+        new, config = claim.claim_place(place, "device", images.with_image(config), say=say)
         start.start_device(new, replace(config, name=words[0]), say=say)
         return
     ramdisk.expect_able(top.type)
     if remount.mount_again(rundir.find(str(place)), place, say):
         return
+    config, restored = images.with_kept(config, top, say)
     new, config = claim.claim_place(place, "ramdisk", config, say=say, mode=top.mode)
-    start.start_device(new, replace(config, name=words[0]), top, say)
+    start.start_device(new, replace(config, name=words[0]), restored, say)
 
 
 def parse_options(text: str, place: Path = Path("/")) -> tuple[DeviceConfig, FileSystem | None]:
@@ -78,7 +80,7 @@ def parse_options(text: str, place: Path = Path("/")) -> tuple[DeviceConfig, Fil
             values[key] = (*values.get(key, ()), parsed) if key == "recomp_algo" else parsed
         elif key in _TOP and "=" in word:
             top[_TOP[key]] = _parsed(TOP_PARSERS.get(_TOP[key], str), key, value, word)
-        elif word in ("allow_other", "access_times", "wipe", "lock"):
+        elif word in ("allow_other", "access_times", "wipe", "lock", "standby"):
             values[key] = True
         elif key in _NEVER:
             raise click.UsageError(f"the mount option {word} makes no sense here: {_NEVER[key]}")
@@ -92,6 +94,8 @@ def parse_options(text: str, place: Path = Path("/")) -> tuple[DeviceConfig, Fil
         return _ram_disk(values, top, passed, place)
     if "label" in top:
         raise click.UsageError("the mount option label is for a RAM disk: add fs=ext4, fs=xfs or fs=btrfs")
+    if {"keep", "keep_every"} & set(values):
+        raise click.UsageError("the mount option keep is for a RAM disk: add fs=ext4, fs=xfs or fs=btrfs")
     return described(**values, **top), None
 
 
@@ -111,6 +115,8 @@ def _ram_disk(
     if fs not in ramdisk.MKFS:
         raise click.UsageError(
             f"the mount option fs={fs}: expected one of {', '.join(sorted(ramdisk.MKFS))}")
+    if "restore" in values:
+        raise click.UsageError("the mount option restore is for a plain device; a RAM disk has keep=FILE")
     if "allow_other" in values:
         raise click.UsageError("the mount option allow_other means nothing for a RAM disk: mode=1777 lets "
                                "everybody write")
@@ -119,5 +125,6 @@ def _ram_disk(
     words = passed if {"discard", "nodiscard"} & set(passed) else [ramdisk.DEFAULT_OPTIONS, *passed]
     wanted = FileSystem(fs, place, ",".join(words), **top)
     config = described(**values)
+    expect_kept(config, "keep")
     expect_file_system(wanted, config.size, "size=")
     return config, wanted

@@ -16,6 +16,7 @@ from zramfs.host.rights import parse_group, parse_mode, parse_user
 from zramfs.lifecycle import ramdisk
 from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.model.config import DEFAULT_ALGO, DEFAULT_THREADS, MAX_THREADS, Algorithm, DeviceConfig
+from zramfs.model.policy import parse_age
 from zramfs.text import sizes
 
 from . import completion
@@ -56,6 +57,19 @@ def path(text: str) -> Path:
     return Path(os.path.abspath(text))
 
 
+def interval(text: str) -> int:
+    """Seconds, 0 for none. ValueError with a sentence."""
+    return 0 if text == "0" else parse_age(text)
+
+
+def rate(text: str) -> int:
+    """Bytes a second. ValueError with a sentence."""
+    value = sizes.parse_size(text)
+    if value == 0:
+        raise ValueError(f"{text!r} is too little: expected at least 1 byte a second")
+    return value
+
+
 def name(text: str) -> str:
     """ValueError with a sentence."""
     if not _NAME.fullmatch(text):
@@ -87,6 +101,9 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "keep_free": sizes.parse_size,
     "threads": threads,
     "writeback": path,
+    "restore": path,
+    "keep": path,
+    "keep_every": interval,
 }
 # What describes the file system of a RAM disk, by the field of FileSystem.
 TOP_PARSERS: dict[str, Callable[[str], Any]] = {
@@ -99,10 +116,10 @@ TOP_PARSERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-_VALUES = {**PARSERS, **TOP_PARSERS, "name": name}
+_VALUES = {**PARSERS, **TOP_PARSERS, "name": name, "rate": rate}
 
 
-class _Value(click.ParamType):
+class Value(click.ParamType):
     """A value that a function makes of the text, its ValueError being the complaint."""
 
     def __init__(self, name: str) -> None:
@@ -117,8 +134,8 @@ class _Value(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-DEVICE_SIZE = _Value("size")
-NAME = _Value("name")
+DEVICE_SIZE = Value("size")
+NAME = Value("name")
 
 
 def device_options(command: C) -> C:
@@ -127,20 +144,20 @@ def device_options(command: C) -> C:
     Long: a table of options."""
     for option in (
         click.option(
-            "--threads", type=_Value("threads"), default=str(DEFAULT_THREADS), metavar="NUMBER",
+            "--threads", type=Value("threads"), default=str(DEFAULT_THREADS), metavar="NUMBER",
             show_default=True, help="Threads that serve the device.",
         ),
         click.option(
-            "--mem-limit", type=_Value("mem_limit"), default="0", metavar="SIZE",
+            "--mem-limit", type=Value("mem_limit"), default="0", metavar="SIZE",
             help="Memory the compressed data may take; more answers ENOSPC.  [default: no limit]",
         ),
         click.option(
-            "--keep-free", type=_Value("keep_free"), metavar="SIZE",
+            "--keep-free", type=Value("keep_free"), metavar="SIZE",
             help="Memory of the host to leave to others: while less is available, the device does not grow, "
                  "and answers ENOSPC; 0 for none.  [default: 3% of the RAM, at least 64M; none for swap]",
         ),
         click.option(
-            "--writeback", type=_Value("writeback"), metavar="PATH", shell_complete=completion.files,
+            "--writeback", type=Value("writeback"), metavar="PATH", shell_complete=completion.files,
             help="Block device or regular file for write-back; its data is lost.",
         ),
         click.option(
@@ -152,12 +169,12 @@ def device_options(command: C) -> C:
             help="Keep the time of each page's last access (4 bytes a page), for marking idle by age.",
         ),
         click.option(
-            "--recomp-algo", type=_Value("recomp_algo"), multiple=True, metavar="ALGO[:LEVEL][:dict=FILE]",
+            "--recomp-algo", type=Value("recomp_algo"), multiple=True, metavar="ALGO[:LEVEL][:dict=FILE]",
             help="Compressor of recompression; up to three, by priority from 1.",
             shell_complete=completion.one_of(("lz4", "lz4hc", "zstd")),
         ),
         click.option(
-            "--algo", type=_Value("algo"), default=DEFAULT_ALGO, metavar="ALGO[:LEVEL][:dict=FILE]",
+            "--algo", type=Value("algo"), default=DEFAULT_ALGO, metavar="ALGO[:LEVEL][:dict=FILE]",
             show_default=True, help="Compressor: lz4, lz4hc, zstd or none, with a dictionary if you like.",
             shell_complete=completion.one_of(("lz4", "lz4hc", "zstd", "none")),
         ),
@@ -176,13 +193,13 @@ def name_option(command: C) -> C:
 def file_system_options(command: C) -> C:
     """What describes the file system of a RAM disk, by the fields of FileSystem."""
     for option in (
-        click.option("--mode", type=_Value("mode"), metavar="MODE",
+        click.option("--mode", type=Value("mode"), metavar="MODE",
                      help="Of the root directory, in octal: 1777 lets everybody write."),
-        click.option("--options", type=_Value("options"), default=ramdisk.DEFAULT_OPTIONS, metavar="LIST",
+        click.option("--options", type=Value("options"), default=ramdisk.DEFAULT_OPTIONS, metavar="LIST",
                      show_default=True, help="Mount options, separated by commas."),
-        click.option("--mkfs-options", "mkfs", type=_Value("mkfs"), default="", metavar="WORDS",
+        click.option("--mkfs-options", "mkfs", type=Value("mkfs"), default="", metavar="WORDS",
                      help="More words for mkfs, in quotes; they override those of zramfs."),
-        click.option("--label", type=_Value("label"), metavar="LABEL", help="Of the file system."),
+        click.option("--label", type=Value("label"), metavar="LABEL", help="Of the file system."),
     ):
         command = option(command)
     return command
@@ -199,6 +216,12 @@ def expect_file_system(wanted: FileSystem, size: int, size_word: str = "--size "
         say("warning: without the option discard the memory of deleted files is not given back")
 
 
+def expect_kept(config: DeviceConfig, word: str = "--keep") -> None:
+    """Raises click.UsageError. word: how the image is given."""
+    if config.keep_every and config.keep is None:
+        raise click.UsageError(f"{word}-every says how often {word} is saved: expected {word} FILE too")
+
+
 def over_contents(command: C) -> C:
     """--force; `swap` has one of its own, which does more."""
     return click.option(
@@ -210,4 +233,12 @@ def lock_option(command: C) -> C:
     """--lock, for devices other than swap, which is always locked."""
     return click.option(
         "--lock", is_flag=True, help="Lock the device's memory, so that none of it is swapped out to a disk.",
+    )(command)
+
+
+def standby_option(command: C) -> C:
+    """--standby, for devices other than swap, which always has one."""
+    return click.option(
+        "--standby", is_flag=True,
+        help="Keep a second process ready, so that the death of the first is a pause of milliseconds.",
     )(command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from zramfs.configuration import settings
-from zramfs.lifecycle.resize import resize_device
+from zramfs.lifecycle.resize import resize_device, resize_unmounted
 from zramfs.lifecycle.rundir import Rundir
 from zramfs.text.sizes import format_size
 
@@ -30,7 +30,10 @@ def resize(dir: str, size: int, unmount: bool, discard: bool) -> None:
     stays as it is. When a step fails, says what has which size.
     """
     found = device(dir)
-    now = resize_device(found, size, say, unmount=unmount, discard=discard)
+    if unmount:
+        now = resize_unmounted(found, size, say, discard=discard)
+    else:
+        now = resize_device(found, size, say, discard=discard)
     say(f"{dir} has {format_size(now)}")
     _compare_with_configuration(found, now)
 

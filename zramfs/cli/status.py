@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -19,7 +19,6 @@ from zramfs.host import bounded, loops, mounts, paths, swaps
 from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import Rundir, State
 from zramfs.text.sizes import PAGE, format_size, format_time
-from zramfs.views import scrape
 
 from . import completion
 from .devices import no_device
@@ -27,10 +26,13 @@ from .fleet import mounted_on
 from .output import Value, print_json, print_raw, print_table, say
 from .version import version
 
+if TYPE_CHECKING:
+    from zramfs.views.scrape import Scrape
+
 C = TypeVar("C", bound=Callable[..., Any])
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Row:
     """One device. files: the texts of files of its tree, empty if it did not answer."""
 
@@ -51,17 +53,19 @@ class Row:
         return next((area for area in swaps.swap_areas() if area.path in self.loops), None)
 
     @cached_property
-    def metrics(self) -> scrape.Scrape | None:
+    def metrics(self) -> Scrape | None:
         """None if they were not asked for, or the device did not answer."""
-        text = self.files.get("metrics")
-        return None if text is None else scrape.parse_metrics(text, f"{self.directory}/metrics")
+        if (text := self.files.get("metrics")) is None:
+            return None
+        from zramfs.views import scrape  # for the columns that few ask for
+
+        return scrape.parse_metrics(text, f"{self.directory}/metrics")
 
     def mm_stat(self, column: int) -> int | None:
         return int(self.files["zram/mm_stat"].split()[column]) if "zram/mm_stat" in self.files else None
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """human: how a number is shown without --bytes. Numbers are aligned to the right. file: one that value
     needs besides those of FILES. digits: after the decimal point."""
 
@@ -99,6 +103,14 @@ def _pid(row: Row) -> int | None:
     return row.state.pid if row.state else None
 
 
+def _keeper(row: Row) -> int | None:
+    return row.state.keeper_pid or None if row.state else None
+
+
+def _standby(row: Row) -> int | None:
+    return row.state.standby_pid or None if row.state else None
+
+
 def _longest(row: Row) -> float | None:
     return row.metrics.value("longest_request_seconds") if row.metrics else None
 
@@ -112,6 +124,13 @@ def _metric(name: str, unit: int = 1, **labels: str) -> Callable[[Row], int | No
     """Reads a metric of whole numbers, times `unit`. One that the device does not have is 0: it has no
     backing store, or no size yet."""
     return lambda row: int(row.metrics.number(name, **labels)) * unit if row.metrics else None
+
+
+def _saving(row: Row) -> str | None:
+    if not row.metrics or not row.metrics.number("save_running"):
+        return None
+    pages = row.metrics.by("save_pages", "kind")
+    return f"{100 * pages['taken'] / pages['all']:.0f}%" if pages["all"] else "0%"
 
 
 def _mountpoint(row: Row) -> str | None:
@@ -153,6 +172,9 @@ COLUMNS = {
     "DIRECTORY": Column("where disk, control and zram/ are", lambda row: str(row.directory)),
     "LOOP": Column("loop devices on the device", lambda row: ",".join(row.loops) or None),
     "PID": Column("process that serves the device", _pid, is_number=True),
+    "KEEPER": Column("process that starts another when that one dies", _keeper, is_number=True),
+    "STANDBY": Column("process that waits to take over", _standby, is_number=True),
+    "SAVING": Column("how much of the pages is saved, while a save runs", _saving, file="metrics"),
     "LONGEST": Column("the longest that a request took (seconds)", _longest, human=format_time,
                       file="metrics", digits=6),
     "STATE": Column("ready, starting, frozen, dead, failed, ending or hangs", lambda row: row.health),

@@ -13,9 +13,11 @@ from .output import say
 
 @click.command()
 @click.argument("dir", shell_complete=completion.devices)
-@click.option("--force", is_flag=True, help="End swap even if memory may not take what is in it.")
+@click.option(
+    "--force", is_flag=True,
+    help="End swap even if memory may not take what is in it, and a RAM disk even if it cannot be saved.")
 def stop(dir: str, force: bool) -> None:
-    """End the device DIR and free its memory: its data is gone.
+    """End the device DIR and free its memory: its data is gone, unless it is kept in an image.
 
     DIR is the directory given to create or ramdisk, or the device's name. Undoes all that those and
     swap did; every page in swap is brought back first. When something is in use, says what by whom,

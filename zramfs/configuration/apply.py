@@ -10,16 +10,20 @@ from pathlib import Path
 
 from zramfs.errors import ZramfsError
 from zramfs.host import safe_paths
-from zramfs.lifecycle import claim, ramdisk, rundir, start, stop, swap
+from zramfs.lifecycle import claim, images, ramdisk, rundir, start, stop, swap
 from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.lifecycle.rundir import Rundir, State
 from zramfs.lifecycle.stop import Say
 from zramfs.lifecycle.swap import Swap
 from zramfs.model.config import Algorithm, DeviceConfig
+from zramfs.model.policy import format_age
 from zramfs.text.sizes import format_size
 
 from .keys import SWAP_OPTIONS
 from .settings import Settings
+
+# $SERVICE_RESULT after which the units start the service again (Restart=on-abnormal), but for a time-out.
+KILLED = ("signal", "core-dump", "watchdog", "oom-kill")
 
 
 def bring_up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
@@ -35,6 +39,8 @@ def bring_up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
         return
     place = safe_paths.resolve(wanted.place) if wanted.place else None
     standing = _standing(wanted.name)
+    if foreground and standing is None and _goes_on(wanted.name):
+        return
     if standing is not None:
         _expect_same(wanted, place, standing)
         if foreground:
@@ -51,8 +57,9 @@ def bring_up(wanted: Settings, say: Say, *, foreground: bool = False) -> None:
             on_top = replace(on_top, mountpoint=place)
     if place is not None:
         _make_parents(place)
+    config, on_top = images.with_kept(wanted.config, on_top, say)
     new, config = claim.claim_place(
-        place, wanted.kind, wanted.config, say=say, name=wanted.name,
+        place, wanted.kind, config, say=say, name=wanted.name,
         mode=on_top.mode if isinstance(on_top, FileSystem) else None)
     if foreground:
         start.serve_in_foreground(new, config, say, on_top)
@@ -73,15 +80,36 @@ def _make_parents(place: Path) -> None:
             number, f"{place.parent} is not there and cannot be made: {os.strerror(number)}") from None
 
 
+def _goes_on(name: str) -> bool:
+    """Whether the service manager had something to go on with, and that has ended in order by now. Raises
+    ZramfsError: a manager starts what was killed again by itself, and must not get an empty device."""
+    left = _find(name)
+    if left is None or start.resume_in_foreground(left):
+        return left is not None
+    if "NOTIFY_SOCKET" in os.environ and left.read():
+        raise ZramfsError(
+            errno.EOWNERDEAD, "its processes were killed, and nothing was kept of it: its data is gone. The "
+            "next start makes a new, empty one")
+    return False
+
+
 def bring_down(name: str, say: Say) -> bool:
     """Ends the device that was brought up under this name. False if there is none.
 
     Raises ZramfsError: EBUSY with what uses it.
     """
     found = _find(name)
-    if found is not None:
+    if found is not None and _was_killed(found):
+        say(f"note: {name} was killed, and is left as it is for the next start, which goes on with it")
+    elif found is not None:
         stop.stop_device(found, say)
     return found is not None
+
+
+def _was_killed(found: Rundir) -> bool:
+    """In ExecStopPost= of a service all of whose processes were killed."""
+    state = found.read()
+    return os.environ.get("SERVICE_RESULT") in KILLED and not (state and state.alive())
 
 
 def is_there(name: str) -> bool:
@@ -131,6 +159,8 @@ def _memory(config: DeviceConfig) -> Iterator[str]:
         yield f"{format_size(config.keep_free)} of the host's memory kept free"
     if config.lock:
         yield "its memory is locked, and never swapped out"
+    if config.standby:
+        yield "a standby takes over when the daemon dies"
 
 
 def _rights(of: DeviceConfig | FileSystem) -> list[str]:
@@ -171,6 +201,9 @@ def describe_settings(wanted: Settings) -> Iterator[str]:
         yield f"policy: {policy}"
     if config.writeback is not None:
         yield f"written back to {config.writeback}"
+    if config.keep is not None:
+        every = f", and every {format_age(config.keep_every)}" if config.keep_every else ""
+        yield f"kept in {config.keep}: restored from it, saved there at the end{every}"
     if config.wipe:
         yield "what is discarded or overwritten is zeroed"
     if words := _rights(rights):

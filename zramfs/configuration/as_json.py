@@ -59,6 +59,7 @@ def _settings(wanted: Settings) -> dict[str, Any]:
         "threads": config.threads,
         "proactiveness": config.proactiveness,
         "wipe": config.wipe,
+        "keep": _text(config.keep), "keep_every": config.keep_every,
         "allow_other": config.allow_other,
         "mode": _mode(config.mode), "owner": config.owner, "group": config.group,
         "swap": None, "file_system": None,

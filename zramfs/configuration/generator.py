@@ -51,6 +51,8 @@ def _drop_in(device: ConfiguredDevice) -> str:
         lines.append(f"RequiresMountsFor={_word(place.parent)}")
         if settings.kind == "ramdisk":
             lines.append(f"Before={_plain(escape(place))}.mount")
+    if settings is not None and settings.config.keep is not None:
+        lines.append(f"RequiresMountsFor={_word(settings.config.keep.parent)}")
     if settings is not None and (backing := settings.config.writeback) is not None:
         if backing.is_relative_to("/dev"):
             unit = f"{_plain(escape(backing))}.device"

@@ -16,7 +16,7 @@ from zramfs.codecs.spec import PRIORITIES, expect_level, level_of
 from zramfs.host.rights import parse_group, parse_mode, parse_user
 from zramfs.lifecycle import mount_points, ramdisk, swap
 from zramfs.model.config import ALGORITHMS, MAX_THREADS, SECONDARY, Algorithm
-from zramfs.model.policy import Policy, parse_policy
+from zramfs.model.policy import Policy, parse_age, parse_policy
 
 from .expression import evaluate_expression
 
@@ -164,6 +164,7 @@ KEYS: dict[str, Key] = {
     "zram-resident-limit": Key(_expression),
     "keep-free": Key(_expression),
     "lock": Key(_boolean, ("ramdisk", "device")),
+    "standby": Key(_boolean, ("ramdisk", "device")),
     "compression-algorithm": Key(_algorithms, warning=_replaced_algorithms),
     "policy": Key(_policy),
     "writeback-device": Key(_path),
@@ -181,6 +182,8 @@ KEYS: dict[str, Key] = {
     "threads": Key(_whole(1, MAX_THREADS)),
     "proactiveness": Key(_whole(0, 100)),
     "wipe": Key(_boolean),
+    "keep": Key(_path, ("ramdisk",)),
+    "keep-every": Key(parse_age, ("ramdisk",)),
 }
 ALIASES = {"memory-limit": "host-memory-limit"}
 # Of zram-generator.conf, and what to write instead.

@@ -13,3 +13,5 @@ def trouble_with_places(values: dict[str, Any], kind: str) -> Iterator[tuple[str
     place, mode = values.get("mount-point") or values.get("directory"), values.get("mode")
     if place and (trouble := mount_points.needs_mode(place, mode if kind == "ramdisk" else None)):
         yield "mount-point" if kind == "ramdisk" else "directory", trouble
+    if "keep-every" in values and "keep" not in values:
+        yield "keep-every", "says how often keep is saved: expected keep too"

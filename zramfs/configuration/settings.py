@@ -383,7 +383,7 @@ _KIND_NAMES = {"swap": "swap device", "ramdisk": "RAM disk", "device": "plain de
 _PLAIN = {
     "algorithms": "compression-algorithm", "writeback": "writeback-device", "threads": "threads",
     "proactiveness": "proactiveness", "allow_other": "allow-other", "wipe": "wipe",
-    "lock": "lock",
+    "lock": "lock", "standby": "standby", "keep": "keep", "keep_every": "keep-every",
 }
 
 

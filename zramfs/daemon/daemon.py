@@ -34,10 +34,12 @@ from zramfs.tree.files import tree_of
 from zramfs.tree.watch import watch_errors
 
 from .helper_tasks import HelperTasks
+from .keeper_line import Inherited, KeeperLine
 from .log_file import watch_log
 from .own_mount import OwnMount
 from .service import Notifier
 from .stop_signals import StopSignals
+from .succession import Succession
 from .tree_server import TreeServer
 
 log = logging.getLogger(__package__)
@@ -62,7 +64,9 @@ MayEnd = Callable[[bool], None]
 
 def serve_device(
     config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None = None,
-    may_end: MayEnd | None = None, notifier: Notifier | None = None,
+    may_end: MayEnd | None = None, notifier: Notifier | None = None, line: KeeperLine | None = None,
+    inherited: Inherited | None = None, announce: Callable[[], None] = lambda: None,
+    put_back: Callable[[], bool] | None = None,
 ) -> int:
     """Serves one device until SIGTERM, SIGINT, SIGHUP, or until its tree or its lane is unmounted.
 
@@ -70,7 +74,11 @@ def serve_device(
     still do, to undo what was built on them. may_end is called before each end that can be refused, with True
     for a signal and False for an unmounted tree: whatever it raises is logged, and the device goes on, with
     a new tree if that was lost. All run in a thread. An exception of on_ready ends the device, as soon as
-    may_end lets it, and is raised again; one of teardown is logged. notifier: tells a service manager.
+    may_end lets it, and is raised again; one of teardown is logged. notifier: tells a service manager. line:
+    to the keeper, which has another process take over when this one dies. inherited: what a predecessor left;
+    when that can't be taken over, an exception says why, and all stays as it is. announce: called after
+    on_ready, when the device would outlive this process. put_back undoes may_end where the device goes on
+    because it could not be saved; True: a file system is mounted.
 
     Returns 0 after an orderly end; CUT_OFF if something had to be cut off from its users; FAILED if the lane
     had broken, or a step of the end failed. Raises ZramfsError (or on_ready's exception) when the start
@@ -81,7 +89,8 @@ def serve_device(
     log_to_stderr()
     expect_kernel_pages()
     with StopSignals(*STOP_SIGNALS).taken() as signals, stacks.written_on(signal.SIGUSR1):
-        daemon = _Daemon(config, on_ready, teardown, may_end, notifier, signals)
+        daemon = _Daemon(
+            config, on_ready, teardown, may_end, notifier, signals, line, inherited, announce, put_back)
         while True:
             try:
                 return trio.run(daemon.run)
@@ -98,18 +107,23 @@ def serve_device(
 class _Daemon:
     def __init__(
         self, config: DeviceConfig, on_ready: Callable[[], None], teardown: Callable[[], None] | None,
-        may_end: MayEnd | None, notifier: Notifier | None, signals: StopSignals,
+        may_end: MayEnd | None, notifier: Notifier | None, signals: StopSignals, line: KeeperLine | None,
+        inherited: Inherited | None, announce: Callable[[], None], put_back: Callable[[], bool] | None,
     ) -> None:
+        self.announce = announce
+        self.inherited = inherited
         self.config = config
         self.notifier = notifier
         self.signals = signals
         self.on_ready = on_ready
         self.teardown = teardown
         self.may_end = may_end
+        self.put_back = put_back
         disk = {"fsname": f"zramfs-disk:{config.name}", "subtype": "zramfs-disk", **self.mount_options()}
         self.disk = OwnMount(config.name, config.rundir / "disk", disk)
         tree = {"fsname": config.name, "subtype": "zramfs", **self.mount_options()}
         self.tree_mount = OwnMount(config.name, config.directory, tree)
+        self.succession = Succession(config, line, inherited, notifier, self.disk, self.tree_mount)
         self.tree: TreeServer | None = None
         self.lane: Lane | None = None
         self.device: Device | None = None
@@ -128,13 +142,16 @@ class _Daemon:
             try:
                 if self.is_ready:
                     self.resume(nursery)
+                elif self.inherited:
+                    await self.take_over(nursery, self.inherited)
                 else:
                     await self.start(nursery)
                 while not self.is_stopping:
                     await self.stop_event.wait()
                 log.info("%s: ending: %s", self.config.name, self.reason)
             except Exception as error:
-                if self.is_ready and not self.is_stopping:
+                # What could not be taken over stays for the next process that tries.
+                if self.is_ready and not self.is_stopping or self.inherited and not self.is_ready:
                     raise
                 failure = error
             with trio.CancelScope(shield=True):
@@ -161,6 +178,29 @@ class _Daemon:
         await self.become_ready()
         self.start_notifier(nursery, helpers)
 
+    async def take_over(self, nursery: trio.Nursery, inherited: Inherited) -> None:
+        """The lane first: whoever does I/O waits for it."""
+        config, kept, saved = self.config, inherited.kept, inherited.papers
+        self.disk.adopt(saved["disk"])
+        self.tree_mount.adopt(saved["tree"])
+        lane = Lane(kept.connection, threads=config.threads, poll_us=poll_us(), page=kept.page, takeover=True)
+        self.device = Device(config, lane, kept.memory)
+        await self.device.take_over(saved["settings"], kept.backing, inherited.mapped)
+        lane.start()
+        self.lane = lane
+        self.is_ready = True
+        self.succession.begin(self.device, True)
+        log.info("%s: the lane serves again", config.name)
+        if lane.blamed:
+            log.error("%s: %d requests were being worked on at three deaths in a row: they are answered with "
+                      "an I/O error", config.name, lane.blamed)
+        # Its mount died with the predecessor; serving it begins with a new one.
+        self.tree = self.new_tree()
+        self.start_notifier(nursery, self.start_tasks(nursery))
+        await run_in_thread(self.tell_ready)
+        if self.notifier:
+            await self.notifier.tell("READY=1")
+
     def resume(self, nursery: trio.Nursery) -> None:
         self.device.resume()
         self.tree.resume()
@@ -177,7 +217,7 @@ class _Daemon:
         for name, task, *arguments in (
             ("signals", self.watch_signals), ("tree", self.serve_tree), ("lane watch", self.watch_lane),
             ("error watch", watch_errors, self.device), ("log", watch_log, self.config.rundir / "log"),
-            *self.device.background_tasks().items(),
+            *self.device.background_tasks().items(), *self.succession.tasks(),
         ):
             nursery.start_soon(helpers.keep_running, name, task, *arguments)
         return helpers
@@ -187,20 +227,26 @@ class _Daemon:
         self.disk.path.touch(mode=0o600)
         fd = await self.disk.mount()
         try:
-            lane = Lane(fd, threads=config.threads, poll_us=poll_us())
+            kept = self.succession.prepare(fd)
+            lane = Lane(fd, threads=config.threads, poll_us=poll_us(), page=kept.page if kept else -1)
         except BaseException:
             os.close(fd)
             raise
-        self.device = Device(config, lane)
+        self.device = Device(config, lane, kept.memory if kept else None)
         await self.device.start()
         lane.start()
         self.lane = lane
 
     async def start_tree(self) -> None:
-        assert self.device is not None  # start_lane() came first
-        tree = TreeServer(self.config.name, self.tree_mount, tree_of(self.device, self.disk.path))
+        tree = self.new_tree()
         await tree.start()
         self.tree = tree
+
+    def new_tree(self) -> TreeServer:
+        assert self.device is not None  # start_lane() or take_over() came first
+        return TreeServer(
+            self.config.name, self.tree_mount, tree_of(self.device, self.disk.path),
+            self.succession.tree_mounted)
 
     def mount_options(self) -> dict[str, str | bool]:
         return {"default_permissions": True, "allow_other": self.config.allow_other}
@@ -213,6 +259,9 @@ class _Daemon:
             raise ZramfsError(errno.EINTR, f"the device had to end before it was ready: {self.reason}")
         await run_in_thread(self.set_owner)
         await run_in_thread(self.tell_ready)
+        assert self.device is not None
+        self.succession.begin(self.device, self.lane.stats().can_resend)
+        await run_in_thread(self.announce)
         self.is_ready = True
         if self.notifier:
             await self.notifier.tell("READY=1")
@@ -262,6 +311,7 @@ class _Daemon:
                 return
             try:
                 await run_in_thread(partial(self.may_end, is_order))
+                await self.keep_image()
             except Exception as error:
                 is_refusal = isinstance(error, ZramfsError)
                 again = None if is_refusal else pause
@@ -271,6 +321,17 @@ class _Daemon:
                 await trio.sleep(again)
             else:
                 self.order_end(reason)
+
+    async def keep_image(self) -> None:
+        """Raises ZramfsError where the device cannot be saved into the image that it keeps, and has to go
+        on."""
+        try:
+            await self.device.kept_image.save()
+        except ZramfsError:
+            put_back = self.put_back or (lambda: False)
+            if await run_in_thread(put_back):
+                await self.device.governor.take()
+            raise
 
     def report_refusal(self, reason: str, error: Exception, again: float | None) -> None:
         """Without memory this can fail, and the device goes on all the same."""
@@ -322,6 +383,7 @@ class _Daemon:
         if self.notifier:
             status = f"STATUS=ending: {self.reason or 'the start failed'}"
             await self.attempt("telling the service manager", self.notifier.tell, "STOPPING=1", status)
+        self.succession.end()
         if self.device:
             self.device.end_jobs()  # whoever waits for one is answered, and can let go of the tree
             await self.attempt(

@@ -7,6 +7,7 @@ tries, then it is cut off from its users, who are named in the log.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,20 @@ class OwnMount:
         fd = await run_in_thread(partial(fusermount.mount_file, self.path, options=self._options))
         self._found = mounts.mount_at(self.path)
         return fd
+
+    def adopt(self, found: Sequence[int | str] | None) -> None:
+        """What a predecessor has mounted: kept() of its OwnMount, or, if that is gone, what looks like ours
+        at the path, since the predecessor may have died just after a mount. It may be nothing."""
+        table = mounts.mounts()
+        top = mounts.mount_at(self.path)
+        is_ours = top and (top.source, top.fstype) == (
+            self._options["fsname"], f"fuse.{self._options['subtype']}")
+        self._found = next((each for each in table if found and [each.id, each.dev] == list(found)),
+                           top if is_ours else None)
+
+    def kept(self) -> tuple[int, str] | None:
+        """What names the mount, for adopt() in another process."""
+        return (self._found.id, self._found.dev) if self._found else None
 
     def place(self) -> Path | None:
         """Where ours is, since somebody may have renamed a directory on the way to it; None if it is gone, or

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,22 @@ SEND_TIMEOUT = 5.0  # seconds; the manager's queue is full only when it is stuck
 STATUS_INTERVAL = 5.0  # seconds between two looks whether the status text has changed
 # Questions to the lane within the manager's limit: one may be late by half of it without harm.
 PROBES = 4
+
+
+STORE_PREFIX = "zramfs-"  # of the names of descriptors in the manager's store
+
+
+def stored_descriptors() -> dict[str, int]:
+    """What the manager has kept for this process (sd_listen_fds(3)), by the names that Notifier.store() gave.
+    Takes the variables away."""
+    pid, count, names = (os.environ.pop(f"LISTEN_{each}", "") for each in ("PID", "FDS", "FDNAMES"))
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return {}
+    fds = range(3, 3 + int(count))  # SD_LISTEN_FDS_START
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return {name.removeprefix(STORE_PREFIX): fd for name, fd in zip(names.split(":"), fds, strict=False)
+            if name.startswith(STORE_PREFIX)}
 
 
 class _Probe:
@@ -83,17 +100,30 @@ class Notifier:
         ours = limit.isdecimal() and int(limit) > 0 and pid in ("", str(os.getpid()))
         return cls(address, int(limit) / 1e6 if ours else None)
 
-    def send(self, *lines: str) -> None:
+    def send(self, *lines: str, fds: Sequence[int] = ()) -> None:
         """Blocks for SEND_TIMEOUT at most. A failure is logged once: without its manager a service
         still has work to do."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.settimeout(SEND_TIMEOUT)
-                sock.sendto("\n".join(lines).encode(), self.address)
+                sock.connect(self.address)
+                socket.send_fds(sock, ["\n".join(lines).encode()], fds)
         except OSError as error:
             if not self._failed:
                 log.warning("the service manager cannot be told (%s): %s", lines[0], error)
             self._failed = True
+
+    def store(self, found: dict[str, int]) -> None:
+        """Has the manager keep these descriptors (FileDescriptorStoreMax= of the unit), each in place of the
+        last one of its name, for a process that begins when all of the service were killed."""
+        for name, fd in found.items():
+            # Without FDPOLL=0 it would drop what poll() takes for broken.
+            self.send("FDSTOREREMOVE=1", f"FDNAME={STORE_PREFIX}{name}")
+            self.send("FDSTORE=1", "FDPOLL=0", f"FDNAME={STORE_PREFIX}{name}", fds=[fd])
+
+    def forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.send("FDSTOREREMOVE=1", f"FDNAME={STORE_PREFIX}{name}")
 
     async def tell(self, *lines: str) -> None:
         await run_in_thread(partial(self.send, *lines))

@@ -14,12 +14,13 @@ import fcntl
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyfuse3
 import trio
 
 from zramfs.errors import ZramfsError
+from zramfs.host.work_thread import run_in_thread
 from zramfs.tree.tree import Directory, Tree
 
 from .helper_tasks import FIRST_PAUSE, LONGEST_PAUSE
@@ -32,10 +33,14 @@ LOOK_INTERVAL = 1.0  # seconds between two looks whether a request was lost
 
 
 class TreeServer:
-    """device: its name, for the log. One at a time in a process: pyfuse3 has one session."""
+    """device: its name, for the log. on_mount: called in a thread after each mount. One at a time in
+    a process: pyfuse3 has one session."""
 
-    def __init__(self, device: str, mount: OwnMount, root: Directory) -> None:
+    def __init__(
+        self, device: str, mount: OwnMount, root: Directory, on_mount: Callable[[], None] = lambda: None
+    ) -> None:
         self.mount = mount
+        self._on_mount = on_mount
         self._device = device
         self._root = root
         self._tree: Tree | None = None  # None: there is no session of pyfuse3
@@ -63,6 +68,7 @@ class TreeServer:
             os.close(fd)
             raise
         self._tree = tree
+        await run_in_thread(self._on_mount)
 
     def resume(self) -> None:
         """The trio loop in which the session ran is gone; serve() opens a new one."""

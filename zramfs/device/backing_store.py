@@ -157,6 +157,16 @@ class BackingStore:
         if Path(opened.path).stat().st_mode & 0o077 and opened.is_file:
             log.warning("backing store: others may read %s; chmod 600 it", shown(opened.path))
 
+    def fileno(self) -> int | None:
+        opened = self._opened
+        return None if opened is None or opened.closed else opened.fileno()
+
+    async def adopt(self, settings: dict[str, Any], fd: int) -> None:
+        """What a predecessor has opened, with its settings. Raises OSError, ValueError."""
+        self._opened = await self._in_thread(
+            partial(Backing, settings["path"], self._wipe, safe_paths.open_path, fd))
+        self.set(**settings)
+
     async def close(self) -> None:
         """After the store that has it was closed."""
         opened, self._opened = self._opened, None

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from zramfs.errors import ZramfsError
@@ -45,6 +46,16 @@ class Command:
         return f"{self.name}[={self.argument}]" if self.optional else f"{self.name}={self.argument}"
 
 
+@dataclass(frozen=True)
+class SaveArguments:
+    """path None: the file that the device keeps. rate: bytes a second, 0 = any. force: replace a file that
+    is no image."""
+
+    path: Path | None = None
+    rate: int = 0
+    force: bool = False
+
+
 def _size(text: str) -> int:
     # Plain bytes go as far as the kernel's attributes do, beyond what a file can be long.
     if text.isdecimal() and int(text) <= U64_MAX:
@@ -62,6 +73,31 @@ def _new_size(text: str) -> tuple[int, bool]:
         raise ZramfsError(
             errno.EINVAL, f"resize takes a size, and discard if pages behind it may go, not {shown(rest)}")
     return _size(size), bool(rest.strip())
+
+
+def _save(text: str) -> SaveArguments:
+    """The path comes last, so that it may have blanks in it."""
+    options, slash, path = text.partition("/")
+    rate, force = 0, False
+    for word in options.split():
+        key, _, value = word.partition("=")
+        if word == "force":
+            force = True
+        elif key == "rate" and value:
+            rate = _size(value)
+        else:
+            raise ZramfsError(
+                errno.EINVAL, f"save takes rate=SIZE (a second), force, and last an absolute path, not "
+                f"{shown(word)}")
+    return SaveArguments(Path(slash + path) if slash else None, rate, force)
+
+
+def _kept(text: str) -> Path | None:
+    if text == "off":
+        return None
+    if not text.startswith("/"):
+        raise ZramfsError(errno.EINVAL, f"keep takes an absolute path or off, not {shown(text)}")
+    return Path(text)
 
 
 def _governed(text: str) -> bool | int:
@@ -156,6 +192,10 @@ COMMANDS = {
                 partial(_blocks, least=1, most=U32_MAX)),
         Command("compressed_writeback", "on|off", "kept for scripts; data is written back compressed anyway",
                 _switch),
+        Command("save", "[rate=SIZE] [force] PATH",
+                "save the device as it is now into a file; returns when it is there. Without PATH: where it "
+                "is kept", _save, optional=True),
+        Command("keep", "PATH|off", "file that the device is saved into at its end", _kept),
         Command("policy", "recompress|writeback KEY=VALUE...|off",
                 "recompress idle=AGE [algo=NAME]; writeback idle=AGE [limit=SIZE, in 24 hours]", _policy),
         Command("mem_limit", "SIZE", "memory that the pool may take, 0 for no limit", _size),

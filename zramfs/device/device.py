@@ -26,13 +26,13 @@ from zramfs.codecs.spec import parse_spec
 from zramfs.errors import ZramfsError
 from zramfs.host.work_thread import WorkThread, run_in_thread
 from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceConfig
-from zramfs.model.device_stats import DeviceStats, since
+from zramfs.model.device_stats import DeviceStats
 from zramfs.model.policy import Policy, Recompress, Writeback
-from zramfs.model.stats import BallastStats, TaskStats
+from zramfs.model.stats import TaskStats
 from zramfs.text.kernel_numbers import page_align
 from zramfs.text.sizes import format_size
 
-from . import algorithms, commands
+from . import algorithms, commands, takeover
 from .backing_store import BackingStore
 from .ballast import Ballast
 from .compactor import Compactor
@@ -41,15 +41,22 @@ from .handlers import ALONE, LONG, SHORT
 from .host_memory import HostMemory
 from .idle_work import IdleWork
 from .jobs import Jobs
+from .kept_image import KeptImage
 from .long_work import LongWork
+from .mapped_memory import MappedMemory
 from .policies import Policies
 from .postprocess import PostProcessor
 from .read_only import ReadOnlyTables
+from .restoring import restore_image
+from .saving import Saver
 from .size import change_size, make_store, most_memory
+from .statistics import statistics_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from zramfs.lane.lane import Lane
-    from zramfs.model.stats import LaneStats
+    from zramfs.model.stats import LaneStats, RestoreStats
     from zramfs.store.store import Store
 
 log = logging.getLogger(__package__)
@@ -62,8 +69,13 @@ MAX_JOBS = 4
 class Device(ReadOnlyTables):
     """Short commands run one after the other. Those that take long (long_work.py) run beside them."""
 
-    def __init__(self, config: DeviceConfig, lane: Lane) -> None:
+    def __init__(self, config: DeviceConfig, lane: Lane, memory: int | None = None) -> None:
+        """memory: a memory file that outlives this process, for the store; None = the store has its own."""
         self._config = config
+        self.memory_file = memory
+        # Called when a command has changed something that a successor must know.
+        self.on_change: Callable[[], None] = lambda: None
+        self.survival = "it ends with its daemon"
         self._lane = lane
         self._store: Store | None = None
         # Their dictionaries are read by start().
@@ -93,6 +105,9 @@ class Device(ReadOnlyTables):
         self.compactor.is_short = lambda: self.host_memory.is_near
         self.governor = Governor(
             lambda: self._store, lambda: self.host_memory.headroom.stats().room, config.rundir / "disk")
+        self.saver = Saver(self._job_thread, config.rundir / "disk", lane.stats)
+        self.kept_image = KeptImage(self, config)
+        self._restored: RestoreStats | None = None
         self.task_stats = {name: TaskStats(name) for name in self.background_tasks()}
 
     async def start(self) -> None:
@@ -108,7 +123,15 @@ class Device(ReadOnlyTables):
         if config.writeback is not None:
             await self.backing_store.open(str(config.writeback), overwrite=config.forced)
         if self._config.size:
-            await self._set_up(self._config.size)
+            await self._set_up(self._config.size, config.restore)
+        self._take_ballast()
+
+    async def take_over(self, saved: dict[str, Any], backing: int | None, mapped: MappedMemory) -> None:
+        """In place of start(); as takeover.restore()."""
+        await takeover.restore(self, saved, backing, mapped)
+        self._take_ballast()
+
+    def _take_ballast(self) -> None:
         if self._config.reserve:
             self._ballast = Ballast(self._lane)
 
@@ -116,7 +139,7 @@ class Device(ReadOnlyTables):
         """What is to run beside the lane, by name. Each may be started again; task_stats counts that."""
         return {"compactor": self.compactor.run, "trimmer": self.backing_store.run,
                 "policies": self.policies.run, "host memory": self.host_memory.run,
-                "governor": self.governor.run}
+                "governor": self.governor.run, "kept image": self.kept_image.run}
 
     def resume(self) -> None:
         """The trio loop has ended with all its tasks, whatever they were doing, and a new one runs."""
@@ -139,6 +162,7 @@ class Device(ReadOnlyTables):
             await self.jobs.wait_ended()
             await self._drop_store()
         self.governor.close()
+        self.host_memory.close()
         if self._ballast:
             self._ballast.close()
 
@@ -158,6 +182,7 @@ class Device(ReadOnlyTables):
         except OSError as error:
             self.refused(line, error)
             raise
+        self.on_change()
 
     async def _run_job(self, name: str, value: Any) -> None:
         async with self._busy:
@@ -189,35 +214,7 @@ class Device(ReadOnlyTables):
         self._last_error = f"{now} {what}: {sentence} ({code})"
 
     def stats(self) -> DeviceStats:
-        store, lane = self._store, self._lane
-        return DeviceStats(
-            name=self._config.name,
-            directory=self._config.directory,
-            disksize=store.disksize if store else 0,
-            algo=self._primary.name,
-            level=store.level if store else self._primary.level,
-            mem_limit=self._mem_limit,
-            store=store.stats() if store else None,
-            lane=since(lane.stats(), self._lane_before),
-            threads=self._config.threads,
-            open_count=lane.open_count,
-            alive=lane.alive,
-            last_error=self._last_error,
-            algorithms=tuple(each.algorithm if each else None for each in self._algorithms),
-            access_times=self._access_times,
-            recompression=self._post.recompression,
-            unit_making=self._post.units,
-            backing_dev=self.backing_store.settings,
-            backing=self.backing_store.stats(),
-            writeback=self.backing_store.done,
-            policies=self.policies.stats(),
-            ballast=self._ballast.stats if self._ballast else BallastStats(),
-            proactiveness=self.compactor.proactiveness,
-            headroom=self.host_memory.headroom.stats(), room=self.host_memory.room(),
-            wipe=self._config.wipe,
-            tasks=tuple(self.task_stats.values()),
-            governor=self.governor.stats,
-        )
+        return statistics_of(self)
 
     @property
     def store(self) -> Store | None:
@@ -274,6 +271,8 @@ class Device(ReadOnlyTables):
             self.host_memory.forget()
             self._post.forget()
             self.policies.forget()
+            self.saver.forget()
+            self._restored = None
             await self._drop_store()
             await self._in_thread(self._lane.notify_size)
         log.info("%s: reset", self._config.name)
@@ -369,7 +368,7 @@ class Device(ReadOnlyTables):
         entry = await self._in_thread(partial(algorithms.entry, algorithm, written))
         self._algorithms = algorithms.with_entry(self._algorithms, priority, entry)
 
-    async def _set_up(self, size: int) -> None:
+    async def _set_up(self, size: int, image: Path | None = None) -> None:
         if size > MAX_DISKSIZE:
             # ENOMEM, as the kernel answers for a size whose table it cannot allocate.
             raise ZramfsError(
@@ -377,11 +376,14 @@ class Device(ReadOnlyTables):
 
         def make() -> Store:
             store = make_store(size, reserve=self._config.reserve, mem_limit=self._mem_limit,
+                               fd=-1 if self.memory_file is None else self.memory_file,
                                backing=self.backing_store.backing, wipe=self._config.wipe,
                                headroom=self.host_memory.headroom,
                                **algorithms.store_arguments(self._algorithms))
             try:
                 store.access_times = self._access_times
+                if image is not None:
+                    self._restored = restore_image(store, image, whole=image == self._config.keep)
                 self._lane.set_store(store)
             except BaseException:
                 store.close()

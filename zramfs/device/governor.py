@@ -164,6 +164,15 @@ class Governor:
                 self._dismissed = True
                 await self._link.close(ends=ends)
 
+    @property
+    def is_governing(self) -> bool:
+        return self._link is not None or self._lost is not None
+
+    def inherit(self) -> None:
+        """A predecessor governed the file system. Its warden thaws that, and gives everything back, when it
+        finds the daemon gone. To be called before run()."""
+        self._lost = True
+
     def expect_limit(self, limit: int) -> None:
         """To be called before the pool gets another limit: one below what is stored must not make the file
         system's next write fail."""

@@ -27,6 +27,7 @@ SHORT: dict[str, Callable[[Device, Any], Awaitable[None]]] = {
     "writeback_limit_enable": lambda device, on: device.set_writeback(limit_enable=on),
     "writeback_batch_size": lambda device, blocks: device.set_writeback(batch_size=blocks),
     "compressed_writeback": lambda device, on: device.set_compressed_writeback(on),
+    "keep": lambda device, path: device.kept_image.set_path(path),
     "policy": lambda device, chosen: device.set_policy(*chosen),
     "mem_limit": lambda device, limit: device.set_mem_limit(limit),
     "keep_free": lambda device, size: device.host_memory.set_keep_free(size),
@@ -36,8 +37,8 @@ SHORT: dict[str, Callable[[Device, Any], Awaitable[None]]] = {
     "balloon": lambda device, size: device.set_balloon(size),
 }
 
-# Those that select pages, which only one at a time can do. The others take turns.
-ALONE = frozenset({"recompress", "units", "writeback"})
+# Those of which a store takes one at a time. The others take turns.
+ALONE = frozenset({"recompress", "units", "writeback", "save"})
 
 LONG: dict[str, Callable[[LongWork, Any], JobWork]] = {
     "compact": lambda work, what: work.compact(what),
@@ -45,4 +46,5 @@ LONG: dict[str, Callable[[LongWork, Any], JobWork]] = {
     "units": lambda work, text: work.make_units(text),
     "idle": lambda work, age: work.mark_idle(age),
     "writeback": lambda work, text: work.write_back(text),
+    "save": lambda work, wanted: work.save(wanted),
 }

@@ -71,6 +71,10 @@ class HostMemory:
         self.headroom.keep_free = min(nbytes, MOST_KEEP_FREE)
         self._look()
 
+    def close(self) -> None:
+        """Closes the files of the groups. The pool must be gone."""
+        self.headroom.set_groups(())
+
     def forget(self) -> None:
         """Back to what the device was started with, for a pool that is empty."""
         self.headroom.keep_free = self._first_keep_free

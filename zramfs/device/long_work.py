@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that take long: `recompress`, `units`, `idle`, `writeback` and `compact`.
+"""The commands that take long: `recompress`, `units`, `idle`, `writeback`, `compact` and `save`.
 
 Each function here judges its command and makes nothing yet. What it returns is the work, which runs as a
 job (jobs.py) beside the commands that come meanwhile.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from zramfs.errors import ZramfsError
@@ -20,6 +21,7 @@ from .postprocess import parse_units
 
 if TYPE_CHECKING:
     from .backing_store import BackingStore
+    from .commands import SaveArguments
     from .compactor import Compactor
     from .device import Device
     from .policies import Policies
@@ -86,6 +88,18 @@ class LongWork:
             async with self._policies.aside():
                 await self._backing.write_back(store, ranges)
             self._compactor.poke()
+
+        return work
+
+    def save(self, wanted: SaveArguments) -> JobWork:
+        """Raises ZramfsError: EINVAL, ENODATA (no path, and no image is kept); the work: see Saver.save()."""
+        store = self._device.expect_store("nothing to save")
+        wanted = replace(wanted, path=wanted.path or self._device.kept_image.path)
+        if wanted.path is None:
+            raise ZramfsError(errno.ENODATA, "the device keeps no image: expected save=/PATH")
+
+        async def work() -> None:
+            await self._device.saver.save(store, wanted)
 
         return work
 

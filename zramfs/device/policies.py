@@ -45,19 +45,19 @@ class Ledger:
     """What was written in the last 24 hours. Times in seconds, of any clock that does not go back."""
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[int, int]] = deque()  # number of the step, bytes
+        self.steps: deque[tuple[int, int]] = deque()  # number of the step, bytes
 
     def add(self, now: float, size: int) -> None:
         step = int(now // LEDGER_STEP)
-        if self._steps and self._steps[-1][0] == step:
-            size += self._steps.pop()[1]
-        self._steps.append((step, size))
+        if self.steps and self.steps[-1][0] == step:
+            size += self.steps.pop()[1]
+        self.steps.append((step, size))
 
     def sum(self, now: float) -> int:
         """Bytes; forgets what is older."""
-        while self._steps and (self._steps[0][0] + 1) * LEDGER_STEP + DAY <= now:
-            self._steps.popleft()
-        return sum(size for _, size in self._steps)
+        while self.steps and (self.steps[0][0] + 1) * LEDGER_STEP + DAY <= now:
+            self.steps.popleft()
+        return sum(size for _, size in self.steps)
 
 
 Did = Callable[[Progress], None]  # counts at once what was done, since the rest may be cut short
@@ -135,6 +135,14 @@ class Policies:
     def stats(self) -> tuple[PolicyStats, ...]:
         now = self._clock()
         return tuple(replace(each.stats, today=each.ledger.sum(now)) for each in self._states.values())
+
+    def ledgers(self) -> dict[str, list[tuple[int, int]]]:
+        """By kind, for take_ledgers() in another process of the same boot."""
+        return {kind: list(state.ledger.steps) for kind, state in self._states.items()}
+
+    def take_ledgers(self, found: dict[str, list[tuple[int, int]]]) -> None:
+        for kind, steps in found.items():
+            self._states[kind].ledger.steps.extend((number, size) for number, size in steps)
 
     @asynccontextmanager
     async def aside(self) -> AsyncIterator[None]:

@@ -138,9 +138,11 @@ def _kernel(machine: Machine) -> Verdict:
         return "missing", f"{found}: {wrong}", "a kernel with pages of 4 KiB"
     # The latest call that there is no way around: madvise(MADV_POPULATE_WRITE), of `zramfs swap`.
     if machine.kernel < (5, 14):
-        return "missing", found, "a kernel of 5.14 or later; 6.6 or later is best"
+        return "missing", found, "a kernel of 5.14 or later; 6.9 or later is best"
     if machine.kernel < (6, 6):
         return "degraded", f"{found}: no shared mmap of disk", "a kernel of 6.6 or later"
+    if machine.kernel < (6, 9):
+        return "degraded", f"{found}: a device ends with its daemon", "a kernel of 6.9 or later"
     return "ok", found, ""
 
 
@@ -409,7 +411,8 @@ def _package(machine: Machine, name: str, extra: str) -> Verdict:
 CHECKS = (
     _Check("FUSE device", "every device", _fuse, essential=True),
     _Check("fusermount3", "every device of an ordinary user", _fusermount, essential=True),
-    _Check("kernel", "devices, and shared mmap of disk", _kernel, essential=True),
+    _Check("kernel", "devices, shared mmap of disk, and devices that outlive their daemon", _kernel,
+           essential=True),
     _Check("run directory", "every device", _run_directory, essential=True),
     _Check("fuse.conf", "--allow-other of ordinary users", _fuse_conf),
     _Check("fusectl", "abort, the way out when a device hangs", _connections),

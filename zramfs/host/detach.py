@@ -23,13 +23,15 @@ READY_TIMEOUT = 60.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run(body: Callable[[Callable[[], None]], int], log: Path) -> None:
+def run(
+    body: Callable[[Callable[[], None]], int], log: Path, timeout: float = READY_TIMEOUT
+) -> None:
     """Runs body(on_ready) in a daemon; returns when that calls on_ready.
 
     To be called while this process has one thread. The daemon has a session of its own, / as its
     directory, /dev/null as its input and `log` as its output, and no other descriptor of ours.
     Raises what body raises before it is ready, as ZramfsError with the same errno and sentence;
-    ETIMEDOUT when nothing came for READY_TIMEOUT seconds (the daemon may still be there).
+    ETIMEDOUT when nothing came for `timeout` seconds (the daemon may still be there).
     """
     read_end, write_end = os.pipe()
     if sys.stdout is not None:
@@ -44,16 +46,16 @@ def run(body: Callable[[Callable[[], None]], int], log: Path) -> None:
         os.close(write_end)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.waitpid(pid, 0)
-        _expect_ready(read_end, log)
+        _expect_ready(read_end, log, timeout)
     finally:
         os.close(read_end)
 
 
-def _expect_ready(read_end: int, log: Path) -> None:
-    text, end = b"", time.monotonic() + READY_TIMEOUT
+def _expect_ready(read_end: int, log: Path, timeout: float) -> None:
+    text, end = b"", time.monotonic() + timeout
     while not text.endswith(b"\n"):
         if not select.select([read_end], [], [], max(0.0, end - time.monotonic()))[0]:
-            raise ZramfsError(errno.ETIMEDOUT, f"the daemon was not ready within {READY_TIMEOUT:g} s")
+            raise ZramfsError(errno.ETIMEDOUT, f"the daemon was not ready within {timeout:g} s")
         chunk = os.read(read_end, 65536)
         if not chunk:
             raise ZramfsError(errno.EIO, "the daemon ended before it was ready" + _tail(log))

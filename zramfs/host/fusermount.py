@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import stat
 import struct
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from zramfs.errors import ZramfsError
 
 from . import programs, safe_paths, system_calls
 from .mounts import mount_at, mounts
-from .package_managers import advise_install
 
 TIMEOUT = 30.0  # seconds for fusermount3, which may wait for a parent directory that does not answer
 _FLAGS = {
@@ -90,6 +87,8 @@ def _mount_directly(point: Path, options: Mapping[str, str | bool]) -> int:
 
 
 def _mount_by_program(point: Path, options: Mapping[str, str | bool]) -> int:
+    import socket  # 2 ms; root needs none
+
     words = [name if value is True else f"{name}={_escape(value)}" for name, value in options.items()]
     before = {mount.id for mount in mounts()}
     ours, theirs = socket.socketpair()
@@ -177,8 +176,12 @@ def _escape(value: str | bool) -> str:
 def _fusermount(words: list[str], *, what: str, **how: Any) -> None:
     program = programs.find("fusermount3")
     if program is None:
+        from .package_managers import advise_install
+
         raise MountError(errno.ENOENT, f"{what} needs fusermount3, which is not installed; to get it: "
                                        f"{advise_install(programs.find, 'fuse3')}")
+    import subprocess  # here, as in programs
+
     try:
         done = subprocess.run(
             [program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",

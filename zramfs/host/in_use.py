@@ -192,13 +192,9 @@ def _uses(pid: int, target: _Target, table: Iterable[Mount]) -> str | None:
                 if path.startswith("/") and number not in known and (
                         system_calls.device_of(f"{proc}/fd/{fd}") in target.devs):
                     return f"has {path} open, of a mount that was detached"
-        with open(f"{proc}/maps", **AS_PATH) as maps:
-            for line in maps:
-                fields = line.rstrip("\n").split(maxsplit=5)
-                if len(fields) == 6 and fields[5].startswith("/") and (
-                    _dev(fields[3]) in target.devs or _below(fields[5], places)
-                ):
-                    return f"has {fields[5]} mapped"
+        for dev, path in _mapped(pid):
+            if dev in target.devs or _below(path, places):
+                return f"has {path} mapped"
     except OSError:  # it ended meanwhile, or belongs to somebody else
         pass
     return None
@@ -215,17 +211,29 @@ def _runs_or_has(pid: int, directory: Path) -> str | None:
                 path = os.readlink(f"{proc}/fd/{fd}")
                 if _below(path, [directory]) and path != str(directory):
                     return f"has {path} open"
-        with open(f"{proc}/maps", **AS_PATH) as maps:
-            for line in maps:
-                fields = line.rstrip("\n").split(maxsplit=5)
-                if len(fields) == 6 and _below(fields[5], [directory]):
-                    return f"has {fields[5]} mapped"
+        for _, path in _mapped(pid):
+            if _below(path, [directory]):
+                return f"has {path} mapped"
     return None
 
 
+def _mapped(pid: int) -> Iterator[tuple[str, str]]:
+    """"major:minor" and path of each file that a process has mapped; once, though a library has five lines in
+    maps. Raises OSError."""
+    with open(f"/proc/{pid}/maps", **AS_PATH) as maps:
+        found = dict.fromkeys(
+            (fields[3], fields[5]) for line in maps if "/" in line
+            if len(fields := line.rstrip("\n").split(maxsplit=5)) == 6)
+    return ((_dev(dev), path) for dev, path in found if path.startswith("/"))
+
+
 def _below(target: str, places: Iterable[Path]) -> bool:
-    path = Path(target.removesuffix(" (deleted)"))
-    return any(path.is_relative_to(place) for place in places)
+    """target: as the kernel writes it, or an overlay's option has it. Compared as text, since a process may
+    have thousands of files, and a Path of each took most of the time of `zramfs stop`."""
+    path = target.removesuffix(" (deleted)")
+    if "//" in path or "/./" in path or path.endswith("/"):
+        path = str(Path(path))
+    return any(path == place or path.startswith(place.rstrip("/") + "/") for place in map(str, places))
 
 
 def _dev(hexadecimal: str) -> str:

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -168,14 +167,18 @@ def _told(device: str) -> bool:
 
 
 def _loops() -> list[str]:
-    return [f"/dev/{name}" for name in os.listdir("/sys/block") if name.startswith("loop")]
+    """Those that stand on something."""
+    return [f"/dev/{name}" for name in os.listdir("/sys/block")
+            if name.startswith("loop") and os.path.exists(f"/sys/block/{name}/loop")]
 
 
 def _backing_devices(timeout: float = 2.0) -> dict[str, str]:
     """Loop device to "major:minor" of its file's file system; empty when some server does not answer."""
-    program = programs.find("losetup")
+    program = programs.find("losetup") if _loops() else None
     if program is None:
         return {}
+    import subprocess  # here, as in programs
+
     losetup = subprocess.Popen(
         [program, "--list", "--json", "--output", "NAME,BACK-MAJ:MIN"], stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, env=programs.environment())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import sys
@@ -36,6 +35,8 @@ def escape(path: Path) -> str:
             parts.append(f"\\x{byte:02x}")
     name = "".join(parts)
     if len(name) > _NAME_MAX:
+        import hashlib  # 3 ms, for a path that few have
+
         digest = hashlib.sha256(text).hexdigest()[:16]
         name = f"{name[:_NAME_MAX - 17]}_{digest}"
     return name

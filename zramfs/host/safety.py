@@ -23,7 +23,7 @@ from pathlib import Path
 from zramfs.errors import ZramfsError
 from zramfs.text.sizes import format_size
 
-from . import memcg, watermark
+from . import memcg, memory_file, watermark
 from .machine import Machine
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,13 @@ def _enter_swap(force: bool) -> list[str]:
         notes.append(f"without {names} ({refusals}): " + "; ".join(each.lost for each, _ in useful))
     threading.stack_size(_THREAD_STACK)
     return notes
+
+
+def enter_keeper() -> None:
+    """What a keeper has of these settings, as far as they can be had. It locks itself, and inherits the rest
+    from the process that becomes it, or starts it."""
+    _become_flusher()
+    _spare_from_oom()
 
 
 def lock_private() -> str | None:
@@ -248,6 +255,12 @@ SETTINGS = (
     Setting(
         "memory lock", True,
         "the server's own memory is swapped out to itself, and both wait for each other", _probe_lock, _lock,
+    ),
+    # Made with the device: daemon/succession.py.
+    Setting(
+        "a memory file out of swap's reach", True,
+        "when the daemon dies, its data can be swapped out to itself before the next one has it locked",
+        memory_file.refusal, _nothing,
     ),
     # Made, and restored, with the swap area: lifecycle/start.py.
     Setting(

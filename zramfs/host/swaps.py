@@ -2,14 +2,13 @@
 """The active swap areas of the machine."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from zramfs.host.mounts import unescape
 from zramfs.host.paths import AS_PATH
 
 
-@dataclass(frozen=True)
-class SwapArea:
+class SwapArea(NamedTuple):
     """One line of /proc/swaps; size and used in bytes."""
 
     path: str

@@ -8,13 +8,18 @@ takes them, so /proc/self/fd/N names what a descriptor is open on. Errors are OS
 """
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
+import functools
 import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ctypes
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_DIRSYNC, MS_NOATIME = 1, 2, 4, 8, 16, 128, 1024
 MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
@@ -27,31 +32,40 @@ _LOOP_CLR_FD, _LOOP_SET_CAPACITY = 0x4C01, 0x4C07
 # What fork(2) and clone(2) say where no process or thread can be started.
 NO_PROCESS = (errno.EAGAIN, errno.ENOMEM)
 
-_libc = ctypes.CDLL(None, use_errno=True)
+
+@functools.cache
+def _library() -> tuple[ModuleType, ctypes.CDLL]:
+    """ctypes, and libc. Here, because it takes 2 ms to load, and most commands make none of these calls. A
+    daemon has it: trio loads it."""
+    import ctypes
+
+    return ctypes, ctypes.CDLL(None, use_errno=True)
 
 
 def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
     """mount(2). data: the file system's own options, separated by commas."""
     words = [os.fsencode(word) for word in (source, target, fstype)]
-    _expect_zero(_libc.mount(*words, ctypes.c_ulong(flags), os.fsencode(data)), target)
+    ctypes, libc = _library()
+    _expect_zero(libc.mount(*words, ctypes.c_ulong(flags), os.fsencode(data)), target)
 
 
 def enter_namespace(fd: int, kind: int) -> None:
     """setns(2), for a process with one thread. kind: CLONE_NEWNS; CLONE_NEWPID, for its later children."""
-    _expect_zero(_libc.setns(fd, kind), None)
+    _expect_zero(_library()[1].setns(fd, kind), None)
 
 
 def leave_namespace(kind: int) -> None:
     """unshare(2), for a process with one thread: it gets a namespace of its own. kind: CLONE_NEWNS."""
-    _expect_zero(_libc.unshare(kind), None)
+    _expect_zero(_library()[1].unshare(kind), None)
 
 
 def device_of(path: str) -> str:
     """"major:minor" of the file system that `path` is on, from what the kernel has cached: a FUSE server that
     does not answer is not asked."""
+    ctypes, libc = _library()
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
     flags = _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
-    _expect_zero(_libc.statx(_AT_FDCWD, os.fsencode(path), flags, 0, buffer), path)
+    _expect_zero(libc.statx(_AT_FDCWD, os.fsencode(path), flags, 0, buffer), path)
     major, minor = struct.unpack_from("II", buffer, _STATX_DEV)
     return f"{major}:{minor}"
 
@@ -60,7 +74,7 @@ def unmount(point: str | os.PathLike[str], *, lazy: bool = False) -> None:
     """OSError: EPERM without CAP_SYS_ADMIN, EBUSY if it is in use (never when lazy), EINVAL if nothing is
     mounted there. lazy: users keep what they have open."""
     flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
-    _call(_libc.umount2, point, ctypes.c_int(flags))
+    _call(_library()[1].umount2, point, flags)
 
 
 def end_swap(device: str) -> None:
@@ -69,7 +83,7 @@ def end_swap(device: str) -> None:
     The kernel makes the process that is in this call the first one that it kills for want of memory, whatever
     its oom_score_adj is. So a process that serves the area may call it only where memory suffices by far.
     """
-    _call(_libc.swapoff, device)
+    _call(_library()[1].swapoff, device)
 
 
 def release_loop(device: str) -> None:
@@ -90,11 +104,11 @@ def _loop_call(device: str, number: int) -> None:
         os.close(fd)
 
 
-def _call(function: Callable[..., int], path: str | os.PathLike[str], *more: ctypes.c_int) -> None:
+def _call(function: Callable[..., int], path: str | os.PathLike[str], *more: int) -> None:
     _expect_zero(function(os.fsencode(path), *more), str(Path(path)))
 
 
 def _expect_zero(result: int, path: str | None) -> None:
     if result:
-        number = ctypes.get_errno()
+        number = _library()[0].get_errno()
         raise OSError(number, os.strerror(number), path)

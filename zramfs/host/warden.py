@@ -227,9 +227,12 @@ def main() -> None:
             if not data:
                 break
             *lines, pending = (pending + data).split(b"\n")
-            for line in lines:
-                answer = warden.answer(line.decode("utf-8", "surrogateescape"))
-                os.write(1, json.dumps(answer).encode() + b"\n")
+            try:
+                for line in lines:
+                    answer = warden.answer(line.decode("utf-8", "surrogateescape"))
+                    os.write(1, json.dumps(answer).encode() + b"\n")
+            except BrokenPipeError:  # the daemon was killed; the next one has a warden of its own
+                break
     warden.release()
 
 

@@ -20,6 +20,7 @@
 #endif
 #ifndef FUSE_HAS_RESEND			/* 7.40 */
 #define FUSE_HAS_RESEND			(1ULL << 39)
+#define FUSE_NOTIFY_RESEND		7
 #endif
 
 /* The minor version answered to INIT: the last one whose changes the lane knows. */

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 cimport cython
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from zramfs.store.slots cimport store_ctx_t, store_t
 from zramfs.store.store cimport Store
@@ -12,9 +12,12 @@ cdef class Lane:
     cdef lane_t* lane               # constant, and there as long as the lane
     cdef Store store
     cdef readonly int threads
+    cdef readonly uint64_t blamed
     cdef bint started
+    cdef bint takeover
     cdef object __weakref__
     cdef int _start_slow(self) except -1
+    cdef int _resend(self) except -1
     cdef int _drop_known(self, int64_t offset) except -1
     cdef int _show_end(self) except -1
     cdef int _notify(self, const void* message, size_t size) except -1

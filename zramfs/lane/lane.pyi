@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
+from typing import Final
+
 from zramfs.model.stats import LaneStats
 from zramfs.store.store import Store
 
+PAGE_BYTES: Final[int]
+
 class Lane:
     threads: int
-    def __init__(self, fd: int, *, threads: int = 2, poll_us: int = 0) -> None: ...
+    blamed: int
+    def __init__(
+        self, fd: int, *, threads: int = 2, poll_us: int = 0, page: int = -1, takeover: bool = False
+    ) -> None: ...
     def start(self) -> None: ...
     def join(self, timeout: float | None = None) -> bool: ...
     def abort(self) -> None: ...

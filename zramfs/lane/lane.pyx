@@ -17,9 +17,10 @@ from zramfs.lane.workers cimport (
     lane_start_slow_workers, lane_stop, lane_wait_end,
 )
 from zramfs.lane.fuse_abi cimport (
-    FUSE_HAS_RESEND, FUSE_KERNEL_VERSION, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_STORE, FUSE_ROOT_ID,
-    ZRAMFS_FUSE_MINOR_MIN, fuse_notify_inval_inode_out, fuse_notify_store_out, fuse_out_header,
+    FUSE_HAS_RESEND, FUSE_KERNEL_VERSION, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_RESEND, FUSE_NOTIFY_STORE,
+    FUSE_ROOT_ID, ZRAMFS_FUSE_MINOR_MIN, fuse_notify_inval_inode_out, fuse_notify_store_out, fuse_out_header,
 )
+from zramfs.lane.kept cimport KEPT_BUCKETS, KEPT_BYTES, KEPT_GROUPS, count_opens, page_map, page_take_over
 from zramfs.lane.metadata cimport REFUSED
 from zramfs.lane.opens cimport CLAIMED, TRUNCATING
 from zramfs.store.ranges cimport store_disksize
@@ -40,6 +41,9 @@ cdef extern from "sys/eventfd.h" nogil:
 
 assert _BUCKET_BOUNDS == tuple([1 << BUCKET_SHIFT + i for i in range(BUCKETS - 1)])
 assert _OPERATIONS.index("discard") == DISCARDS == GROUPS - 1
+assert (KEPT_GROUPS, KEPT_BUCKETS) == (GROUPS, BUCKETS)
+
+PAGE_BYTES = KEPT_BYTES      # of what outlives the lane
 
 cdef struct inval_inode_t:
     fuse_out_header head
@@ -60,11 +64,14 @@ cdef class Lane:
 
     fd is a descriptor of /dev/fuse from mounting.mount_file(); once the constructor has returned
     it belongs to the lane. poll_us: how many microseconds a thread may look for the next request
-    before it sleeps (at most 10 000), 0 = it sleeps at once. Raises ValueError for a number of threads
-    outside 1 to 64 or another poll_us, OSError if memory or descriptors are short, ZramfsError(EOPNOTSUPP)
-    on a kernel whose pages are not of 4 KiB.
+    before it sleeps (at most 10 000), 0 = it sleeps at once. page: a memfd of KEPT_BYTES zero bytes, or as a
+    predecessor left it (kept_page.h), or -1. takeover: a predecessor on the same connection and page is dead;
+    what it has read and not answered comes again, and `blamed` says how many requests are refused because
+    they ended several in a row. Raises ValueError for a number of threads outside 1 to 64 or another
+    poll_us, OSError if memory or descriptors are short, ZramfsError(EOPNOTSUPP) on a kernel whose pages are
+    not of 4 KiB.
     """
-    def __cinit__(self, int fd, *, int threads=2, int poll_us=0):
+    def __cinit__(self, int fd, *, int threads=2, int poll_us=0, int page=-1, bint takeover=False):
         cdef lane_shared_t* shared
         cdef int err
         expect_kernel_pages()
@@ -81,16 +88,24 @@ cdef class Lane:
         self.lane.done_fd = eventfd(0, EFD_CLOEXEC)
         if self.lane.done_fd < 0:
             raise OSError(errno, f"no descriptor to tell the end of the lane: {os.strerror(errno)}")
+        shared = &self.lane.shared
+        err = page_map(page, &shared.kept)
+        if err:
+            raise OSError(err, f"the page that outlives the lane can't be mapped: {os.strerror(err)}")
         for _ in range(threads):
             err = lane_add_worker(self.lane)
             if err:
                 raise OSError(err, f"no memory for the buffers of {threads} threads: {os.strerror(err)}")
         os.set_blocking(fd, True)
-        shared = &self.lane.shared
         shared.threads = threads
-        shared.mode = 0o600
-        shared.uid, shared.gid = getuid(), getgid()
-        shared.atime = shared.mtime = shared.ctime = <uint64_t> time.time_ns()
+        self.takeover = takeover
+        if takeover:
+            shared.opens = count_opens(shared.kept)
+            self.blamed = page_take_over(shared.kept)
+        else:
+            shared.kept.mode = 0o600
+            shared.kept.uid, shared.kept.gid = getuid(), getgid()
+            shared.kept.atime = shared.kept.mtime = shared.kept.ctime = <uint64_t> time.time_ns()
         self.lane.poll_ns = <uint64_t> poll_us * 1000
         self.lane.fd = fd
 
@@ -112,11 +127,26 @@ cdef class Lane:
         if self.started:
             raise RuntimeError("this lane was started before; a lane serves one connection, once")
         self.started = True
+        if self.takeover:
+            self._resend()
         err = lane_start(self.lane)
         if err:
             self.abort()
             lane_join(self.lane)
             raise OSError(err, f"cannot start {self.threads} threads: {os.strerror(err)}")
+
+    cdef int _resend(self) except -1:
+        """Before the first read: what a predecessor has read and not answered comes again, first of all."""
+        cdef fuse_out_header resend
+        cdef ssize_t sent
+        memset(&resend, 0, sizeof(resend))
+        resend.len = sizeof(resend)
+        resend.error = FUSE_NOTIFY_RESEND
+        with nogil:
+            sent = write(self.lane.fd, &resend, sizeof(resend))
+        if sent < 0 and errno not in (ENODEV, ECONNABORTED, ENOTCONN):
+            raise OSError(errno, "the kernel (before Linux 6.9?) sends nothing again: " + os.strerror(errno))
+        return 0
 
     def join(self, timeout: float | None = None) -> bool:
         """Waits until all threads have ended, at most timeout seconds. True if they have; the store
@@ -191,7 +221,10 @@ cdef class Lane:
             worker_lock(w)
             old = w.ctx
             w.st = st
-            w.ctx = fresh[i] if st != NULL else NULL
+            w.ctx = NULL
+            if st != NULL:
+                fresh[i].steps = &self._thread(i).hand.steps
+                w.ctx = fresh[i]
             worker_unlock(w)
             if old != NULL:
                 store_ctx_free(old)
@@ -308,7 +341,7 @@ cdef class Lane:
         return None
 
     def stats(self) -> LaneStats:
-        """Counters since the start; a consistent picture only while nothing is in flight."""
+        """Counters since the first predecessor's start; consistent only while nothing is in flight."""
         cdef lane_shared_t* shared = &self.lane.shared
         cdef uint64_t counts[GROUPS][BUCKETS]
         cdef worker_thread_t* t
@@ -320,16 +353,16 @@ cdef class Lane:
             t = self._thread(i)
             for g in range(GROUPS):
                 for b in range(BUCKETS):
-                    counts[g][b] += peek64(&t.w.ios[g][b])
-                nbytes[g] += peek64(&t.w.nbytes[g])
-                ns[g] += peek64(&t.w.ns[g])
-            bad += peek64(&t.w.protocol_errors)
-            replies += peek64(&t.reply_errors)
+                    counts[g][b] += peek64(&t.w.counts.ios[g][b])
+                nbytes[g] += peek64(&t.w.counts.nbytes[g])
+                ns[g] += peek64(&t.w.counts.ns[g])
+            bad += peek64(&t.w.counts.protocol_errors)
+            replies += peek64(&t.w.counts.reply_errors)
             unlocked += t.unlocked
-            helped += peek64(&t.w.helped)
-            large += peek64(&t.w.refused_sizes)
-            busy += peek64(&t.w.busy_truncations)
-            longest = max(longest, peek64(&t.w.longest_ns))
+            helped += peek64(&t.w.counts.helped)
+            large += peek64(&t.w.counts.refused_sizes)
+            busy += peek64(&t.w.counts.busy_truncations)
+            longest = max(longest, peek64(&t.w.counts.longest_ns))
         latency = []
         for g in range(GROUPS):
             latency.append(Latency(tuple([counts[g][b] for b in range(BUCKETS)]), ns[g]))
@@ -338,11 +371,10 @@ cdef class Lane:
         return LaneStats(
             ios[READS], nbytes[READS] // 512, ms[READS],
             ios[WRITES], nbytes[WRITES] // 512, ms[WRITES],
-            peek64(&shared.in_flight), peek64(&shared.io_ns) // 1_000_000, sum(ns) // 1_000_000,
+            peek64(&shared.in_flight), peek64(&shared.kept.io_ns) // 1_000_000, sum(ns) // 1_000_000,
             ios[DISCARDS], nbytes[DISCARDS] // 512, ms[DISCARDS],
             bad, longest // 1000, replies, unlocked, helped,
-            peek64(&shared.minor), bool(peek64(&shared.flags) & FUSE_HAS_RESEND),
-            tuple(latency),
+            peek64(&shared.kept.minor), bool(peek64(&shared.kept.flags) & FUSE_HAS_RESEND), tuple(latency),
             peek64(&self.lane.slow.put_off) if self.lane.slow != NULL else 0,
             peek64(&self.lane.slow.refused) if self.lane.slow != NULL else 0,
             large, busy,

@@ -38,12 +38,12 @@ cdef int64_t put_attributes(worker_t* w) noexcept nogil:
     out.attr.blocks = store_data_bytes(w.st) // 512 if w.st != NULL else 0
     out.attr.blksize = PAGE
     out.attr.nlink = 1
-    out.attr.mode = <uint32_t> (S_IFREG | load64(&s.mode))
-    out.attr.uid = <uint32_t> load64(&s.uid)
-    out.attr.gid = <uint32_t> load64(&s.gid)
-    put_time(load64(&s.atime), &out.attr.atime, &out.attr.atimensec)
-    put_time(load64(&s.mtime), &out.attr.mtime, &out.attr.mtimensec)
-    put_time(load64(&s.ctime), &out.attr.ctime, &out.attr.ctimensec)
+    out.attr.mode = <uint32_t> (S_IFREG | load64(&s.kept.mode))
+    out.attr.uid = <uint32_t> load64(&s.kept.uid)
+    out.attr.gid = <uint32_t> load64(&s.kept.gid)
+    put_time(load64(&s.kept.atime), &out.attr.atime, &out.attr.atimensec)
+    put_time(load64(&s.kept.mtime), &out.attr.mtime, &out.attr.mtimensec)
+    put_time(load64(&s.kept.ctime), &out.attr.ctime, &out.attr.ctimensec)
     return sizeof(out[0])
 
 
@@ -65,16 +65,16 @@ cdef int64_t set_attributes(worker_t* w, const fuse_setattr_in* a) noexcept nogi
     """chmod, chown and utimes."""
     cdef lane_shared_t* s = w.shared
     if a.valid & FATTR_MODE:
-        store64(&s.mode, a.mode & 0o7777)
+        store64(&s.kept.mode, a.mode & 0o7777)
     if a.valid & FATTR_UID:
-        store64(&s.uid, a.uid)
+        store64(&s.kept.uid, a.uid)
     if a.valid & FATTR_GID:
-        store64(&s.gid, a.gid)
+        store64(&s.kept.gid, a.gid)
     if a.valid & FATTR_ATIME:
-        store64(&s.atime, wall_ns() if a.valid & FATTR_ATIME_NOW else get_time(a.atime, a.atimensec))
+        store64(&s.kept.atime, wall_ns() if a.valid & FATTR_ATIME_NOW else get_time(a.atime, a.atimensec))
     if a.valid & FATTR_MTIME:
-        store64(&s.mtime, wall_ns() if a.valid & FATTR_MTIME_NOW else get_time(a.mtime, a.mtimensec))
-    store64(&s.ctime, get_time(a.ctime, a.ctimensec) if a.valid & FATTR_CTIME else wall_ns())
+        store64(&s.kept.mtime, wall_ns() if a.valid & FATTR_MTIME_NOW else get_time(a.mtime, a.mtimensec))
+    store64(&s.kept.ctime, get_time(a.ctime, a.ctimensec) if a.valid & FATTR_CTIME else wall_ns())
     return put_attributes(w)
 
 
@@ -123,6 +123,6 @@ cdef int64_t do_init(worker_t* w, const uint8_t* arg, size_t room) noexcept nogi
     out.max_write = MAX_IO
     out.max_pages = MAX_IO // PAGE
     out.time_gran = 1
-    store64(&s.flags, flags)
-    store64(&s.minor, out.minor)
+    store64(&s.kept.flags, flags)
+    store64(&s.kept.minor, out.minor)
     return sizeof(out[0])

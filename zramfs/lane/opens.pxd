@@ -13,9 +13,9 @@ from zramfs.lane.worker cimport lane_shared_t, worker_t
 cdef uint64_t CLAIMED         # Lane.claim()
 cdef uint64_t TRUNCATING      # a truncation is at work
 
-# pid: of the task that asks, as in the header of its request.
-cdef int64_t do_open(worker_t* w, uint32_t pid) noexcept nogil
-cdef int64_t do_release(worker_t* w, const uint8_t* arg) noexcept nogil
+# unique, pid: the number of the request and the task that asks, as in the request's header.
+cdef int64_t do_open(worker_t* w, uint64_t unique, uint32_t pid) noexcept nogil
+cdef int64_t do_release(worker_t* w, const uint8_t* arg, uint64_t unique) noexcept nogil
 # True if nobody but the task that truncates has the device open; end_truncation() has to follow. by_handle:
 # it has an open file (ftruncate). Waits up to 50 ms for RELEASE requests that other threads have read.
 cdef bint try_truncation(lane_shared_t* s, uint32_t pid, bint by_handle) noexcept nogil

@@ -9,6 +9,7 @@ from allocator.prim cimport add64, cas64, load64, store64
 from zramfs.lane.fuse_abi cimport (
     FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PARALLEL_DIRECT_WRITES, fuse_open_out, fuse_release_in,
 )
+from zramfs.lane.kept cimport FUSE_RESENT, KEPT_OPENS
 from zramfs.lane.worker cimport VIOLATION, lane_shared_t, worker_t
 
 CLAIMED = 1 << 63
@@ -26,14 +27,60 @@ cdef enum:
     LOOK_NS = 1000000
 
 
-cdef int64_t do_open(worker_t* w, uint32_t pid) noexcept nogil:
+# A handle: the number of its OPEN, and in its lowest bits the place in kept_page.opens, or KEPT_OPENS where
+# that is full. So a successor can tell an OPEN and a RELEASE that its predecessor has done and not answered
+# from those that are still to be done.
+cdef enum:
+    PLACE_BITS = 11
+
+
+cdef uint64_t handle_of(lane_shared_t* s, uint64_t unique) noexcept nogil:
+    """Of an OPEN that the predecessor has counted; 0 if it has not."""
+    cdef int i
+    for i in range(KEPT_OPENS):
+        if load64(&s.kept.opens[i]) == unique:
+            return unique << PLACE_BITS | <uint64_t> i
+    return 0
+
+
+cdef uint64_t new_handle(lane_shared_t* s, uint64_t unique) noexcept nogil:
+    cdef uint64_t place
+    cdef int _
+    for _ in range(KEPT_OPENS):
+        place = add64(&s.handles, 1) % <uint64_t> KEPT_OPENS
+        if cas64(&s.kept.opens[place], 0, unique):
+            return unique << PLACE_BITS | place
+    add64(&s.kept.more_opens, 1)
+    return unique << PLACE_BITS | <uint64_t> KEPT_OPENS
+
+
+cdef bint end_handle(lane_shared_t* s, uint64_t handle) noexcept nogil:
+    """False if it is none, or was ended before."""
+    cdef uint64_t place = handle & ((1 << PLACE_BITS) - 1), unique = handle >> PLACE_BITS
+    cdef uint64_t more = load64(&s.kept.more_opens)
+    if unique == 0 or place > <uint64_t> KEPT_OPENS:
+        return False
+    if place < <uint64_t> KEPT_OPENS:
+        return cas64(&s.kept.opens[place], unique, 0)
+    while more:
+        if cas64(&s.kept.more_opens, more, more - 1):
+            return True
+        more = load64(&s.kept.more_opens)
+    return False
+
+
+cdef int64_t do_open(worker_t* w, uint64_t unique, uint32_t pid) noexcept nogil:
     cdef lane_shared_t* s = w.shared
     cdef fuse_open_out* out = <fuse_open_out*> w.data
-    cdef uint64_t opens = load64(&s.opens), handle
+    cdef uint64_t opens = load64(&s.opens), handle = 0
+    if unique & FUSE_RESENT:
+        unique &= ~<uint64_t> FUSE_RESENT
+        handle = handle_of(s, unique)
     while opens <= COUNT:
-        if cas64(&s.opens, opens, opens + 1):
-            handle = add64(&s.handles, 1) & HANDLES
-            store64(&s.latest_open, UNUSED_SINCE | handle << 32 | pid)
+        if handle != 0 or cas64(&s.opens, opens, opens + 1):
+            if handle == 0:
+                handle = new_handle(s, unique)
+            store64(&s.latest_open, UNUSED_SINCE | (handle & HANDLES) << 32 | pid)
             memset(out, 0, sizeof(out[0]))
             out.fh = handle
             # Pages that shared mappings left in the cache stay valid: the kernel drops what direct
@@ -44,13 +91,15 @@ cdef int64_t do_open(worker_t* w, uint32_t pid) noexcept nogil:
     return -EBUSY
 
 
-cdef int64_t do_release(worker_t* w, const uint8_t* arg) noexcept nogil:
+cdef int64_t do_release(worker_t* w, const uint8_t* arg, uint64_t unique) noexcept nogil:
     cdef lane_shared_t* s = w.shared
     cdef fuse_release_in a
     cdef uint64_t opens = load64(&s.opens), latest = load64(&s.latest_open)
     memcpy(&a, arg, sizeof(a))
-    if latest and (latest & ~UNUSED_SINCE) >> 32 == a.fh:
+    if latest and (latest & ~UNUSED_SINCE) >> 32 == a.fh & HANDLES:
         cas64(&s.latest_open, latest, 0)
+    if not end_handle(s, a.fh):
+        return 0 if unique & FUSE_RESENT else VIOLATION
     while opens & COUNT:
         if cas64(&s.opens, opens, opens - 1):
             return 0

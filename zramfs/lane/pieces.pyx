@@ -86,6 +86,6 @@ cdef bint help_with_pieces(worker_t* w, worker_t* owner) noexcept nogil:
     if w.ctx != NULL:
         w.ctx.may_wait = False
         taken = run_pieces(job, w.ctx)
-        add_count(&w.helped, taken)
+        add_count(&w.counts.helped, taken)
     worker_unlock(w)
     return taken != 0

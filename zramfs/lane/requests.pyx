@@ -40,8 +40,8 @@ cdef int64_t LATER = -100001
 
 cdef void stamp_change(lane_shared_t* s) noexcept nogil:
     cdef uint64_t now = wall_ns()
-    store64(&s.mtime, now)
-    store64(&s.ctime, now)
+    store64(&s.kept.mtime, now)
+    store64(&s.kept.ctime, now)
 
 
 # --- I/O statistics, as the block layer counts them
@@ -50,7 +50,7 @@ cdef void advance_io_time(lane_shared_t* s, uint64_t now, bint busy) noexcept no
     """Brings io_ns up to now. A thread that loses the race leaves the interval to the winner."""
     cdef uint64_t stamp = peek64(&s.stamp)
     if now > stamp and cas64(&s.stamp, stamp, now) and busy:
-        add64(&s.io_ns, now - stamp)
+        add64(&s.kept.io_ns, now - stamp)
 
 
 cdef uint64_t io_begin(worker_t* w) noexcept nogil:
@@ -81,12 +81,12 @@ cdef void io_end(worker_t* w, int group, uint64_t began, uint64_t nbytes) noexce
     cdef uint64_t ns = now - began
     advance_io_time(w.shared, now, True)
     sub64(&w.shared.in_flight, 1)
-    add_count(&w.ios[group][latency_bucket(ns)], 1)
-    add_count(&w.nbytes[group], nbytes)
-    add_count(&w.ns[group], ns)
+    add_count(&w.counts.ios[group][latency_bucket(ns)], 1)
+    add_count(&w.counts.nbytes[group], nbytes)
+    add_count(&w.counts.ns[group], ns)
     w.last_ns = ns
-    if ns > peek64(&w.longest_ns):
-        store64(&w.longest_ns, ns)
+    if ns > peek64(&w.counts.longest_ns):
+        store64(&w.counts.longest_ns, ns)
 
 
 # --- Operations. Each returns the bytes of its reply at w.data, or a negative errno, or VIOLATION.
@@ -201,12 +201,12 @@ cdef int64_t truncate_device(worker_t* w, const fuse_setattr_in* a, uint32_t pid
     cdef uint64_t size = device_size(w), began
     cdef int64_t result
     if a.size > size:
-        add_count(&w.refused_sizes, 1)
+        add_count(&w.counts.refused_sizes, 1)
         return -EINVAL
     if a.size != 0 or size == 0:
         return 0
     if not try_truncation(w.shared, pid, a.valid & FATTR_FH):
-        add_count(&w.busy_truncations, 1)
+        add_count(&w.counts.busy_truncations, 1)
         return -EBUSY
     began = io_begin(w)
     result = store_zero(w.st, w.ctx, 0, size, &w.done)
@@ -282,9 +282,9 @@ cdef int64_t dispatch_request(worker_t* w, const fuse_in_header* h, size_t got) 
     elif opcode == FUSE_SETATTR:
         return do_setattr(w, arg, h.pid)
     elif opcode == FUSE_OPEN:
-        return do_open(w, h.pid)
+        return do_open(w, h.unique, h.pid)
     elif opcode == FUSE_RELEASE:
-        return do_release(w, arg)
+        return do_release(w, arg, h.unique)
     return do_statfs(w)
 
 
@@ -327,7 +327,7 @@ cdef size_t answer_request(worker_t* w, size_t got) noexcept nogil:
     cdef fuse_out_header* out
     cdef int64_t result
     if got < sizeof(h):
-        add_count(&w.protocol_errors, 1)
+        add_count(&w.counts.protocol_errors, 1)
         return 0                    # too short to name a request to answer
     # The reply is built over the request.
     memcpy(&h, w.data - REQUEST_HEAD, sizeof(h))
@@ -340,7 +340,7 @@ cdef size_t answer_request(worker_t* w, size_t got) noexcept nogil:
         return PUT_OFF
     w.began = w.done = 0
     if result == VIOLATION:
-        add_count(&w.protocol_errors, 1)
+        add_count(&w.counts.protocol_errors, 1)
         result = -EINVAL
     if h.opcode == FUSE_FORGET or h.opcode == FUSE_BATCH_FORGET or h.opcode == FUSE_INTERRUPT:
         return 0

@@ -19,6 +19,7 @@ workers.pxd.
 from libc.stdint cimport uint8_t, uint64_t
 
 from allocator.prim cimport pthread_mutex_t
+from zramfs.lane.kept cimport kept_hand
 from zramfs.lane.slow cimport SLOW_SPARES, SLOW_THREADS, pthread_cond_t, slow_t
 from zramfs.lane.worker cimport lane_shared_t, worker_t
 
@@ -40,6 +41,7 @@ cdef struct worker_thread_t:
     worker_t w
     lane_t* lane
     int index
+    kept_hand* hand             # what the keeper sees of it
     unsigned int requests       # read so far, wraps
     bint long_request           # the last one
     bint hopeful                # the next request will probably come while we look for it
@@ -49,7 +51,6 @@ cdef struct worker_thread_t:
     unsigned int alone          # long requests in a row after which no other waited and somebody read
     pthread_t id
     uint64_t running            # atomic: 1 until the thread is past its last request
-    uint64_t reply_errors       # atomic: replies that the kernel refused for an unexpected reason
     uint64_t unlocked           # bytes that mlock refused
 
 cdef struct lane_t:

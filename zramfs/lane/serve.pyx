@@ -7,14 +7,15 @@ from libc.stdint cimport uint64_t
 from posix.unistd cimport dup2, read, write
 
 from allocator.prim cimport (
-    add64, cas64, load64, now_ns, peek64, pthread_mutex_lock, pthread_mutex_unlock, store64, sub64,
+    add64, cas64, load64, now_ns, pthread_mutex_lock, pthread_mutex_unlock, store64, sub64,
 )
+from zramfs.lane.kept cimport FUSE_RESENT, is_refused
 from zramfs.lane.pieces cimport help_with_pieces
 from zramfs.lane.requests cimport PUT_OFF, answer_request, request_payload, refuse_request, request_takes_long
 from zramfs.lane.slow cimport (
     pthread_cond_broadcast, pthread_cond_signal, pthread_cond_wait, slow_end, slow_put, slow_take,
 )
-from zramfs.lane.worker cimport MAX_IO, REPLY_HEAD, REQUEST_HEAD, SHARED_BYTES
+from zramfs.lane.worker cimport MAX_IO, REPLY_HEAD, REQUEST_HEAD, SHARED_BYTES, add_count
 
 cdef enum:
     LOOK_EVERY = 8              # requests between two looks for more waiting; a power of two
@@ -43,7 +44,7 @@ cdef bint worker_reply(worker_thread_t* t, size_t size, uint64_t unique) noexcep
         return False
     # A request without an answer hangs its caller: end it with an error. If the
     # kernel had already ended it, this one gets ENOENT.
-    store64(&t.reply_errors, peek64(&t.reply_errors) + 1)
+    add_count(&t.w.counts.reply_errors, 1)
     write(t.lane.fd, t.w.data - REPLY_HEAD, refuse_request(&t.w, unique, EIO))
     return True
 
@@ -191,10 +192,12 @@ cdef void* slow_worker_serve(void* arg) noexcept nogil:
     # A reply that comes too late goes to what stands in the connection's place.
     while not load64(&lane.stopping) and slow_take(lane.slow, &t.w, &got):
         unique = (<uint64_t*> (t.w.data - REQUEST_HEAD))[1]
+        store64(&t.hand.unique, unique & ~<uint64_t> FUSE_RESENT)
         size = answer_request(&t.w, got)
         store64(&t.w.serving, 0)
         if size:
             worker_reply(t, size, unique)
+        store64(&t.hand.unique, 0)
     store64(&t.running, 0)
     lane_drop_workers(lane, 1)
     return NULL
@@ -210,9 +213,11 @@ cdef size_t worker_answer_or_put_off(worker_thread_t* t, size_t got) noexcept no
     # No room: to wait here costs others time, to refuse would cost data. Somebody else has to read
     # meanwhile, also one that is about to rest because it has just helped with this very request.
     lane_begin_blocking(t.lane)
+    store64(&t.hand.waits, 1)
     t.w.may_wait = True
     size = answer_request(&t.w, got)
     t.w.may_wait = False
+    store64(&t.hand.waits, 0)
     lane_end_blocking(t.lane)
     return size
 
@@ -255,6 +260,7 @@ cdef bint worker_serve_request(worker_thread_t* t) noexcept nogil:
     cdef lane_t* lane = t.lane
     cdef size_t size
     cdef uint64_t unique, payload
+    cdef bint lasts
     cdef ssize_t got = worker_read_request(t)
     if got <= 0:
         return connection_lasts(lane, got)
@@ -267,9 +273,15 @@ cdef bint worker_serve_request(worker_thread_t* t) noexcept nogil:
             t.long_request or (t.requests % LOOK_EVERY == 0 and lane_has_requests(lane))):
         lane_wake_workers(lane, 1)
     unique = (<uint64_t*> (t.w.data - REQUEST_HEAD))[1]
-    size = worker_answer_or_put_off(t, <size_t> got)
+    store64(&t.hand.unique, unique & ~<uint64_t> FUSE_RESENT)
+    if unique & FUSE_RESENT and is_refused(lane.shared.kept, unique):
+        size = refuse_request(&t.w, unique, EIO)
+    else:
+        size = worker_answer_or_put_off(t, <size_t> got)
     store64(&t.w.serving, 0)
-    return size == 0 or worker_reply(t, size, unique)
+    lasts = size == 0 or worker_reply(t, size, unique)
+    store64(&t.hand.unique, 0)
+    return lasts
 
 
 cdef void lane_drop_workers(lane_t* lane, uint64_t threads) noexcept nogil:

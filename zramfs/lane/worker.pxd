@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from posix.time cimport clock_gettime, timespec
 
 from allocator.prim cimport cas_i32, peek64, relax, store64, store_i32
+from zramfs.lane.kept cimport kept_counts, kept_page
 from zramfs.store.ranges cimport store_disksize
 from zramfs.store.slots cimport store_ctx_t, store_t
 
@@ -38,21 +39,13 @@ cdef enum:
 # Shared by all threads of a lane; every field is read and written with atomics.
 cdef struct lane_shared_t:
     uint64_t opens            # number of open files, and bits (opens.pxd)
-    uint64_t handles          # file handles given so far
+    uint64_t handles          # places for open files that were looked at so far
     uint64_t latest_open      # its handle and pid (opens.pyx); 0 once anybody has read or written
-    uint64_t mode             # attributes of the file: permission bits, owner,
-    uint64_t uid
-    uint64_t gid
-    uint64_t atime            # and times in ns since 1970, as int64
-    uint64_t mtime
-    uint64_t ctime
-    uint64_t minor            # protocol version agreed on with the kernel, 0 before INIT
-    uint64_t flags            # INIT flags agreed on
     uint64_t refused          # REFUSED | major << 32 | minor of a kernel that is too old
     uint64_t in_flight        # I/O requests being served
-    uint64_t stamp            # io_ns is right up to this moment
-    uint64_t io_ns            # time with at least one request in flight
+    uint64_t stamp            # kept.io_ns is right up to this moment
     uint64_t threads          # that read requests; constant
+    kept_page* kept           # what a successor finds: the file's attributes, its open files; constant
     # Wakes at most `threads` workers that rest, to help with a job (pieces.pxd); constant.
     void (*wake_workers)(void* lane, uint64_t threads) noexcept nogil
     void* lane
@@ -82,18 +75,11 @@ cdef struct worker_t:
     store_ctx_t* ctx
     job_t job                 # of the request being served
     uint64_t serving          # 1 from the moment a request was read until it is answered
-    uint64_t ios[GROUPS][BUCKETS]  # requests by the time they took
-    uint64_t nbytes[GROUPS]
-    uint64_t ns[GROUPS]
-    uint64_t longest_ns
+    kept_counts* counts       # constant
     uint64_t last_ns          # of the last I/O request; for the thread itself
     bint may_wait             # for the backing store; for the thread itself, as the next two
     uint64_t began            # when the request was first tried, 0: it was not yet
     uint64_t done             # how far that try came
-    uint64_t protocol_errors
-    uint64_t refused_sizes    # truncations to more than the device's size,
-    uint64_t busy_truncations  # and to 0 while others had it open
-    uint64_t helped           # pieces done of other threads' requests
 
 
 # Takes and leaves w.lock.

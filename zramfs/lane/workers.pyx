@@ -17,6 +17,7 @@ from allocator.prim cimport (
     add64, load64, peek64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock, store64,
 )
+from zramfs.lane.kept cimport KEPT_HANDS, page_release
 from zramfs.lane.slow cimport (
     SLOW_SPARES, SLOW_THREADS, pthread_cond_destroy, pthread_cond_init, slow_idle, slow_init, slow_t,
 )
@@ -107,11 +108,17 @@ cdef worker_thread_t* worker_thread_new(lane_t* lane) noexcept nogil:
     return t
 
 
+cdef void worker_take_hand(worker_thread_t* t, int number) noexcept nogil:
+    t.hand = &t.lane.shared.kept.hands[number]
+    t.w.counts = &t.lane.shared.kept.counts[number]
+
+
 cdef int lane_add_worker(lane_t* lane) noexcept nogil:
     cdef worker_thread_t* t = worker_thread_new(lane)
     if t == NULL:
         return errno
     t.index = lane.count
+    worker_take_hand(t, lane.count)
     lane.threads[lane.count] = t
     lane.count += 1
     return 0
@@ -133,6 +140,8 @@ cdef int lane_add_slow_workers(lane_t* lane) noexcept nogil:
         if lane.slow_threads[lane.slow_count] == NULL:
             return errno
         lane.slow_threads[lane.slow_count].w.may_wait = True
+        worker_take_hand(lane.slow_threads[lane.slow_count], KEPT_HANDS - SLOW_THREADS + lane.slow_count)
+        lane.slow_threads[lane.slow_count].hand.waits = 1
         lane.slow_count += 1
     s = <slow_t*> locked_memory(sizeof(slow_t), &unlocked)
     if s == NULL:
@@ -270,7 +279,7 @@ cdef uint64_t lane_requests_served(lane_t* lane) noexcept nogil:
     for i in range(lane.count):
         for g in range(GROUPS):
             for b in range(BUCKETS):
-                served += peek64(&lane.threads[i].w.ios[g][b])
+                served += peek64(&lane.threads[i].w.counts.ios[g][b])
     return served
 
 
@@ -285,6 +294,7 @@ cdef void lane_free(lane_t* lane) noexcept nogil:
             munmap(lane.spares[i], SPARE)
     if lane.slow != NULL:
         munmap(lane.slow, sizeof(slow_t))
+    page_release(lane.shared.kept)
     pthread_cond_destroy(&lane.rest_over)
     pthread_mutex_destroy(&lane.rest_lock)
     if lane.fd >= 0:

@@ -18,7 +18,6 @@ from zramfs.lifecycle.stop import (
     expect_unserved,
     expect_unused,
     remove_rundir,
-    stale_message,
 )
 from zramfs.model.config import DeviceConfig
 from zramfs.text.kernel_numbers import page_align
@@ -92,6 +91,7 @@ def _first_state(new: Rundir, directory: Path, kind: str, config: DeviceConfig, 
         threads=config.threads,
         made=made,
         mountpoint=str(directory) if is_ramdisk else None,
+        keep=str(config.keep) if config.keep else None,
         # That of a plain device changes without a command of the command line (reset, disksize).
         size=None if kind == "device" else page_align(config.size),
     )
@@ -106,7 +106,7 @@ def _ending(new: Rundir, directory: Path, end: float, say: Say) -> bool:
             continue
         if state is None or not state.alive():
             expect_unserved(other, state)
-            message = stale_message(other, state)
+            message = rundir.stale_message(other, state)
             expect_unused(other, state)
             clean_up(other, state)
             say(message)

@@ -44,8 +44,11 @@ class State:
     size: int | None = None  # bytes, of a RAM disk or a swap device: as made, or as `zramfs resize` left it
     attached: int | None = None  # loops.sequence() of loop
     tree_dev: str | None = None  # "major:minor" of the mounted tree
+    keep: str | None = None  # image that a RAM disk is saved into at its end
     former: list[str] = field(default_factory=list)  # what its places were called before a rename
     notes: list[str] = field(default_factory=list)  # what was set up for swap, and what that lacks
+    keeper_pid: int = 0  # of the process that starts another daemon when this one dies; 0 = none
+    standby_pid: int = 0  # of the process that waits to take over; 0 = none
     version: int = _STATE_VERSION
 
     def alive(self) -> bool:
@@ -75,7 +78,9 @@ def correct(state: State, holders: list[int]) -> State:
     if state.loop and state.mountpoint and loops.stands_on(state.loop, Path(state.disk), state.attached):
         state = _moved(state, "mountpoint", [each for each in table if each.source == state.loop])
     if state.phase == "ready" and holders and state.pid not in holders:
-        state = replace(state, pid=holders[0], pid_start=process_start(holders[0]) or 0)
+        # Between a daemon's death and the next one there is only the keeper.
+        serving = next((pid for pid in holders if pid != state.keeper_pid), holders[0])
+        state = replace(state, pid=serving, pid_start=process_start(serving) or 0)
     return state
 
 

@@ -41,9 +41,10 @@ DEFAULT_OPTIONS = "discard"  # a deleted file gives its memory back
 
 @dataclass(frozen=True)
 class FileSystem:
-    """What to make on the device, and where to mount it; options as mount(8) takes them, may be empty.
-    mode, owner, group of the new root directory; None = as mkfs made it. mkfs: more words for mkfs, behind
-    ours, so that of two that contradict each other the user's hold."""
+    """What to make on the device, and where to mount it; options as mount(8) takes them, may be empty. mode,
+    owner, group of the new root directory; None = as mkfs made it. mkfs: more words for mkfs, behind ours,
+    so that of two that contradict each other the user's hold. is_there: it came with an image, and is only
+    mounted."""
 
     type: str
     mountpoint: Path
@@ -53,6 +54,7 @@ class FileSystem:
     group: int | None = None
     label: str | None = None
     mkfs: tuple[str, ...] = ()
+    is_there: bool = False
 
 
 def as_it_was(state: State, place: Path) -> FileSystem:

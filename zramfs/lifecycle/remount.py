@@ -41,3 +41,15 @@ def mount_again(found: Rundir | None, place: Path, say: Say) -> bool:
     ramdisk.govern(Path(state.directory))
     say(f"note: {state.name} was there, and is mounted on {place} again with its data")
     return True
+
+
+def put_back(old: Rundir) -> bool:
+    """For the daemon that was to end, and goes on because it could not be saved: mounts what may_end() has
+    unmounted. True if something was."""
+    state = old.read()
+    if state is None or state.kind != "ramdisk" or state.mountpoint is None or state.loop is None:
+        return False
+    if ramdisk.places(state.loop) or not loops.stands_on(state.loop, old.disk, state.attached):
+        return False
+    ramdisk.mount(ramdisk.as_it_was(state, Path(state.mountpoint)), state.loop)
+    return True

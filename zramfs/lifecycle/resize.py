@@ -12,10 +12,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import signal
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from zramfs.errors import ZramfsError
 from zramfs.host import loops
@@ -26,6 +29,7 @@ from . import file_system_size, ramdisk
 from .rundir import Rundir, State
 from .stop import GONE_TIMEOUT, Say, expect_answer, expect_unused, is_elsewhere
 
+PROGRAM_TIMEOUT = 600.0  # seconds for an e2fsck or resize2fs that is at work on a large device
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -48,6 +52,59 @@ def resize_device(old: Rundir, size: int, say: Say, *, unmount: bool = False, di
         else:
             _grow(old, state, before, size, say, unmount=unmount)
     return size
+
+
+def resize_unmounted(old: Rundir, size: int, say: Say, *, discard: bool = False) -> int:
+    """As resize_device(unmount=True), in two processes, so that a kill of either one leaves the file system
+    mounted: a child does the work, and goes on without this one. When the child is killed, this one mounts
+    the file system again, and raises ZramfsError(EINTR). To be called while the process has one thread."""
+    state = _expect_able(old)
+    place = _mounted_place(state) if state.kind == "ramdisk" else None
+    read_end, write_end = os.pipe()
+    with _undisturbed(), open(read_end, "rb") as answers:
+        pid = os.fork()
+        if pid == 0:
+            _work_apart(lambda: resize_device(old, size, say, unmount=True, discard=discard), write_end)
+        os.close(write_end)
+        text = answers.read()
+        os.waitpid(pid, 0)
+        if text:
+            answer = json.loads(text)
+            if "sentence" in answer:
+                raise ZramfsError(answer["errno"], answer["sentence"])
+            return int(answer["size"])
+        if place is not None:
+            _mount_again(old, place)
+    raise ZramfsError(
+        errno.EINTR, f"the process that did it was killed, and {place or state.where} is in use again: the "
+        "same command goes on from there")
+
+
+def _work_apart(work: Callable[[], int], write_end: int) -> NoReturn:
+    """In the child, which the end of a terminal does not reach."""
+    try:
+        os.setsid()
+        try:
+            answer: dict[str, object] = {"size": work()}
+        except ZramfsError as error:
+            answer = {"errno": error.errno, "sentence": str(error)}
+        except BaseException:
+            answer = {"errno": errno.EIO, "sentence": traceback.format_exc().rstrip()}
+        with contextlib.suppress(BrokenPipeError):
+            os.write(write_end, json.dumps(answer).encode())
+    finally:
+        os._exit(0)
+
+
+def _mount_again(old: Rundir, place: Path) -> None:
+    """A program that the killed process ran may still be at work on the file system."""
+    state = old.read()
+    if state is None or state.loop is None:
+        return
+    if not ramdisk.places(state.loop):
+        loops.wait_unclaimed(state.loop, PROGRAM_TIMEOUT)
+        ramdisk.mount(ramdisk.as_it_was(state, place), state.loop)
+    ramdisk.govern(Path(state.directory))
 
 
 def device_size(state: State) -> int:
@@ -153,10 +210,11 @@ def _grow_below(old: Rundir, state: State, standing: list[str], before: int, siz
 
 def _mounted_place(state: State) -> Path:
     found = ramdisk.places(state.loop) if state.loop else []
+    options = ramdisk.as_it_was(state, Path(state.where)).options
     if not found:
         raise ZramfsError(
             errno.ENOENT, f"expected the file system of {state.where} to be mounted, and it is not; nothing "
-            "was changed")
+            f"was changed. `mount -o {options or 'defaults'} {state.loop} {state.where}` mounts it again")
     usual = Path(state.where)
     return usual if usual in found else found[0]
 

@@ -23,9 +23,9 @@ import os
 import stat
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zramfs.errors import ZramfsError
 from zramfs.host import locks, mounts, safe_paths
@@ -34,10 +34,10 @@ from zramfs.host.paths import AS_PATH, ROOT_BASE, escape, resolve
 from .device_state import State, correct, rebuild
 
 _LOCK_TIMEOUT = 30.0
+_LAST_LINES = 8  # of the log of a daemon that failed: its reason, and the steps of its end
 
 
-@dataclass(frozen=True)
-class Rundir:
+class Rundir(NamedTuple):
     path: Path
 
     @property
@@ -92,12 +92,29 @@ class Rundir:
                 error.errno or errno.EIO, f"cannot write {temporary}: {error.strerror}") from None
 
     def update(self, **changes: Any) -> State:
-        state = self.read()
-        if state is None:
-            raise ZramfsError(errno.ENOENT, f"{self.path}/state.json is gone: somebody removed the device")
-        state = replace(state, **changes)
-        self.write(state)
-        return state
+        """One at a time: the daemon and the command that builds on it both have things to say."""
+        with self._alone():
+            state = self.read()
+            if state is None:
+                raise ZramfsError(
+                    errno.ENOENT, f"{self.path}/state.json is gone: somebody removed the device")
+            state = replace(state, **changes)
+            self.write(state)
+            return state
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(self.path / "state.lock", flags, 0o600)
+        except OSError as error:
+            raise ZramfsError(
+                error.errno or errno.EIO, f"cannot write {self.path}/state.lock: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # of this open file: also against another thread
+            yield
+        finally:
+            os.close(fd)
 
     def remove(self, *, but: Collection[str] = ()) -> None:
         """Removes the directory and what stands in it, without the files in `but`; nothing may be mounted
@@ -106,7 +123,7 @@ class Rundir:
         Never a recursive removal: that would reach into a file system still mounted below.
         """
         with contextlib.suppress(FileNotFoundError):
-            for name in ("state.json.new", "disk", "log", "resize", "state.json"):
+            for name in ("state.json.new", "state.lock", "disk", "log", "resize", "state.json"):
                 if name not in but:
                     with contextlib.suppress(FileNotFoundError):
                         (self.path / name).unlink()
@@ -242,3 +259,21 @@ def foreign_mount(directory: Path) -> str | None:
         f"a zramfs device of another user or run directory is mounted on {directory}: let its owner stop it, "
         f"or, if its daemon has died, take the mount away with `fusermount3 -u {directory}`"
     )
+
+
+def stale_message(old: Rundir, state: State | None) -> str:
+    if state is None:
+        return f"cleaned up {old.path}, left by a start that never finished"
+    where = state.where
+    daemon = f"its daemon (pid {state.pid}, since {state.created})"
+    if state.phase == "failed":
+        return f"cleaned up {where}: {daemon} had failed, and its data is lost{_end_of_log(old)}"
+    return f"cleaned up {where}: {daemon} had died, and its data with it"
+
+
+def _end_of_log(old: Rundir) -> str:
+    """To be asked for before the log is removed with the rest."""
+    with contextlib.suppress(OSError):
+        lines = old.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
+        return "; the end of its log:\n" + "\n".join(f"  {line}" for line in lines)
+    return ""

@@ -7,22 +7,18 @@ import errno
 import logging
 import os
 import signal
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from zramfs.errors import ZramfsError
-from zramfs.host import detach, limits, loops, mounts, process, safety, watermark
-from zramfs.host.log import log_to_stderr
-from zramfs.lifecycle.stop import Say, clean_up, end_daemon, may_end, take_down_top, teardown
+from zramfs.host import detach, loops, watermark
+from zramfs.lifecycle.stop import Say, clean_up, end_daemon, take_down_top
 from zramfs.model.config import DeviceConfig
 
-from . import ramdisk, rundir, swap
+from . import images, ramdisk, rundir, swap
 from .ramdisk import FileSystem
 from .rundir import Rundir
+from .serve import serve, serve_stored
 from .swap import Swap
-
-if TYPE_CHECKING:
-    from zramfs.daemon.service import Notifier
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +36,8 @@ def start_device(new: Rundir, config: DeviceConfig, on_top: OnTop = None, say: S
     for number in _SIGNALS:
         signal.signal(number, _leave)
     try:
-        detach.run(lambda on_ready: _serve(new, config, on_ready), new.log)
+        timeout = detach.READY_TIMEOUT + images.time_to_restore(config)
+        detach.run(lambda on_ready: serve(new, config, announce=on_ready), new.log, timeout)
         _build(new, on_top, say)
         # A signal that comes now is too late: the device is there, and the exit status must say so.
         for number in _SIGNALS:
@@ -63,8 +60,19 @@ def serve_in_foreground(new: Rundir, config: DeviceConfig, say: Say, on_top: OnT
         if state := new.read():
             say(f"{state.where} is ready")
 
-    if _serve(new, config, on_ready, Notifier.from_environment()):
+    if serve(new, config, build=on_ready, notifier=Notifier.from_environment()):
         raise ZramfsError(errno.EIO, "the device did not end in order; what happened is in the lines above")
+
+
+def resume_in_foreground(old: Rundir) -> bool:
+    """Goes on with a device all of whose processes were killed, from what the service manager has kept of it,
+    until it ends. False if that is nothing. Raises ZramfsError."""
+    from zramfs.daemon.service import stored_descriptors  # brings trio
+
+    status = serve_stored(old, stored_descriptors())
+    if status:
+        raise ZramfsError(errno.EIO, "the device did not end in order; what happened is in the lines above")
+    return status is not None
 
 
 def _leave(number: int, _frame: object) -> NoReturn:
@@ -82,7 +90,8 @@ def _build(new: Rundir, wanted: OnTop, say: Say | None) -> None:
     attached = loops.sequence(device)
     if isinstance(wanted, FileSystem):
         new.update(loop=device, attached=attached, fs=wanted.type, options=wanted.options)
-        ramdisk.make_file_system(wanted.type, device, wanted.label, wanted.mkfs)
+        if not wanted.is_there:
+            ramdisk.make_file_system(wanted.type, device, wanted.label, wanted.mkfs)
         ramdisk.mount(wanted, device)
         ramdisk.govern(new.tree)
     else:
@@ -114,43 +123,3 @@ def _abandon(new: Rundir) -> None:
             end_daemon(state)
         with rundir.locked(new.path.parent):
             clean_up(new, state)
-
-
-def _serve(
-    new: Rundir, config: DeviceConfig, on_ready: Callable[[], None], notifier: Notifier | None = None
-) -> int:
-    from zramfs.daemon import daemon  # brings trio and pyfuse3, which only the daemon needs
-
-    def ready() -> None:
-        if config.reserve:
-            safety.populate()
-        elif refusal := safety.lock_private():
-            log.info("the memory of the server is not locked, and can be swapped out: %s", refusal)
-        tree = mounts.mount_at(config.directory)
-        state = new.update(tree_dev=tree.dev if tree else None)
-        if state.kind == "device":
-            new.update(phase="ready")
-        on_ready()
-
-    rundir.keep(new)
-    new.update(pid=os.getpid(), pid_start=process.process_start(os.getpid()))
-    status = daemon.FAILED
-    try:
-        limits.lift_file_size()
-        state = new.read()
-        if state and state.kind == "swap" and not config.reserve and not config.forced:
-            raise ZramfsError(
-                errno.EINVAL, "swap needs a reserve of ready memory: expected at least 2M, got 0")
-        # Now that all code is loaded, and before there are threads and a store.
-        log_to_stderr()
-        kind = state.kind if state else "device"
-        new.update(notes=safety.enter(kind, force=config.forced, lock=config.lock))
-        status = daemon.serve_device(
-            config, ready, lambda: teardown(new), lambda is_order: may_end(new, is_order=is_order), notifier)
-        return status
-    finally:
-        with rundir.locked(new.path.parent):
-            state = new.read()
-            # The reason of a start that fails is told to whoever started it.
-            failed = status == daemon.FAILED and state is not None and state.phase == "ready"
-            clean_up(new, state, keep_log=failed)

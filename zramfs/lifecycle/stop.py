@@ -28,7 +28,7 @@ from zramfs.host import (
 )
 from zramfs.host.bounded import ANSWER_TIMEOUT
 
-from . import ramdisk, rundir, swap
+from . import images, ramdisk, rundir, swap
 from .rundir import Rundir, State
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,6 @@ GONE_TIMEOUT = 2.0
 # Seconds after which a governor that has not let go is taken to wait for a thaw; it takes 0.1 s, on btrfs 1.
 FROZEN_AFTER = 3.0
 
-LAST_LINES = 8  # of the log of a daemon that failed: its reason, and the steps of its end
 
 Say = Callable[[str], None]
 
@@ -49,15 +48,15 @@ Say = Callable[[str], None]
 def stop_device(old: Rundir, say: Say, *, force: bool = False) -> None:
     """Takes a device down: file system or swap area, loop device, daemon, mounts, run directory.
 
-    Changes nothing when something is in use. force: ends a swap area even if memory may not take what
-    is in it. A device in another mount namespace is taken down from within it. Raises ZramfsError: EBUSY with
-    what uses it, ENOMEM.
+    Changes nothing when something is in use. force: ends a swap area even if memory may not take what is in
+    it, and a RAM disk even if it cannot be saved. A device in another mount namespace is taken down from
+    within it. Raises ZramfsError: EBUSY with what uses it, ENOMEM.
     """
     # Whoever stands in the device when he calls this would be its own obstacle.
     os.chdir("/")
     state = old.read()
     if state is None or not state.alive():
-        message = stale_message(old, state)
+        message = rundir.stale_message(old, state)
         with rundir.locked(old.path.parent):
             expect_unserved(old, state)
             expect_unused(old, state)
@@ -110,7 +109,7 @@ def _stop_living(old: Rundir, state: State, say: Say, force: bool) -> None:
             swap.expect_room(device)
     old.update()  # or where things are now would be lost with their mounts
     _take_copies_away(old, state)
-    take_down_top(old, state, say)
+    take_down_top(old, state, say, force=force)
     end_daemon(state, say)
     with rundir.locked(old.path.parent):
         # The daemon has done this, unless it was killed on the way.
@@ -197,8 +196,15 @@ def may_end(old: Rundir, *, is_order: bool) -> None:
         if state.kind == "swap":
             swap.expect_room(device)
             swap.off(device)
-        elif not is_order and (place := own_place(state, device)):
-            ramdisk.unmount(place)
+        elif (not is_order or state.keep) and (place := own_place(state, device)):
+            try:
+                ramdisk.unmount(place)
+            except ZramfsError as error:
+                if not is_order:
+                    raise
+                log.warning("%s; it is saved as it is now, and what is written from here on is lost", error)
+            else:
+                loops.wait_unclaimed(device, GONE_TIMEOUT)
 
 
 def teardown(old: Rundir) -> None:
@@ -235,11 +241,24 @@ def expect_answer(state: State) -> None:
             errno.ETIMEDOUT,
             f"the daemon (pid {state.pid}) of {state.directory} has not answered for {ANSWER_TIMEOUT:g} s, "
             "so nothing was changed. If it is stopped, `kill -CONT` lets it go on; if it is stuck, "
-            f"`kill -KILL {state.pid}` ends it, and the same command then cleans up",
+            f"{_way_out(state)}",
         ) from None
     except OSError as error:
         # The lane has ended, and the daemon is on its way out.
         log.debug("%s: %s", state.disk, error)
+
+
+def _is_kept(state: State) -> bool:
+    """Whether the keeper that the state names is one, and of this device: it has the run directory locked."""
+    return state.keeper_pid in locks.holders(Path(state.disk).parent)
+
+
+def _way_out(state: State) -> str:
+    if _is_kept(state):
+        return (f"`kill -KILL {state.pid}` has another process take over with the data, and "
+                f"`kill -KILL {state.keeper_pid} {state.pid}` ends the device; the same command then cleans "
+                "up")
+    return f"`kill -KILL {state.pid}` ends it, and the same command then cleans up"
 
 
 def expect_unused(old: Rundir, state: State | None) -> None:
@@ -261,7 +280,9 @@ def expect_unused(old: Rundir, state: State | None) -> None:
         devices=standing,
         # A warden holds the file system for the daemon, also for a moment after the daemon has died, and lets
         # it go before the unmount. Who only looks like one still keeps that from succeeding.
-        but=[state.pid, *process.children_of(state.pid), *process.runs_of(process.WARDEN)] if state else [],
+        but=[*(pid for each in {state.pid, state.keeper_pid, state.standby_pid} - {0}
+               for pid in (each, *process.children_of(each))),
+             *process.runs_of(process.WARDEN)] if state else [],
         own_swaps=own if state and state.kind == "swap" else [],
     )
     if state is not None and state.mountpoint and not phrases:
@@ -285,9 +306,9 @@ def own_place(state: State, device: str) -> Path | None:
     return Path(state.mountpoint) if Path(state.mountpoint) in found else found[0] if found else None
 
 
-def take_down_top(old: Rundir, state: State, say: Say | None = None) -> None:
-    """Takes down what was built on `disk`; what was undone is put back where the rest fails. Raises
-    ZramfsError."""
+def take_down_top(old: Rundir, state: State, say: Say | None = None, *, force: bool = False) -> None:
+    """Takes down what was built on `disk`; what was undone is put back where the rest fails. force: as
+    stop_device(). Raises ZramfsError."""
     if state.kind not in ("ramdisk", "swap"):
         return
     for device in _standing(old, state):
@@ -295,6 +316,13 @@ def take_down_top(old: Rundir, state: State, say: Say | None = None) -> None:
             _take_down_file_system(state, device, place, say)
         if state.kind == "swap":
             swap.off(device)
+        try:
+            images.save_before_end(state, force=force, say=say)
+        except ZramfsError:
+            if place:
+                ramdisk.mount(ramdisk.as_it_was(state, place), device)
+                _put_back(state, place, frozen=False)
+            raise
         _detach(old, state, device, say=say)
 
 
@@ -334,9 +362,11 @@ def _put_back(state: State, place: Path, *, frozen: bool) -> None:
 
 
 def end_daemon(state: State, say: Say | None = None) -> None:
-    """SIGTERM to the daemon, if it is still the process that state names, and waits for its end."""
+    """SIGTERM to the daemon, if it is still the process that state names, and waits for its end. By its
+    keeper, which ends with it, and tells the next daemon if this one dies on the way."""
+    is_kept = _is_kept(state)
     try:
-        pidfd = os.pidfd_open(state.pid)
+        pidfd = os.pidfd_open(state.keeper_pid if is_kept else state.pid)
     except ProcessLookupError:
         return
     try:
@@ -407,21 +437,3 @@ def remove_rundir(old: Rundir, made: list[str], but: Collection[str] = ()) -> No
         with contextlib.suppress(OSError):
             safe_paths.remove_directory(directory)
     old.remove(but=but)
-
-
-def stale_message(old: Rundir, state: State | None) -> str:
-    if state is None:
-        return f"cleaned up {old.path}, left by a start that never finished"
-    where = state.where
-    daemon = f"its daemon (pid {state.pid}, since {state.created})"
-    if state.phase == "failed":
-        return f"cleaned up {where}: {daemon} had failed, and its data is lost{_end_of_log(old)}"
-    return f"cleaned up {where}: {daemon} had died, and its data with it"
-
-
-def _end_of_log(old: Rundir) -> str:
-    """To be asked for before the log is removed with the rest."""
-    with contextlib.suppress(OSError):
-        lines = old.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-        return "; the end of its log:\n" + "\n".join(f"  {line}" for line in lines)
-    return ""

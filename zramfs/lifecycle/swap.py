@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zramfs.errors import ZramfsError
 from zramfs.host import memcg, programs, swaps, system_calls
 from zramfs.host.programs import run
-from zramfs.model.config import Algorithm
 from zramfs.text.sizes import format_size
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from zramfs.model.config import Algorithm
 
 log = logging.getLogger(__name__)
 

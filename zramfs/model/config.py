@@ -54,8 +54,14 @@ class DeviceConfig:
                  None = the default (device/host_memory.py), which is 0 for a device with a reserve
     lock         all memory of the device is locked, so that none of it is swapped out
     proactiveness  of compaction, 0 to 100
+    standby      a second process waits to take over at once when the daemon dies; what has a reserve always
+                 has one
     writeback    block device or regular file for write-back; None = none
     wipe         what was discarded, overwritten or moved is zeroed, in memory and on the backing store
+    restore      image that the device is filled from when it starts; None = none
+    keep         image that the device is saved into when it ends; None = none. If restore is the same file, a
+                 damaged one is refused
+    keep_every   seconds after which it is saved again and again; 0 = only at the end
     mode, owner, group  of `disk`; None = 0600 and the user who starts the device
     """
 
@@ -76,9 +82,13 @@ class DeviceConfig:
     proactiveness: int = DEFAULT_PROACTIVENESS
     writeback: Path | None = None
     wipe: bool = False
+    restore: Path | None = None
+    keep: Path | None = None
+    keep_every: int = 0
     mode: int | None = None
     owner: int | None = None
     group: int | None = None
+    standby: bool = False
 
     @property
     def primary(self) -> Algorithm:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         LaneStats,
         PolicyStats,
         RecompressionStats,
+        RestoreStats,
+        SaveStats,
         StoreStats,
         TaskStats,
         UnitMakingStats,
@@ -58,7 +60,8 @@ class DeviceStats:
     """disksize, mem_limit in bytes, 0 = not set up, no limit; level None = the codec's default;
     algorithms by priority, the first being algo and level; store None while the device is not set up;
     lane: its counters since the last reset; room: bytes that the pool may take before writes get ENOSPC, by
-    mem_limit, the host and the memory cgroups, None = not bounded."""
+    mem_limit, the host and the memory cgroups, None = not bounded; survival: what happens when the daemon
+    dies, as half a sentence."""
 
     name: str
     directory: Path
@@ -87,6 +90,9 @@ class DeviceStats:
     headroom: HeadroomStats
     room: int | None
     governor: GovernorStats
+    survival: str
+    save: SaveStats
+    restored: RestoreStats | None
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:

@@ -234,6 +234,37 @@ class CompactorStats:
     ns: int  # nanoseconds spent in slices
 
 
+@dataclass(frozen=True)
+class SaveStats:
+    """path, pages, taken, kept, lost, written: of the save that runs, or of the last one. kept: pages that
+    were overwritten before their turn; lost: that could not be read. written: bytes. saved_at: seconds since
+    1970 of the last one that succeeded."""
+
+    is_running: bool = False
+    path: str = ""
+    pages: int = 0
+    taken: int = 0
+    kept: int = 0
+    lost: int = 0
+    written: int = 0
+    saves: int = 0
+    failures: int = 0
+    last_error: str | None = None  # of the last one, None if it succeeded
+    saved_at: int | None = None
+
+
+@dataclass(frozen=True)
+class RestoreStats:
+    """The image that a device was filled from. created: seconds since 1970. lost: of its pages. damage: what
+    of it was not as it was written."""
+
+    path: str
+    created: int
+    pages: int
+    lost: int
+    damage: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class TaskStats:
     """A task of the daemon beside the lane, which is started again when it fails."""

@@ -126,6 +126,7 @@ cdef class Backing:
     cdef backing_t* b               # NULL once closed
     cdef readonly str path
     cdef bint taken                 # by a store
+    cdef bint kept                  # it holds the data of a store that is to be adopted
     cdef object __weakref__
 
     cdef int check(self, const uint32_t* live) except -1

@@ -309,13 +309,14 @@ cdef class Backing:
     Raises OSError: what open(2) says (ENOENT, EACCES, EBUSY ...); ENOTBLK for anything but a block
     device or a regular file; EINVAL for less than 4096 bytes; EBUSY for a file in use. MemoryError.
     opener: opens the path with the flags that it gets, as os.open; for one that refuses some paths. kept: the
-    descriptor (fileno()) of the Backing of a store that is to be adopted; nothing is opened then, and a
-    duplicate is kept.
+    descriptor (fileno()) of the Backing of a store that is to be adopted; nothing is opened then, a duplicate
+    is kept, and only close() ends the data.
     """
 
     def __cinit__(self, path: str, bint wipe=False, opener=os.open, kept=None):
         cdef uint64_t nr_blocks
         self.path = os.path.abspath(path)
+        self.kept = kept is not None
         fd = _open_backing(path, opener) if kept is None else os.dup(kept)
         try:
             nr_blocks = min(os.lseek(fd, 0, os.SEEK_END) >> BLOCK_SHIFT, MAX_BLOCKS)
@@ -351,7 +352,8 @@ cdef class Backing:
             raise
 
     def __dealloc__(self):
-        self.close()
+        # If the store is not adopted, its pages stay for another attempt.
+        self.leave() if self.kept else self.close()
 
     def close(self):
         """Gives the space of a file back, and the descriptor. The store must have been closed. With wipe it

@@ -5,7 +5,7 @@ from libc.errno cimport EAGAIN, EINVAL, ENXIO
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from allocator.prim cimport add64, cas64, load32, load64, peek64, store32, write
+from allocator.prim cimport add64, cas64, load32, load64, peek64, store32, store64, write
 from zramfs.store.slots cimport *
 
 cdef enum:
@@ -163,7 +163,7 @@ cdef int store_write(store_t* st, store_ctx_t* ctx, uint64_t off, const uint8_t*
     return 0
 
 
-cdef void free_pages(store_t* st, uint64_t slot, uint64_t last) noexcept nogil:
+cdef void free_pages(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t last) noexcept nogil:
     """Slots [slot, last)."""
     cdef uint64_t piece, chunk
     while slot < last:
@@ -176,6 +176,8 @@ cdef void free_pages(store_t* st, uint64_t slot, uint64_t last) noexcept nogil:
                     page_free(st, slot)
                     slot += 1
             chunk_unpin(st, chunk)
+            if ctx.steps != NULL:
+                store64(ctx.steps, peek64(ctx.steps) + 1)
         slot = piece
 
 
@@ -204,7 +206,7 @@ cdef int store_zero(store_t* st, store_ctx_t* ctx, uint64_t off, uint64_t n, uin
     # Whole pages first: in a full pool they make the room that the rest of a partial page may need.
     if last > first and not done[0]:
         add64(&st.record.notify_free, last - first)
-        free_pages(st, first, last)
+        free_pages(st, ctx, first, last)
         note_change(st, (last - first) << PAGE_SHIFT)
         done[0] = 1
     if first > last:

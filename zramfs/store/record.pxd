@@ -22,7 +22,7 @@ cdef extern from "record.h" nogil:
         uint64_t magic
         uint32_t version
         uint32_t wipe
-        uint64_t nr_slots
+        uint64_t size
         uint64_t most_slots
         uint32_t has_backing
         uint32_t atime_on
@@ -36,13 +36,16 @@ cdef extern from "record.h" nogil:
         backing_record_t backing
         uint64_t unit_serial
 
+    uint64_t record_size(const store_record_t* record, uint64_t nr_slots) noexcept
+    uint64_t record_slots(const store_record_t* record) noexcept
+
 
 cdef inline store_record_t* record_of(arena_t* a) noexcept nogil:
     return <store_record_t*>a.sb.user_record
 
 
-# Note 0: the algorithms that a store was made with.
+# Note 0: the algorithms that a store was made with, behind a check of them.
 cdef bytes codecs_packed(tuple codecs)
 # The keyword arguments with which the store in an adopted arena was made. Raises ValueError for one without a
-# store, or one of another layout, or one whose backing store is None.
+# store, or one of another layout, or one that is damaged, or one whose backing store is None.
 cdef dict kept_arguments(Arena arena, object backing)

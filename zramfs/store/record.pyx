@@ -2,31 +2,42 @@
 """The record of a store, and what it was made with: see record.h and record.pxd."""
 from allocator.arena cimport Arena
 from allocator.layout cimport superblock_t
-from allocator.prim cimport pread
+from allocator.prim cimport pread, round_up
+from zramfs.store.slots cimport NR_PRIO, PAGE, PAGE_SHIFT, user_bytes
 
 import json
+from zlib import crc32
 
 from zramfs.codecs.codec import Codec
 
 
 cdef bytes codecs_packed(tuple codecs):
     """A line of JSON with the name, the level and the length of the dictionary of each priority, and then the
-    dictionaries."""
+    dictionaries. In front of them their CRC-32, since a dictionary that has changed makes other pages."""
     dictionaries = [codec.dictionary or b"" if codec else b"" for codec in codecs]
     table = [codec and [codec.algo, codec.level, len(content)]
              for codec, content in zip(codecs, dictionaries, strict=True)]
-    return json.dumps(table).encode() + b"\n" + b"".join(dictionaries)
+    body = json.dumps(table).encode() + b"\n" + b"".join(dictionaries)
+    return b"%08x " % crc32(body) + body
 
 
 cdef list codecs_unpacked(bytes note):
     """[name, level, dictionary or None] or None by priority. ValueError."""
-    line, _, rest = note.partition(b"\n")
+    check, _, body = note.partition(b" ")
+    if check != b"%08x" % crc32(body):
+        raise ValueError("expected the algorithms of the store in note 0, got bytes without their sum")
+    line, _, rest = body.partition(b"\n")
     found = []
-    for each in json.loads(line):
-        if each is not None:
-            name, level, n = each
-            each, rest = [name, level, rest[:n] or None], rest[n:]
-        found.append(each)
+    try:
+        for each in json.loads(line):
+            if each is not None:
+                name, level, n = each
+                each, rest = [name + "", level + 0, rest[:n + 0] or None], rest[n:]
+            found.append(each)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError("expected the algorithms of the store in note 0, got another list") from error
+    if len(found) != NR_PRIO or found[0] is None:
+        raise ValueError(f"expected {NR_PRIO} algorithms of the store in note 0, got {len(found)}")
     return found
 
 
@@ -46,11 +57,13 @@ cdef dict kept_arguments(Arena arena, object backing):
         raise ValueError(
             f"expected a store with record {RECORD_VERSION}, got {record.version}: the version of zramfs "
             "that made it can read it")
+    if record_slots(record) == 0 or arena.a.sb.user_size != round_up(user_bytes(record.most_slots), PAGE):
+        raise ValueError("expected the record of a store, got one that is damaged: its size is wrong")
     if bool(record.has_backing) is not (backing is not None):
         raise ValueError("expected the backing store that the store has pages on, and no other")
     primary, *secondary = codecs_unpacked(arena.note(0))
     return {
-        "disksize": record.nr_slots << 12, "grows_to": record.most_slots << 12,
+        "disksize": record_slots(record) << PAGE_SHIFT, "grows_to": record.most_slots << PAGE_SHIFT,
         "algo": primary[0], "level": primary[1], "dictionary": primary[2],
         "secondary": [each and Codec(*each) for each in secondary], "wipe": record.wipe != 0,
     }

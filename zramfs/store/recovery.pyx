@@ -31,6 +31,7 @@ from zramfs.model.stats import RecoveryStats
 
 cdef enum:
     FLAGS = PRIO_MASK << PRIO_SHIFT | SLOT_IDLE | SLOT_INCOMPRESSIBLE
+    UNUSED = (1 << LOC_SHIFT) - (SLOT_HALVES << 1)  # bits of a slot in memory
 
 
 cdef struct recovery_t:
@@ -74,7 +75,10 @@ cdef void slot_recover(recovery_t* job, uint64_t slot) noexcept nogil:
     cdef uint32_t kind
     job.locks += v & SLOT_LOCK
     v &= ~<uint64_t>(SLOT_LOCK | SLOT_POST)
-    if not slot_sound(st, v) or slot_type(v) == UNIT and not word_claim(st, slot):
+    kind = slot_type(v)
+    if kind != WRITTEN_BACK:
+        v &= ~<uint64_t>(UNUSED if kind == SAME else UNUSED | SLOT_HALVES)
+    if not slot_sound(st, v) or kind == UNIT and not word_claim(st, slot):
         v = lost_slot()
         job.lost += 1
     if v != was:
@@ -88,6 +92,9 @@ cdef void slot_recover(recovery_t* job, uint64_t slot) noexcept nogil:
     st.huge_pages += kind == HUGE
     if kind == WRITTEN_BACK:
         st.written_back += 1
+        # Below it lies every object, and a write-back takes new blocks from there on.
+        max64(&st.backing.record.high,
+              (back_offset(v) + back_extent(back_size(v)) + BLOCK - 1) >> BLOCK_SHIFT)
         backing_add(st.backing, back_offset(v), back_extent(back_size(v)))
     job.objects += has_object(v) and not slot_lost(v)
 
@@ -116,6 +123,8 @@ cdef void slots_recover(recovery_t* job) noexcept nogil:
         if at < 0 or at >= end:
             break
         hole = min(lseek(st.arena.fd, at, SEEK_HOLE), end)
+        if hole <= at:
+            break
         while at < hole:
             chunk_recover(job, <uint64_t>(at - start) >> PAGE_SHIFT)
             at += PAGE
@@ -146,16 +155,17 @@ cdef bint object_named(void* ctx, uint64_t tag, uint64_t loc, uint32_t size) noe
 cdef void lost_mark(recovery_t* job) noexcept nogil:
     """Finds the slots whose object is not there."""
     cdef store_t* st = job.st
-    cdef uint64_t slot, v
-    for slot in range(st.nr_slots):
-        if st.chunks[slot >> CHUNK_SHIFT] == 0:
+    cdef uint64_t chunk, slot, v
+    for chunk in range(chunk_count(st)):
+        if st.chunks[chunk] == 0:
             continue
-        v = st.slots[slot]
-        if has_object(v) and not slot_lost(v) and object_at(st, slot, v >> LOC_SHIFT) == NULL:
-            st.same_pages -= slot_type(v) == SAME_OBJ
-            st.huge_pages -= slot_type(v) == HUGE
-            store64(&st.slots[slot], lost_slot())
-            job.lost += 1
+        for slot in range(chunk << CHUNK_SHIFT, min((chunk + 1) << CHUNK_SHIFT, st.nr_slots)):
+            v = st.slots[slot]
+            if has_object(v) and not slot_lost(v) and object_at(st, slot, v >> LOC_SHIFT) == NULL:
+                st.same_pages -= slot_type(v) == SAME_OBJ
+                st.huge_pages -= slot_type(v) == HUGE
+                store64(&st.slots[slot], lost_slot())
+                job.lost += 1
 
 
 # ---- the backing store --------------------------------------------------------------------------
@@ -165,6 +175,7 @@ cdef void backing_settle(backing_t* b) noexcept nogil:
     a page that is gone."""
     cdef uint64_t block, group
     cdef uint64_t high = min(b.record.high, b.nr_blocks)
+    b.record.high = high
     for block in range(high):
         group = block >> GROUP_SHIFT
         if b.blocks[block] & COUNTS:

@@ -21,6 +21,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from allocator.prim cimport *
 from zramfs.store.access_times cimport times_give_back
+from zramfs.store.record cimport record_size
 from zramfs.store.slots cimport *
 from zramfs.store.store cimport Store
 from zramfs.store.tables cimport slots_make_resident
@@ -59,7 +60,7 @@ cdef int store_grow(store_t* st, uint64_t nr_slots) noexcept:
     if r == 0:
         r = times_open(st, nr_slots)
     if r == 0:
-        store64(&st.record.nr_slots, nr_slots)
+        store64(&st.record.size, record_size(st.record, nr_slots))
         store64(&st.nr_slots, nr_slots)
     return r
 
@@ -100,7 +101,7 @@ cdef bint store_shrink(store_t* st, uint64_t nr_slots, bint discard) noexcept no
     if not discard and has_pages_behind(st, nr_slots, before):
         return False
     if discard:
-        store64(&st.record.nr_slots, nr_slots)
+        store64(&st.record.size, record_size(st.record, nr_slots))
     store64(&st.nr_slots, nr_slots)
     for chunk in range(chunks_of(nr_slots), chunks_of(before)):
         if chunk_is_unused(st, chunk):
@@ -110,7 +111,7 @@ cdef bint store_shrink(store_t* st, uint64_t nr_slots, bint discard) noexcept no
             store64(&st.nr_slots, before)
             return False
         chunk_drop(st, chunk)
-    store64(&st.record.nr_slots, nr_slots)
+    store64(&st.record.size, record_size(st.record, nr_slots))
     # Not the chunk words: a thread that is on its way may have its pin there.
     times_give_back(st, nr_slots * sizeof(uint32_t), before * sizeof(uint32_t))
     return True

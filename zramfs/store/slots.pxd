@@ -16,8 +16,8 @@
     idl   idle: not used since it was marked       inc  incompressible by every algorithm
     P     selected for post-processing             S    SAME: the word is two equal 32-bit halves
     EMPTY is all zeros; SAME and SAME_OBJ have neither prio nor idl, inc, P; UNIT has no prio and no inc.
-    A page that recovery could not save is an OBJ at LOC_NONE without flags: reading it is EIO, until it is
-    written or discarded.
+    A page that is lost, by recovery or with an image, is an OBJ at LOC_NONE without flags: reading it is EIO,
+    until it is written or discarded.
 
 Post-processing (recompression, units, write-back) has two stages. The first selects a page: under the slot
 lock it sets P. Every read, write and free of the page clears P. The second does its slow work with
@@ -93,6 +93,13 @@ cdef extern from *:
     const uint32_t CHUNK_CLOSING
 
 
+cdef struct save_hook_t:        # of a save under way (save_pages.pxd)
+    void* run
+    # Called before a locked slot with the value v is replaced or freed. Returns the slot's value at the end,
+    # when the slot is locked too: it may have been unlocked, to wait until there is room for what is kept.
+    uint64_t (*keep)(void* run, uint64_t slot, uint64_t v) noexcept nogil
+
+
 cdef struct store_t:
     # constant
     arena_t* arena
@@ -106,13 +113,17 @@ cdef struct store_t:
     backing_t* backing          # NULL = none
     units_t units
     store_record_t* record      # in the memory file: what outlives the process
-    # the size of the device: atomic, changed by one resize at a time (resize.pyx), as record.nr_slots is
+    # the size of the device: atomic, changed by one resize at a time (resize.pyx), as record.size is
     uint64_t nr_slots
     # access times (access_times.pxd): seconds since boot, one for each slot, written without a lock
     uint32_t* atime             # atomic: in the memory file, without memory until tracking is switched on
     uint32_t atime_on           # atomic: 0 or 1; record.atime_on says the same
     uint32_t atime_wanted       # atomic: 1 while times are kept or are about to be, so that who opens a chunk
                                 # asks for their memory too
+    # a save under way (save_pages.pxd)
+    uint32_t saving             # atomic: 1 while there is one
+    uint32_t keepers            # atomic: threads that may be inside save.keep()
+    save_hook_t save            # constant while saving is 1 or a thread is inside
     # statistics: atomic, relaxed
     uint64_t pages_stored
     uint64_t compr_bytes
@@ -139,6 +150,7 @@ cdef struct store_ctx_t:        # one thread's workspace
     uint8_t* io                 # FETCH_BYTES: blocks of the backing store
     unit_cache_t* units         # what it has unpacked of units
     bint may_wait               # for the backing store; else its pages are -EAGAIN
+    uint64_t* steps             # moves on while a long discard does, for who takes it for stuck; NULL: nobody
 
 
 cdef struct prepared_t:         # how a page is to be stored
@@ -205,6 +217,10 @@ cdef inline uint64_t chunks_of(uint64_t nr_slots) noexcept nogil:
 cdef inline uint64_t chunk_count(store_t* st) noexcept nogil:
     return chunks_of(slot_count(st))
 
+cdef inline uint64_t user_bytes(uint64_t most_slots) noexcept nogil:
+    """Slots, and access times, of a store that grows to so many slots."""
+    return chunks_of(most_slots) * (PAGE + ATIME_CHUNK)
+
 cdef inline uint64_t times_off(store_t* st) noexcept nogil:
     """Where the access times begin in the user region, in bytes."""
     return chunks_of(st.most_slots) << PAGE_SHIFT
@@ -224,6 +240,11 @@ cdef inline bint slot_lost(uint64_t v) noexcept nogil:
 
 cdef inline bint has_object(uint64_t v) noexcept nogil:
     return slot_type(v) == OBJ or slot_type(v) == HUGE or slot_type(v) == SAME_OBJ
+
+cdef inline uint64_t same_word(uint64_t v) noexcept nogil:
+    """Of a SAME slot."""
+    cdef uint64_t word = v >> LOC_SHIFT
+    return word << 32 | word if v & SLOT_HALVES else word
 
 # page_load() for a slot whose page may be in a unit.
 cdef inline int slot_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v,

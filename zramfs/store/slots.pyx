@@ -88,6 +88,22 @@ cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
     store64(&st.slots[slot], v)
 
 
+cdef uint64_t page_keep(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
+    """For a save under way, whose end waits for the threads that are counted when it has set saving to 0."""
+    add32(&st.keepers, 1)
+    if load32(&st.saving) != 0:
+        v = st.save.keep(st.save.run, slot, v)
+    sub32(&st.keepers, 1)
+    return v
+
+
+cdef inline uint64_t slot_lock_to_change(store_t* st, uint64_t slot) noexcept nogil:
+    """slot_lock() for a slot whose page is about to be replaced or freed: a save under way keeps the page."""
+    cdef uint64_t v = slot_lock(st, slot)
+    # Under the lock: by this look the page counts as changed before or after the instant of the save.
+    return v if load32(&st.saving) == 0 else page_keep(st, slot, v)
+
+
 cdef bint slot_pin(void* st, uint64_t slot, uint64_t loc) noexcept nogil:
     cdef store_t* s = <store_t*>st
     cdef uint64_t v
@@ -131,11 +147,6 @@ cdef inline uint64_t same_slot(uint64_t word) noexcept nogil:
     if word >> LOC_BITS == 0:
         return SAME << TYPE_SHIFT | word << LOC_SHIFT
     return SAME << TYPE_SHIFT | SLOT_HALVES | <uint64_t><uint32_t>word << LOC_SHIFT
-
-
-cdef inline uint64_t same_word(uint64_t v) noexcept nogil:
-    cdef uint64_t word = v >> LOC_SHIFT
-    return word << 32 | word if v & SLOT_HALVES else word
 
 
 cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil:
@@ -333,12 +344,12 @@ cdef int page_write(store_t* st, store_ctx_t* ctx, uint64_t slot, const uint8_t*
     cdef prepared_t page
     page_prepare(st, ctx, src, &page)
     note_access(st, slot)
-    return commit_locked(st, slot, slot_lock(st, slot), &page)
+    return commit_locked(st, slot, slot_lock_to_change(st, slot), &page)
 
 
 cdef int page_update(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t start, const uint8_t* src,
                      uint32_t n) noexcept nogil:
-    cdef uint64_t v = slot_lock(st, slot), now
+    cdef uint64_t v = slot_lock_to_change(st, slot), now
     cdef prepared_t page
     cdef bint fetched = False
     cdef int r
@@ -346,7 +357,7 @@ cdef int page_update(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t star
         r = fetch_locked(st, ctx, slot, v, ctx.page)
         if r != 0:
             return r
-        now = slot_lock(st, slot)
+        now = slot_lock_to_change(st, slot)
         backing_unpin(st.backing, v)
         fetched = slot_type(now) == WRITTEN_BACK and now >> BACK_SIZE_SHIFT == v >> BACK_SIZE_SHIFT
         v = now
@@ -371,7 +382,7 @@ cdef void page_free(store_t* st, uint64_t slot) noexcept nogil:
     # A locked empty slot is being written: this free came first.
     if slot_type(v) == EMPTY:
         return
-    v = slot_lock(st, slot)
+    v = slot_lock_to_change(st, slot)
     if slot_type(v) == EMPTY:
         slot_unlock(st, slot, 0)
         return

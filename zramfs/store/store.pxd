@@ -24,6 +24,7 @@ cdef class Store:
     cdef uint32_t compact_class     # where the next slice of object compaction goes on
     cdef bint post_processing       # one is under way; guarded by the GIL
     cdef bint resizing              # the same, of resize.pyx
+    cdef bint saving_run            # the same, of saving.pyx
     cdef object __weakref__
     cdef readonly str algo
     cdef readonly object level

@@ -30,7 +30,7 @@ from zramfs.store.recovery cimport store_recover
 from zramfs.store.slots cimport *
 from zramfs.store.tables cimport (
     clear_memory_file, record_finish, store_ctx_free, store_ctx_new, store_delete, store_new, store_stats,
-    store_stay_ready, store_winnable, user_bytes,
+    store_stay_ready, store_winnable,
 )
 
 import os

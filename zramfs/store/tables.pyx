@@ -55,8 +55,6 @@ cdef store_t* store_new(arena_t* arena, uint64_t nr_slots, uint64_t most_slots) 
     st.arena = arena
     st.slots = <uint64_t*>arena.user
     st.record = record_of(arena)
-    st.record.nr_slots = nr_slots
-    st.record.most_slots = most_slots
     st.atime = <uint32_t*>(arena.user + times_off(st))
     st.chunks = <uint32_t*>reserve_space(chunks_of(most_slots) * sizeof(uint32_t))
     if st.chunks != NULL and try_open_space(st.chunks, chunks_of(nr_slots) * sizeof(uint32_t)) == 0:
@@ -86,12 +84,15 @@ cdef int slots_make_resident(store_t* st, uint64_t first, uint64_t end) noexcept
 cdef void record_finish(store_t* st) noexcept nogil:
     cdef store_record_t* record = st.record
     cdef bint adopted = record.magic == RECORD_MAGIC
-    record.version = RECORD_VERSION
-    record.wipe = st.pool.wipe
-    record.has_backing = st.backing != NULL
-    if st.backing != NULL:
-        if not adopted:
+    if not adopted:
+        record.version = RECORD_VERSION
+        record.wipe = st.pool.wipe
+        record.has_backing = st.backing != NULL
+        record.most_slots = st.most_slots
+        if st.backing != NULL:
             record.backing = st.backing.own
+        record.size = record_size(record, st.nr_slots)
+    if st.backing != NULL:
         st.backing.record = &record.backing
     if adopted and record.atime_on:
         store32(&st.atime_wanted, 1)

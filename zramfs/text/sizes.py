@@ -6,11 +6,10 @@ from __future__ import annotations
 import errno
 import os
 import re
-from fractions import Fraction
 
 PAGE = 4096  # bytes of a page of a device
 _UNITS = "KMGTP"
-_PATTERN = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z%]*)", re.ASCII)
+_PATTERN = r"(?P<whole>\d+)(?:\.(?P<rest>\d+))?\s*(?P<unit>[A-Za-z%]*)"
 _EXPECTED = (
     "expected bytes (1073741824), a number with K, M, G, T or P (512M, 1.5G; powers of 1024, "
     "GiB is the same as G), or a share of the RAM (50%)"
@@ -33,16 +32,18 @@ def parse_size(text: str, ram: int | None = None) -> int:
 
     ram: what 100% means, in bytes; None reads MemTotal. ValueError: a sentence about `text`.
     """
-    match = _PATTERN.fullmatch(text.strip())
+    match = re.fullmatch(_PATTERN, text.strip(), re.ASCII)
     if match is None:
         raise ValueError(f"{text!r} is not a size: {_EXPECTED}")
-    number, unit = Fraction(match["number"]), match["unit"]
+    # number / scale is what stands there, without a rounding.
+    rest, unit = match["rest"] or "", match["unit"]
+    number, scale = int(match["whole"] + rest), 10 ** len(rest)
     if unit == "%":
         if ram is None:
             ram = total_ram()
-        size = int(ram * number / 100) & ~4095
+        size = ram * number // (100 * scale) & ~4095
     else:
-        size = int(number * _factor(text, unit))
+        size = number * _factor(text, unit) // scale
     if size > _MAX:
         raise ValueError(f"{text!r} is too large: a device ends below 8 EiB, where the offsets of a file end")
     if size == 0 and number:
@@ -88,5 +89,3 @@ def format_time(seconds: float) -> str:
         if value >= 999.5:
             value, unit = value / 1000, larger
     return f"{value:.0f} {unit}" if value >= 9.95 else f"{value:.1f} {unit}"
-
-

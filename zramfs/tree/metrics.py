@@ -365,6 +365,18 @@ TABLE = (
                f.governor.free, f.governor.withheld, f.governor.allowed or 0)), "bytes", labels=("kind",)),
     Metric(COUNTER, "governor_freezes", "How often the file system had to be frozen.",
            lambda f: f.governor.freezes),
+    # saves
+    Metric(COUNTER, "saves", "Saves of the device into an image, by result.",
+           lambda f: _by(("saved", "failed"), (f.device.save.saves, f.device.save.failures)),
+           labels=("result",)),
+    Metric(GAUGE, "save_running", "1 while a save runs.", lambda f: int(f.device.save.is_running)),
+    Metric(GAUGE, "save_pages", "Pages of the save that runs, or of the last one.",
+           lambda f: _by(("all", "taken", "kept", "lost"), (
+               f.device.save.pages, f.device.save.taken, f.device.save.kept, f.device.save.lost)),
+           labels=("kind",)),
+    Metric(GAUGE, "save_written_bytes", "Bytes of its image.", lambda f: f.device.save.written, "bytes"),
+    Metric(GAUGE, "saved_timestamp_seconds", "When the last save ended, 0 before the first.",
+           lambda f: f.device.save.saved_at or 0, "seconds"),
     # memory/balloon
     Metric(GAUGE, "balloon_target_bytes", "Memory that shall be kept from the pool.",
            _memory(lambda m: m.balloon.target * PAGE), "bytes"),

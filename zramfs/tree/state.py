@@ -2,6 +2,7 @@
 """The state of a device in words: for `control`, and on one line for a service manager."""
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from zramfs.device.commands import COMMANDS
@@ -126,6 +127,30 @@ def _governor(stats: DeviceStats) -> str:
             f"{words[g.state]}")
 
 
+def _save(stats: DeviceStats) -> str:
+    done = stats.save
+    if done.is_running:
+        share = f"{100 * done.taken // done.pages} %" if done.pages else "looking for its pages"
+        return f"to {repr(done.path)[1:-1]}: {share}, {format_size(done.written)} written"
+    if done.last_error:
+        return f"the last one failed: {done.last_error}"
+    if done.saved_at is None:
+        return "not saved"
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(done.saved_at))
+    lost = f", {done.lost} of them could not be read" if done.lost else ""
+    return f"{when} to {repr(done.path)[1:-1]}: {done.taken} pages in {format_size(done.written)}{lost}"
+
+
+def _restored(stats: DeviceStats) -> list[tuple[str, str]]:
+    if (from_image := stats.restored) is None:
+        return []
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(from_image.created))
+    lost = f"; {from_image.lost} are lost" if from_image.lost else ""
+    damage = "".join(f"; {each}" for each in from_image.damage[:3])
+    path = repr(from_image.path)[1:-1]
+    return [("restored", f"{from_image.pages} pages of {when} from {path}{lost}{damage}")]
+
+
 def _lane(stats: DeviceStats) -> str:
     alive = "" if stats.alive else "; it has ended, disk does not answer any more"
     return (f"{stats.threads} threads, disk is open {stats.open_count} times, {stats.lane.in_flight} "
@@ -158,6 +183,7 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
             *_backing_rows(stats.backing_dev, stats.backing, stats.writeback),
             ("policies", _policies(stats)),
             ("file system", _governor(stats)),
+            ("saved", _save(stats)), *_restored(stats),
             *([("wipe", "what is discarded or overwritten is zeroed")] if stats.wipe else ()),
         ]
     else:
@@ -167,5 +193,5 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
         f"{lane.read_ios} reads, {lane.write_ios} writes, {lane.discard_ios} discards; "
         f"the longest took {format_time(lane.longest_us / 1e6)}",
     ))
-    rows += [("lane", _lane(stats)), ("tasks", _tasks(stats))]
+    rows += [("lane", _lane(stats)), ("tasks", _tasks(stats)), ("survival", stats.survival)]
     return rows

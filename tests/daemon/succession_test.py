@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a daemon leaves in writing for the next one, and what it tells its keeper."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.fakes import FakeLane
+from zramfs.daemon.keeper_line import Kept
+from zramfs.daemon.own_mount import OwnMount
+from zramfs.daemon.papers import Papers, packed_config, unpacked_config
+from zramfs.daemon.succession import NO_RESEND, SURVIVES, Succession
+from zramfs.device.device import Device
+from zramfs.host import memory_file
+from zramfs.model.config import Algorithm, DeviceConfig
+from zramfs.model.policy import Recompress, Writeback
+
+CONFIG = DeviceConfig(
+    directory=Path("/mnt/z0"), rundir=Path("/run/zramfs/mnt-z0"), name="mnt-z0", size=1 << 30,
+    algorithms=(Algorithm("zstd", 3, Path("/etc/dictionary")), Algorithm("lz4hc")), threads=4,
+    mem_limit=1 << 20,
+    policies=(Recompress(3600, "lz4hc"), Writeback(7200, 1 << 30)), keep_free=0, writeback=Path("/dev/null"),
+    mode=0o660, owner=1, group=2, standby=True, wipe=True, lock=True)
+
+
+class FakeLine:
+    """What is said to a keeper."""
+
+    def __init__(self) -> None:
+        self.said: list[object] = []
+        self.on_mount = lambda: self.said.append("mounted")
+
+    def keep(self, kept: Kept) -> None:
+        self.said.append(("keep", kept.backing))
+
+    def serving(self, survives: bool) -> None:
+        self.said.append(("serving", survives))
+
+    def ending(self) -> None:
+        self.said.append("ending")
+
+    async def watch(self) -> None:
+        pass
+
+
+@pytest.fixture
+def papers():
+    made = Papers(memory_file.new("papers"))
+    yield made
+    os.close(made.fd)
+
+
+@pytest.mark.parametrize("config", [CONFIG, DeviceConfig()], ids=["all", "nothing"])
+def test_a_description_comes_back_from_the_papers_as_it_was(papers: Papers, config: DeviceConfig) -> None:
+    papers.write(packed_config(config))
+    assert unpacked_config(Papers(papers.fd).read()) == config
+
+
+def test_a_field_of_another_version_is_passed_over_or_has_its_default() -> None:
+    packed = packed_config(CONFIG)
+    packed["colour"] = "blue"
+    del packed["wipe"]
+    assert unpacked_config(packed).wipe is False
+
+
+def test_papers_that_are_half_written_leave_the_ones_before(papers: Papers) -> None:
+    assert papers.read() == {}
+    papers.write({"number": 1})
+    papers.write({"number": 2})
+    before = os.pread(papers.fd, os.fstat(papers.fd).st_size, 0)
+    papers.write({"number": 3, "more": "x" * 5000})
+    after = os.pread(papers.fd, os.fstat(papers.fd).st_size, 0)
+    # A kill after any part of the text, and before the eight bytes that say where it is.
+    for end in (0, 1, 5000, 9000, len(after)):
+        torn = before[:8] + after[8:end] + before[max(8, end):]
+        os.pwrite(papers.fd, torn, 0)
+        assert papers.read() == {"number": 2}
+    os.pwrite(papers.fd, after, 0)
+    assert papers.read()["number"] == 3
+
+
+def succession(line: FakeLine | None) -> Succession:
+    mount = OwnMount("z0", Path("/nowhere"), {"fsname": "z0", "subtype": "zramfs"})
+    return Succession(CONFIG, line, None, None, mount, mount)
+
+
+@pytest.mark.parametrize("can_resend", [True, False])
+def test_a_kernel_that_sends_nothing_again_is_told_of(
+    can_resend: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    line, null = FakeLine(), os.open("/dev/null", os.O_RDWR)
+    made = succession(line)
+    kept = made.prepare(null)
+    device = Device(DeviceConfig(), FakeLane(), kept.memory)
+    assert "ends with its daemon" in device.stats().survival
+    made.begin(device, can_resend)
+    assert line.said == [("keep", None), ("serving", can_resend)]
+    assert device.stats().survival == (SURVIVES if can_resend else NO_RESEND)
+    assert ("older than 6.9" in caplog.text) is not can_resend
+    for fd in kept.fds():
+        os.close(fd)
+
+
+async def test_a_command_is_written_down_before_it_is_answered() -> None:
+    line = FakeLine()
+    made = succession(line)
+    kept = made.prepare(os.open("/dev/null", os.O_RDWR))
+    device = Device(DeviceConfig(), FakeLane(), kept.memory)
+    made.begin(device, True)
+    await device.command("proactiveness=77")
+    assert Papers(kept.papers).read()["settings"]["proactiveness"] == 77
+    await device.command("policy=writeback idle=1h limit=1G")
+    assert Papers(kept.papers).read()["settings"]["policies"] == ["writeback idle=1h limit=1G"]
+    said = len(line.said)
+    made.write()
+    assert len(line.said) == said, "nothing has changed"
+    made.tree_mounted()
+    assert line.said[-1] == "mounted"
+    made.end()
+    assert line.said[-1] == "ending"
+    await device.command("proactiveness=1")
+    assert Papers(kept.papers).read() == {}, "nobody is to take over"
+    for fd in kept.fds():
+        os.close(fd)
+
+
+def test_without_a_keeper_nothing_is_kept() -> None:
+    made = succession(None)
+    device = Device(DeviceConfig(), FakeLane())
+    assert made.prepare(0) is None and made.tasks() == []
+    made.begin(device, True)
+    made.end()
+    assert "ends with its daemon" in device.stats().survival

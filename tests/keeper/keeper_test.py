@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keeper alone, with daemons that serve nothing (tests/support/fake_daemon.py)."""
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.child import Child, stopped
+from tests.support.paths import python_environment
+from tests.support.whole import wait_until
+from zramfs.host import locks
+from zramfs.keeper.client import PROGRAM
+
+HAND_AT, HAND_BYTES = 64, 64
+MIB = 1 << 20
+
+
+class Kept(Child):
+    """A keeper with its first daemon, and what these and their successors have noted."""
+
+    def __init__(self, place: Path, **plan: object) -> None:
+        self.place = place
+        (place / "plan.json").write_text(json.dumps(plan))
+        super().__init__([sys.executable, "-m", "tests.support.fake_daemon", place], place / "log",
+                         env=python_environment())
+
+    def events(self, name: str) -> list[tuple[int, int]]:
+        """(pid, number) of each event of this name."""
+        with contextlib.suppress(FileNotFoundError):
+            lines = [line.split() for line in (self.place / "events").read_text().splitlines()]
+            return [(int(pid), int(number)) for what, pid, number in lines if what == name]
+        return []
+
+    def wait_for(self, name: str, count: int = 1) -> int:
+        """The pid of the event of this name, the count-th one."""
+        wait_until(lambda: len(self.events(name)) >= count, f"{count} of the event {name}")
+        return self.events(name)[count - 1][0]
+
+    def wait_for_standby(self, but: int = 0) -> int:
+        """The pid of the one that waits last, once the keeper has it."""
+        def there() -> bool:
+            seen = self.events("standby")
+            return bool(seen) and seen[-1][1] not in (0, but)
+        wait_until(there, "a standby")
+        return self.events("standby")[-1][1]
+
+    @contextlib.contextmanager
+    def page(self, server: int) -> Iterator[mmap.mmap]:
+        number = next(number for pid, number in self.events("serving") if pid == server)
+        with open(f"/proc/{server}/fd/{number}", "r+b") as file, mmap.mmap(file.fileno(), 0) as page:
+            yield page
+
+
+@contextlib.contextmanager
+def kept(place: Path, **plan: object) -> Iterator[Kept]:
+    keeper = Kept(place, **plan)
+    try:
+        yield keeper
+    finally:
+        if keeper.process.poll() is None:
+            keeper.process.kill()
+            keeper.process.wait(20)
+        for name in ("serving", "waiting", "new-keeper"):
+            for pid, number in keeper.events(name):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number if name == "new-keeper" else pid, signal.SIGKILL)
+
+
+def test_the_keeper_starts_another_daemon_as_often_as_one_dies(tmp_path: Path) -> None:
+    with kept(tmp_path) as keeper:
+        for time_ in range(1, 8):
+            server = keeper.wait_for("serving", time_)
+            os.kill(server, (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT)[time_ % 3])
+        keeper.wait_for("serving", 8)
+        assert len({pid for pid, _ in keeper.events("serving")}) == 8
+        assert f"the daemon, process {server}, was ended by signal" in keeper.log
+        assert keeper.stop() == 7, "the keeper ends as its daemon does"
+        assert len(keeper.events("ending")) == 1 and len(keeper.events("serving")) == 8
+
+
+def test_a_standby_takes_over_and_another_one_is_there_at_once(tmp_path: Path) -> None:
+    with kept(tmp_path, standby=True) as keeper:
+        server = keeper.wait_for("serving")
+        for time_ in range(2, 7):
+            standby = keeper.wait_for_standby(server)
+            os.kill(server, signal.SIGKILL)
+            server = keeper.wait_for("serving", time_)
+            assert server == standby
+        assert keeper.stop() == 7
+        wait_until(lambda: not alive(keeper.wait_for_standby()), "the standby has ended with the device")
+
+
+def test_a_standby_that_dies_is_replaced(tmp_path: Path) -> None:
+    with kept(tmp_path, standby=True) as keeper:
+        server = keeper.wait_for("serving")
+        standby = keeper.wait_for_standby()
+        os.kill(standby, signal.SIGKILL)
+        other = keeper.wait_for_standby(standby)
+        os.kill(server, signal.SIGKILL)
+        assert keeper.wait_for("serving", 2) == other
+
+
+def test_a_daemon_and_its_standby_killed_at_once_are_replaced(tmp_path: Path) -> None:
+    with kept(tmp_path, standby=True) as keeper:
+        server = keeper.wait_for("serving")
+        with stopped(keeper.pid):
+            os.kill(keeper.wait_for_standby(), signal.SIGKILL)
+            os.kill(server, signal.SIGKILL)
+        assert keeper.wait_for("serving", 2) != server
+        assert len(keeper.events("serving")) == 2
+
+
+def test_a_daemon_that_dies_before_it_serves_is_replaced_by_its_own_standby(tmp_path: Path) -> None:
+    with kept(tmp_path, standby=True) as keeper:
+        server = keeper.wait_for("serving")
+        keeper.wait_for_standby()
+        (tmp_path / "fails_late").touch()
+        os.kill(server, signal.SIGKILL)
+        keeper.wait_for("failing")
+        keeper.wait_for("serving", 2)
+
+
+def test_five_deaths_without_serving_end_the_device_with_a_sentence(tmp_path: Path) -> None:
+    with kept(tmp_path) as keeper:
+        server = keeper.wait_for("serving")
+        (tmp_path / "fails").touch()
+        os.kill(server, signal.SIGKILL)
+        assert keeper.wait() == 3
+        assert len(keeper.events("failing")) == 5
+        assert "ended 5 times within a minute without serving: the device is given up" in keeper.log
+
+
+def test_four_deaths_without_serving_do_not(tmp_path: Path) -> None:
+    with kept(tmp_path) as keeper:
+        server = keeper.wait_for("serving")
+        (tmp_path / "fails").touch()
+        os.kill(server, signal.SIGKILL)
+        keeper.wait_for("failing", 4)
+        (tmp_path / "fails").unlink()
+        keeper.wait_for("serving", 2)
+
+
+def test_nobody_takes_over_from_a_daemon_that_has_never_served(tmp_path: Path) -> None:
+    with kept(tmp_path, never=True) as keeper:
+        assert keeper.wait() == 0
+        assert not keeper.events("serving")
+
+
+def test_what_cannot_be_taken_over_ends_with_its_daemon(tmp_path: Path) -> None:
+    with kept(tmp_path, survives=False) as keeper:
+        os.kill(keeper.wait_for("serving"), signal.SIGKILL)
+        assert keeper.wait() == 128 + signal.SIGKILL
+        assert "nothing can take over from it: the device is gone" in keeper.log
+
+
+def test_a_daemon_killed_after_it_said_that_it_ends_is_not_replaced(tmp_path: Path) -> None:
+    """With the keeper stopped, both reach it at once: what the daemon has said counts."""
+    with kept(tmp_path) as keeper:
+        server = keeper.wait_for("serving")
+        with stopped(keeper.pid):
+            os.kill(server, signal.SIGTERM)
+            keeper.wait_for("ending")
+        assert keeper.wait() == 7
+        assert len(keeper.events("serving")) == 1
+
+
+def test_a_stop_signal_during_a_takeover_reaches_the_next_daemon(tmp_path: Path) -> None:
+    with kept(tmp_path) as keeper:
+        server = keeper.wait_for("serving")
+        with stopped(keeper.pid):
+            os.kill(server, signal.SIGKILL)
+            keeper.process.terminate()
+        assert keeper.wait() == 7
+        assert len(keeper.events("serving")) == 2 and len(keeper.events("ending")) == 1
+
+
+def test_a_daemon_whose_keeper_dies_starts_another_one_which_works_as_well(tmp_path: Path) -> None:
+    with kept(tmp_path, standby=True) as keeper:
+        server = keeper.wait_for("serving")
+        for time_ in range(1, 4):
+            pid = keeper.pid if time_ == 1 else keeper.events("new-keeper")[-1][1]
+            os.kill(pid, signal.SIGKILL)
+            keeper.wait_for("new-keeper", time_)
+        keeper.wait_for("unneeded")  # the old keeper's standby
+        standby = keeper.wait_for_standby(keeper.events("unneeded")[0][0])
+        os.kill(server, signal.SIGKILL)
+        assert keeper.wait_for("serving", 2) == standby
+        last = keeper.events("new-keeper")[-1][1]
+        assert tmp_path.exists() and last in locks.holders(tmp_path)
+        os.kill(last, signal.SIGTERM)
+        wait_until(lambda: len(keeper.events("ending")) == 1 and not alive(last), "the end in order")
+
+
+def test_a_request_in_hand_for_too_long_ends_the_daemon_with_its_stacks(tmp_path: Path) -> None:
+    with kept(tmp_path, hang_ms=600) as keeper:
+        server = keeper.wait_for("serving")
+        with keeper.page(server) as page:
+            put_hand(page, 3, unique=44)
+            began = time.monotonic()
+            keeper.wait_for("serving", 2)
+            assert time.monotonic() - began > 0.5
+            assert keeper.events("stacks") == [(server, 0)]
+            assert "has worked on one request for" in keeper.log
+
+
+@pytest.mark.parametrize("harmless", ["waits", "changes", "moves"])
+def test_a_request_that_waits_or_moves_on_and_one_after_another_are_no_hang(
+    tmp_path: Path, harmless: str
+) -> None:
+    with kept(tmp_path, hang_ms=300) as keeper:
+        server = keeper.wait_for("serving")
+        with keeper.page(server) as page:
+            for number in range(2, 102):
+                put_hand(page, 0, unique=number if harmless == "changes" else 44, waits=harmless == "waits",
+                         steps=number if harmless == "moves" else 0)
+                time.sleep(0.01)
+        assert not keeper.events("stacks") and len(keeper.events("serving")) == 1
+
+
+def test_a_daemon_that_is_stopped_does_not_hang(tmp_path: Path) -> None:
+    with kept(tmp_path, hang_ms=300) as keeper:
+        server = keeper.wait_for("serving")
+        with keeper.page(server) as page:
+            with stopped(server):
+                put_hand(page, 0, unique=44)
+                time.sleep(1)
+            put_hand(page, 0, unique=0)
+        time.sleep(0.5)
+        assert not keeper.events("stacks") and len(keeper.events("serving")) == 1
+
+
+def test_ends_by_the_daemons_own_fault_are_counted_and_a_kill_from_outside_is_none(tmp_path: Path) -> None:
+    with kept(tmp_path, hang_ms=300) as keeper:
+        own = 0
+        ends = (signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT, None, signal.SIGKILL)
+        for time_, number in enumerate(ends, 1):
+            server = keeper.wait_for("serving", time_)
+            with keeper.page(server) as page:
+                assert own_ends(page) == own
+                if number is None:
+                    put_hand(page, 67, unique=46)  # it hangs
+                else:
+                    os.kill(server, number)
+                own += number != signal.SIGKILL
+                keeper.wait_for("serving", time_ + 1)
+                put_hand(page, 67, unique=0)
+
+
+def test_the_keeper_is_locked_takes_less_than_a_mebibyte_and_grows_by_nothing(tmp_path: Path) -> None:
+    with kept(tmp_path, standby=True) as keeper:
+        server = keeper.wait_for("serving")
+        wait_until(lambda: keeper.events("standby"), "a standby")
+        before = memory(keeper.pid)
+        for time_ in range(2, 8):
+            os.kill(server, signal.SIGKILL)
+            server = keeper.wait_for("serving", time_)
+            keeper.wait_for_standby(server)
+        after = memory(keeper.pid)
+        assert after["VmRSS"] <= MIB and after["VmRSS"] == before["VmRSS"]
+        assert after["VmData"] == before["VmData"]
+        if os.geteuid() == 0:
+            assert after["VmLck"] > 0 and after["VmSwap"] == 0
+
+
+def test_the_keeper_says_what_it_expects_when_it_is_called_by_hand() -> None:
+    done = subprocess.run([PROGRAM], capture_output=True, text=True)
+    assert done.returncode == 2 and "expected SOCKET PID RUNDIR HANG_MS COMMAND" in done.stderr
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def memory(pid: int) -> dict[str, int]:
+    """Bytes, by the names of /proc/PID/status."""
+    lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {words[0][:-1]: int(words[1]) << 10 for words in lines if words[-1] == "kB"}
+
+
+def put_hand(page: mmap.mmap, number: int, *, unique: int, waits: bool = False, steps: int = 0) -> None:
+    struct.pack_into("=QQQ", page, HAND_AT + number * HAND_BYTES, unique, waits, steps)
+
+
+def own_ends(page: mmap.mmap) -> int:
+    return struct.unpack_from("=Q", page, 16)[0]

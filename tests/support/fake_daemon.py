@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A daemon without a device, for tests of the keeper: it says in a file what happens to it.
+
+    python -m tests.support.fake_daemon DIR        becomes a keeper and the first daemon
+    python -m tests.support.fake_daemon DIR next   is started by the keeper
+
+DIR has plan.json: standby, survives (bits of SERVING), hang_ms, never (the first one does not serve). While
+there is a file DIR/fails, no successor serves. DIR/fails_late is for one of them, which has a standby by
+then.
+Each event is a line in DIR/events: its name, the pid, and a number. SIGTERM ends it in order, with status 7.
+"""
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+from pathlib import Path
+
+from tests.support.child import live_for_a_test
+from zramfs.keeper.client import Keeper, Place, fork_standby
+
+PAGE_BYTES = 69632
+KEPT_TEXT = b"what is kept"
+
+
+class FakeDaemon:
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.plan = json.loads((place / "plan.json").read_text())
+        self.command = [sys.executable, "-m", "tests.support.fake_daemon", str(place), "next"]
+        self.kept: list[int] = []
+
+    def note(self, event: str, number: int = 0) -> None:
+        fd = os.open(self.place / "events", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.write(fd, f"{event} {os.getpid()} {number}\n".encode())
+        os.close(fd)
+
+    def first(self) -> None:
+        keeper = Keeper.fork(self.place, self.command, self.plan.get("hang_ms", 30_000))
+        live_for_a_test()
+        self.note("keeper", keeper.pid)
+        page = os.memfd_create("page")
+        os.ftruncate(page, PAGE_BYTES)
+        text = os.memfd_create("text")
+        os.write(text, KEPT_TEXT)
+        null = os.open("/dev/null", os.O_RDWR)
+        self.kept = [null, page, text]
+        self.stand_by(keeper)
+        keeper.keep(self.kept)
+        if not self.plan.get("never"):
+            self.serve(keeper)
+
+    def stand_by(self, keeper: Keeper) -> None:
+        if self.plan.get("standby") and (place := fork_standby(keeper)):
+            self.succeed(place)
+
+    def succeed(self, place: Place) -> None:
+        self.note("waiting")
+        turn = place.wait_turn()
+        if turn is None:
+            self.note("unneeded")
+            os._exit(0)
+        self.kept, keeper = turn
+        assert os.pread(self.kept[2], 100, 0) == KEPT_TEXT
+        if (self.place / "fails").exists():
+            self.note("failing")
+            os._exit(3)
+        self.stand_by(keeper)
+        if (self.place / "fails_late").exists():
+            (self.place / "fails_late").unlink()
+            self.note("failing")
+            os._exit(3)
+        self.serve(keeper)
+        os._exit(0)
+
+    def serve(self, keeper: Keeper) -> None:
+        awake, wake = os.pipe()
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGUSR1, lambda *_: self.note("stacks"))
+        keeper.serving(survives=self.plan.get("survives", True), standby=self.plan.get("standby", False))
+        self.note("serving", self.kept[1])
+        while True:
+            ready = select.select([keeper, awake], [], [])[0]
+            if awake in ready:
+                number = os.read(awake, 1)[0]
+                if number == signal.SIGTERM:
+                    keeper.ending()
+                    self.note("ending")
+                    os._exit(7)
+            if keeper in ready and keeper.hear() is None:
+                keeper.close()
+                keeper = Keeper.start(self.place, self.command, self.plan.get("hang_ms", 30_000))
+                self.note("new-keeper", keeper.pid)
+                keeper.keep(self.kept)
+                keeper.serving(survives=True, standby=self.plan.get("standby", False))
+                continue
+            self.note("standby", keeper.standby_pid)
+
+
+def main() -> None:
+    daemon = FakeDaemon(Path(sys.argv[1]))
+    if sys.argv[2:] == ["next"]:
+        daemon.succeed(Place.of_keeper())
+    else:
+        daemon.first()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a device that its user has changed, for a daemon that takes over, and their way back.
+
+What is stored, its algorithms and the memory limit are in the memory file; this is the rest.
+"""
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zramfs.errors import ZramfsError
+from zramfs.model.config import Algorithm
+from zramfs.model.policy import parse_policy
+from zramfs.model.stats import LaneStats, Latency
+from zramfs.store.record import is_kept
+from zramfs.store.store import Store
+
+from .algorithms import Entry, read_dictionary
+from .mapped_memory import MappedMemory
+
+if TYPE_CHECKING:
+    from .device import Device
+
+log = logging.getLogger(__package__)
+
+
+def settings_of(device: Device) -> dict[str, Any]:
+    """Plain values, for JSON."""
+    return {
+        "algorithms": [each and _packed(each) for each in device._algorithms],
+        "mem_limit": device._mem_limit,
+        "access_times": device._access_times,
+        "proactiveness": device.compactor.proactiveness,
+        "keep_free": device.host_memory.headroom.keep_free,
+        "policies": [str(each.policy) for each in device.policies.stats() if each.policy],
+        "ledgers": device.policies.ledgers(),
+        "backing": vars(device.backing_store.settings),
+        "governed": device.governor.is_governing,
+        "last_error": device._last_error,
+        "lane_before": device._lane_before and asdict(device._lane_before),
+    }
+
+
+async def restore(
+    device: Device, saved: dict[str, Any], backing: int | None, mapped: MappedMemory,
+) -> None:
+    """Gives a device that was just made what its predecessor had: settings, and the store in its memory file.
+    backing: the descriptor of its backing store. Raises ZramfsError, OSError or ValueError when the memory
+    file can't be adopted; it is unchanged then."""
+    device._mem_limit = saved["mem_limit"]
+    device._access_times = saved["access_times"]
+    device._last_error = saved["last_error"]
+    device._lane_before = _lane_stats(saved.get("lane_before"))
+    device.compactor.proactiveness = saved["proactiveness"]
+    device.host_memory.headroom.keep_free = saved["keep_free"]
+    for text in saved["policies"]:
+        device.policies.set(*parse_policy(text))
+    device.policies.take_ledgers(saved["ledgers"])
+    if saved["backing"]["path"] is not None and backing is not None:
+        await device.backing_store.adopt(saved["backing"], backing)
+    assert device.memory_file is not None  # a successor has one
+    if is_kept(device.memory_file):
+        store = await device._in_thread(partial(
+            Store.adopt, mapped.take(device.memory_file), backing=device.backing_store.backing,
+            reserve=device._config.reserve, headroom=device.host_memory.headroom))
+        try:
+            device._lane.set_store(store)
+        except BaseException:
+            store.leave()
+            raise
+        device._store = store
+        assert (found := store.recovered) is not None
+        log.warning(
+            "%s: %d pages are taken over after %.1f ms: %d were in use, %d are lost; %d objects, %d frames "
+            "and %d pageblocks that nothing names are free again", device._config.name, found.pages,
+            found.ns / 1e6,
+            found.locks, found.lost, found.objects_freed, found.frames_freed, found.pageblocks_freed)
+    entries = [found and await _unpacked(device, number, found)
+               for number, found in enumerate(saved["algorithms"])]
+    device._algorithms = tuple(entries)
+    if saved["governed"]:
+        device.governor.inherit()
+
+
+def _lane_stats(found: dict[str, Any] | None) -> LaneStats | None:
+    if found is None:
+        return None
+    latency = tuple(Latency(tuple(each["counts"]), each["ns"]) for each in found["latency"])
+    return LaneStats(**{**found, "latency": latency})
+
+
+def _packed(entry: Entry) -> list[Any]:
+    algorithm = entry.algorithm
+    path = None if algorithm.dictionary is None else os.fspath(algorithm.dictionary)
+    return [algorithm.name, algorithm.level, path, entry.written]
+
+
+async def _unpacked(device: Device, number: int, found: list[Any]) -> Entry:
+    """Of a device that is set up with the dictionary that it has, of another with the file's."""
+    name, level, path, written = found
+    algorithm = Algorithm(name, level, None if path is None else Path(path))
+    content = None
+    if device._store is not None:
+        codec = device._store.codecs[number]
+        content = codec.dictionary if codec else None
+    elif algorithm.dictionary is not None:
+        try:
+            content = await device._in_thread(partial(read_dictionary, algorithm.dictionary))
+        except ZramfsError as error:
+            log.error("%s: the algorithm %s has no dictionary any more: %s", device._config.name, name, error)
+            algorithm = Algorithm(name, level)
+    return Entry(algorithm, content, written)
+
+

@@ -1,0 +1,393 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The keeper of a device: holds the descriptors that must outlive its daemon, and starts the next daemon
+ * when one ends. It knows nothing of what they hold.
+ *
+ *   zramfs-keeper SOCKET PID RUNDIR HANG_MS COMMAND...
+ *
+ * SOCKET: its end of a socket pair to the daemon, process PID, which serves or is about to. RUNDIR: locked
+ * as long as the keeper lives. HANG_MS: a request in hand for longer ends the daemon. COMMAND: starts another
+ * daemon, which finds its socket as descriptor 3.
+ *
+ * One end of a daemon is told by its pidfd, which is readable when its last thread is gone: then nobody
+ * writes to the memory any more. What a daemon has said before that end is still read.
+ *
+ * Everything is allocated, touched and locked at the start. OOM score and PR_SET_IO_FLUSHER are those of who
+ * starts it. */
+#include <stdlib.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+
+#include "../lane/kept_page.h"
+#include "processes.h"
+
+enum {
+	PAGE_AT = 1,		/* of kept_page.h, among what is kept */
+	LOOKS = 6,		/* at the requests in hand, within HANG_MS; stacks are written before the last */
+	DEATHS = 5,		/* without serving, within DEATHS_MS: the device ends */
+	DEATHS_MS = 60000,
+	START_MS = 120000,	/* a start that takes longer has failed */
+	STANDBY_MS = 200,	/* pause before a standby is started: the takeover comes first */
+	STANDBY_MOST_MS = 60000,
+	STACK = 32768,		/* bytes that are made resident */
+};
+
+static struct process server, standby;
+static int kept[KEPT], nr_kept;
+static struct kept_page *page;
+static uint32_t bits;		/* of the last SERVING */
+static bool ever_served, ending, hung;
+static int stop_signal;
+static uint64_t stop_until;	/* a signal that was refused is forgotten then */
+static uint64_t first_death;	/* of a row without serving, */
+static unsigned int deaths;	/* which is so long */
+static uint64_t standby_due, standby_pause = STANDBY_MS;
+static uint64_t look_ms, look_due;
+static uint64_t seen[KEPT_HANDS][2];	/* of each hand, at the last look */
+static unsigned int same[KEPT_HANDS];	/* looks in a row that have found it so */
+static char **command;
+
+static void drop_kept(void)
+{
+	if (page)
+		munmap(page, KEPT_HEAD);
+	page = NULL;
+	while (nr_kept)
+		close(kept[--nr_kept]);
+}
+
+static void take_kept(const int *fds, int count)
+{
+	drop_kept();
+	memcpy(kept, fds, (size_t)count * sizeof(int));
+	nr_kept = count;
+	/* Locked at once, by MCL_FUTURE. */
+	page = mmap(NULL, KEPT_HEAD, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+		    count > PAGE_AT ? kept[PAGE_AT] : -1, 0);
+	if (page == MAP_FAILED)
+		page = NULL;
+}
+
+/* The descriptors for a process that is to take over at once or later. */
+static void pass_kept(struct process *to)
+{
+	int fds[KEPT + 1];
+	memcpy(fds, kept, (size_t)nr_kept * sizeof(int));
+	fds[nr_kept] = to->wake;
+	if (nr_kept && to->pid)
+		send_message(to->sock, KEEP, nr_kept, fds, nr_kept + 1);
+}
+
+/* Of all children, also of those that a daemon left to us. */
+static void reap_children(void)
+{
+	int status, pid;
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+		if (pid == server.pid) {
+			server.reaped = true;
+			server.status = status;
+		}
+}
+
+/* The connection ends with its last descriptor, and a standby has one too. */
+static void end_standby(void)
+{
+	if (standby.pid && !process_ended(&standby))
+		kill(standby.pid, SIGKILL);
+	process_forget(&standby);
+}
+
+static _Noreturn void end_keeper(void)
+{
+	end_standby();
+	_exit(!server.reaped ? 1 : WIFEXITED(server.status) ? WEXITSTATUS(server.status)
+	      : 128 + WTERMSIG(server.status));
+}
+
+static void take_standby(pid_t pid, int sock)
+{
+	end_standby();
+	if (!process_adopt(&standby, pid, sock))
+		return;
+	standby.is_ready = true;
+	/* At once: the server may die before it serves. */
+	pass_kept(&standby);
+	send_message(server.sock, STANDBY, (int32_t)pid, NULL, 0);
+}
+
+static void handle_message(const struct message *m, int *fds, int count)
+{
+	if (m->what == KEEP) {
+		take_kept(fds, count);
+		pass_kept(&standby);
+		return;
+	}
+	if (m->what == STANDBY && count == 1 && m->value > 0) {
+		take_standby((pid_t)m->value, fds[0]);
+		return;
+	}
+	while (count)
+		close(fds[--count]);
+	if (m->what == SERVING && !server.serves) {
+		server.serves = ever_served = true;
+		deaths = 0;
+		standby_due = now_ms() + STANDBY_MS;
+		if (stop_signal && now_ms() < stop_until)
+			kill(server.pid, stop_signal);
+	}
+	if (m->what == SERVING) {
+		bits = (uint32_t)m->value;
+		if (!(bits & WANTS_STANDBY))
+			end_standby();
+	} else if (m->what == ENDING) {
+		ending = true;
+		end_standby();
+		drop_kept();
+	}
+}
+
+/* What a process has said so far. A standby says that it is ready, and nothing else. */
+static void hear_process(struct process *from)
+{
+	struct message m;
+	int fds[KEPT + 1], count, got;
+	while ((got = receive_message(from->sock, &m, fds, &count)) > 0)
+		if (from == &server)
+			handle_message(&m, fds, count);
+		else if (!from->is_ready) {
+			from->is_ready = true;
+			send_message(server.sock, STANDBY, (int32_t)from->pid, NULL, 0);
+		}
+	if (got < 0)
+		close_fd(&from->sock);
+}
+
+/* Without serving, and by itself: a SIGKILL from elsewhere says nothing about the next one. */
+static void count_death(void)
+{
+	uint64_t now = now_ms();
+	if (now - first_death > DEATHS_MS)
+		deaths = 0;
+	if (!deaths++)
+		first_death = now;
+	if (deaths < DEATHS)
+		return;
+	say("the daemon has ended %d times within a minute without serving: the device is given up, and its data "
+	    "is lost; the lines above say why", DEATHS);
+	end_keeper();
+}
+
+/* A standby that is not ready does not count: a page that it has yet to lock may be in the swap that nobody
+ * serves now. */
+static void replace_server(void)
+{
+	uint64_t one = 1;
+	const char *which = "the standby";
+	hear_process(&standby);
+	process_forget(&server);
+	if (standby.is_ready && !process_ended(&standby)) {
+		server = standby;
+		standby = NO_PROCESS;
+		server.since = now_ms();
+	} else {
+		which = "a new process";
+		end_standby();
+		while (!process_spawn(&server, command)) {
+			count_death();
+			sleep(1);
+		}
+		pass_kept(&server);
+	}
+	if (write(server.wake, &one, sizeof(one)) < 0)
+		say("process %d cannot be woken: %s", (int)server.pid, strerror(errno));
+	say("%s, process %d, takes over", which, (int)server.pid);
+}
+
+static void server_ended(void)
+{
+	bool killed = server.reaped && WIFSIGNALED(server.status);
+	/* A SIGKILL from elsewhere says nothing about a request, or about the next daemon. */
+	bool by_itself = hung || !killed || WTERMSIG(server.status) != SIGKILL;
+	hear_process(&server);
+	if (ending || !ever_served)
+		end_keeper();
+	say("the daemon, process %d, %s %d", (int)server.pid, killed ? "was ended by signal" : "ended with status",
+	    killed ? WTERMSIG(server.status) : server.reaped ? WEXITSTATUS(server.status) : -1);
+	if (!(bits & SURVIVES) || !nr_kept) {
+		say("nothing can take over from it: the device is gone, and its data is lost");
+		end_keeper();
+	}
+	if (!server.serves && by_itself)
+		count_death();
+	if (page && by_itself)
+		page->own_ends++;
+	memset(same, 0, sizeof(same));
+	hung = false;
+	replace_server();
+}
+
+/* Stopped by a signal, or by a debugger. */
+static bool server_stands_still(void)
+{
+	static char text[512];
+	int fd, got;
+	snprintf(text, sizeof(text), "/proc/%d/stat", (int)server.pid);
+	fd = open(text, O_RDONLY | O_CLOEXEC);
+	got = (int)read(fd, text, sizeof(text) - 1);
+	close(fd);
+	text[got > 0 ? got : 0] = 0;
+	return strstr(text, ") T") || strstr(text, ") t");
+}
+
+/* For how many looks in a row the same hand has had the same request and moved nothing in it, the longest
+ * one. One that may wait for the backing store does not count. */
+static unsigned int look_at_hands(void)
+{
+	unsigned int longest = 0;
+	for (int i = 0; i < KEPT_HANDS; i++) {
+		uint64_t unique = __atomic_load_n(&page->hands[i].unique, __ATOMIC_RELAXED);
+		uint64_t steps = __atomic_load_n(&page->hands[i].steps, __ATOMIC_RELAXED);
+		bool waits = __atomic_load_n(&page->hands[i].waits, __ATOMIC_RELAXED);
+		same[i] = unique && !waits && unique == seen[i][0] && steps == seen[i][1] ? same[i] + 1 : 0;
+		seen[i][0] = unique;
+		seen[i][1] = steps;
+		if (same[i] > longest)
+			longest = same[i];
+	}
+	return longest;
+}
+
+static void watch_server(uint64_t now)
+{
+	unsigned int longest;
+	bool starts = !server.serves && ever_served && !ending;
+	if (now < look_due)
+		return;
+	look_due = now + look_ms;
+	if (starts && now - server.since > START_MS && !server_stands_still()) {
+		say("process %d has not served within %d s, and is ended", (int)server.pid, START_MS / 1000);
+		kill(server.pid, SIGKILL);
+		server.since = now;
+	}
+	if (!page || !server.serves || !(bits & SURVIVES))
+		return;
+	longest = look_at_hands();
+	if (longest >= LOOKS - 1 && server_stands_still())
+		memset(same, 0, sizeof(same));
+	else if (longest == LOOKS - 1) {
+		say("the daemon, process %d, has worked on one request for %llu s: its stacks follow",
+		    (int)server.pid, (unsigned long long)(look_ms * longest / 1000));
+		kill(server.pid, SIGUSR1);
+	} else if (longest >= LOOKS) {
+		say("it hangs, and is ended");
+		hung = true;
+		kill(server.pid, SIGKILL);
+	}
+}
+
+static bool lacks_standby(void)
+{
+	return !standby.pid && server.serves && !ending && bits == (SURVIVES | WANTS_STANDBY);
+}
+
+static void renew_standby(uint64_t now)
+{
+	if (process_ended(&standby)) {
+		say("the standby, process %d, has ended", (int)standby.pid);
+		standby_pause = now - standby.since < STANDBY_MOST_MS && standby_pause < STANDBY_MOST_MS
+			? standby_pause * 2 : STANDBY_MS;
+		standby_due = now + standby_pause;
+		process_forget(&standby);
+		send_message(server.sock, STANDBY, 0, NULL, 0);
+	}
+	if (!lacks_standby() || now < standby_due)
+		return;
+	standby_due = now + standby_pause;
+	if (process_spawn(&standby, command))
+		pass_kept(&standby);
+}
+
+static void handle_signal(int number)
+{
+	stop_signal = number;
+	stop_until = now_ms() + START_MS;
+	/* One that is about to take over would end at once, and with it whatever is in swap. */
+	if (server.serves || !ever_served)
+		kill(server.pid, number);
+}
+
+static _Noreturn void keep_device(int signals)
+{
+	struct signalfd_siginfo info;
+	for (;;) {
+		struct pollfd wait[] = {
+			{ .fd = signals, .events = POLLIN }, { .fd = server.sock, .events = POLLIN },
+			{ .fd = server.pidfd, .events = POLLIN }, { .fd = standby.pidfd, .events = POLLIN },
+			{ .fd = standby.sock, .events = POLLIN },
+		};
+		poll(wait, sizeof(wait) / sizeof(wait[0]), lacks_standby() ? STANDBY_MS / 2 : (int)look_ms);
+		while (read(signals, &info, sizeof(info)) == sizeof(info))
+			handle_signal((int)info.ssi_signo);
+		hear_process(&server);
+		hear_process(&standby);
+		/* The end first, then the status: no end is without one. */
+		if (process_ended(&server)) {
+			reap_children();
+			server_ended();
+			continue;
+		}
+		reap_children();
+		watch_server(now_ms());
+		renew_standby(now_ms());
+	}
+}
+
+static void touch_memory(void)
+{
+	extern char __executable_start, _end;
+	char stack[STACK] = "";
+	mlock(&__executable_start, (size_t)(&_end - &__executable_start));
+	mlock(stack, sizeof(stack));
+}
+
+static void protect_process(const char *rundir)
+{
+	int fd = open(rundir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+	prctl(PR_SET_NAME, "zramfs-keeper", 0, 0, 0);
+	tzset();
+	/* The descriptor stays: by the lock others know that somebody serves. */
+	if (fd < 0 || flock(fd, LOCK_SH))
+		say("%s cannot be locked: %s", rundir, strerror(errno));
+	/* Only what is touched: heap and stack that are never used would take 0.3 MiB. */
+	if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT))
+		say("the memory of the keeper is not locked: %s", strerror(errno));
+	touch_memory();
+}
+
+int main(int argc, char **argv)
+{
+	sigset_t mask;
+	int signals;
+	if (argc < 6) {
+		say("expected SOCKET PID RUNDIR HANG_MS COMMAND...; it is started by zramfs itself");
+		return 2;
+	}
+	server = standby = NO_PROCESS;
+	command = argv + 5;
+	look_ms = strtoull(argv[4], NULL, 10) / LOOKS;
+	fcntl(atoi(argv[1]), F_SETFD, FD_CLOEXEC);
+	sigemptyset(&mask);
+	sigaddset(&mask, SIGTERM);
+	sigaddset(&mask, SIGINT);
+	sigaddset(&mask, SIGHUP);
+	sigprocmask(SIG_SETMASK, &mask, NULL);
+	signals = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
+	protect_process(argv[3]);
+	if (signals < 0 || !process_adopt(&server, (pid_t)atoi(argv[2]), atoi(argv[1])))
+		return 1;
+	send_message(server.sock, HELLO, (int32_t)getpid(), NULL, 0);
+	keep_device(signals);
+}
