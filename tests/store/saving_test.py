@@ -29,8 +29,8 @@ MIB = 1 << 20
 
 
 def test_a_save_is_the_state_at_one_instant_whatever_goes_on(tmp_path: Path) -> None:
-    """Writes and discards in one order from two threads, others in an order of their own; recompression, units,
-    write-back, both compactions and the balloon beside them."""
+    """Writes and discards in one order from two threads, others in an order of their own; recompression,
+    units, write-back, both compactions and the balloon beside them."""
     backing = Backing(str(backing_file(tmp_path / "backing", 16 * MIB)))
     store = Store(24 * MIB, secondary=[Codec("zstd", 3)], backing=backing)
     ordered = [Writer(store, 0, 701), Writer(store, 1024, 601)]

@@ -21,7 +21,7 @@ from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.model.stats import BUCKET_BOUNDS, OPERATIONS, Latency
 from zramfs.tree import metrics
 from zramfs.tree.files import tree_of
-from zramfs.tree.metrics import TABLE
+from zramfs.tree.metric_table import TABLE
 from zramfs.tree.tree import Directory
 from zramfs.views import sample
 
@@ -379,7 +379,7 @@ ELSEWHERE = {
 
 
 async def test_no_statistic_is_left_out():
-    """A new field needs a row in metrics.TABLE, or a word here why not."""
+    """A new field needs a row in TABLE, or a word here why not."""
     device = await filled()
     asked: set[str] = set()
     stats, memory, classes = device.stats(), device.memory(), device.classes()
