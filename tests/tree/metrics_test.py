@@ -374,7 +374,7 @@ ELSEWHERE = {
     "DeviceStats.last_error", "DeviceStats.room", "MemoryStats.won", "MemoryStats.store",
     "BackingSettings.path", "DeviceStats.proactiveness", "TaskStats.last_error", "GovernorStats.last_error",
     "GovernorStats.mountpoint", "GovernorStats.fstype", "UnitMakingStats.groups",
-    "SaveStats.path", "SaveStats.last_error", "DeviceStats.restored",
+    "SaveStats.path", "SaveStats.last_error", "DeviceStats.restored", "DeviceStats.survival",
 }
 
 

@@ -218,8 +218,8 @@ cdef inline uint64_t chunk_count(store_t* st) noexcept nogil:
     return chunks_of(slot_count(st))
 
 cdef inline uint64_t user_bytes(uint64_t most_slots) noexcept nogil:
-    """Slots, and access times, of a store that grows to so many slots."""
-    return chunks_of(most_slots) * (PAGE + ATIME_CHUNK)
+    """Slots, access times, and words of units, of a store that grows to so many slots."""
+    return chunks_of(most_slots) * (PAGE + ATIME_CHUNK + UNITS_CHUNK) + PAGE
 
 cdef inline uint64_t times_off(store_t* st) noexcept nogil:
     """Where the access times begin in the user region, in bytes."""

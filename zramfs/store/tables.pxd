@@ -4,7 +4,7 @@ write of a page comes through this file."""
 from libc.stdint cimport uint64_t
 
 from allocator.frames cimport arena_t
-from zramfs.store.slots cimport ATIME_CHUNK, PAGE, UNITS_CHUNK, chunks_of, store_ctx_t, store_t
+from zramfs.store.slots cimport store_ctx_t, store_t
 
 # On an arena whose user region is user_bytes() long; without a codec yet, and to be recovered if the arena
 # was adopted. NULL when address space or memory is short.
@@ -24,7 +24,3 @@ cdef object store_stats(store_t* st)
 # NULL when memory is short. A context belongs to one store and one thread.
 cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil
 cdef void store_ctx_free(store_ctx_t* ctx) noexcept nogil
-
-# Slots, access times, and words of units, of a store that grows to so many slots.
-cdef inline uint64_t user_bytes(uint64_t most_slots) noexcept nogil:
-    return chunks_of(most_slots) * (PAGE + ATIME_CHUNK + UNITS_CHUNK) + PAGE
