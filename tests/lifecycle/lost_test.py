@@ -170,3 +170,17 @@ def test_the_number_of_a_dead_tree_given_to_another_devices_tree_means_nothing(t
         finally:
             zramfs("stop", "dies")
         assert lives.read("zram/initstate") == "1\n"
+
+
+@pytest.mark.requires("root")
+def test_a_device_that_ends_takes_no_tree_that_has_the_number_of_its_own(tmp_path: Path) -> None:
+    """It reads its state for the last time when its tree is gone, and while it still has its run directory
+    locked."""
+    with device(tmp_path / "lives", MIB) as lives:
+        zramfs("create", tmp_path / "ends", "--size", "1M")
+        found = rundir.find(str(tmp_path / "ends"))
+        found.update(tree_dev=mounts.mount_at(lives.directory).dev)
+        assert found.read().directory == str(tmp_path / "ends")
+        zramfs("stop", tmp_path / "ends")
+        assert mounts.mount_at(lives.directory)
+        assert lives.read("zram/initstate") == "1\n"

@@ -80,5 +80,5 @@ def test_a_core_dump_leaves_the_pool_out(tmp_path: Path) -> None:
 @pytest.mark.requires("root")
 def test_the_pool_of_a_daemon_is_marked_so(made: Device) -> None:
     smaps = Path(f"/proc/{state_of(made.directory).pid}/smaps").read_text()
-    pools = re.findall(r"/memfd:zramfs.*?^VmFlags: (.*?)$", smaps, re.MULTILINE | re.DOTALL)
+    pools = re.findall(r"/memfd:zramfs \(deleted\)$.*?^VmFlags: (.*?)$", smaps, re.MULTILINE | re.DOTALL)
     assert pools and all("dd" in flags.split() for flags in pools)

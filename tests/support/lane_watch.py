@@ -18,20 +18,34 @@ KINDS = ("heap", "mapping", "holes", "threads")
 _HEAD, _COUNT = struct.Struct("=III20s"), struct.Struct("=Q56s")  # struct watch of lane_watch.c
 _HELD_AT, _LATE_AT = 4, 8
 
-# Python imports it at its start.
+# Python imports it at its start. A daemon is a fork of the process that becomes its keeper, and a standby is
+# one of the daemon. Only the process that serves is to hold its GIL.
 _SITE = """
 import ctypes, os, threading, time
+def serves():
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{thread}/comm") as comm:
+                if comm.read().startswith("zramfs-lane"):
+                    return True
+        except OSError:
+            pass
+    return False
 def hold(hook):
     while True:
-        hook.hold_gil()
+        if serves():
+            hook.hold_gil()
         time.sleep(0.005)
-if "LANE_WATCH" in os.environ:
+def begin():
     threading.Thread(target=hold, args=[ctypes.PyDLL(os.environ["LD_PRELOAD"])], daemon=True).start()
+if "LANE_WATCH" in os.environ:
+    begin()
+    os.register_at_fork(after_in_child=begin)
 """
 
 
 def environment(place: Path) -> dict[str, str]:
-    """For a program in Python that is to be watched, and stays one process."""
+    """For a program in Python that is to be watched, with the forks of it that serve."""
     place.mkdir()
     hook = compiled(SUPPORT / "lane_watch.c", place / "watch.so", "-shared", "-fPIC", "-Wextra")
     (place / "sitecustomize.py").write_text(_SITE)

@@ -42,12 +42,15 @@ class OwnMount:
     def adopt(self, found: Sequence[int | str] | None) -> None:
         """What a predecessor has mounted: kept() of its OwnMount, or, if that is gone, what looks like ours
         at the path, since the predecessor may have died just after a mount. It may be nothing."""
-        table = mounts.mounts()
         top = mounts.mount_at(self.path)
-        is_ours = top and (top.source, top.fstype) == (
-            self._options["fsname"], f"fuse.{self._options['subtype']}")
-        self._found = next((each for each in table if found and [each.id, each.dev] == list(found)),
-                           top if is_ours else None)
+        self._found = next((each for each in self._own() if found and [each.id, each.dev] == list(found)),
+                           top if top in self._own() else None)
+
+    def _own(self) -> list[mounts.Mount]:
+        """What bears the name of ours. The kernel gives both numbers of a mount that is gone to the next one,
+        which is another device's."""
+        name = (self._options["fsname"], f"fuse.{self._options['subtype']}")
+        return [each for each in mounts.mounts() if (each.source, each.fstype) == name]
 
     def kept(self) -> tuple[int, str] | None:
         """What names the mount, for adopt() in another process."""
@@ -62,7 +65,7 @@ class OwnMount:
     def _in_table(self) -> mounts.Mount | None:
         ours = self._found
         return next(
-            (each for each in mounts.mounts() if ours and (each.id, each.dev) == (ours.id, ours.dev)), None)
+            (each for each in self._own() if ours and (each.id, each.dev) == (ours.id, ours.dev)), None)
 
     def is_there(self) -> bool:
         """Whether what is mounted there is ours, and not what it stood on, or came after it."""

@@ -70,9 +70,12 @@ def correct(state: State, holders: list[int]) -> State:
     if state.boot_id != boot_id():
         return state
     table = mounts.mounts()
-    tree = [each for each in table if each.dev == state.tree_dev and each.fstype == mounts.FSTYPE]
+    # The kernel gives the number of a tree that is gone to another mount, maybe another device's tree. The
+    # name tells them apart: a device that ends has lost its tree first, and would take the other one's down.
+    tree = [each for each in table
+            if (each.dev, each.fstype, each.source) == (state.tree_dev, mounts.FSTYPE, state.name)]
     if not holders:
-        # The kernel gives the number of a tree that is gone to another mount, maybe another device's tree.
+        # Devices of other users, and of other run directories, may have the same name.
         tree = [each for each in tree if str(each.mountpoint) == state.directory or _is_dead(each)]
     state = _moved(state, "directory", tree)
     if state.loop and state.mountpoint and loops.stands_on(state.loop, Path(state.disk), state.attached):
