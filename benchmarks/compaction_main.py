@@ -2,7 +2,6 @@
 """benchmarks/compaction: what the compactor gives back by itself, and what it costs meanwhile."""
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,9 +16,8 @@ from benchmarks.load import Zone
 from benchmarks.main import machine, selection, size_option
 from benchmarks.results import Floor
 from benchmarks.returned import Course
-from benchmarks.tables import WIDTH, table, titled
-from benchmarks.tools import BenchmarkError, Interrupt, Interrupted, LeftOutError
-from zramfs.errors import ZramfsError
+from benchmarks.tables import WIDTH, table, titled, told
+from benchmarks.tools import Interrupt, LeftOutError
 
 PARTS = ("returned", "disturbance")
 QUIET = 0.1  # share of the CPUs that others may take
@@ -84,7 +82,7 @@ def main(size: int, parts: list[str], data: list[str], algo: str, reps: int, sec
         "size_mib": size >> 20, "parts": parts, "data": data, "algo": algo, "reps": reps, "seconds": seconds,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     })
-    try:
+    with told("benchmarks/compaction", progress):
         output.mkdir(parents=True, exist_ok=True)
         zones = [Zone(kind, pages.image(kind, size), 0, size) for kind in data]
         with Interrupt() as interrupt:
@@ -96,12 +94,6 @@ def main(size: int, parts: list[str], data: list[str], algo: str, reps: int, sec
             if "disturbance" in parts:
                 results.costs, results.idle = disturbance.measure(
                     zones[0], algo, seconds, reps, interrupt, lambda text: progress.print(text, markup=False))
-    except Interrupted as signal:
-        progress.print(f"{signal}: ended before the results were complete; everything is taken down")
-        sys.exit(128 + signal.number)
-    except (BenchmarkError, LeftOutError, ZramfsError) as error:
-        progress.print(f"benchmarks/compaction: {error}", markup=False, style="red")
-        sys.exit(1)
     tables.write(output, lambda console: show(results, console), results.as_json())
     show(results, Console(width=WIDTH))
     click.echo(f"written: {output}/table.txt, results.json")

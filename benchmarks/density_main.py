@@ -2,7 +2,6 @@
 """benchmarks/density: how much memory the same data takes, in kernel zram and in zramfs."""
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,8 @@ from benchmarks.corpora import CORPORA, corpus
 from benchmarks.density import BASE, WAYS, Density
 from benchmarks.load import Zone
 from benchmarks.main import machine, selection, size_option
-from benchmarks.tables import WIDTH, table, titled
-from benchmarks.tools import BenchmarkError, Interrupt, Interrupted, LeftOutError
-from zramfs.errors import ZramfsError
+from benchmarks.tables import WIDTH, table, titled, told
+from benchmarks.tools import Interrupt, LeftOutError
 
 
 @dataclass
@@ -52,7 +50,7 @@ def main(size: int, data: list[str], ways: tuple[str, ...], output: Path) -> Non
     chosen = list(ways) or list(WAYS)
     results = Results(machine(), {"size_mib": size >> 20, "data": data, "ways": chosen,
                                   "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-    try:
+    with told("benchmarks/density", progress):
         output.mkdir(parents=True, exist_ok=True)
         with Interrupt() as interrupt:
             for name in data:
@@ -62,12 +60,6 @@ def main(size: int, data: list[str], ways: tuple[str, ...], output: Path) -> Non
                     interrupt.check()
                     progress.print(f"{way}: {name}", markup=False)
                     _cell(results, way, zone, interrupt)
-    except Interrupted as signal:
-        progress.print(f"{signal}: ended before the results were complete; everything is taken down")
-        sys.exit(128 + signal.number)
-    except (BenchmarkError, LeftOutError, ZramfsError) as error:
-        progress.print(f"benchmarks/density: {error}", markup=False, style="red")
-        sys.exit(1)
     tables.write(output, lambda console: show(results, console), results.as_json())
     show(results, Console(width=WIDTH))
     click.echo(f"written: {output}/table.txt, results.json")

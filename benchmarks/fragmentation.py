@@ -10,7 +10,6 @@ import contextlib
 import json
 import mmap
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -22,8 +21,8 @@ import click
 from rich.console import Console
 
 from benchmarks import fragmentation_tables, memory, pages, peers
-from benchmarks.tools import BenchmarkError, Interrupt, Interrupted, LeftOutError, command, need, undisturbed
-from zramfs.errors import ZramfsError
+from benchmarks.tables import told
+from benchmarks.tools import BenchmarkError, Interrupt, command, need, undisturbed
 from zramfs.lifecycle import ramdisk
 from zramfs.views import report, sample
 from zramfs.views.sample import Sample
@@ -113,7 +112,7 @@ def main(size_mib: int, algo: str, wait: float, output: Path) -> None:
     """
     progress = Console(stderr=True)
     outcomes = []
-    try:
+    with told("scripts/fragmentation", progress):
         ramdisk.expect_able("ext4")
         output.mkdir(parents=True, exist_ok=True)
         image = pages.image("real", size_mib * MIB)
@@ -122,12 +121,6 @@ def main(size_mib: int, algo: str, wait: float, output: Path) -> None:
                 interrupt.check()
                 progress.print(f"{setting.text}: writing {FILES} files of {size_mib} MiB", markup=False)
                 outcomes.append(run(setting, image, algo, wait, interrupt))
-    except Interrupted as signal:
-        progress.print(f"{signal}: ended before the results were complete; everything is taken down")
-        sys.exit(128 + signal.number)
-    except (BenchmarkError, LeftOutError, ZramfsError) as error:
-        progress.print(f"scripts/fragmentation: {error}", markup=False, style="red")
-        sys.exit(1)
     write(outcomes, size_mib, algo, output)
     fragmentation_tables.show(outcomes, size_mib, algo, Console(width=fragmentation_tables.WIDTH))
     click.echo(f"written: {output}/table.txt, results.json, report.png, report.html")

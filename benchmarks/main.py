@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +17,8 @@ from benchmarks import load, memory, pages, peers, report
 from benchmarks.load import ROWS, Row, Sample, Zone
 from benchmarks.peers import NAMES, Peer, kind_of
 from benchmarks.results import Cell, Results
-from benchmarks.tools import BenchmarkError, Interrupt, Interrupted, LeftOutError, need
-from zramfs.errors import ZramfsError
+from benchmarks.tables import told
+from benchmarks.tools import BenchmarkError, Interrupt, LeftOutError, need
 from zramfs.text import sizes
 
 
@@ -79,7 +78,7 @@ def main(quick: bool, size: int | None, reps: int | None, seconds: float | None,
         "data": data, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     })
     progress = Console(stderr=True)
-    try:
+    with told("benchmarks/run", progress):
         output.mkdir(parents=True, exist_ok=True)
         with Interrupt() as interrupt:
             measure(results, [r for r in ROWS if r.name in rows], names, data, size, reps, seconds, algo,
@@ -88,12 +87,6 @@ def main(quick: bool, size: int | None, reps: int | None, seconds: float | None,
                 results.left_out["memory"] = "it compares zramfs with zram, which --peers does not name both"
             elif with_memory:
                 compare_memory(results, data, size, algo, interrupt, progress)
-    except Interrupted as signal:
-        progress.print(f"{signal}: ended before the results were complete; everything is taken down")
-        sys.exit(128 + signal.number)
-    except (BenchmarkError, LeftOutError, ZramfsError) as error:
-        progress.print(f"benchmarks/run: {error}", markup=False, style="red")
-        sys.exit(1)
     write(results, output)
     screen = Console()
     screen.width = max(screen.width, report.WIDTH)

@@ -8,7 +8,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,17 +19,16 @@ from rich.table import Table
 
 from benchmarks import peers
 from benchmarks.main import machine, size_option
+from benchmarks.tables import told
 from benchmarks.tools import (
     BenchmarkError,
     Interrupt,
-    Interrupted,
     LeftOutError,
     built,
     command,
     need,
     wait_until,
 )
-from zramfs.errors import ZramfsError
 from zramfs.host import memcg
 
 MIB = 1 << 20
@@ -73,6 +71,10 @@ def main(size: int, limit: int, clusters: str, algo: str, reps: int, output: Pat
     runs: list[Run] = []
     try:
         values = [int(word) for word in clusters.split(",")]
+    except ValueError:
+        raise click.UsageError(
+            f"expected numbers separated by commas for --page-cluster, got {clusters!r}") from None
+    with told("benchmarks/swap", progress):
         for program in ("mkswap", "swapon", "swapoff"):
             need(program, "util-linux and mount")
         output.mkdir(parents=True, exist_ok=True)
@@ -84,15 +86,6 @@ def main(size: int, limit: int, clusters: str, algo: str, reps: int, output: Pat
                         interrupt.check()
                         progress.print(f"run {rep + 1} of {reps}: {peer}, page-cluster {value}", markup=False)
                         runs.append(_run(peer, value, size, limit, algo))
-    except ValueError:
-        raise click.UsageError(
-            f"expected numbers separated by commas for --page-cluster, got {clusters!r}") from None
-    except Interrupted as signal:
-        progress.print(f"{signal}: ended before the results were complete; everything is taken down")
-        sys.exit(128 + signal.number)
-    except (BenchmarkError, LeftOutError, ZramfsError) as error:
-        progress.print(f"benchmarks/swap: {error}", markup=False, style="red")
-        sys.exit(1)
     facts = machine()
     page = io.StringIO()
     for console in (Console(width=110, file=page, color_system=None), Console(width=110)):

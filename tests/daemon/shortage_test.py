@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import is_attached
 from tests.support.served import ServedDevice, served_device
 from tests.support.whole import ZRAMFS, run, wait_until, zramfs
-from zramfs.host import loops, swaps
+from zramfs.host import swaps
 from zramfs.lifecycle import rundir
 
 pytestmark = [pytest.mark.requires("fuse", "unsanitized"), pytest.mark.timeout(120)]
@@ -224,7 +225,7 @@ def test_swap_is_taken_down_by_a_daemon_that_can_start_no_process(
             run("umount", state.directory)
         wait_until(lambda: not state.alive(), "the daemon has ended", 40)
         assert not [area for area in swaps.swap_areas() if area.path == state.loop]
-        assert not loops.backing_file(state.loop)
+        assert not is_attached(state)
         assert not (tmp_path / "run/noproc").exists()
     finally:
         if rundir.find("noproc"):

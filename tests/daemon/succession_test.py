@@ -2,6 +2,7 @@
 """What a daemon leaves in writing for the next one, and what it tells its keeper."""
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from zramfs.daemon.own_mount import OwnMount
 from zramfs.daemon.papers import Papers, packed_config, unpacked_config
 from zramfs.daemon.succession import NO_RESEND, SURVIVES, Succession
 from zramfs.device.device import Device
+from zramfs.device.mapped_memory import MappedMemory
+from zramfs.device.takeover import restore, settings_of
 from zramfs.host import memory_file
 from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.model.policy import Recompress, Writeback
@@ -124,6 +127,16 @@ async def test_a_command_is_written_down_before_it_is_answered() -> None:
     assert Papers(kept.papers).read() == {}, "nobody is to take over"
     for fd in kept.fds():
         os.close(fd)
+
+
+async def test_a_successor_saves_the_device_where_its_user_has_said() -> None:
+    device = Device(DeviceConfig(keep=Path("/var/first")), FakeLane(), memory_file.new("zramfs"))
+    for line, path in (("keep=/var/second", Path("/var/second")), ("keep=off", None)):
+        await device.command(line)
+        next_one = Device(DeviceConfig(keep=Path("/var/first")), FakeLane(), device.memory_file)
+        await restore(next_one, json.loads(json.dumps(settings_of(device))), None, MappedMemory())
+        assert next_one.kept_image.path == path
+    os.close(device.memory_file)
 
 
 def test_without_a_keeper_nothing_is_kept() -> None:

@@ -88,6 +88,22 @@ def test_a_signal_saves_it_too(tmp_path: Path, point: Path, in_use: bool) -> Non
     assert (point / "file").read_bytes() == noise(1, MIB)
 
 
+def test_a_daemon_that_is_killed_while_it_saves_has_the_next_one_save(tmp_path: Path, point: Path) -> None:
+    image = tmp_path / "image"
+    ram_disk(point, image)
+    for number in range(40):
+        (point / f"file{number}").write_bytes(noise(number, MIB))
+    state = state_of(point)
+    os.kill(state.keeper_pid, signal.SIGTERM)
+    wait_until(Path(f"{image}.tmp").exists, "it saves", 20)
+    os.kill(state.pid, signal.SIGKILL)
+    assert not image.exists(), "killed before the image was whole"
+    wait_until(lambda: not rundir.find(str(point)), "the next one has saved it and ended", 30)
+    ram_disk(point, image)
+    for number in range(40):
+        assert (point / f"file{number}").read_bytes() == noise(number, MIB)
+
+
 def test_a_stop_that_cannot_save_changes_nothing(tmp_path: Path, point: Path) -> None:
     with tmpfs(tmp_path / "small", 2 * MIB) as small:
         image = small / "image"

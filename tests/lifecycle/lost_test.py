@@ -69,8 +69,8 @@ def test_a_device_without_its_state_file_is_shown_and_stopped(tmp_path: Path, ba
     before = state_of(place)
     os.unlink(base / before.name / "state.json")
     state = state_of(place)
-    same = ("name", "directory", "disk", "kind", "phase", "pid", "pid_start", "loop", "mountpoint", "fs",
-            "attached")
+    same = ("name", "directory", "disk", "kind", "phase", "pid", "pid_start", "keeper_pid", "loop",
+            "mountpoint", "fs", "attached")
     assert [getattr(state, key) for key in same] == [getattr(before, key) for key in same]
     assert [row["state"] for row in rows(place, "-o", "STATE")] == ["ready"]
     zramfs("stop", place)

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.capabilities import require
-from tests.support.commands import failure, kill_daemon, nothing_left, state_of
+from tests.support.commands import failure, is_attached, kill_daemon, nothing_left, state_of
 from tests.support.whole import MIB, ZRAMFS, Device, drop_caches, loop, opened, run, wait_until, zramfs
 from zramfs.errors import ZramfsError
-from zramfs.host import loops, mounts, programs
+from zramfs.host import mounts, programs
 from zramfs.lifecycle import ramdisk, rundir
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4"), pytest.mark.timeout(120)]
@@ -320,7 +320,7 @@ def test_the_end_of_the_daemon_under_users_leaves_nothing_either(disk: Path, bas
             for block in range(100):
                 os.pwrite(fd, b"x" * 4096, block * 4096)
             os.fsync(fd)
-    wait_until(lambda: not loops.backing_file(state.loop), "the loop device has let go")
+    wait_until(lambda: not is_attached(state), "the loop device has let go")
     gone(disk, base)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import capabilities
 from tests.support.apart import apart
-from tests.support.commands import failure, kill_daemon, nothing_left, rows
+from tests.support.commands import failure, is_attached, kill_daemon, nothing_left, rows
 from tests.support.whole import MIB, ZRAMFS, run, wait_until, zramfs
 from zramfs.cli.status import DEFAULT
 from zramfs.host import loops, swaps, watermark
@@ -216,7 +216,7 @@ def test_a_disk_that_was_unmounted_under_the_swap(swap0: State, base: Path) -> N
     run("umount", "--lazy", swap0.disk)
     assert swap0.loop in swaps.swaps()
     zramfs("stop", "swap0")
-    assert not loops.backing_file(swap0.loop)
+    assert not is_attached(swap0)
     gone(base, swap0)
 
 
@@ -224,7 +224,7 @@ def test_a_signal_after_the_disk_was_unmounted_under_the_swap(swap0: State, base
     run("umount", "--lazy", swap0.disk)
     os.kill(swap0.pid, signal.SIGTERM)
     wait_until(lambda: not swap0.alive(), "the daemon has ended", 30)
-    assert not loops.backing_file(swap0.loop)
+    assert not is_attached(swap0)
     gone(base, swap0)
 
 
@@ -232,7 +232,7 @@ def test_a_daemon_that_died_after_its_disk_was_unmounted_under_the_swap(swap0: S
     run("umount", "--lazy", swap0.disk)
     kill_daemon(swap0)
     assert "cleaned up swap0: " in zramfs("stop", "swap0").stderr
-    assert not loops.backing_file(swap0.loop)
+    assert not is_attached(swap0)
     gone(base, swap0)
 
 
@@ -241,7 +241,7 @@ def test_a_loop_device_that_somebody_else_has_by_now_is_left_alone(
 ) -> None:
     run("swapoff", swap0.loop)
     run("losetup", "--detach", swap0.loop)
-    wait_until(lambda: not loops.backing_file(swap0.loop), "the loop device has let go")
+    wait_until(lambda: not is_attached(swap0), "the loop device has let go")
     (tmp_path / "file").write_bytes(bytes(MIB))
     run("losetup", swap0.loop, tmp_path / "file")
     try:
@@ -291,7 +291,7 @@ def test_swap_needs_no_fusermount3_and_a_private_namespace_is_no_obstacle_to_its
 def test_stop_after_somebody_else_has_ended_the_swap(swap0: State, base: Path) -> None:
     run("swapoff", swap0.loop)
     run("losetup", "--detach", swap0.loop)
-    wait_until(lambda: not loops.backing_file(swap0.loop), "the loop device has let go")
+    wait_until(lambda: not is_attached(swap0), "the loop device has let go")
     zramfs("stop", "swap0")
     gone(base, swap0)
 

@@ -459,8 +459,8 @@ def stamped(page: int, seed: int) -> bytes:
     return (stamp + rng.randbytes(size - 8) + stamp * 512)[:PAGE]
 
 
-def _work(store: Store, seed: int, devices: list[bytes]) -> None:
-    """Until it is killed."""
+def _work(store: Store, seed: int, devices: list[bytes], began: int) -> None:
+    """Until it is killed. began: a pipe that is told when all are at work."""
     def writer(number: int) -> None:
         rng = random.Random(seed * 8 + number)
         while True:
@@ -480,6 +480,7 @@ def _work(store: Store, seed: int, devices: list[bytes]) -> None:
     threads.append(threading.Thread(target=mover, daemon=True))
     for thread in threads:
         thread.start()
+    os.write(began, b"!")
     time.sleep(60)
 
 
@@ -489,16 +490,18 @@ def test_forty_kills_under_load_lose_no_page(how: dict[str, Any]) -> None:
     rng = random.Random(5)
     devices = [b"".join(stamped(page, seed) for page in range(1024)) for seed in range(SEEDS)]
     locks = freed = 0
-    with memory() as fd:
+    began, begin = os.pipe()
+    with memory() as fd, open(began, "rb", buffering=0) as said, open(begin, "wb", buffering=0):
         Store(4 * MIB, fd=fd, **how).leave()
         for turn in range(40):
             pid = os.fork()
             if pid == 0:
                 try:
-                    _work(Store.adopt(fd, **keep), turn, devices)
+                    _work(Store.adopt(fd, **keep), turn, devices, begin)
                 finally:
                     os._exit(9)
-            time.sleep(0.03 + rng.random() * 0.08)
+            assert said.read(1) == b"!"
+            time.sleep(rng.random() * 0.08)
             os.kill(pid, signal.SIGKILL)
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
             store = Store.adopt(fd, **keep)

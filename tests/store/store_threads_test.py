@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import random
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,6 +13,7 @@ import pytest
 
 from tests.support.memory_file import MemoryFile
 from tests.support.page_kinds import KINDS, block
+from tests.support.steps import at_work
 from zramfs.store.store import Store
 
 PAGE = 4096
@@ -33,24 +33,10 @@ def eager_switches() -> Iterator[None]:
 
 def run(*jobs: Job, seconds: float = SECONDS) -> None:
     """Calls each job again and again, each in a thread of its own, until the time is over or one fails."""
-    failures: list[BaseException] = []
     until = time.monotonic() + seconds
-
-    def work(job: Job) -> None:
-        try:
-            while time.monotonic() < until and not failures:
-                job()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(job,), daemon=True) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(seconds + 30)
-        assert not thread.is_alive(), "a thread does not come back from the store"
-    if failures:
-        raise failures[0]
+    with at_work(*jobs) as failures:
+        while time.monotonic() < until and not failures:
+            time.sleep(0.01)
 
 
 def housekeeping(store: Store) -> list[Job]:

@@ -56,6 +56,11 @@ def rows(*words: object, code: int = 0) -> list[dict[str, object]]:
     return json.loads(done.stdout)["zramfs"]
 
 
+def is_attached(state: State) -> bool:
+    """Whether the loop device of a device still stands on it, and not on somebody else's file by now."""
+    return loops.stands_on(state.loop, Path(state.disk), state.attached)
+
+
 def kill_daemon(state: State) -> None:
     """With its keeper and its standby, so that the device dies."""
     with stopped(state.pid):

@@ -68,8 +68,9 @@ class Writer:
 
 
 @contextlib.contextmanager
-def at_work(*jobs: Callable[[], object]) -> Iterator[None]:
-    """Each again and again in a thread of its own, until the end."""
+def at_work(*jobs: Callable[[], object]) -> Iterator[list[BaseException]]:
+    """Each again and again in a thread of its own, until the end or until one fails. The failures so far, of
+    which the first is raised at the end."""
     failures: list[BaseException] = []
     over = threading.Event()
 
@@ -84,13 +85,14 @@ def at_work(*jobs: Callable[[], object]) -> Iterator[None]:
     for thread in threads:
         thread.start()
     try:
-        yield
+        yield failures
     finally:
         over.set()
         for thread in threads:
             thread.join(60)
-            assert not thread.is_alive()
-    assert not failures, failures
+            assert not thread.is_alive(), "a thread does not come back"
+    if failures:
+        raise failures[0]
 
 
 def in_turn(writers: list[Writer]) -> Callable[[], None]:

@@ -40,6 +40,7 @@ def settings_of(device: Device) -> dict[str, Any]:
         "ledgers": device.policies.ledgers(),
         "backing": vars(device.backing_store.settings),
         "governed": device.governor.is_governing,
+        "keep": None if device.kept_image.path is None else os.fspath(device.kept_image.path),
         "last_error": device._last_error,
         "lane_before": device._lane_before and asdict(device._lane_before),
     }
@@ -53,6 +54,7 @@ async def restore(
     file can't be adopted; it is unchanged then."""
     device._mem_limit = saved["mem_limit"]
     device._access_times = saved["access_times"]
+    device.kept_image.path = None if saved["keep"] is None else Path(saved["keep"])
     device._last_error = saved["last_error"]
     device._lane_before = _lane_stats(saved.get("lane_before"))
     device.compactor.proactiveness = saved["proactiveness"]

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from zramfs.errors import ZramfsError
+from zramfs.host import process
 
 # Long enough for a machine that pages the interpreter in from a slow disk.
 READY_TIMEOUT = 60.0
+END_TIMEOUT = 2.0  # seconds; what has told its failure ends within milliseconds
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -30,8 +32,8 @@ def run(
 
     To be called while this process has one thread. The daemon has a session of its own, / as its
     directory, /dev/null as its input and `log` as its output, and no other descriptor of ours.
-    Raises what body raises before it is ready, as ZramfsError with the same errno and sentence;
-    ETIMEDOUT when nothing came for `timeout` seconds (the daemon may still be there).
+    Raises what body raises before it is ready, as ZramfsError with the same errno and sentence, when the
+    processes of the daemon have ended. ETIMEDOUT when nothing came for `timeout` seconds (the daemon may still be there).
     """
     read_end, write_end = os.pipe()
     if sys.stdout is not None:
@@ -46,7 +48,12 @@ def run(
         os.close(write_end)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.waitpid(pid, 0)
-        _expect_ready(read_end, log, timeout)
+        try:
+            _expect_ready(read_end, log, timeout)
+        except ZramfsError as error:
+            if error.errno != errno.ETIMEDOUT:
+                _wait_gone(pid)
+            raise
     finally:
         os.close(read_end)
 
@@ -63,6 +70,14 @@ def _expect_ready(read_end: int, log: Path, timeout: float) -> None:
     answer = json.loads(text)
     if "sentence" in answer:
         raise ZramfsError(answer["errno"], answer["sentence"])
+
+
+def _wait_gone(group: int) -> None:
+    """Until all processes of the daemon have ended, which have its log open and so the file system that it lies
+    on."""
+    end = time.monotonic() + END_TIMEOUT
+    while process.is_group_alive(group) and time.monotonic() < end:
+        time.sleep(0.002)
 
 
 def _tail(log: Path) -> str:

@@ -19,15 +19,35 @@ def pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
+def _stat_fields(pid: int) -> list[str]:
+    """Those of /proc/PID/stat from the third one on. Raises OSError when there is no such process."""
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    # The name stands in parentheses and may itself contain spaces and parentheses.
+    return text[text.rindex(")") + 2 :].split()
+
+
 def children_of(pid: int) -> list[int]:
     """The processes that `pid` has started and that live."""
     found = []
     for number in pids():
         with contextlib.suppress(OSError, ValueError):
-            text = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
-            if int(text[text.rindex(")") + 2:].split()[1]) == pid:
+            if int(_stat_fields(number)[1]) == pid:
                 found.append(number)
     return found
+
+
+def is_group_alive(group: int) -> bool:
+    """Whether any process of the group lives; a zombie does not."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    for number in pids():
+        with contextlib.suppress(OSError, ValueError):
+            fields = _stat_fields(number)
+            if int(fields[2]) == group and fields[0] not in "ZX":
+                return True
+    return False
 
 
 def runs_of(module: str) -> list[int]:
@@ -44,9 +64,7 @@ def runs_of(module: str) -> list[int]:
 def process_start(pid: int) -> int | None:
     """Clock ticks from boot to the start of the process; None when there is none, or a zombie."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        fields = _stat_fields(pid)
     except OSError:
         return None
-    # The name stands in parentheses and may itself contain spaces and parentheses.
-    fields = text[text.rindex(")") + 2 :].split()
     return None if fields[0] in "ZX" else int(fields[19])

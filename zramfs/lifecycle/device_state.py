@@ -14,10 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from zramfs.host import bounded, loops, mounts, swaps
+from zramfs.host import bounded, in_use, loops, mounts, swaps
 from zramfs.host.process import boot_id, process_start
 
 _STATE_VERSION = 1
+KEEPER = "zramfs-keeper"  # the name that zramfs/keeper/keeper.c gives its process
 DISK_SOURCE = "zramfs-disk:"  # and the device's name: what the daemon mounts on `disk` under
 
 
@@ -124,10 +125,12 @@ def rebuild(path: Path, holders: list[int]) -> State | None:
     top = next((each for each in table if each.source in standing), None)
     areas = [area for area in swaps.swaps() if area in standing]
     loop = top.source if top else areas[0] if areas else standing[0] if standing else None
+    keeper = next((pid for pid in holders if in_use.process_name(pid) == KEEPER), 0)
+    serving = next((pid for pid in holders if pid != keeper), holders[0])
     return State(
         name=path.name, directory=str(directory), disk=str(disk), phase="ready", threads=0,
         kind="device" if directory != tree else "swap" if areas or not loop else "ramdisk",
-        pid=holders[0], pid_start=process_start(holders[0]) or 0, boot_id=boot_id(),
+        pid=serving, pid_start=process_start(serving) or 0, keeper_pid=keeper, boot_id=boot_id(),
         created=datetime.fromtimestamp(os.lstat(path).st_mtime).astimezone().isoformat(timespec="seconds"),
         loop=loop, attached=loops.sequence(loop) if loop else None,
         mountpoint=str(top.mountpoint) if top else None, fs=top.fstype if top else None)

@@ -54,14 +54,12 @@ def serve_in_foreground(new: Rundir, config: DeviceConfig, say: Say, on_top: OnT
     it that wants to know. Raises ZramfsError."""
     from zramfs.daemon.service import Notifier  # brings trio
 
-
     def on_ready() -> None:
         _build(new, on_top, say)
         if state := new.read():
             say(f"{state.where} is ready")
 
-    if serve(new, config, build=on_ready, notifier=Notifier.from_environment()):
-        raise ZramfsError(errno.EIO, "the device did not end in order; what happened is in the lines above")
+    _expect_order(serve(new, config, build=on_ready, notifier=Notifier.from_environment()))
 
 
 def resume_in_foreground(old: Rundir) -> bool:
@@ -70,9 +68,13 @@ def resume_in_foreground(old: Rundir) -> bool:
     from zramfs.daemon.service import stored_descriptors  # brings trio
 
     status = serve_stored(old, stored_descriptors())
+    _expect_order(status or 0)
+    return status is not None
+
+
+def _expect_order(status: int) -> None:
     if status:
         raise ZramfsError(errno.EIO, "the device did not end in order; what happened is in the lines above")
-    return status is not None
 
 
 def _leave(number: int, _frame: object) -> NoReturn:
