@@ -24,7 +24,7 @@ def _fails_and_ends_late(on_ready: Callable[[], None]) -> int:
     raise OSError(errno.ENOSPC, "no room")
 
 
-def test_a_failed_start_is_told_when_its_processes_let_go_of_the_file_system_of_the_log(tmp_path: Path) -> None:
+def test_a_failed_start_is_told_when_the_file_system_of_its_log_is_free(tmp_path: Path) -> None:
     run("mount", "-t", "tmpfs", "none", tmp_path)
     try:
         with pytest.raises(ZramfsError, match="^no room$") as caught:

@@ -33,7 +33,8 @@ def run(
     To be called while this process has one thread. The daemon has a session of its own, / as its
     directory, /dev/null as its input and `log` as its output, and no other descriptor of ours.
     Raises what body raises before it is ready, as ZramfsError with the same errno and sentence, when the
-    processes of the daemon have ended. ETIMEDOUT when nothing came for `timeout` seconds (the daemon may still be there).
+    processes of the daemon have ended. ETIMEDOUT when nothing came for `timeout` seconds (the daemon may
+    still be there).
     """
     read_end, write_end = os.pipe()
     if sys.stdout is not None:
@@ -73,8 +74,8 @@ def _expect_ready(read_end: int, log: Path, timeout: float) -> None:
 
 
 def _wait_gone(group: int) -> None:
-    """Until all processes of the daemon have ended, which have its log open and so the file system that it lies
-    on."""
+    """Until all processes of the daemon have ended, which have its log open and so hold the file system
+    of the log."""
     end = time.monotonic() + END_TIMEOUT
     while process.is_group_alive(group) and time.monotonic() < end:
         time.sleep(0.002)
