@@ -27,7 +27,7 @@ from zramfs.store.units cimport (
     unit_look, unit_publish, unit_read, unit_settle, unit_store,
 )
 
-from zramfs.codecs.spec import LEVELS
+from zramfs.codecs.spec import LEVELS as _LEVELS
 from zramfs.model.stats import UnitMakingStats
 
 cdef enum:
@@ -249,7 +249,7 @@ cdef class UnitMaking:
     def __cinit__(self, Store store not None, *, bint idle=False, level=None):
         cdef making_t* job = &self.job
         store.check_range(0, 0)
-        lowest, highest = LEVELS["zstd"]
+        lowest, highest = _LEVELS["zstd"]
         if level is None:
             level = standard_level(store)
         if level == 0 or not lowest <= level <= highest:
