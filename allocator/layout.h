@@ -38,7 +38,8 @@
  *   [Z5] a zspage stands in the list of the fullness group that its inuse asks for; only the thread that
  *        frees a zspage sees it with inuse 0
  *   [S1] each slot with an object <-> exactly one allocated object whose tag is that slot
- *        (checked in zramfs/store/check.pyx)
+ *        (checked in zramfs/store/check.pyx). The objects of a unit of several pages belong to no slot:
+ *        zramfs/store/units.pxd has their sums, [U1] to [U3]
  *
  * The process may be killed between any two instructions, and another one adopts the file. What it reads
  * there is persistent (P). All else in the file is volatile: it is rebuilt, whatever it says

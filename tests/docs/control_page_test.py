@@ -18,14 +18,15 @@ from zramfs.model.config import DeviceConfig
 from zramfs.tree import state
 from zramfs.tree.attributes import ATTRIBUTES
 from zramfs.tree.files import tree_of
-from zramfs.tree.metrics import COUNTER, TABLE
+from zramfs.tree.metric_table import COUNTER, TABLE
 from zramfs.tree.tree import Directory, Link
 
 # Writes that bring out every error, each to a device that has no size, has one, and is open.
 INPUTS = [b"0", b"1", b"junk", b"", b"-1", b"65536", b"1E", b"4096", b"lz4", b"x" * 128,
           b"/dev/null", b"algo=lz4", b"algo=zstd priority=1", b"priority=99999999999", b"algo=" + b"x" * 128]
 VALUES = ["", "=", "=0", "=1", "=junk", "=1E", "=4096", "=lz4", "=zstd:99", f"={1 << 60}",
-          "=/dev/null", "=algo=lz4", "=algo=zstd priority=1", "=priority=99999999999", "=algo=" + "x" * 128]
+          "=/dev/null", "=algo=lz4", "=algo=zstd priority=1", "=priority=99999999999", "=level=99",
+          "=algo=" + "x" * 128]
 
 
 def examples() -> list[str]:

@@ -106,8 +106,8 @@ def test_threads_that_serve_swap_allocate_nothing_and_need_no_python(
         load(state, 1)
         watch.forget()
         load(state, 2)
-        # Objects move, and some are another algorithm's then.
-        zramfs("control", "swap0", "recompress", "compact", "proactiveness=100")
+        # Objects move, some are another algorithm's then, and some of several pages.
+        zramfs("control", "swap0", "recompress", "units idle=all", "compact", "proactiveness=100")
         load(state, 3)
         with watch.gil_held():
             load(state, 4)

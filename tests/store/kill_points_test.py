@@ -125,6 +125,49 @@ def test_a_balloon_survives_a_kill_while_it_moves_and_while_it_shrinks() -> None
     assert found > 200
 
 
+# Two groups of text. The first has a hole, a page that is the same everywhere, and one that is noise.
+NEIGHBOURS: list[Op] = [
+    *(["write", i * PAGE, "prose", i, PAGE] for i in range(32) if i != 4),
+    ["write", 7 * PAGE, "zeros", 0, PAGE], ["write", 9 * PAGE, "noise", 0, PAGE],
+]
+WITH_UNITS: list[Op] = [*NEIGHBOURS, ["units"]]
+# Of the first group nine of 14 places are dead, and two of its pages are single ones.
+WORN: list[Op] = [
+    *WITH_UNITS, ["zero", 6 * PAGE, 7 * PAGE], ["write", 1 * PAGE, "text", 1, PAGE],
+    ["write", 2 * PAGE, "noise", 1, PAGE], ["zero", 3 * PAGE, PAGE],
+]
+# One page of the second group is left in its unit.
+LAST_PAGE: list[Op] = [*WITH_UNITS, ["zero", 16 * PAGE, 15 * PAGE]]
+UNITS: dict[str, tuple[list[Op], Op]] = {
+    "units are made": (NEIGHBOURS, ["units"]),
+    "a worn unit is made anew": (WORN, ["units"]),
+    "the last page of a unit becomes a single page": (LAST_PAGE, ["units"]),
+    "a page of a unit is overwritten": (WITH_UNITS, ["write", 5 * PAGE, "text", 1, PAGE]),
+    "a part of a page of a unit is written": (WITH_UNITS, ["write", 5 * PAGE + 9, "random", 1, 99]),
+    "a page of a unit is discarded": (WITH_UNITS, ["zero", 20 * PAGE, PAGE]),
+    "a unit becomes empty": (WITH_UNITS, ["zero", 16 * PAGE, 16 * PAGE]),
+    "a page of a unit is read": (WITH_UNITS, ["read", 3 * PAGE, PAGE]),
+    "a page of a unit is read again": ([*WITH_UNITS, ["read", 3 * PAGE, PAGE]], ["read", 3 * PAGE, PAGE]),
+    "a head moves": ([*WITH_UNITS, *(["write", (100 + i) * PAGE, "half random", i, PAGE] for i in range(40)),
+                      *(["zero", (100 + i) * PAGE, 3 * PAGE] for i in range(0, 40, 4)),
+                      ["zero", 16 * PAGE, 16 * PAGE]], ["compact"]),
+    "pages of units are marked idle": (WITH_UNITS, ["idle"]),
+}
+
+
+@pytest.mark.parametrize(("setup", "op"), UNITS.values(), ids=UNITS)
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_beside_units_leaves_each_page_old_or_new(setup: list[Op], op: Op) -> None:
+    assert each_point(setup, [op], old_or_new(), size=SIZE) >= 4
+
+
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_in_a_write_back_of_units_changes_no_page(tmp_path: Path) -> None:
+    place = backing_file(tmp_path / "backing")
+    ops: list[Op] = [["write back", 16, 28], ["write", 17 * PAGE + 9, "text", 8, 100], ["units"]]
+    assert each_point(WITH_UNITS, ops, old_or_new(place), size=SIZE, backing=place) > 50
+
+
 @pytest.mark.requires("cc", "unsanitized")
 def test_a_kill_in_a_write_back_changes_no_page(tmp_path: Path) -> None:
     place = backing_file(tmp_path / "backing")

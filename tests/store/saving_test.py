@@ -17,6 +17,7 @@ from tests.support.images import SLICE, content, restored, saving
 from tests.support.images import save as save_store
 from tests.support.page_kinds import KINDS, block, noise
 from tests.support.steps import PAGE, Writer, at_work, in_turn
+from tests.support.unit_tools import make_units
 from zramfs.codecs.codec import Codec
 from zramfs.store.backing import Backing
 from zramfs.store.recompress import Recompression
@@ -29,7 +30,7 @@ MIB = 1 << 20
 
 def test_a_save_is_the_state_at_one_instant_whatever_goes_on(tmp_path: Path) -> None:
     """Writes and discards in one order from two threads, others in an order of their own; recompression,
-    write-back, both compactions and the balloon beside them."""
+    units, write-back, both compactions and the balloon beside them."""
     backing = Backing(str(backing_file(tmp_path / "backing", 16 * MIB)))
     store = Store(24 * MIB, secondary=[Codec("zstd", 3)], backing=backing)
     ordered = [Writer(store, 0, 701), Writer(store, 1024, 601)]
@@ -52,8 +53,12 @@ def test_a_save_is_the_state_at_one_instant_whatever_goes_on(tmp_path: Path) -> 
         finally:
             run.finish()
 
+    made = 0
+
     def post_process() -> None:
+        nonlocal made
         recompress()
+        made += make_units(store).made
         store.mark_idle()
         write_back(store, mode="idle", budget=100)
 
@@ -83,7 +88,7 @@ def test_a_save_is_the_state_at_one_instant_whatever_goes_on(tmp_path: Path) -> 
             path.unlink()
             rounds += 1
     assert kept > 300, "pages were overwritten before their turn"
-    assert store.stats().written_back and store.stats().pages_compacted
+    assert store.stats().written_back and store.stats().pages_compacted and made
     store.check(3)
     store.close()
 
@@ -108,6 +113,26 @@ def test_writes_of_every_kind_leave_what_was_there_at_the_instant(tmp_path: Path
             assert run.kept > 1000 and run.lost == 0
         assert content(tmp_path / "image") == model
         store.check(3)
+
+
+def test_pages_of_units_are_saved_as_single_pages(tmp_path: Path) -> None:
+    store = Store(8 * MIB, secondary=[Codec("zstd", 3)])
+    for n in range(1024):
+        store.write(n * PAGE, block("text", n, PAGE))
+    save_store(store, tmp_path / "single")
+    before = store.read(0, 8 * MIB)
+    assert make_units(store).made == 64
+    with saving(store, tmp_path / "image") as rest:
+        for n in range(0, 1024, 5):                     # a place that becomes dead before its turn
+            store.write(n * PAGE, noise(n))
+        store.zero(512 * PAGE, 32 * PAGE)               # units that go
+        run = rest()
+        assert run.kept > 200 and run.lost == 0
+    store.check(3)
+    store.close()
+    assert content(tmp_path / "image") == before
+    single, units = ((tmp_path / name).stat().st_size for name in ("single", "image"))
+    assert 0.95 < units / single < 1.05, "compressed as they were before"
 
 
 def test_the_end_of_the_device_that_is_cut_off_meanwhile_is_saved(tmp_path: Path) -> None:

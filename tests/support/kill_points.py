@@ -28,6 +28,7 @@ from zramfs.store.backing import Backing
 from zramfs.store.recompress import Recompression
 from zramfs.store.resize import resize
 from zramfs.store.store import Store
+from zramfs.store.unit_making import UnitMaking
 from zramfs.store.writeback import WritebackRun
 
 PAGE = 4096
@@ -65,6 +66,11 @@ def apply(store: Store, op: Op) -> None:
             while job.select(1 << 30) or job.step(1 << 30):
                 pass
             job.finish()
+        case "units":
+            making = UnitMaking(store)
+            while making.step(1 << 30):
+                pass
+            making.finish()
         case "write back":
             run = WritebackRun(store, 4)
             run.select(op[1], op[2], None)

@@ -21,7 +21,7 @@ from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.model.stats import BUCKET_BOUNDS, OPERATIONS, Latency
 from zramfs.tree import metrics
 from zramfs.tree.files import tree_of
-from zramfs.tree.metrics import TABLE
+from zramfs.tree.metric_table import TABLE
 from zramfs.tree.tree import Directory
 from zramfs.views import sample
 
@@ -176,6 +176,15 @@ async def test_every_number_of_the_attribute_files_is_in_it():
         expect("recompress_pages_total", getattr(done, result), f"result={result}")
     expect("recompress_saved_bytes_total", done.bytes_saved)
     expect("recompress_incompressible_total", done.incompressible)
+
+    for name in ("units", "unit_bytes", "unit_reads_total", "unit_saved_bytes_total"):
+        expect(name, 0)
+    for state in ("live", "dead"):
+        expect("unit_places", 0, f"state={state}")
+    for result in ("made", "kept", "dissolved", "no_room"):
+        expect("unit_making_total", 0, f"result={result}")
+    for result in ("joined", "busy"):
+        expect("unit_making_pages_total", 0, f"result={result}")
 
     for state in ("used", "stale", "free"):
         expect("backing_blocks", 0, f"state={state}")
@@ -364,13 +373,13 @@ ELSEWHERE = {
     "LaneStats.queue_ms", "StoreStats.mem_limit", "ClassStats.index", "ClassStats.objs_per_zspage",
     "DeviceStats.last_error", "DeviceStats.room", "MemoryStats.won", "MemoryStats.store",
     "BackingSettings.path", "DeviceStats.proactiveness", "TaskStats.last_error", "GovernorStats.last_error",
-    "GovernorStats.mountpoint", "GovernorStats.fstype",
+    "GovernorStats.mountpoint", "GovernorStats.fstype", "UnitMakingStats.groups",
     "SaveStats.path", "SaveStats.last_error", "DeviceStats.restored", "DeviceStats.survival",
 }
 
 
 async def test_no_statistic_is_left_out():
-    """A new field needs a row in metrics.TABLE, or a word here why not."""
+    """A new field needs a row in TABLE, or a word here why not."""
     device = await filled()
     asked: set[str] = set()
     stats, memory, classes = device.stats(), device.memory(), device.classes()

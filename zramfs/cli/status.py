@@ -156,6 +156,8 @@ COLUMNS = {
     "HUGE-PAGES": Column("pages that do not compress", lambda row: row.mm_stat(7), is_number=True),
     "RECOMPRESSED": Column("pages that recompression has made smaller",
                            _metric("recompress_pages_total", result="won"), is_number=True, file="metrics"),
+    "IN-UNITS": Column("data compressed together with its neighbours",
+                       _metric("unit_places", PAGE, state="live"), human=format_size, file="metrics"),
     "WRITTEN-BACK": Column("data that lies on the backing store", _metric("written_back_pages", PAGE),
                            human=format_size, file="metrics"),
     "RESIDENT": Column("memory of the pool, with what it keeps ready", _metric("resident_bytes"),

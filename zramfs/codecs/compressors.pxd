@@ -8,8 +8,8 @@ cdef enum:
     CODEC_ZSTD = 3
 
 cdef enum:
-    # Longest input of codec_compress, in bytes: a page. Contexts are sized for it, so units of
-    # several pages need a larger number here and no other change.
+    # Longest input of codec_compress, in bytes: a page. Contexts are sized for it. Units of several pages
+    # are compressed by codecs/stream.pyx.
     CODEC_MAX_INPUT = 4096
 
 cdef extern from "<lz4.h>" nogil:
@@ -61,6 +61,19 @@ cdef extern from * nogil:
         ZSTD_c_format
     ctypedef enum ZSTD_dParameter:
         ZSTD_d_format
+    ctypedef enum ZSTD_ResetDirective:
+        ZSTD_reset_session_only
+    ctypedef enum ZSTD_EndDirective:
+        ZSTD_e_flush
+        ZSTD_e_end
+    ctypedef struct ZSTD_inBuffer:
+        const void* src
+        size_t size
+        size_t pos
+    ctypedef struct ZSTD_outBuffer:
+        void* dst
+        size_t size
+        size_t pos
     ctypedef enum ZSTD_dictLoadMethod_e:
         ZSTD_dlm_byRef
     ctypedef enum ZSTD_dictContentType_e:
@@ -86,4 +99,14 @@ cdef extern from * nogil:
     size_t ZSTD_compress2(ZSTD_CCtx* ctx, void* dst, size_t cap, const void* src, size_t n)
     size_t ZSTD_decompressDCtx(ZSTD_DCtx* ctx, void* dst, size_t cap, const void* src, size_t n)
     size_t ZSTD_compressBound(size_t n)
+    ZSTD_CCtx* ZSTD_createCCtx()
+    size_t ZSTD_freeCCtx(ZSTD_CCtx* ctx)
+    size_t ZSTD_CCtx_reset(ZSTD_CCtx* ctx, ZSTD_ResetDirective what)
+    size_t ZSTD_CCtx_setPledgedSrcSize(ZSTD_CCtx* ctx, unsigned long long n)
+    size_t ZSTD_compressStream2(ZSTD_CCtx* ctx, ZSTD_outBuffer* out, ZSTD_inBuffer* into,
+                                ZSTD_EndDirective end)
+    # Block by block, into a buffer that holds everything before.
+    size_t ZSTD_decompressBegin(ZSTD_DCtx* ctx)
+    size_t ZSTD_nextSrcSizeToDecompress(ZSTD_DCtx* ctx)
+    size_t ZSTD_decompressContinue(ZSTD_DCtx* ctx, void* dst, size_t cap, const void* src, size_t n)
     unsigned int ZSTD_isError(size_t result)

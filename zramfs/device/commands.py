@@ -123,7 +123,7 @@ def _switch(text: str) -> bool:
     return text in ("on", "1")
 
 
-def _age(text: str) -> int | None:
+def age_of(text: str) -> int | None:
     """Seconds as kstrtoull() reads them with base 0; None for `all`."""
     if text == "all":
         return None
@@ -176,7 +176,10 @@ COMMANDS = {
         Command("recompress", "KEY=VALUE...",
                 "type=idle|huge|huge_idle, threshold=, max_pages=, algo=, priority=; default: all pages",
                 optional=True),
-        Command("idle", "all|SECONDS", "mark pages idle: all, or those not used for so long", _age),
+        Command("units", "KEY=VALUE...",
+                "compress neighbours that are idle as one: idle=all|SECONDS, level=; default: marked pages",
+                optional=True),
+        Command("idle", "all|SECONDS", "mark pages idle: all, or those not used for so long", age_of),
         Command("access_times", "on|off", "keep the time of each page's last access, for idle=SECONDS",
                 _switch),
         Command("backing_dev", "PATH", "block device or file for write-back, before disksize",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that take long: `recompress`, `idle`, `writeback`, `compact` and `save`.
+"""The commands that take long: `recompress`, `units`, `idle`, `writeback`, `compact` and `save`.
 
 Each function here judges its command and makes nothing yet. What it returns is the work, which runs as a
 job (jobs.py) beside the commands that come meanwhile.
@@ -17,6 +17,7 @@ from zramfs.text.sizes import PAGE
 from . import algorithms
 from .backing_store import parse_ranges
 from .jobs import JobWork
+from .postprocess import parse_units
 
 if TYPE_CHECKING:
     from .backing_store import BackingStore
@@ -50,6 +51,18 @@ class LongWork:
         async def work() -> None:
             async with self._policies.aside():
                 await self._post.recompress(store, priority, wanted)
+            self._compactor.poke()
+
+        return work
+
+    def make_units(self, text: str) -> JobWork:
+        """Raises ZramfsError: EINVAL, ERANGE; the work: see PostProcessor.make_units()."""
+        wanted = parse_units(text)
+        store = self._device.expect_store("nothing to make units of")
+
+        async def work() -> None:
+            async with self._policies.aside():
+                await self._post.make_units(store, wanted)
             self._compactor.poke()
 
         return work

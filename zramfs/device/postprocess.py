@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Idle marks and recompression of a device: the slices, off the trio loop, and what they have done."""
+"""Idle marks, recompression and units of a device: the slices, off the trio loop, and what they have done."""
 from __future__ import annotations
 
 import errno
 import logging
+from dataclasses import dataclass, replace
 from functools import partial
 
 import trio
 
+from zramfs.codecs.spec import LEVELS
 from zramfs.errors import ZramfsError
-from zramfs.model.stats import RecompressionStats
+from zramfs.model.stats import RecompressionStats, UnitMakingStats
 from zramfs.store.recompress import Recompression
 from zramfs.store.store import Store
+from zramfs.store.unit_making import UnitMaking
+from zramfs.text.key_values import number, pairs, shown
 
 from .algorithms import RecompressArguments
+from .commands import age_of
 from .jobs import AfterSlice, InThread, finish_job
 
 log = logging.getLogger(__name__)
@@ -23,8 +28,38 @@ log = logging.getLogger(__name__)
 SLICE_NS = 10_000_000
 
 
+@dataclass(frozen=True)
+class UnitArguments:
+    """marked: only pages that are marked idle. age: before that they are marked, if they were not used for so
+    many seconds; None = the marks stay as they are. level: of zstd; None = the device's."""
+
+    marked: bool = True
+    age: int | None = None
+    level: int | None = None
+
+
+def parse_units(text: str) -> UnitArguments:
+    """What is written to units. ZramfsError: EINVAL, ERANGE."""
+    found = UnitArguments()
+    lowest, highest = LEVELS["zstd"]
+    for key, value in pairs(text):
+        match key:
+            case "idle":
+                age = age_of(value)
+                found = replace(found, marked=age is not None, age=age)
+            case "level":
+                level = number(key, value, lowest, highest)
+                if level == 0:
+                    raise ZramfsError(errno.EINVAL, "zstd has no level 0")
+                found = replace(found, level=level)
+            case _:
+                raise ZramfsError(errno.EINVAL, f"units takes idle= and level=, not {shown(key)}")
+    return found
+
+
 class PostProcessor:
-    """in_thread: runs a call in a worker thread. recompression: what was done since the device was set up.
+    """in_thread: runs a call in a worker thread. recompression, units: what was done since the device was set
+    up.
 
     What runs long here is cancelled between two slices. The caller sees to it that the store stays open.
     """
@@ -32,9 +67,11 @@ class PostProcessor:
     def __init__(self, in_thread: InThread) -> None:
         self._in_thread = in_thread
         self.recompression = RecompressionStats()
+        self.units = UnitMakingStats()
 
     def forget(self) -> None:
         self.recompression = RecompressionStats()
+        self.units = UnitMakingStats()
 
     async def mark_idle(
         self, store: Store, age: int | None, rest: AfterSlice = trio.lowlevel.checkpoint
@@ -68,6 +105,41 @@ class PostProcessor:
             raise ZramfsError(
                 errno.ENOMEM, f"{stats.no_room} pages could become smaller, but their new objects found "
                 "no room: the pool is full, far beyond mem_limit or for the machine")
+
+    async def make_units(
+        self, store: Store, wanted: UnitArguments, rest: AfterSlice = trio.lowlevel.checkpoint
+    ) -> None:
+        """rest comes after each slice. ZramfsError: EINVAL (access times are not kept; the device wipes),
+        EBUSY, ENOMEM."""
+        if wanted.age is not None:
+            await self.mark_idle(store, wanted.age, rest)
+        try:
+            making = await self._in_thread(
+                partial(UnitMaking, store, idle=wanted.marked, level=wanted.level))
+        except ValueError as error:
+            raise ZramfsError(errno.EINVAL, str(error)) from None
+        except MemoryError as error:
+            raise ZramfsError(errno.ENOMEM, str(error)) from None
+        done = await self._drive_units(making, rest)
+        if done.no_room and not done.made:
+            raise ZramfsError(
+                errno.ENOMEM, f"{done.no_room} units could be made, but their objects found no room: the "
+                "pool is full, far beyond mem_limit or for the machine")
+
+    async def _drive_units(self, making: UnitMaking, rest: AfterSlice) -> UnitMakingStats:
+        before = self.units
+        try:
+            while await self._in_thread(partial(making.step, SLICE_NS)):
+                self.units = before + making.stats()
+                await rest()
+        finally:
+            done = await finish_job(self._in_thread, making.finish)
+            self.units = before + done
+            log.log(
+                logging.INFO if done.groups else logging.DEBUG,
+                "units: %d made of %d groups, %d pages joined, %d bytes saved, %d dissolved, %d without room",
+                done.made, done.groups, done.pages, done.bytes_saved, done.dissolved, done.no_room)
+        return done
 
     async def _drive(self, job: Recompression, rest: AfterSlice) -> RecompressionStats:
         before = self.recompression

@@ -29,6 +29,7 @@ def statistics_of(device: Device) -> DeviceStats:
         algorithms=tuple(each.algorithm if each else None for each in device._algorithms),
         access_times=device._access_times,
         recompression=device._post.recompression,
+        unit_making=device._post.units,
         backing_dev=device.backing_store.settings,
         backing=device.backing_store.stats(),
         writeback=device.backing_store.done,

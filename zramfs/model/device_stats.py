@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         SaveStats,
         StoreStats,
         TaskStats,
+        UnitMakingStats,
         WritebackStats,
     )
 
@@ -77,6 +78,7 @@ class DeviceStats:
     algorithms: tuple[Algorithm | None, ...]
     access_times: bool
     recompression: RecompressionStats
+    unit_making: UnitMakingStats
     backing_dev: BackingSettings
     backing: BackingStats | None
     writeback: WritebackStats

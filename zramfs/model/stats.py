@@ -90,6 +90,11 @@ class StoreStats:
     reserve_misses: int  # allocations that found the reserve empty: a write waited, up to 0.1 s
     corrupt: int  # locations that named no object: 0 in a sound pool
     written_back: int  # pages on the backing store, now
+    units: int  # of several pages compressed as one, now
+    unit_pages: int  # pages in them
+    unit_dead: int  # places in them whose page was overwritten, discarded or used again
+    unit_bytes: int  # of compressed data, dead places too; a part of compr_data_size
+    units_unpacked: int  # times that a unit was unpacked for a read
     recoveries: int  # times that a process took the store over from one that was killed
     pages_lost: int  # by all of them: 0 unless the memory file was damaged
 
@@ -154,6 +159,23 @@ class RecompressionStats:
 
     def __add__(self, other: RecompressionStats) -> RecompressionStats:
         return RecompressionStats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class UnitMakingStats:
+    """What the making of units has done: groups of 16 pages, but for pages and bytes."""
+
+    groups: int = 0  # looked at closely, because something may be won there
+    made: int = 0  # that have a new unit
+    pages: int = 0  # that joined one
+    bytes_saved: int = 0  # of memory, by the size classes of the objects
+    kept: int = 0  # for which nothing smaller was found
+    dissolved: int = 0  # whose last page became a single page
+    no_room: int = 0  # for whose new objects the pool had no memory
+    busy: int = 0  # pages used while their unit was being made: they stayed single pages
+
+    def __add__(self, other: UnitMakingStats) -> UnitMakingStats:
+        return UnitMakingStats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)

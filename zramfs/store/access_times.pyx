@@ -67,9 +67,9 @@ cdef void chunk_mark_idle(store_t* st, uint64_t chunk, uint32_t age) noexcept no
         v = load64(&st.slots[slot])
         # A page that is locked is in use by another thread. It is looked at all the same, because that
         # thread may have begun long before the mark.
-        if slot_type(v) == OBJ or slot_type(v) == HUGE:
+        if slot_can_idle(v):
             v = slot_lock(st, slot)
-            if slot_type(v) == OBJ or slot_type(v) == HUGE:
+            if slot_can_idle(v):
                 if age == 0 or <uint64_t>last_access(st, slot) + age < now:
                     v |= SLOT_IDLE
                 else:

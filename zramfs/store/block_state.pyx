@@ -3,7 +3,8 @@
 
     index, time of the last access in seconds since boot, flags
               300           75.000000 .wh..n
-    s same-filled  w written back  h huge (stored raw, there too)  i idle  r recompressed  n incompressible
+    s same-filled  w written back  h huge (stored raw, there too)  i idle  n incompressible
+    r recompressed, or compressed together with its neighbours (units.pxd)
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
@@ -28,7 +29,8 @@ cdef int format_line(store_t* st, uint64_t slot, uint64_t v, char* line) noexcep
         <int>(c's' if kind == SAME or kind == SAME_OBJ else c'.'),
         <int>(c'w' if kind == WRITTEN_BACK else c'.'),
         <int>(c'h' if huge else c'.'), <int>(c'i' if v & SLOT_IDLE else c'.'),
-        <int>(c'r' if slot_prio(v) else c'.'), <int>(c'n' if v & SLOT_INCOMPRESSIBLE else c'.'))
+        <int>(c'r' if slot_prio(v) or kind == UNIT else c'.'),
+        <int>(c'n' if v & SLOT_INCOMPRESSIBLE else c'.'))
 
 
 cdef uint64_t format_chunk(store_t* st, uint64_t slot, char* out, uint64_t* used,

@@ -2,6 +2,7 @@
 # No locks: for a store at rest only.
 """Invariants of a store, executable; see check.pxd."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
 
 from allocator.check cimport check_arena, check_pool
 from allocator.pool cimport pool_stats
@@ -10,6 +11,7 @@ from allocator.zsmalloc cimport zs_map, zs_unmap
 from allocator.zspage cimport header_ptr, loc_idx, loc_zspage
 from zramfs.store.backing cimport BACK_HUGE, Backing, back_extent, back_offset, back_size
 from zramfs.store.slots cimport *
+from zramfs.store.units cimport *
 
 from allocator.check import CheckError
 
@@ -38,6 +40,84 @@ cdef int check_object(store_t* st, uint64_t slot, uint64_t v, uint64_t* bytes) e
     return 0
 
 
+cdef int fail_units(str text) except -1:
+    raise CheckError(text)
+
+
+cdef uint32_t head_fetch(store_t* st, uint64_t loc, uint8_t* to) noexcept nogil:
+    """Its length in bytes; 0: it does not exist."""
+    cdef uint32_t size = 0
+    cdef const uint8_t* p = zs_map(st.pool, loc, to, &size)
+    if p == NULL:
+        return 0
+    if p != to:
+        memcpy(to, p, size)
+    zs_unmap(st.pool, loc)
+    return size
+
+
+cdef int check_unit(store_t* st, uint64_t group, uint64_t* sums) except -1:
+    """The unit of a group, if it has one. sums: units, pages, members, bytes and objects, to be added to."""
+    cdef uint64_t w = 0, slot, loc, tag
+    cdef uint32_t live = 0, k, size = 0
+    cdef uint8_t scratch[PAGE]
+    cdef uint8_t part[PAGE]
+    cdef const unit_head_t* head = <const unit_head_t*>scratch
+    for slot in range(group << UNIT_SHIFT_PAGES, min((group + 1) << UNIT_SHIFT_PAGES, slot_count(st))):
+        if slot_type(load64(&st.slots[slot])) == UNIT:
+            live |= place_bit(slot)
+    # A word that was never written has no memory, and gets it by a look.
+    if live != 0 or st.record.unit_serial != 0:
+        w = load64(&st.units.words[group])
+    if live != word_live(w) or w & (WORD_LOCK | WORD_MAKING) or (w != 0) != (live != 0):
+        fail_units(f"[U2] the slots {live:#x} of group {group} are in a unit, and its word is {w:#x}")
+    if w == 0:
+        return 0
+    size = head_fetch(st, word_loc(w), scratch)
+    if not head_is_sound(head, size) or live & ~<uint32_t>head.members:
+        fail_units(f"[U2] group {group} has a unit of {size} bytes with members {head.members:#x}, not "
+                   f"{live:#x}")
+    sums[0] += 1
+    sums[1] += popcount(live)
+    sums[2] += popcount(head.members)
+    sums[3] += size
+    sums[4] += 1 + part_count(head.size)
+    for k in range(1 + part_count(head.size)):
+        loc = word_loc(w) if k == 0 else head_parts(head)[k - 1]
+        tag = UNIT_TAG | group if k == 0 else part_tag(group, k - 1)
+        if zs_map(st.pool, loc, part, &size) == NULL:
+            fail_units(f"[U1] part {k} of the unit of group {group} does not exist")
+        zs_unmap(st.pool, loc)
+        sums[3] += size if k else 0
+        if object_tag(st, loc) != tag:
+            fail_units(f"[U1] object {k} of the unit of group {group} names {object_tag(st, loc):#x}")
+    return 0
+
+
+cdef uint64_t object_tag(store_t* st, uint64_t loc) noexcept nogil:
+    cdef uint32_t number = loc_zspage(loc)
+    cdef uint32_t kind = st.arena.zspages[number].class_idx
+    return header_ptr(st.pool, &st.arena.zspages[number], st.pool.by_index[kind], loc_idx(loc))[0] >> 16
+
+
+cdef uint64_t check_units(store_t* st) except? 0:
+    """The objects of all units."""
+    cdef uint64_t sums[5]
+    cdef uint64_t chunk, group, groups = CHUNK_SLOTS // UNIT_PAGES
+    memset(sums, 0, sizeof(sums))
+    for chunk in range(chunk_count(st)):
+        if load32(&st.chunks[chunk]) != 0:
+            for group in range(chunk * groups, (chunk + 1) * groups):
+                check_unit(st, group, sums)
+    for name, found, counted in (
+        ("units", sums[0], st.units.units), ("pages in units", sums[1], st.units.pages),
+        ("places in units", sums[2], st.units.members), ("bytes in units", sums[3], st.units.nbytes),
+    ):
+        if found != counted:
+            fail_units(f"[U3] {found} {name} found, {counted} counted")
+    return sums[4]
+
+
 cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
     """Long: one walk over the slots, for sums that belong together."""
     cdef uint64_t chunk, slot, v, flags, stored = 0, same = 0, huge = 0, nbytes = 0, objects = 0
@@ -63,19 +143,22 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
                 objects += 1
                 check_object(st, slot, v, &nbytes)
             flags = v & (<uint64_t>PRIO_MASK << PRIO_SHIFT | SLOT_IDLE | SLOT_INCOMPRESSIBLE | SLOT_POST)
+            if slot_type(v) == UNIT and v & ~<uint64_t>SLOT_IDLE != UNIT << TYPE_SHIFT:
+                fail_slots(f"slot {slot} of a unit holds {v:#x}")
             if (flags & SLOT_POST or flags and (slot_type(v) == SAME or slot_type(v) == SAME_OBJ)
                     or flags & SLOT_IDLE and slot_type(v) == WRITTEN_BACK):
                 fail_slots(f"slot {slot} of type {slot_type(v)} has the flags {flags:#x}")
             compressed = slot_type(v) == OBJ or slot_type(v) == WRITTEN_BACK and not v & BACK_HUGE
             if ctx.codec[slot_prio(v)] == NULL or slot_prio(v) and not compressed:
                 fail_slots(f"slot {slot} of type {slot_type(v)} has the priority {slot_prio(v)}")
-            if level >= 3 and slot_type(v) != WRITTEN_BACK and page_load(st, ctx, v, ctx.page) != 0:
+            if level >= 3 and slot_type(v) != WRITTEN_BACK and slot_load(st, ctx, slot, v, ctx.page) != 0:
                 fail_slots(f"the page of slot {slot} can't be decompressed")
             if level >= 3 and slot_type(v) == WRITTEN_BACK and back_load(st, ctx, slot, v, ctx.page) != 0:
                 fail_slots(f"the page of slot {slot} can't be read from the backing store")
         if used != load32(&st.chunks[chunk]):
             fail_slots(f"chunk {chunk} has {used} slots in use and says {load32(&st.chunks[chunk]):#x}")
         stored += used
+    objects += check_units(st)
     for name, found, counted in (
         ("pages stored", stored, st.pages_stored), ("same-filled pages", same, st.same_pages),
         ("huge pages", huge, st.huge_pages), ("compressed bytes", nbytes, st.compr_bytes),

@@ -14,6 +14,7 @@ from allocator.prim cimport *
 from allocator.zspage cimport class_for, size_class_t
 from zramfs.store.candidates cimport candidates_add, candidates_init, candidates_t, candidates_take
 from zramfs.codecs.codec cimport codec_compress, codec_ctx_free, codec_ctx_new, codec_ctx_t
+from zramfs.store.selection cimport object_size, slot_unselect
 from zramfs.store.slots cimport *
 from zramfs.store.store cimport Store
 

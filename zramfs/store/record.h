@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The record of a store: the small values of it that outlive the process, in superblock_t.user_record of the
- * memory file (allocator/layout.h). The file's user region has the slots, and behind them the access times:
+ * memory file (allocator/layout.h). The file's user region has the slots, and behind them the access times and
+ * the words of the units (unit.h):
  *
- *   +--------------------------+---------------------------+
- *   | slot table, 8 B a slot   | access times, 4 B a slot  |
- *   +--------------------------+---------------------------+
- *   each has room for whole chunks of 512 slots that hold most_slots. The first ones are the device's (size).
+ *   +--------------------------+---------------------------+-----------------------+
+ *   | slot table, 8 B a slot   | access times, 4 B a slot  | words, 8 B a group    |
+ *   +--------------------------+---------------------------+-----------------------+
+ *   each has room for whole chunks of 512 slots that hold most_slots. The first ones are the device's
+ *   (size). The words begin with a page of their own.
  *
  * Note 0 of the arena has the algorithms with their dictionaries (record.pyx). Note 1 is the device's.
  * Counters are atomic and relaxed: a killed process may have counted what it did not do any more, or not have
@@ -50,10 +52,12 @@ typedef struct {
 	uint64_t recoveries;    /* times that the store was adopted */
 	uint64_t pages_lost;    /* by all of them */
 	backing_record_t backing;
+	uint64_t unit_serial;   /* units made since creation; atomic */
 } store_record_t;
 _Static_assert(sizeof(store_record_t) <= USER_RECORD, "the superblock has room for it");
 _Static_assert(offsetof(store_record_t, size) == 16 && offsetof(store_record_t, huge_pages_since) == 48 &&
-	       offsetof(store_record_t, backing) == 96 && sizeof(store_record_t) == 144,
+	       offsetof(store_record_t, backing) == 96 && offsetof(store_record_t, unit_serial) == 144 &&
+	       sizeof(store_record_t) == 152,
 	       "the record is read by another build: see RECORD_VERSION");
 
 /* The number of slots, at most 2^36, in the low bits. The bits above are a check of it and of what is constant: a

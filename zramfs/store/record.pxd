@@ -34,6 +34,7 @@ cdef extern from "record.h" nogil:
         uint64_t recoveries
         uint64_t pages_lost
         backing_record_t backing
+        uint64_t unit_serial
 
     uint64_t record_size(const store_record_t* record, uint64_t nr_slots) noexcept
     uint64_t record_slots(const store_record_t* record) noexcept

@@ -8,22 +8,24 @@ passes:
      backing store, are counted.
   2. The pool (allocator/recovery.pyx). It keeps the objects that their slot names, and frees the others.
   3. Only if more slots name an object than there are objects: the slots that name none.
+Between the first and the second, unit_recovery.pyx rebuilds the words of the units from the slots.
 A slot that can't be right costs its page: it is lost, so that reading it is EIO until it is written again.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from allocator.layout cimport (
-    HDR_ALLOCATED, HDR_TAG_SHIFT, LOC_NONE, NR_RAW_CLASSES, ZSPAGE_MAGIC, zspage_desc_t,
-)
+from allocator.layout cimport LOC_NONE
 from allocator.prim cimport *
 from allocator.recovery cimport pool_recover, pool_recovery_t
-from allocator.zspage cimport header_ptr, loc_idx, loc_zspage, size_class_t
 from zramfs.store.backing cimport (
     BACK_HUGE, BLOCK, BLOCK_SHIFT, COUNTS, GROUP_SHIFT, GROUP_STALE, STALE, back_extent, back_offset,
     back_size, backing_add, backing_t,
 )
 from zramfs.store.slots cimport *
+from zramfs.store.unit_recovery cimport (
+    object_at, unit_named, units_clear, units_count, units_sum, word_claim,
+)
+from zramfs.store.units cimport UNIT_TAG
 
 from zramfs.model.stats import RecoveryStats
 
@@ -59,6 +61,8 @@ cdef bint slot_sound(store_t* st, uint64_t v) noexcept nogil:
         return v == 0
     if kind == SAME or kind == SAME_OBJ:
         return v & FLAGS == 0
+    if kind == UNIT:
+        return v & ~<uint64_t>SLOT_IDLE == UNIT << TYPE_SHIFT
     if kind == WRITTEN_BACK:
         return (back_sound(st, v) and not v & SLOT_IDLE
                 and (prio == 0 or not v & BACK_HUGE and st.codec[prio].algo != 0))
@@ -74,7 +78,7 @@ cdef void slot_recover(recovery_t* job, uint64_t slot) noexcept nogil:
     kind = slot_type(v)
     if kind != WRITTEN_BACK:
         v &= ~<uint64_t>(UNUSED if kind == SAME else UNUSED | SLOT_HALVES)
-    if not slot_sound(st, v):
+    if not slot_sound(st, v) or kind == UNIT and not word_claim(st, slot):
         v = lost_slot()
         job.lost += 1
     if v != was:
@@ -132,6 +136,8 @@ cdef bint object_named(void* ctx, uint64_t tag, uint64_t loc, uint32_t size) noe
     cdef store_t* st = (<recovery_t*>ctx).st
     cdef uint64_t v
     cdef uint32_t kind
+    if tag & UNIT_TAG:
+        return unit_named(st, tag, loc)
     if tag >= st.nr_slots or st.chunks[tag >> CHUNK_SHIFT] == 0:
         return False
     v = st.slots[tag]
@@ -146,20 +152,6 @@ cdef bint object_named(void* ctx, uint64_t tag, uint64_t loc, uint32_t size) noe
     return True
 
 
-cdef bint object_exists(store_t* st, uint64_t slot, uint64_t loc) noexcept nogil:
-    cdef uint32_t number = loc_zspage(loc)
-    cdef zspage_desc_t* z = &st.arena.zspages[number]
-    cdef size_class_t* c
-    cdef uint64_t header
-    if number >= st.arena.sb.next_number or z.magic != ZSPAGE_MAGIC or z.class_idx >= NR_RAW_CLASSES:
-        return False
-    c = st.pool.by_index[z.class_idx]
-    if loc_idx(loc) >= c.objs:
-        return False
-    header = header_ptr(st.pool, z, c, loc_idx(loc))[0]
-    return header & HDR_ALLOCATED and header >> HDR_TAG_SHIFT == slot
-
-
 cdef void lost_mark(recovery_t* job) noexcept nogil:
     """Finds the slots whose object is not there."""
     cdef store_t* st = job.st
@@ -169,7 +161,7 @@ cdef void lost_mark(recovery_t* job) noexcept nogil:
             continue
         for slot in range(chunk << CHUNK_SHIFT, min((chunk + 1) << CHUNK_SHIFT, st.nr_slots)):
             v = st.slots[slot]
-            if has_object(v) and not slot_lost(v) and not object_exists(st, slot, v >> LOC_SHIFT):
+            if has_object(v) and not slot_lost(v) and object_at(st, slot, v >> LOC_SHIFT) == NULL:
                 st.same_pages -= slot_type(v) == SAME_OBJ
                 st.huge_pages -= slot_type(v) == HUGE
                 store64(&st.slots[slot], lost_slot())
@@ -199,10 +191,13 @@ cdef void backing_settle(backing_t* b) noexcept nogil:
 # ---- all of it ----------------------------------------------------------------------------------
 
 cdef void recover(recovery_t* job, uint64_t reserve_blocks, pool_recovery_t* pool) noexcept nogil:
+    units_clear(job.st)
     slots_recover(job)
+    job.objects += units_count(job.st, &job.lost)
     pool_recover(job.st.pool, object_named, job, reserve_blocks, pool)
     if pool.objects != job.objects:
         lost_mark(job)
+    units_sum(job.st, &job.lost)
     if job.st.backing != NULL:
         backing_settle(job.st.backing)
     add64(&job.st.record.recoveries, 1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: chunk pin, slot lock, saving_t.lock (held for the copy of one object), and inside it only the
-# zspage that is read.
+# Lock order: chunk pin, slot lock, saving_t.lock (held for the copy of one object, or for the unpacking of one
+# unit), and inside it only the word of the unit and the zspage that is read.
 # - used, settled and scanned are atomic. The rest of saving_t belongs to the one thread that drives the save,
-#   but for side[active], which lock guards.
+#   but for side[active] and units, which lock guards.
 """The pages of a store as they were at one instant, while it is in use.
 
 The instant is one store of store_t.saving. A thread that replaces or frees a page looks at it under the
@@ -19,14 +19,16 @@ list of pages is final. fill() takes the pages, in parts of about 256 KiB.
 
 What is kept of pages that change before their turn lies in two buffers: writers fill one while the save
 empties the other. A writer that finds no room waits with nothing locked but its chunk pin, at most PATIENCE.
-Then the save has failed: the writer goes on, and no page is kept any more. Recompression, write-back and
-compaction move a page and do not change it, so they keep nothing. Of a page that was written back its blocks
+Then the save has failed: the writer goes on, and no page is kept any more. Recompression, the making of units,
+write-back and compaction move a page and do not change it, so they keep nothing. A page of a unit is saved as a
+single page, compressed by the primary algorithm. Of a page that was written back its blocks
 are kept from reuse, until the save has read them.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.prim cimport pthread_mutex_t
 from zramfs.store.slots cimport CHUNK_SLOTS, store_ctx_t, store_t
+from zramfs.store.units cimport unit_cache_t
 
 cdef enum:
     PART_ENTRIES = 16384        # of a part: 128 KiB of directory
@@ -57,6 +59,7 @@ cdef struct saving_t:
     uint32_t over               # atomic: no page is kept any more
     pthread_mutex_t lock
     side_t side[2]
+    unit_cache_t* units         # that of the writers
     uint32_t active             # which of them is being filled; guarded by lock
     uint64_t drained            # bytes of the other one
     uint64_t at                 # slot at which the sweep goes on

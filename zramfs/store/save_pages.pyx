@@ -7,9 +7,11 @@ from libc.string cimport memcpy
 
 from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_map, zs_unmap
+from zramfs.codecs.codec cimport codec_compress
 from zramfs.store.backing cimport back_size, backing_fetch, backing_pin, backing_unpin
 from zramfs.store.image_entry cimport *
 from zramfs.store.slots cimport *
+from zramfs.store.units cimport unit_cache_free, unit_cache_new, unit_cache_t, unit_read
 
 cdef extern from "<unistd.h>" nogil:
     int usleep(unsigned int us) noexcept
@@ -25,9 +27,10 @@ cdef inline void set_bit(uint64_t* bits, uint64_t slot) noexcept nogil:
 
 # ---- one page -----------------------------------------------------------------------------------
 
-cdef uint64_t page_take(store_t* st, uint64_t slot, uint64_t v, uint8_t* dst,
-                        uint8_t* scratch) noexcept nogil:
-    """The entry of a locked slot, and its bytes to dst, which has room for a page. scratch may be dst."""
+cdef uint64_t page_take(store_t* st, uint64_t slot, uint64_t v, uint8_t* dst, uint8_t* scratch,
+                        unit_cache_t* units) noexcept nogil:
+    """The entry of a locked slot, and its bytes to dst, which has room for a page. scratch may be dst. A page
+    of a unit is raw; page_pack() is to follow."""
     cdef uint32_t kind = slot_type(v), size = 0
     cdef const uint8_t* p
     cdef uint64_t word
@@ -35,6 +38,10 @@ cdef uint64_t page_take(store_t* st, uint64_t slot, uint64_t v, uint8_t* dst,
         word = same_word(v)
         memcpy(dst, &word, sizeof(word))
         return image_entry(slot, IMAGE_SAME, 0, sizeof(word))
+    if kind == UNIT:
+        if unit_read(&st.units, units, slot, dst) != 0:
+            return image_entry(slot, IMAGE_LOST, 0, 0)
+        return image_entry(slot, IMAGE_RAW, 0, PAGE)
     if kind == WRITTEN_BACK:
         backing_pin(st.backing, v)
         memcpy(dst, &v, sizeof(v))
@@ -52,6 +59,18 @@ cdef uint64_t page_take(store_t* st, uint64_t slot, uint64_t v, uint8_t* dst,
     if kind == SAME_OBJ and size == sizeof(word):
         return image_entry(slot, IMAGE_SAME, 0, size)
     return image_entry(slot, IMAGE_LOST, 0, 0)
+
+
+cdef uint64_t page_pack(saving_t* run, uint64_t entry, uint8_t* data) noexcept nogil:
+    """Compresses a raw page in its place, if it can be: pages of units can."""
+    cdef int n
+    if entry_kind(entry) != IMAGE_RAW:
+        return entry
+    n = codec_compress(run.ctx.codec[0], data, PAGE, run.ctx.comp, <int>run.st.max_object)
+    if n <= 0:
+        return entry
+    memcpy(data, run.ctx.comp, n)
+    return image_entry(entry_slot(entry), IMAGE_OBJECT, 0, <uint32_t>n)
 
 
 cdef uint64_t back_take(saving_t* run, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil:
@@ -81,7 +100,7 @@ cdef bint side_add(saving_t* run, uint64_t slot, uint64_t v) noexcept nogil:
     room = side.fill + sizeof(entry) + PAGE <= SIDE_BYTES
     if room:
         dst = side.data + side.fill + sizeof(entry)
-        entry = page_take(run.st, slot, v, dst, dst)
+        entry = page_take(run.st, slot, v, dst, dst, run.units)
         memcpy(side.data + side.fill, &entry, sizeof(entry))
         store64(&side.fill, side.fill + sizeof(entry) + (entry_size(entry) + 7 & ~<uint64_t>7))
         run.kept += 1
@@ -193,12 +212,17 @@ cdef void slot_sweep(saving_t* run, uint64_t slot) noexcept nogil:
     chunk_pin(st, slot >> CHUNK_SHIFT)
     v = slot_lock(st, slot)
     if not bit(run.settled, slot):
-        entry = page_take(st, slot, v, dst, run.ctx.scratch)
+        entry = page_take(st, slot, v, dst, run.ctx.scratch, run.ctx.units)
         set_bit(run.settled, slot)
     slot_unlock(st, slot, v)
     chunk_unpin(st, slot >> CHUNK_SHIFT)
-    if entry != 0:
-        part_add(run, back_take(run, slot, v, dst) if entry_kind(entry) == IMAGE_BACK else entry)
+    if entry == 0:
+        return
+    if entry_kind(entry) == IMAGE_BACK:
+        entry = back_take(run, slot, v, dst)
+    elif slot_type(v) == UNIT:
+        entry = page_pack(run, entry, dst)
+    part_add(run, entry)
 
 
 cdef bint sweep_some(saving_t* run) noexcept nogil:
@@ -247,6 +271,7 @@ cdef bint fill_slice(saving_t* run, uint64_t until) noexcept nogil:
                 entry = back_take(run, entry_slot(entry), v, dst)
             else:
                 memcpy(dst, data, entry_size(entry))
+                entry = page_pack(run, entry, dst)
             part_add(run, entry)
         elif not sweep_some(run) and not kept_next_is_there(run):
             return True
@@ -272,6 +297,8 @@ cdef void saving_free(saving_t* run) noexcept nogil:
         munmap(run.used, bits)
     if run.settled != NULL:
         munmap(run.settled, bits)
+    if run.units != NULL:
+        unit_cache_free(run.units)
     free(run.directory)
     free(run.data)
     pthread_mutex_destroy(&run.lock)
@@ -292,9 +319,10 @@ cdef saving_t* saving_new(store_t* st) noexcept nogil:
     run.settled = <uint64_t*>map_sparse(bits, -1)
     run.directory = <uint64_t*>calloc(PART_ENTRIES, sizeof(uint64_t))
     run.data = <uint8_t*>calloc(1, PART_BYTES + PAGE)
+    run.units = unit_cache_new(True)
     for i in range(2):
         run.side[i].data = <uint8_t*>map_sparse(SIDE_BYTES, -1)
-    if (run.used == NULL or run.settled == NULL or run.directory == NULL or run.data == NULL
+    if (run.units == NULL or run.used == NULL or run.settled == NULL or run.directory == NULL or run.data == NULL
             or run.side[0].data == NULL or run.side[1].data == NULL
             or try_populate(run.used, bits) != 0 or try_populate(run.settled, bits) != 0
             or try_populate(run.side[0].data, SIDE_BYTES) != 0

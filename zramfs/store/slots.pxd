@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order, outermost first: chunk pin (store_t.chunks), slot lock (bit 0 of a slot), then the
-# locks of the pool (allocator/zspage.pxd). A thread holds one slot at a time.
+# Lock order, outermost first: chunk pin (store_t.chunks), slot lock (bit 0 of a slot), the word of a unit
+# (units.pxd), then the locks of the pool (allocator/zspage.pxd). A thread holds one slot at a time.
 """The slot table: one 64-bit word for each 4 KiB page of the device.
 
     63                                   24 23        10 9  8  7   6   5  4 3    1  0
@@ -9,16 +9,17 @@
     | the word of a same-filled page        |           |  |  |   |   |    |      |    |
     +---------------------------------------+-----------+--+--+---+---+----+------+----+
     type  EMPTY, SAME (word in the slot), SAME_OBJ (word in an 8-byte object), OBJ (compressed),
-          HUGE (raw, one page), WRITTEN_BACK (bits 10 to 63: zramfs/store/backing.pxd); two more stay free
-          for shared objects and for units of several pages
+          HUGE (raw, one page), WRITTEN_BACK (bits 10 to 63: zramfs/store/backing.pxd), UNIT (compressed
+          together with its neighbours, zramfs/store/units.pxd: bits 24 to 63 are 0, since the number of the
+          slot says where it is); one more stays free for shared objects
     prio  priority of the algorithm that compressed it, 0 = primary
     idl   idle: not used since it was marked       inc  incompressible by every algorithm
     P     selected for post-processing             S    SAME: the word is two equal 32-bit halves
-    EMPTY is all zeros; SAME and SAME_OBJ have neither prio nor idl, inc, P.
+    EMPTY is all zeros; SAME and SAME_OBJ have neither prio nor idl, inc, P; UNIT has no prio and no inc.
     A page that is lost, by recovery or with an image, is an OBJ at LOC_NONE without flags: reading it is EIO,
     until it is written or discarded.
 
-Post-processing (recompression, write-back) has two stages. The first selects a page: under the slot
+Post-processing (recompression, units, write-back) has two stages. The first selects a page: under the slot
 lock it sets P. Every read, write and free of the page clears P. The second does its slow work with
 no lock held, takes the slot lock again, and commits only if P is still set, which it clears: then
 the page still has the bytes that it had and nobody has asked for them. Its location may be another
@@ -47,6 +48,7 @@ from allocator.zspage cimport pool_t
 from zramfs.store.backing cimport backing_t
 from zramfs.codecs.codec cimport codec_ctx_t, codec_t
 from zramfs.store.record cimport store_record_t
+from zramfs.store.units cimport unit_cache_t, unit_read, units_t
 
 cdef enum:
     PAGE = 4096                 # for the store and the lane; allocator/prim.h has it as PAGE_BYTES
@@ -63,6 +65,7 @@ cdef enum:
     OBJ = 3
     HUGE = 4
     WRITTEN_BACK = 5
+    UNIT = 6
 
     PRIO_SHIFT = 4
     PRIO_MASK = 3
@@ -72,6 +75,7 @@ cdef enum:
     SLOT_HALVES = 1 << 9
     LOC_SHIFT = 24
     ATIME_CHUNK = CHUNK_SLOTS * 4   # bytes of access times of a chunk
+    UNITS_CHUNK = CHUNK_SLOTS // 16 * 8     # bytes of the words of its units
 
     NR_PRIO = 4
 
@@ -107,6 +111,7 @@ cdef struct store_t:
     uint32_t max_object         # largest compressed size that is kept; larger pages are huge
     bint stays_ready            # the slot table is resident and stays so, and contexts are made resident
     backing_t* backing          # NULL = none
+    units_t units
     store_record_t* record      # in the memory file: what outlives the process
     # the size of the device: atomic, changed by one resize at a time (resize.pyx), as record.size is
     uint64_t nr_slots
@@ -143,6 +148,7 @@ cdef struct store_ctx_t:        # one thread's workspace
     uint8_t* comp               # a compressed page
     uint8_t* scratch            # an object that straddles two frames
     uint8_t* io                 # FETCH_BYTES: blocks of the backing store
+    unit_cache_t* units         # what it has unpacked of units
     bint may_wait               # for the backing store; else its pages are -EAGAIN
     uint64_t* steps             # moves on while a long discard does, for who takes it for stuck; NULL: nobody
 
@@ -181,29 +187,22 @@ cdef void page_free(store_t* st, uint64_t slot) noexcept nogil
 # slot_unlock: stores a value, which unlocks the slot. Held for a decompression or the copy of one object.
 cdef uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil
 cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil
-# The page that the value of a locked slot names; no access: flags and access time stay. 0 or -EIO.
+# The page that the value of a locked slot names, but for UNIT and WRITTEN_BACK; no access: flags and access
+# time stay. 0 or -EIO.
 cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil
 # The page of a slot, in a chunk that is not pinned, and the slot's value; no access. Not that of a page that
 # is written back. 0 or -EIO.
 cdef int page_peek(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst, uint64_t* v) noexcept nogil
 # The same for a page on the backing store. The caller has pinned its blocks, or no other thread is at work.
 cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil
+# Decides how a page is to be stored, and compresses it into ctx.comp. Touches nothing shared. What p.data
+# points to is valid as long as page, ctx.comp and p are.
+cdef void page_prepare(store_t* st, store_ctx_t* ctx, const uint8_t* page, prepared_t* p) noexcept nogil
+# Stores the value new in a locked slot, which unlocks it, and frees what its value old names.
+cdef void slot_replace(store_t* st, uint64_t slot, uint64_t old, uint64_t new) noexcept nogil
 # Stores a page in a locked slot, frees what its value old names, and unlocks it. On an error (-ENOSPC,
 # -EIO) the slot gets the value old.
 cdef int commit_locked(store_t* st, uint64_t slot, uint64_t old, const prepared_t* page) noexcept nogil
-# Bytes of the object of a locked slot; 0 if it is damaged.
-cdef uint32_t object_size(store_t* st, store_ctx_t* ctx, uint64_t v) noexcept nogil
-# Post-processing, in the steps select, copy, commit; each pins the chunk itself. A slot that is read,
-# written or freed after it was selected is not selected any more: the later steps then do nothing.
-# Bytes of the object if the slot is as wanted, has an object and was not selected before; else 0.
-cdef uint32_t slot_select(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t want) noexcept nogil
-cdef void slot_unselect(store_t* st, uint64_t slot) noexcept nogil
-# The object of a selected slot to dst (a page): its size in bytes, or 0.
-cdef uint32_t slot_copy(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil
-# A selected slot's object lies on the backing store now (place: back_place()). False: the slot has changed,
-# and the caller must release the blocks.
-cdef bint slot_written_back(store_t* st, uint64_t slot, uint64_t place) noexcept nogil
-
 # Object compaction's hooks, see pool_ops_t. ctx is the store.
 cdef bint slot_pin(void* st, uint64_t slot, uint64_t loc) noexcept nogil
 cdef void slot_moved(void* st, uint64_t slot, uint64_t loc) noexcept nogil
@@ -219,12 +218,16 @@ cdef inline uint64_t chunk_count(store_t* st) noexcept nogil:
     return chunks_of(slot_count(st))
 
 cdef inline uint64_t user_bytes(uint64_t most_slots) noexcept nogil:
-    """Slots, and access times, of a store that grows to so many slots."""
-    return chunks_of(most_slots) * (PAGE + ATIME_CHUNK)
+    """Slots, access times, and words of units, of a store that grows to so many slots."""
+    return chunks_of(most_slots) * (PAGE + ATIME_CHUNK + UNITS_CHUNK) + PAGE
 
 cdef inline uint64_t times_off(store_t* st) noexcept nogil:
     """Where the access times begin in the user region, in bytes."""
     return chunks_of(st.most_slots) << PAGE_SHIFT
+
+cdef inline uint64_t units_off(store_t* st) noexcept nogil:
+    """And the words of the units."""
+    return (chunks_of(st.most_slots) * (PAGE + ATIME_CHUNK) + PAGE - 1) & ~<uint64_t>(PAGE - 1)
 
 cdef inline uint32_t slot_type(uint64_t v) noexcept nogil:
     return <uint32_t>(v >> TYPE_SHIFT) & TYPE_MASK
@@ -242,3 +245,13 @@ cdef inline uint64_t same_word(uint64_t v) noexcept nogil:
     """Of a SAME slot."""
     cdef uint64_t word = v >> LOC_SHIFT
     return word << 32 | word if v & SLOT_HALVES else word
+
+# page_load() for a slot whose page may be in a unit.
+cdef inline int slot_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v,
+                          uint8_t* dst) noexcept nogil:
+    if slot_type(v) == UNIT:
+        return unit_read(&st.units, ctx.units, slot, dst)
+    return page_load(st, ctx, v, dst)
+
+cdef inline bint slot_can_idle(uint64_t v) noexcept nogil:
+    return slot_type(v) == OBJ or slot_type(v) == HUGE or slot_type(v) == UNIT

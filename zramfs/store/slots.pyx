@@ -15,6 +15,7 @@ from zramfs.store.backing cimport (
 )
 from zramfs.codecs.codec cimport codec_compress, codec_decompress
 from zramfs.store.page cimport boot_seconds, fill_words, same_filled
+from zramfs.store.units cimport UNIT_TAG, unit_leave, unit_moved, unit_pin, unit_read
 
 
 # ---- chunks -----------------------------------------------------------------------------------
@@ -106,6 +107,8 @@ cdef inline uint64_t slot_lock_to_change(store_t* st, uint64_t slot) noexcept no
 cdef bint slot_pin(void* st, uint64_t slot, uint64_t loc) noexcept nogil:
     cdef store_t* s = <store_t*>st
     cdef uint64_t v
+    if slot & UNIT_TAG:
+        return unit_pin(&s.units, slot, loc)
     if slot >= slot_count(s) or not chunk_try_pin(s, slot >> CHUNK_SHIFT):
         return False
     v = peek64(&s.slots[slot])
@@ -119,7 +122,11 @@ cdef bint slot_pin(void* st, uint64_t slot, uint64_t loc) noexcept nogil:
 
 cdef void slot_moved(void* st, uint64_t slot, uint64_t loc) noexcept nogil:
     cdef store_t* s = <store_t*>st
-    cdef uint64_t v = peek64(&s.slots[slot])
+    cdef uint64_t v
+    if slot & UNIT_TAG:
+        unit_moved(&s.units, slot, loc)
+        return
+    v = peek64(&s.slots[slot])
     v = (v & ((1u << LOC_SHIFT) - 1) & ~<uint64_t>SLOT_LOCK) | (loc << LOC_SHIFT)
     slot_unlock(s, slot, v)
     chunk_unpin(s, slot >> CHUNK_SHIFT)
@@ -222,9 +229,17 @@ cdef void value_release(store_t* st, uint64_t v) noexcept nogil:
             sub64(&st.compr_bytes, <uint64_t>size)
 
 
+cdef void slot_replace(store_t* st, uint64_t slot, uint64_t old, uint64_t new) noexcept nogil:
+    if slot_type(old) == UNIT:
+        # This store is the commit. The slot stays locked, so that the page cannot join the next unit before
+        # it has left this one.
+        store64(&st.slots[slot], new | SLOT_LOCK)
+        unit_leave(&st.units, slot)
+    slot_unlock(st, slot, new)
+    value_release(st, old)
+
+
 cdef void page_prepare(store_t* st, store_ctx_t* ctx, const uint8_t* page, prepared_t* p) noexcept nogil:
-    """Decides how a page is to be stored, and compresses it into ctx.comp. Touches nothing shared. What
-    p.data points to is valid as long as page, ctx.comp and p are."""
     cdef int n
     p.bits = 0
     p.over = load32(&st.overdraft)
@@ -269,12 +284,28 @@ cdef int commit_locked(store_t* st, uint64_t slot, uint64_t old, const prepared_
     if page.type == HUGE:
         add64(&st.huge_pages, 1)
         add64(&st.record.huge_pages_since, 1)
-    slot_unlock(st, slot, new)
-    value_release(st, old)
+    slot_replace(st, slot, old, new)
     return 0
 
 
 # ---- whole pages ----------------------------------------------------------------------------------
+
+cdef int unit_page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v,
+                        uint8_t* dst) noexcept nogil:
+    """A page that was read since it joined its unit, or since it was marked idle, is in use again: it becomes
+    a single page. Not where the pool is full; nor on a swap device, because a page that was swapped in is in
+    memory then."""
+    cdef prepared_t page
+    cdef uint64_t limit = peek64(&st.arena.sb.limit_pages)
+    cdef int r = unit_read(&st.units, ctx.units, slot, dst)
+    if r != 0 or v & SLOT_IDLE or st.stays_ready or limit != 0 and peek64(&st.pool.pages) >= limit:
+        slot_unlock(st, slot, v & ~<uint64_t>(SLOT_IDLE | SLOT_POST))
+        return r
+    page_prepare(st, ctx, dst, &page)
+    page.over = 0
+    commit_locked(st, slot, v & ~<uint64_t>SLOT_POST, &page)
+    return 0
+
 
 cdef int page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil:
     cdef uint64_t v = load64(&st.slots[slot])
@@ -283,6 +314,8 @@ cdef int page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) n
     if not v & SLOT_LOCK and slot_type(v) <= SAME:
         return page_load(st, ctx, v, dst)
     v = slot_lock(st, slot)
+    if slot_type(v) == UNIT:
+        return unit_page_read(st, ctx, slot, v, dst)
     if slot_type(v) == WRITTEN_BACK:
         # What the slot named when it was locked is an answer, whatever was written meanwhile.
         r = fetch_locked(st, ctx, slot, v, dst)
@@ -301,7 +334,7 @@ cdef int page_peek(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst, u
     if chunk_pin(st, slot >> CHUNK_SHIFT):
         v[0] = slot_lock(st, slot)
         if slot_type(v[0]) != WRITTEN_BACK:
-            r = page_load(st, ctx, v[0], dst)
+            r = slot_load(st, ctx, slot, v[0], dst)
         slot_unlock(st, slot, v[0])
     chunk_unpin(st, slot >> CHUNK_SHIFT)
     return r
@@ -331,7 +364,7 @@ cdef int page_update(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t star
     if src == NULL and slot_type(v) == EMPTY:
         slot_unlock(st, slot, v)
         return 0
-    r = 0 if fetched else page_load(st, ctx, v, ctx.page)
+    r = 0 if fetched else slot_load(st, ctx, slot, v, ctx.page)
     if r != 0:
         slot_unlock(st, slot, v)
         return r
@@ -350,84 +383,9 @@ cdef void page_free(store_t* st, uint64_t slot) noexcept nogil:
     if slot_type(v) == EMPTY:
         return
     v = slot_lock_to_change(st, slot)
-    slot_unlock(st, slot, 0)
     if slot_type(v) == EMPTY:
+        slot_unlock(st, slot, 0)
         return
+    slot_replace(st, slot, v, 0)
     sub32(&st.chunks[slot >> CHUNK_SHIFT], 1)
     sub64(&st.pages_stored, 1)
-    value_release(st, v)
-
-
-# ---- post-processing ----------------------------------------------------------------------------
-
-cdef uint32_t object_size(store_t* st, store_ctx_t* ctx, uint64_t v) noexcept nogil:
-    cdef uint32_t size = 0
-    if slot_type(v) == HUGE:
-        return PAGE
-    if zs_map(st.pool, v >> LOC_SHIFT, ctx.scratch, &size) == NULL:
-        return 0
-    zs_unmap(st.pool, v >> LOC_SHIFT)
-    return size
-
-
-cdef inline bint slot_wanted(uint64_t v, uint32_t want) noexcept nogil:
-    if (slot_type(v) != OBJ and slot_type(v) != HUGE) or v & SLOT_POST:
-        return False
-    return ((not want & WANT_IDLE or v & SLOT_IDLE) and (not want & WANT_HUGE or slot_type(v) == HUGE)
-            and (not want & WANT_INCOMPRESSIBLE or v & SLOT_INCOMPRESSIBLE))
-
-
-cdef uint32_t slot_select(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t want) noexcept nogil:
-    cdef uint32_t size = 0
-    cdef uint64_t v
-    # Looked at first without the lock: most slots are not wanted.
-    if chunk_pin(st, slot >> CHUNK_SHIFT) and slot_wanted(load64(&st.slots[slot]), want):
-        v = slot_lock(st, slot)
-        if slot_wanted(v, want):
-            size = object_size(st, ctx, v)
-            if size != 0:
-                v |= SLOT_POST
-        slot_unlock(st, slot, v)
-    chunk_unpin(st, slot >> CHUNK_SHIFT)
-    return size
-
-
-cdef void slot_unselect(store_t* st, uint64_t slot) noexcept nogil:
-    if chunk_pin(st, slot >> CHUNK_SHIFT):
-        slot_unlock(st, slot, slot_lock(st, slot) & ~<uint64_t>SLOT_POST)
-    chunk_unpin(st, slot >> CHUNK_SHIFT)
-
-
-cdef uint32_t slot_copy(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil:
-    cdef const uint8_t* p
-    cdef uint32_t size = 0
-    cdef uint64_t v
-    # Before the lock: see "Why swap cannot deadlock" in docs/concurrency.md.
-    if st.stays_ready:
-        make_resident(dst, PAGE)
-    if chunk_pin(st, slot >> CHUNK_SHIFT):
-        v = slot_lock(st, slot)
-        if v & SLOT_POST:
-            p = zs_map(st.pool, v >> LOC_SHIFT, ctx.scratch, &size)
-            if p != NULL:
-                memcpy(dst, p, size)
-                zs_unmap(st.pool, v >> LOC_SHIFT)
-        slot_unlock(st, slot, v)
-    chunk_unpin(st, slot >> CHUNK_SHIFT)
-    return size
-
-
-cdef bint slot_written_back(store_t* st, uint64_t slot, uint64_t place) noexcept nogil:
-    cdef uint64_t v, kept = PRIO_MASK << PRIO_SHIFT | SLOT_INCOMPRESSIBLE
-    cdef bint selected = False
-    if chunk_pin(st, slot >> CHUNK_SHIFT):
-        v = slot_lock(st, slot)
-        selected = v & SLOT_POST != 0
-        if selected:
-            add64(&st.written_back, 1)
-            slot_unlock(st, slot, place | WRITTEN_BACK << TYPE_SHIFT | v & kept)
-            value_release(st, v)
-        else:
-            slot_unlock(st, slot, v)
-    chunk_unpin(st, slot >> CHUNK_SHIFT)
-    return selected

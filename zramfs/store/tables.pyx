@@ -16,6 +16,7 @@ from zramfs.store.backing cimport FETCH_BYTES
 from zramfs.codecs.codec cimport codec_ctx_free, codec_ctx_new
 from zramfs.store.record cimport *
 from zramfs.store.slots cimport *
+from zramfs.store.units cimport unit_cache_free, unit_cache_new
 
 from zramfs.model.stats import StoreStats
 from zramfs.store.record import is_kept
@@ -35,6 +36,13 @@ cdef void store_delete(store_t* st) noexcept nogil:
     if st.chunks != NULL:
         munmap(st.chunks, chunks_of(st.most_slots) * sizeof(uint32_t))
     free(st)
+
+
+cdef void units_attach(store_t* st) noexcept nogil:
+    st.units.pool = st.pool
+    st.units.words = <uint64_t*>(st.arena.user + units_off(st))
+    st.units.nr_words = chunks_of(st.most_slots) * UNITS_CHUNK // sizeof(uint64_t)
+    st.units.serial = &st.record.unit_serial
 
 
 cdef store_t* store_new(arena_t* arena, uint64_t nr_slots, uint64_t most_slots) noexcept nogil:
@@ -58,6 +66,7 @@ cdef store_t* store_new(arena_t* arena, uint64_t nr_slots, uint64_t most_slots) 
         store_delete(st)
         return NULL
     st.max_object = st.pool.huge_size - 1
+    units_attach(st)
     st.change_fd = -1
     return st
 
@@ -112,6 +121,10 @@ cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil:
     ctx.scratch = block + 2 * PAGE
     ctx.comp = block + 3 * PAGE
     ctx.io = block + 4 * PAGE
+    ctx.units = unit_cache_new(st.stays_ready)
+    if ctx.units == NULL:
+        store_ctx_free(ctx)
+        return NULL
     for prio in range(NR_PRIO):
         if prio != 0 and st.codec[prio].algo == 0:
             continue
@@ -131,6 +144,7 @@ cdef void store_ctx_free(store_ctx_t* ctx) noexcept nogil:
     for prio in range(NR_PRIO):
         if ctx.codec[prio] != NULL:
             codec_ctx_free(ctx.codec[prio])
+    unit_cache_free(ctx.units)
     free(ctx)
 
 
@@ -151,7 +165,7 @@ cdef object store_stats(store_t* st):
     arena = arena_stats(st.arena)
     return StoreStats(
         orig_data_size=peek64(&st.pages_stored) * PAGE,
-        compr_data_size=peek64(&st.compr_bytes),
+        compr_data_size=peek64(&st.compr_bytes) + peek64(&st.units.nbytes),
         mem_used_total=pool.pages * PAGE,
         mem_limit=pool.limit_pages * PAGE,
         mem_used_max=pool.max_pages * PAGE,
@@ -173,6 +187,11 @@ cdef object store_stats(store_t* st):
         reserve_misses=arena.reserve_misses,
         corrupt=pool.corrupt,
         written_back=peek64(&st.written_back),
+        units=peek64(&st.units.units),
+        unit_pages=peek64(&st.units.pages),
+        unit_dead=peek64(&st.units.members) - peek64(&st.units.pages),
+        unit_bytes=peek64(&st.units.nbytes),
+        units_unpacked=peek64(&st.units.unpacked),
         recoveries=peek64(&st.record.recoveries),
         pages_lost=peek64(&st.record.pages_lost),
     )

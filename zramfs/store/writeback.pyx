@@ -12,9 +12,9 @@ from zramfs.store.backing cimport (
     backing_remove, backing_take, backing_unpin_block, backing_write,
 )
 from zramfs.store.candidates cimport candidates_add, candidates_init, candidates_take
+from zramfs.store.selection cimport slot_copy, slot_select, slot_unselect, slot_written_back
 from zramfs.store.slots cimport (
-    CHUNK_SHIFT, CHUNK_USED, WANT_HUGE, WANT_IDLE, WANT_INCOMPRESSIBLE, slot_copy, slot_count, slot_select,
-    slot_unselect, slot_written_back, store_ctx_t,
+    CHUNK_SHIFT, CHUNK_USED, WANT_HUGE, WANT_IDLE, WANT_INCOMPRESSIBLE, slot_count, store_ctx_t,
 )
 from zramfs.store.store cimport Store
 

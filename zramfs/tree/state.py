@@ -72,6 +72,15 @@ def _recompression(stats: DeviceStats) -> str:
             f"{done.incompressible} incompressible")
 
 
+def _units(stats: DeviceStats) -> str:
+    """Of several pages compressed as one."""
+    store, done = stats.store, stats.unit_making
+    if store is None or not store.units:
+        return "none"
+    return (f"{store.units} of {store.unit_pages} pages in {format_size(store.unit_bytes)}, "
+            f"{store.unit_dead} places dead; {format_size(done.bytes_saved)} saved")
+
+
 def _policies(stats: DeviceStats) -> str:
     said = []
     for each in stats.policies:
@@ -170,6 +179,7 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
             ("ratio", f"{ratio:.2f} (data / memory)" if ratio else "none: no data in memory"),
             ("failed I/O", f"{store.failed_reads} reads, {store.failed_writes} writes"),
             ("recompressed", _recompression(stats)),
+            ("units", _units(stats)),
             *_backing_rows(stats.backing_dev, stats.backing, stats.writeback),
             ("policies", _policies(stats)),
             ("file system", _governor(stats)),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `metrics` of several devices as one text, for Prometheus.
 
-Names, helps and types are those that each device's own file says (tree/metrics.py has their table). Put
+Names, helps and types are those that each device's own file says (tree/metric_table.py). Put
 together, a family of metrics stands once, with the samples of all devices, as both text formats ask. What
 only the one who reads can say is added: how many devices there are, and which of them answered.
 """

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+# Lock order: slots.pxd. Pages are compressed with a chunk pinned and no lock held.
+"""The making of units: the pages of a group that nobody uses become one unit (units.pxd).
+
+A step takes one group of 16 slots. It works as all post-processing does (slots.pxd): each page that is to
+join is selected and copied under its slot's lock. The pages of the unit that the group may have already are
+copied too. All of them are compressed as one, with no lock held. If the result takes less memory than what it
+replaces, it becomes the unit of the group by one store; the pages of the unit before are in it. Then each
+page that was selected joins it, if nobody has used it meanwhile, by a store into its slot.
+
+So a kill at any point leaves the group as it was, or with a unit in which some pages are dead. A page that
+becomes dead while its unit is made anew is dead in the new one.
+"""
+cimport cython
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+
+from allocator.populate cimport arena_populate_user
+from allocator.prim cimport *
+from allocator.zspage cimport class_for
+from zramfs.codecs.stream cimport packer_free, packer_new, packer_run, packer_t
+from zramfs.store.selection cimport object_size
+from zramfs.store.slots cimport *
+from zramfs.store.store cimport Store
+from zramfs.store.units cimport (
+    UNIT_BYTES, UNIT_MOST_STREAM, UNIT_PAGES, group_of, popcount, unit_cost, unit_head_t, unit_join,
+    unit_look, unit_publish, unit_read, unit_settle, unit_store,
+)
+
+from zramfs.codecs.spec import LEVELS as _LEVELS
+from zramfs.model.stats import UnitMakingStats
+
+cdef enum:
+    # As in recompress.pyx: a pool at its limit has no room for the new objects before the old ones are gone.
+    OVER = 64
+    STANDARD_LEVEL = 3
+
+
+cdef struct making_t:
+    # constant
+    store_t* st
+    store_ctx_t* ctx
+    packer_t* packer
+    uint64_t wanted             # flags of a slot that joins, all of which it must have
+    uint8_t* pages              # UNIT_BYTES: of the group under way, in order
+    uint8_t* stream             # UNIT_BYTES
+    uint64_t group              # the next one
+    # of the group under way
+    uint32_t joining            # bit k: slot k was selected
+    uint32_t staying            # and was in the unit before
+    uint32_t cost               # bytes of the classes that a new unit replaces
+    # results
+    uint64_t groups
+    uint64_t made
+    uint64_t pages_joined
+    uint64_t bytes_saved
+    uint64_t kept
+    uint64_t dissolved
+    uint64_t no_room
+    uint64_t busy
+
+
+# ---- which pages --------------------------------------------------------------------------------
+
+cdef inline bint may_join(making_t* job, uint64_t v) noexcept nogil:
+    return ((slot_type(v) == OBJ or slot_type(v) == HUGE) and not slot_lost(v)
+            and v & job.wanted == job.wanted)
+
+
+cdef bint group_is_worth(making_t* job, uint64_t first) noexcept nogil:
+    """A look without locks, as most groups have nothing to be done."""
+    cdef store_t* st = job.st
+    cdef const unit_head_t* head
+    cdef uint64_t slot, v
+    cdef uint32_t joining = 0, live = 0
+    for slot in range(first, min(first + UNIT_PAGES, slot_count(st))):
+        v = load64(&st.slots[slot])
+        joining += may_join(job, v)
+        live += slot_type(v) == UNIT
+    if joining != 0:
+        return joining + live > 1
+    if live == 0:
+        return False
+    # More than half dead.
+    head = unit_look(&st.units, job.ctx.units, group_of(first), &live)
+    return head != NULL and 2 * popcount(live) < popcount(head.members)
+
+
+cdef bint group_copy(making_t* job, uint64_t first) noexcept nogil:
+    """Selects and copies. False, if a page of the unit can't be read: then it is left alone."""
+    cdef store_t* st = job.st
+    cdef uint64_t slot, v
+    cdef uint32_t place = 0, n = 0, size, live
+    cdef const unit_head_t* head = unit_look(&st.units, job.ctx.units, group_of(first), &live)
+    cdef bint sound = True
+    job.joining = job.staying = 0
+    job.cost = unit_cost(&st.units, head.size) if head != NULL else 0
+    for slot in range(first, min(first + UNIT_PAGES, slot_count(st))):
+        v = slot_lock(st, slot)
+        if slot_type(v) == UNIT:
+            if unit_read(&st.units, job.ctx.units, slot, job.pages + n * PAGE) == 0:
+                job.staying |= 1u << place
+                n += 1
+            else:
+                sound = False
+        elif may_join(job, v):
+            size = object_size(st, job.ctx, v)
+            if size != 0 and page_load(st, job.ctx, v, job.pages + n * PAGE) == 0:
+                job.joining |= 1u << place
+                job.cost += class_for(st.pool, size).size
+                n += 1
+                v |= SLOT_POST
+        slot_unlock(st, slot, v)
+        place += 1
+    return sound
+
+
+cdef void group_unselect(making_t* job, uint64_t first) noexcept nogil:
+    cdef uint64_t slot
+    cdef uint32_t place
+    for place in range(<uint32_t>UNIT_PAGES):
+        if job.joining >> place & 1:
+            slot = first + place
+            slot_unlock(job.st, slot, slot_lock(job.st, slot) & ~<uint64_t>SLOT_POST)
+
+
+# ---- the new unit -------------------------------------------------------------------------------
+
+cdef bint word_has_memory(store_t* st, uint64_t group) noexcept nogil:
+    """Asks for the memory of a group's word: a touch that the OS refuses would be a SIGBUS."""
+    cdef uint64_t at = units_off(st) + group * sizeof(uint64_t)
+    return arena_populate_user(st.arena, at & ~<uint64_t>(PAGE - 1), PAGE) == 0
+
+
+cdef void slot_join(making_t* job, uint64_t slot) noexcept nogil:
+    cdef store_t* st = job.st
+    cdef uint64_t v = slot_lock(st, slot)
+    if not v & SLOT_POST:
+        slot_unlock(st, slot, v)
+        job.busy += 1
+        return
+    unit_join(&st.units, slot)
+    # Idle, so that only a second read makes it a single page again.
+    slot_replace(st, slot, v, UNIT << TYPE_SHIFT | SLOT_IDLE)
+    job.pages_joined += 1
+
+
+cdef void unit_make(making_t* job, uint64_t first, uint32_t size) noexcept nogil:
+    """size: of the stream, which takes less than what it replaces."""
+    cdef store_t* st = job.st
+    cdef uint64_t loc = 0
+    cdef uint32_t place
+    if (not word_has_memory(st, group_of(first))
+            or unit_store(&st.units, job.ctx.units, group_of(first), job.joining | job.staying, job.stream,
+                          size, OVER, &loc) != 0):
+        job.no_room += 1
+        group_unselect(job, first)
+        return
+    unit_publish(&st.units, job.ctx.units, group_of(first), loc)
+    for place in range(<uint32_t>UNIT_PAGES):
+        if job.joining >> place & 1:
+            slot_join(job, first + place)
+    unit_settle(&st.units, group_of(first))
+    job.made += 1
+    job.bytes_saved += job.cost - unit_cost(&st.units, size)
+
+
+cdef void last_page_dissolve(making_t* job, uint64_t slot) noexcept nogil:
+    """The one page of a unit that is left becomes a page by itself, if that is smaller."""
+    cdef store_t* st = job.st
+    cdef prepared_t page
+    cdef uint64_t v = slot_lock(st, slot)
+    if slot_type(v) != UNIT or unit_read(&st.units, job.ctx.units, slot, job.ctx.page) != 0:
+        slot_unlock(st, slot, v)
+        return
+    page_prepare(st, job.ctx, job.ctx.page, &page)
+    page.over = OVER
+    if class_for(st.pool, page.size).size >= job.cost:
+        job.kept += 1
+        slot_unlock(st, slot, v)
+    elif commit_locked(st, slot, v, &page) == 0:
+        job.dissolved += 1
+        job.bytes_saved += job.cost - class_for(st.pool, page.size).size
+    else:
+        job.no_room += 1
+
+
+cdef void group_pack(making_t* job, uint64_t first) noexcept nogil:
+    cdef uint32_t members, size
+    if not group_is_worth(job, first):
+        return
+    job.groups += 1
+    if not group_copy(job, first):
+        group_unselect(job, first)
+        return
+    members = job.joining | job.staying
+    if popcount(members) < 2:
+        group_unselect(job, first)
+        if job.staying != 0:
+            last_page_dissolve(job, first + popcount(job.staying - 1))
+        return
+    size = packer_run(job.packer, job.pages, popcount(members) * PAGE, job.stream, UNIT_MOST_STREAM)
+    if size == 0 or unit_cost(&job.st.units, size) >= job.cost:
+        job.kept += 1
+        group_unselect(job, first)
+        return
+    unit_make(job, first, size)
+
+
+cdef bint making_slice(making_t* job, uint64_t until) noexcept nogil:
+    """True if there is more to do."""
+    cdef store_t* st = job.st
+    cdef uint64_t first, chunk
+    while job.group << 4 < slot_count(st):
+        first = job.group << 4
+        chunk = first >> CHUNK_SHIFT
+        if load32(&st.chunks[chunk]) & CHUNK_USED == 0:
+            job.group = (chunk + 1) << (CHUNK_SHIFT - 4)
+        else:
+            job.group += 1
+            # With the chunk pinned the device may have become smaller: see store_write().
+            if chunk_pin(st, chunk) and chunk < chunk_count(st):
+                group_pack(job, first)
+            chunk_unpin(st, chunk)
+        if now_ns() >= until:
+            break
+    return job.group << 4 < slot_count(st)
+
+
+# ---- Python -----------------------------------------------------------------------------------
+
+# The collector must not take the store away before __dealloc__ has used it.
+@cython.no_gc_clear
+cdef class UnitMaking:
+    """One pass over a store, which makes units.
+
+    idle: only pages that are idle join. level: of zstd; None = that of the first secondary zstd, or of the
+    primary one, or 3.
+
+    To be driven so: step() until it answers False, then finish(), which must be called whatever happened, and
+    before the store is closed. Each gives the GIL up, holds no lock for longer than a unit takes to be
+    unpacked, and can be the last: what was done is complete.
+    Raises ValueError (level; a store that wipes, as a unit keeps what was discarded until it is made anew),
+    OSError(EBUSY) beside a recompression or write-back, MemoryError.
+    """
+    cdef making_t job
+    cdef Store store                # None once finished
+
+    def __cinit__(self, Store store not None, *, bint idle=False, level=None):
+        cdef making_t* job = &self.job
+        store.check_range(0, 0)
+        lowest, highest = _LEVELS["zstd"]
+        if level is None:
+            level = standard_level(store)
+        if level == 0 or not lowest <= level <= highest:
+            raise ValueError(f"a level of {lowest} to {highest} but 0 expected for units, got {level}")
+        if store.st.pool.wipe:
+            raise ValueError("this device wipes what is discarded at once, and a unit would keep it until "
+                             "it is made anew")
+        job.st = store.st
+        job.wanted = SLOT_IDLE if idle else 0
+        store.begin_post()
+        self.store = store
+        try:
+            job.ctx = store.take_ctx()
+            job.packer = packer_new(level)
+            job.pages = <uint8_t*>aligned_alloc(PAGE, 2 * UNIT_BYTES)
+            if job.packer == NULL or job.pages == NULL:
+                raise MemoryError("no memory for the making of units")
+            job.stream = job.pages + UNIT_BYTES
+        except BaseException:
+            self.finish()
+            raise
+
+    def __dealloc__(self):
+        if self.store is not None:
+            self.finish()
+
+    def step(self, uint64_t ns):
+        """Goes on for about ns nanoseconds, but for at least one group. True if there is more to do."""
+        cdef bint more
+        if self.store is None:
+            raise ValueError("this making of units is finished")
+        self.store.check_range(0, 0)
+        with nogil:
+            more = making_slice(&self.job, now_ns() + ns)
+        return more
+
+    def finish(self):
+        """Returns stats()."""
+        cdef making_t* job = &self.job
+        cdef store_ctx_t* ctx = job.ctx
+        store, self.store = self.store, None
+        if store is not None:
+            job.ctx = NULL
+            if ctx != NULL:
+                (<Store>store).put_ctx(ctx)
+            packer_free(job.packer)
+            free(job.pages)
+            job.packer = NULL
+            job.pages = NULL
+            (<Store>store).end_post()
+        return self.stats()
+
+    def stats(self):
+        cdef making_t* job = &self.job
+        return UnitMakingStats(
+            groups=job.groups, made=job.made, pages=job.pages_joined, bytes_saved=job.bytes_saved,
+            kept=job.kept, dissolved=job.dissolved, no_room=job.no_room, busy=job.busy)
+
+
+cdef object standard_level(Store store):
+    for codec in (*store.codecs[1:], store.codecs[0]):
+        if codec is not None and codec.algo == "zstd":
+            return codec.level
+    return STANDARD_LEVEL
