@@ -60,7 +60,7 @@ def test_a_command_that_is_ended_leaves_no_process_in_its_write(
             [asking] = children(process.pid)
             time.sleep(0.3)  # into the write
             process.send_signal(number)
-            assert process.wait(15) == status
+            assert process.wait(40) == status
             wait_until(lambda: is_killed(asking), "its child is killed")
         finally:
             process.kill()

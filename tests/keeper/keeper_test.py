@@ -113,9 +113,9 @@ def test_a_standby_that_dies_is_replaced(tmp_path: Path) -> None:
 
 def test_a_daemon_and_its_standby_killed_at_once_are_replaced(tmp_path: Path) -> None:
     with kept(tmp_path, standby=True) as keeper:
-        server = keeper.wait_for("serving")
+        server, standby = keeper.wait_for("serving"), keeper.wait_for_standby()
         with stopped(keeper.pid):
-            os.kill(keeper.wait_for_standby(), signal.SIGKILL)
+            os.kill(standby, signal.SIGKILL)
             os.kill(server, signal.SIGKILL)
         assert keeper.wait_for("serving", 2) != server
         assert len(keeper.events("serving")) == 2

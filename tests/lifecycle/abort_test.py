@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.child import stands_still
 from tests.support.commands import failure, kill_daemon, nothing_left, state_of
 from tests.support.users import NOBODY, fuse_for_everybody, zramfs_as_nobody
 from tests.support.whole import MIB, ZRAMFS, device, run, wait_until, zramfs
@@ -49,6 +50,7 @@ def stuck(directory: Path, disk: Path) -> Iterator[tuple[int, subprocess.Popen]]
         try:
             assert reader.stdout.readline() == "there\n"
             os.kill(pid, signal.SIGSTOP)
+            wait_until(lambda: stands_still(pid), "all its threads stand still")
             reader.stdin.write("\n")
             reader.stdin.flush()
             wait_until(lambda: "fuse" in Path(f"/proc/{reader.pid}/stack").read_text(), "the reader waits")

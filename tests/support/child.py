@@ -32,6 +32,11 @@ def process_state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def stands_still(pid: int) -> bool:
+    """Whether all threads of the process are stopped; a SIGSTOP reaches one after the other."""
+    return all(process_state(int(task.name)) == "T" for task in Path(f"/proc/{pid}/task").iterdir())
+
+
 @contextlib.contextmanager
 def stopped(pid: int, seconds: float = TIMEOUT) -> Iterator[None]:
     """The process stands still inside, but not longer than `seconds`, whatever hangs on it: a test in
@@ -41,7 +46,7 @@ def stopped(pid: int, seconds: float = TIMEOUT) -> Iterator[None]:
     os.kill(pid, signal.SIGSTOP)
     end = time.monotonic() + TIMEOUT
     try:
-        while process_state(pid) != "T":
+        while not stands_still(pid):
             assert time.monotonic() < end, f"process {pid} does not stop"
             time.sleep(0.001)
         yield

@@ -36,8 +36,18 @@ class Call:
             os.setpgid(0, 0)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             _serve(action, write_end)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(write_end)
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # what came meanwhile may raise here
+        except BaseException:
+            self._kill()
+            os.close(self._fd)
+            raise
+
+    def _kill(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._pid, os.WNOHANG)
 
     def fileno(self) -> int:
         """Readable when result() has something to wait no longer for."""
@@ -60,9 +70,7 @@ class Call:
                     break
                 chunks.append(chunk)
         except BaseException:
-            os.kill(self._pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._pid, os.WNOHANG)
+            self._kill()
             raise
         finally:
             os.close(self._fd)
