@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.child import Child, stopped
+from tests.support.child import Child, kill_wholly, stopped
 from tests.support.paths import python_environment
 from tests.support.whole import wait_until
 from zramfs.host import locks
@@ -331,7 +331,7 @@ def test_a_keeper_whose_daemon_has_ended_stays_the_program_that_it_is(tmp_path: 
         with stopped(keeper.pid):
             os.kill(server, signal.SIGUSR2)
             keeper.wait_for("ordered")
-            os.kill(server, signal.SIGKILL)
+            kill_wholly(server)
         keeper.wait_for("serving", 2)
         assert os.readlink(f"/proc/{keeper.pid}/exe") == str(PROGRAM)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.child import stopped
+from tests.support.child import kill_wholly, stopped
 from tests.support.commands import failure, nothing_left
 from tests.support.commands import kill_daemon as kill_device
 from tests.support.killer import found, kill_daemon, state
@@ -368,9 +368,11 @@ def test_a_daemon_killed_before_its_keeper_has_read_the_order_is_followed_by_the
             command = other.start("upgrade", z.directory)
             try:
                 wait_until(lambda: "an upgrade is ordered" in log_of(z.directory), "the order", 60)
-                os.kill(before.pid, signal.SIGKILL)
-            finally:
-                done = finish(command)
+                kill_wholly(before.pid)
+            except BaseException:
+                command.kill()
+                raise
+        done = finish(command)
         assert done.returncode == 1 and "has died before it was replaced" in done.stderr
         old = (before.pid, before.keeper_pid)
         wait_until(lambda: state(z.directory).pid not in old, "another daemon", 30)

@@ -20,13 +20,16 @@ from zramfs.host import memory_file
 from zramfs.host.readable import wait_until_readable
 from zramfs.host.work_thread import run_in_thread
 from zramfs.keeper import client
-from zramfs.keeper.client import Keeper, Place, fork_standby
+from zramfs.keeper.client import PROGRAM, Keeper, Place, expect_program, fork_standby
 from zramfs.lane.lane import PAGE_BYTES
 
 from .papers import Papers
 
 log = logging.getLogger(__package__)
-__all__ = ["Inherited", "Keeper", "KeeperLine", "Kept", "LineSettings", "MappedMemory", "Place"]
+__all__ = [
+    "PROGRAM", "Inherited", "Keeper", "KeeperLine", "Kept", "LineSettings", "MappedMemory", "Place",
+    "expect_program",
+]
 
 RESTART_PAUSE = 1.0  # seconds between two tries to start a keeper
 KEEPER_TIMEOUT = 20.0  # seconds for another keeper in the process of the last one
@@ -84,6 +87,10 @@ class LineSettings:
     standby: bool
     on_change: Callable[[int, int], object]
     on_mount: Callable[[], object]
+
+
+class _KeeperGoneError(ZramfsError):
+    """The keeper has died, and _renew() starts another one."""
 
 
 class KeeperLine:
@@ -159,6 +166,8 @@ class KeeperLine:
                     # Also for a device that has none: so the new one is seen to work before it is needed.
                     self._keeper.serving(survives=True, standby=True)
                     return await _hear_of_standby(told)
+                except _KeeperGoneError:  # and the other program with it
+                    raise
                 except ZramfsError:
                     await self._go_back(told)
                     raise
@@ -175,14 +184,14 @@ class KeeperLine:
                     raise ZramfsError(heard[1], f"{program} cannot be run: {os.strerror(heard[1])}")
                 if heard[0] == client.GREETING:
                     return
-            raise ZramfsError(errno.EIO, f"{program} has ended at once, and another keeper is started")
+            raise _KeeperGoneError(errno.EIO, f"{program} has ended at once, and another keeper is started")
         raise ZramfsError(
             errno.ETIMEDOUT, f"{program} was started, and did not answer for {KEEPER_TIMEOUT:g} s")
 
     async def _go_back(self, told: trio.MemoryReceiveChannel[tuple[int, int] | None]) -> None:
         """To the keeper and the command of this version."""
         try:
-            await self._become(client.PROGRAM, self._settings.command, told)
+            await self._become(PROGRAM, self._settings.command, told)
         except ZramfsError as error:
             log.error("the keeper is still that of the other version: %s", error)
         self._keeper.serving(survives=True, standby=self._settings.standby)
@@ -217,7 +226,8 @@ async def _hear_of_standby(told: trio.MemoryReceiveChannel[tuple[int, int] | Non
                 raise ZramfsError(
                     errno.ENOEXEC, "the process that was to take over has ended before it was ready; `zramfs "
                     "log` shows why, and the device goes on with the version that it had")
-        raise ZramfsError(errno.EIO, "the keeper has died meanwhile, and another one is started: try again")
+        raise _KeeperGoneError(
+            errno.EIO, "the keeper has died meanwhile, and another one is started: try again")
     raise ZramfsError(
         errno.ETIMEDOUT, f"the process that was to take over was not ready within {STANDBY_TIMEOUT:g} s; the "
         "device goes on with the version that it had")

@@ -116,7 +116,7 @@ class Keeper:
         keeps. hear() tells GREETING then, or NOT_UPGRADED and an errno."""
         words = os.memfd_create("zramfs-words")
         try:
-            os.write(words, b"".join(os.fsencode(word) + b"\0" for word in (program, *command)))
+            os.write(words, b"".join(os.fsencode(word) + b"\0" for word in (os.fspath(program), *command)))
             self._send(_UPGRADE, 0, [words])
         finally:
             os.close(words)

@@ -53,6 +53,7 @@ class State:
     standby_pid: int = 0  # of the process that waits to take over; 0 = none
     release: str = ""  # of zramfs that the daemon runs; empty where that was lost, as the next one
     layouts: dict[str, int] = field(default_factory=dict)  # that it writes: daemon/layouts.py
+    said_by: int = 0  # the daemon that has said these two, by its pid, which others may correct above
     version: int = _STATE_VERSION
 
     def alive(self) -> bool:

@@ -202,7 +202,7 @@ def _own_pid() -> dict[str, Any]:
     from zramfs.daemon.layouts import LAYOUTS
 
     return {"pid": os.getpid(), "pid_start": process.process_start(os.getpid()),
-            "release": __version__, "layouts": LAYOUTS}
+            "release": __version__, "layouts": LAYOUTS, "said_by": os.getpid()}
 
 
 def _pids(line: KeeperLine) -> dict[str, Any]:

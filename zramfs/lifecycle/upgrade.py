@@ -66,7 +66,7 @@ class Upgraded:
 
 def expect_startable() -> None:
     """Once for all devices. Raises ZramfsError if no daemon or no keeper of this version would start."""
-    from zramfs.keeper.client import PROGRAM, expect_program
+    from zramfs.daemon.keeper_line import PROGRAM, expect_program
 
     expect_program()
     for words, status in (([os.fspath(PROGRAM)], _USAGE), (trial_command(), 0)):
@@ -127,8 +127,8 @@ def _expect_able(old: Rundir) -> State:
 def _order(old: Rundir, state: State) -> float:
     """Returns when the daemon has ended for its successor: when that began, on the monotonic clock. Raises
     ZramfsError."""
+    from zramfs.daemon.keeper_line import PROGRAM
     from zramfs.daemon.orders import address
-    from zramfs.keeper.client import PROGRAM
 
     order = json.dumps({"program": os.fspath(PROGRAM), "command": successor_command(old)})
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
@@ -175,7 +175,7 @@ def _wait_for_other(old: Rundir, before: State) -> State:
         state = old.read_file()
         if state is None:
             break
-        if (state.pid, state.pid_start) != (before.pid, before.pid_start):
+        if state.said_by != before.said_by:
             return state
         time.sleep(_PAUSE)
     raise ZramfsError(errno.EIO, f"another daemon has taken over, and then ended; {old.log} says why")
