@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -35,6 +36,7 @@ from tests.support.whole import (
     zramfs,
 )
 from zramfs import __version__
+from zramfs.host.process import process_start
 from zramfs.keeper.client import PROGRAM
 from zramfs.lifecycle.rundir import State
 
@@ -338,12 +340,14 @@ def test_a_keeper_killed_before_the_successor_is_ready_leaves_the_old_version(
     with device(tmp_path / "z", 16 * MIB) as z, load(z.disk, 4 * MIB):
         before = state(z.directory)
         gated = Gated(other, z.directory, tmp_path / "gate")
+        waiting = gated.waiting(before)
         os.kill(before.keeper_pid, signal.SIGKILL)
         done = gated.end()
         assert done.returncode == 1 and "the keeper has died meanwhile" in done.stderr
         wait_until(lambda: state(z.directory).keeper_pid not in (0, before.keeper_pid), "another keeper", 30)
         expect_as_before(z.directory, state(z.directory))
         assert state(z.directory).pid == before.pid
+        wait_until(lambda: not any(map(process_start, waiting)), "the end of what nobody needs", 30)
         kill_daemon(z.directory)
         assert state(z.directory).release == __version__
 
@@ -433,6 +437,7 @@ def test_an_order_that_is_none_changes_nothing(tmp_path: Path) -> None:
         for text in ("x", "[]", "{}", '{"program": 1, "command": []}',
                      '{"program": "/a", "command": ["\\u0000"]}'):
             done = run(sys.executable, "-c", send, "orders", text, cwd=found(z.directory).path)
+            assert stat.S_IMODE((found(z.directory).path / "orders").stat().st_mode) == 0o600
             assert "expected an order with a program and a command" in done.stdout
         text = '{"program": "/nowhere/keeper", "command": ["/bin/true"]}'
         done = run(sys.executable, "-c", send, "orders", text, cwd=found(z.directory).path)

@@ -53,6 +53,7 @@ async def take_orders(rundir: Path, upgrade: Upgrade, let_go: Callable[[], None]
     with contextlib.suppress(FileNotFoundError):
         (rundir / NAME).unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    os.fchmod(listener.fileno(), 0o600)  # of the file that bind() makes
     with address(rundir) as place:
         listener.bind(place)
     listener.listen(8)
