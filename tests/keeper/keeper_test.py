@@ -233,10 +233,10 @@ def test_a_request_that_waits_or_moves_on_and_one_after_another_are_no_hang(
 def test_a_daemon_that_is_stopped_does_not_hang(tmp_path: Path) -> None:
     with kept(tmp_path, hang_ms=300) as keeper:
         server = keeper.wait_for("serving")
-        with keeper.page(server) as page:
-            with stopped(server):
-                put_hand(page, 0, unique=44)
-                time.sleep(1)
+        with keeper.page(server) as page, stopped(server):
+            put_hand(page, 0, unique=44)
+            time.sleep(1)
+            # Before it goes on: this process may not run for longer than a hang takes here.
             put_hand(page, 0, unique=0)
         time.sleep(0.5)
         assert not keeper.events("stacks") and len(keeper.events("serving")) == 1

@@ -32,6 +32,7 @@ PATIENCE = 300.0  # seconds for another upgrade of the same device
 TRIAL_TIMEOUT = 120.0  # seconds to load all of a daemon; it takes half a second
 # Seconds for the daemon's answer: more than it waits for its keeper (20), a standby (120), the way back (20).
 ORDER_TIMEOUT = 180.0
+CONNECT_TIMEOUT = 5.0  # seconds for a daemon to take orders
 # Seconds for the first answer of the next daemon. Five may die within a minute before the device is given up.
 LANE_TIMEOUT = 120.0
 TREE_TIMEOUT = 20.0  # seconds for its tree, which is there a second after the lane
@@ -134,7 +135,7 @@ def _order(old: Rundir, state: State) -> float:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         try:
             with address(old.path) as place:
-                sock.connect(place)
+                _connect(sock, place)
             sock.settimeout(ORDER_TIMEOUT)
             sock.send(order.encode())
             answer: dict[str, Any] = json.loads(sock.recv(1 << 16) or b"{}")
@@ -154,6 +155,18 @@ def _order(old: Rundir, state: State) -> float:
             return now
     died = f"its daemon, process {state.pid}, has died before it was replaced: try again"
     raise ZramfsError(errno.EIO, answer.get("error", died))
+
+
+def _connect(sock: socket.socket, place: str) -> None:
+    """Raises OSError. A daemon that has just taken over makes its socket a moment later."""
+    end = time.monotonic() + CONNECT_TIMEOUT
+    while True:
+        try:
+            return sock.connect(place)
+        except (ConnectionRefusedError, FileNotFoundError):
+            if time.monotonic() >= end:
+                raise
+        time.sleep(_PAUSE)
 
 
 def _wait_for_end(sock: socket.socket, state: State) -> None:
