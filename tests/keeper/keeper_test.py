@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import mmap
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.child import Child, stopped
+from tests.support.child import Child, kill_wholly, stopped
 from tests.support.paths import python_environment
 from tests.support.whole import wait_until
 from zramfs.host import locks
@@ -231,10 +233,10 @@ def test_a_request_that_waits_or_moves_on_and_one_after_another_are_no_hang(
 def test_a_daemon_that_is_stopped_does_not_hang(tmp_path: Path) -> None:
     with kept(tmp_path, hang_ms=300) as keeper:
         server = keeper.wait_for("serving")
-        with keeper.page(server) as page:
-            with stopped(server):
-                put_hand(page, 0, unique=44)
-                time.sleep(1)
+        with keeper.page(server) as page, stopped(server):
+            put_hand(page, 0, unique=44)
+            time.sleep(1)
+            # Before it goes on: this process may not run for longer than a hang takes here.
             put_hand(page, 0, unique=0)
         time.sleep(0.5)
         assert not keeper.events("stacks") and len(keeper.events("serving")) == 1
@@ -271,6 +273,67 @@ def test_the_keeper_is_locked_takes_less_than_a_mebibyte_and_grows_by_nothing(tm
         assert after["VmData"] == before["VmData"]
         if os.geteuid() == 0:
             assert after["VmLck"] > 0 and after["VmSwap"] == 0
+
+
+@pytest.mark.parametrize("standby", [True, False], ids=["standby", "alone"])
+def test_the_keeper_becomes_another_program_with_all_that_it_has(tmp_path: Path, standby: bool) -> None:
+    other = tmp_path / "other-keeper"
+    shutil.copy(PROGRAM, other)
+    with kept(tmp_path, standby=standby, program=str(other), hang_ms=600) as keeper:
+        server = keeper.wait_for("serving")
+        before = keeper.wait_for_standby() if standby else 0
+        for time_ in range(1, 4):
+            os.kill(server, signal.SIGUSR2)
+            keeper.wait_for("greeting", time_)
+            assert keeper.events("greeting")[-1] == (server, keeper.pid)
+            assert os.readlink(f"/proc/{keeper.pid}/exe") == str(other)
+            if standby:
+                wait_until(lambda old=before: not alive(old), "the end of the standby before")
+                before = keeper.wait_for_standby(before)
+            with keeper.page(server) as page:
+                assert own_ends(page) == time_ - 1
+            # SIGABRT: it is told the status, so it is still the parent.
+            os.kill(server, signal.SIGABRT)
+            dead = server
+            server = keeper.wait_for("serving", time_ + 1)
+            assert f"the daemon, process {dead}, was ended by signal 6" in keeper.log
+            assert not standby or server == before
+            if standby:
+                before = keeper.wait_for_standby(server)
+        with keeper.page(server) as page:  # it has the page, too
+            put_hand(page, 3, unique=44)
+            keeper.wait_for("serving", 5)
+            put_hand(page, 3, unique=0)
+        assert keeper.stop() == 7
+
+
+@pytest.mark.parametrize("program", ["/nowhere", "/", "no-program"])
+def test_a_keeper_that_cannot_become_another_program_goes_on(tmp_path: Path, program: str) -> None:
+    (tmp_path / "no-program").write_text("text")
+    (tmp_path / "no-program").chmod(0o755)
+    with kept(tmp_path, standby=True, program=str(tmp_path / program)) as keeper:
+        server = keeper.wait_for("serving")
+        before = keeper.wait_for_standby()
+        os.kill(server, signal.SIGUSR2)
+        keeper.wait_for("refused")
+        assert keeper.events("refused")[0][1] in (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
+        assert "another program cannot be run in place of this keeper" in keeper.log
+        after = keeper.wait_for_standby(before)
+        os.kill(server, signal.SIGKILL)
+        assert keeper.wait_for("serving", 2) == after
+
+
+def test_a_keeper_whose_daemon_has_ended_stays_the_program_that_it_is(tmp_path: Path) -> None:
+    other = tmp_path / "other-keeper"
+    shutil.copy(PROGRAM, other)
+    with kept(tmp_path, program=str(other)) as keeper:
+        server = keeper.wait_for("serving")
+        with stopped(keeper.pid):
+            os.kill(server, signal.SIGUSR2)
+            keeper.wait_for("ordered")
+            kill_wholly(server)
+        keeper.wait_for("serving", 2)
+        assert os.readlink(f"/proc/{keeper.pid}/exe") == str(PROGRAM)
 
 
 def test_the_keeper_says_what_it_expects_when_it_is_called_by_hand() -> None:

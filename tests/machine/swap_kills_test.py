@@ -126,6 +126,31 @@ def test_programs_on_swap_notice_no_kill(
                 zramfs("stop", NAME)
 
 
+def test_programs_on_swap_notice_no_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZRAMFS_RUN_DIR", str(tmp_path / "run"))
+    program = build(tmp_path)
+    zramfs("swap", NAME, "--size", "512M", "--priority", "32767")
+    try:
+        with group(60 * MIB) as small, fillers(program, small, 120) as [filler]:
+            until_swapped(small, 50 * MIB)
+            for _ in range(3):
+                before = state(NAME)
+                zramfs("upgrade", NAME)
+                now = state(NAME)
+                assert now.pid != before.pid and now.keeper_pid == before.keeper_pid
+            filler.read_pass()
+            filler.finish()
+        log = found(NAME).log.read_text()
+        assert {int(number) for number in re.findall(r"(\d+) are lost", log)} == {0}
+        now = state(NAME)
+        assert [swapped(pid) for pid in (now.pid, now.keeper_pid)] == [0, 0]
+        wait_until(lambda: state(NAME).standby_pid != 0, "another standby", 30)
+    finally:
+        if rundir.find(str(NAME)):
+            with freed_after(20):
+                zramfs("stop", NAME)
+
+
 def test_what_is_stored_stays_in_memory_while_nobody_has_it_mapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

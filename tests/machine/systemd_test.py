@@ -150,5 +150,37 @@ def test_a_service_all_of_whose_processes_are_killed_goes_on_with_its_data(tmp_p
     assert not [path for path in backing_files() if path.startswith(str(tmp_path))]
 
 
+def test_an_upgrade_keeps_the_main_process_the_data_and_what_the_manager_has_stored(tmp_path: Path) -> None:
+    """The store is seen by a kill of the whole unit afterwards."""
+    configuration = {name: CONFIGURATION[name] for name in ("fast.conf", "s.conf")}
+    with booted(tmp_path, configuration, {}) as machine:
+        machine.run("sh", "-c", "echo text >/mnt/fast/file; sync -f /mnt/fast")
+        units = {"fast": "zramfs@fast", "s": "zramfs-swap@s"}
+
+        def state(name: str) -> dict[str, object]:
+            return json.loads(machine.run("cat", f"{tmp_path}/run/{name}/state.json"))
+
+        before = {name: state(name) for name in units}
+        said = machine.run(
+            "env", f"ZRAMFS_RUN_DIR={tmp_path}/run", str(tmp_path / "zramfs-command"), "upgrade", "--all")
+        for name, unit in units.items():
+            assert f"(pid {before[name]['pid']}) -> " in said
+            now = state(name)
+            assert now["pid"] != before[name]["pid"] and now["keeper_pid"] == before[name]["keeper_pid"]
+            assert machine.state(f"{unit}.service") == "active"
+            assert pid_of(machine, unit) == now["keeper_pid"]
+            status = machine.run("systemctl", "show", "--property=NRestarts", "--value", f"{unit}.service")
+            assert status == "0\n"
+        assert before["s"]["loop"] in swaps.swaps()
+        assert machine.run("cat", "/mnt/fast/file") == "text\n"
+        machine.run("systemctl", "kill", "--signal=KILL", "zramfs@fast.service")
+        old = before["fast"]["keeper_pid"]
+        wait_until(lambda: pid_of(machine, "zramfs@fast") not in (0, old), "it runs", 30)
+        wait_until(lambda: machine.state("zramfs@fast.service") == "active", "it is up", 30)
+        assert machine.run("cat", "/mnt/fast/file") == "text\n"
+        machine.power_off()
+    assert not [path for path in backing_files() if path.startswith(str(tmp_path))]
+
+
 def pid_of(machine: Container, unit: str) -> int:
     return int(machine.run("systemctl", "show", "--property=MainPID", "--value", f"{unit}.service"))

@@ -57,6 +57,16 @@ def stopped(pid: int, seconds: float = TIMEOUT) -> Iterator[None]:
         waker.wait(TIMEOUT)
 
 
+def kill_wholly(pid: int) -> None:
+    """SIGKILL; returns when the last thread has ended, which its parent need not have heard yet."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        assert select.select([pidfd], [], [], TIMEOUT)[0], f"process {pid} does not end"
+    finally:
+        os.close(pidfd)
+
+
 def stacks(pid: int, log: Path) -> str:
     """The log of a process that does not answer, with the stacks of its threads at its end."""
     with contextlib.suppress(ProcessLookupError):

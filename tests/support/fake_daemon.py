@@ -4,7 +4,8 @@
     python -m tests.support.fake_daemon DIR        becomes a keeper and the first daemon
     python -m tests.support.fake_daemon DIR next   is started by the keeper
 
-DIR has plan.json: standby, survives (bits of SERVING), hang_ms, never (the first one does not serve). While
+DIR has plan.json: standby, survives (bits of SERVING), hang_ms, never (the first one does not serve), program
+(that the keeper is to become upon SIGUSR2). While
 there is a file DIR/fails, no successor serves. DIR/fails_late is for one of them, which has a standby by
 then.
 Each event is a line in DIR/events: its name, the pid, and a number. SIGTERM ends it in order, with status 7.
@@ -19,7 +20,7 @@ import sys
 from pathlib import Path
 
 from tests.support.child import live_for_a_test
-from zramfs.keeper.client import Keeper, Place, fork_standby
+from zramfs.keeper.client import GREETING, NOT_UPGRADED, Keeper, Place, fork_standby
 
 PAGE_BYTES = 69632
 KEPT_TEXT = b"what is kept"
@@ -81,6 +82,7 @@ class FakeDaemon:
         signal.set_wakeup_fd(wake)
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGUSR1, lambda *_: self.note("stacks"))
+        signal.signal(signal.SIGUSR2, lambda *_: None)
         keeper.serving(survives=self.plan.get("survives", True), standby=self.plan.get("standby", False))
         self.note("serving", self.kept[1])
         while True:
@@ -91,14 +93,22 @@ class FakeDaemon:
                     keeper.ending()
                     self.note("ending")
                     os._exit(7)
-            if keeper in ready and keeper.hear() is None:
+                if number == signal.SIGUSR2:
+                    keeper.upgrade(Path(self.plan["program"]), self.command)
+                    self.note("ordered")
+            if keeper not in ready:
+                continue
+            heard = keeper.hear()
+            if heard is not None and heard[0] in (GREETING, NOT_UPGRADED):
+                self.note("greeting" if heard[0] == GREETING else "refused", heard[1])
+            elif heard is None:
                 keeper.close()
                 keeper = Keeper.start(self.place, self.command, self.plan.get("hang_ms", 30_000))
                 self.note("new-keeper", keeper.pid)
                 keeper.keep(self.kept)
                 keeper.serving(survives=True, standby=self.plan.get("standby", False))
-                continue
-            self.note("standby", keeper.standby_pid)
+            else:
+                self.note("standby", keeper.standby_pid)
 
 
 def main() -> None:

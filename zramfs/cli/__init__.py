@@ -39,6 +39,7 @@ _COMMANDS = {
     "swap": ("swap", "swap"),
     "resize": ("resize", "resize"),
     "save": ("save", "save"),
+    "upgrade": ("upgrade", "upgrade"),
     "stop": ("stop", "stop"),
     "abort": ("abort", "abort"),
     "up": ("configured", "up"),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
+from zramfs import __version__
 from zramfs.host import bounded, loops, mounts, paths, swaps
 from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import Rundir, State
@@ -111,6 +112,10 @@ def _standby(row: Row) -> int | None:
     return row.state.standby_pid or None if row.state else None
 
 
+def _release(row: Row) -> str | None:
+    return row.state.release or None if row.state else None
+
+
 def _longest(row: Row) -> float | None:
     return row.metrics.value("longest_request_seconds") if row.metrics else None
 
@@ -174,6 +179,7 @@ COLUMNS = {
     "PID": Column("process that serves the device", _pid, is_number=True),
     "KEEPER": Column("process that starts another when that one dies", _keeper, is_number=True),
     "STANDBY": Column("process that waits to take over", _standby, is_number=True),
+    "VERSION": Column("version of zramfs that serves the device", _release),
     "SAVING": Column("how much of the pages is saved, while a save runs", _saving, file="metrics"),
     "LONGEST": Column("the longest that a request took (seconds)", _longest, human=format_time,
                       file="metrics", digits=6),
@@ -245,6 +251,9 @@ def status(
     for row in rows:
         if row.health not in ("ready", "starting"):
             say(f"warning: {row.name}: {_advice(row)}")
+        elif row.state and (release := row.state.other_release()):
+            say(f"note: {row.name} is served by zramfs {release}, and {__version__} is installed; `zramfs "
+                f"upgrade {row.state.where}` replaces it while it is in use")
     unwell = any(row.health != "ready" for row in rows)
     if output == DEFAULT:
         swap = ["SWAP-USED"] if any(row.swap for row in rows) else []

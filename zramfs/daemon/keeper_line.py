@@ -2,7 +2,9 @@
 """A daemon and its keeper: what is handed over, who stands by, and a new keeper when the old one has died."""
 from __future__ import annotations
 
+import errno
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,18 +15,25 @@ from typing import Any
 import trio
 
 from zramfs.device.mapped_memory import MappedMemory
+from zramfs.errors import ZramfsError
 from zramfs.host import memory_file
 from zramfs.host.readable import wait_until_readable
 from zramfs.host.work_thread import run_in_thread
-from zramfs.keeper.client import Keeper, Place, fork_standby
+from zramfs.keeper import client
+from zramfs.keeper.client import PROGRAM, Keeper, Place, expect_program, fork_standby
 from zramfs.lane.lane import PAGE_BYTES
 
 from .papers import Papers
 
 log = logging.getLogger(__package__)
-__all__ = ["Inherited", "Keeper", "KeeperLine", "Kept", "LineSettings", "MappedMemory", "Place"]
+__all__ = [
+    "PROGRAM", "Inherited", "Keeper", "KeeperLine", "Kept", "LineSettings", "MappedMemory", "Place",
+    "expect_program",
+]
 
 RESTART_PAUSE = 1.0  # seconds between two tries to start a keeper
+KEEPER_TIMEOUT = 20.0  # seconds for another keeper in the process of the last one
+STANDBY_TIMEOUT = 120.0  # seconds for a process that is to take over, as in keeper.c
 
 
 @dataclass
@@ -80,6 +89,10 @@ class LineSettings:
     on_mount: Callable[[], object]
 
 
+class _KeeperGoneError(ZramfsError):
+    """The keeper has died, and _renew() starts another one."""
+
+
 class KeeperLine:
     def __init__(self, keeper: Keeper, settings: LineSettings) -> None:
         self._keeper = keeper
@@ -88,6 +101,8 @@ class KeeperLine:
         self._kept: Kept | None = None
         self._survives: bool | None = None  # None: it does not serve yet
         self._is_ending = False
+        # What the keeper says, for upgrade() while it runs. None: it has died.
+        self._told: trio.MemorySendChannel[tuple[int, int] | None] | None = None
 
     @classmethod
     def fork(cls, settings: LineSettings) -> KeeperLine:
@@ -125,10 +140,61 @@ class KeeperLine:
                 told = self.pids
                 await run_in_thread(partial(self._settings.on_change, *told))
             await wait_until_readable(self._keeper.fileno())
-            if self._keeper.hear() is None:
+            heard = self._keeper.hear()
+            if self._told is not None:
+                self._told.send_nowait(heard)
+            if heard is None:
                 if self._is_ending:
                     return
                 await self._renew()
+
+    async def upgrade(self, program: Path, command: list[str]) -> int:
+        """Makes the keeper another program, in the same process, and has it start another daemon, which
+        stands by. Returns the pid of that when it is ready: then it takes over as soon as this process ends.
+        Raises ZramfsError, and the keeper and a standby are as before, or are on the way to that."""
+        if not self._survives:
+            raise ZramfsError(
+                errno.EOPNOTSUPP, "another process can take over only from a daemon that serves, and only "
+                "with Linux 6.9 or later: this device goes on until it is stopped")
+        if self._is_ending or self._told is not None:
+            raise ZramfsError(errno.EBUSY, "the device ends, or is upgraded already")
+        self._told, told = trio.open_memory_channel[tuple[int, int] | None](math.inf)
+        try:
+            with self._told, told:
+                await self._become(program, command, told)
+                try:
+                    # Also for a device that has none: so the new one is seen to work before it is needed.
+                    self._keeper.serving(survives=True, standby=True)
+                    return await _hear_of_standby(told)
+                except _KeeperGoneError:  # and the other program with it
+                    raise
+                except ZramfsError:
+                    await self._go_back(told)
+                    raise
+        finally:
+            self._told = None
+
+    async def _become(
+        self, program: Path, command: list[str], told: trio.MemoryReceiveChannel[tuple[int, int] | None],
+    ) -> None:
+        self._keeper.upgrade(program, command)
+        with trio.move_on_after(KEEPER_TIMEOUT):
+            while (heard := await told.receive()) is not None:
+                if heard[0] == client.NOT_UPGRADED:
+                    raise ZramfsError(heard[1], f"{program} cannot be run: {os.strerror(heard[1])}")
+                if heard[0] == client.GREETING:
+                    return
+            raise _KeeperGoneError(errno.EIO, f"{program} has ended at once, and another keeper is started")
+        raise ZramfsError(
+            errno.ETIMEDOUT, f"{program} was started, and did not answer for {KEEPER_TIMEOUT:g} s")
+
+    async def _go_back(self, told: trio.MemoryReceiveChannel[tuple[int, int] | None]) -> None:
+        """To the keeper and the command of this version."""
+        try:
+            await self._become(PROGRAM, self._settings.command, told)
+        except ZramfsError as error:
+            log.error("the keeper is still that of the other version: %s", error)
+        self._keeper.serving(survives=True, standby=self._settings.standby)
 
     async def _renew(self) -> None:
         log.error("the keeper, process %d, has died; another one is started", self._keeper.pid)
@@ -148,3 +214,20 @@ class KeeperLine:
             new.keep(self._kept.fds())
             if self._survives is not None:
                 new.serving(survives=self._survives, standby=self._settings.standby)
+
+
+async def _hear_of_standby(told: trio.MemoryReceiveChannel[tuple[int, int] | None]) -> int:
+    """The pid of the first one that is ready. Raises ZramfsError."""
+    with trio.move_on_after(STANDBY_TIMEOUT):
+        while (heard := await told.receive()) is not None:
+            if heard[0] == client.STANDBY and heard[1]:
+                return heard[1]
+            if heard[0] == client.STANDBY:
+                raise ZramfsError(
+                    errno.ENOEXEC, "the process that was to take over has ended before it was ready; `zramfs "
+                    "log` shows why, and the device goes on with the version that it had")
+        raise _KeeperGoneError(
+            errno.EIO, "the keeper has died meanwhile, and another one is started: try again")
+    raise ZramfsError(
+        errno.ETIMEDOUT, f"the process that was to take over was not ready within {STANDBY_TIMEOUT:g} s; the "
+        "device goes on with the version that it had")

@@ -16,6 +16,7 @@ from typing import Any
 from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.model.policy import parse_policy
 
+PAPERS_VERSION = 1  # of the names in them, and of what packed_config() makes
 _WHERE = struct.Struct("=II")  # offset and length; at the beginning
 _PLACES = (4096, 1 << 20)
 _MOST = _PLACES[1] - _PLACES[0]

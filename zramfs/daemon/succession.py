@@ -10,6 +10,7 @@ import errno
 import logging
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import trio
@@ -21,6 +22,8 @@ from zramfs.host import memory_file
 from zramfs.model.config import DeviceConfig
 
 from .keeper_line import Inherited, KeeperLine, Kept
+from .layouts import LAYOUTS
+from .orders import end_process, take_orders
 from .own_mount import OwnMount
 from .papers import Papers, packed_config
 from .service import Notifier
@@ -79,7 +82,17 @@ class Succession:
             log.warning("%s: the device would not survive: %s", self._config.name, NO_RESEND)
 
     def tasks(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
-        return [("keeper", self._line.watch), ("papers", self._keep_papers)] if self._line else []
+        if self._line is None:
+            return []
+        return [("keeper", self._line.watch), ("papers", self._keep_papers),
+                ("orders", partial(take_orders, self._config.rundir, self._line.upgrade, self._let_go))]
+
+    def _let_go(self) -> None:
+        """Ends this process, for the one that stands by. Without effect where the device ends."""
+        self.write()
+        if not self._is_over:
+            log.warning("%s: this process ends for another version of zramfs", self._config.name)
+            end_process()
 
     def tree_mounted(self) -> None:
         """In a thread."""
@@ -112,7 +125,7 @@ class Succession:
         with self._lock:
             notifier = self._notifier
             found = {
-                "config": packed_config(self._config), "settings": settings_of(device),
+                "layouts": LAYOUTS, "config": packed_config(self._config), "settings": settings_of(device),
                 "disk": self._disk.kept(), "tree": self._tree.kept(),
                 "notifier": [notifier.address, notifier.watchdog] if notifier else None,
             }

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zramfs.errors import ZramfsError
+from zramfs.lane.lane import PAGE_VERSION
 from zramfs.model.config import Algorithm
 from zramfs.model.policy import parse_policy
 from zramfs.model.stats import LaneStats, Latency
+from zramfs.store import record
 from zramfs.store.record import is_kept
 from zramfs.store.store import Store
 
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from .device import Device
 
 log = logging.getLogger(__package__)
+
+# What another version may find and must be able to read, by name. settings: of settings_of(); raised when
+# restore() asks for something that an older version did not write.
+LAYOUTS = {**record.LAYOUTS, "page": PAGE_VERSION, "settings": 1}
 
 
 def settings_of(device: Device) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from zramfs import __version__
 from zramfs.configuration import settings
 from zramfs.doctor.dead_mounts import dead_mounts
 from zramfs.host import loops, memcg, mounts, safety
@@ -342,6 +343,16 @@ def _leftovers(_machine: Machine) -> Verdict:
     return "degraded", f"daemons have died, and left {', '.join(found)}", "; ".join(do)
 
 
+def _versions(_machine: Machine) -> Verdict:
+    old = [(state.where, release) for each in rundir.rundirs()
+           if (state := each.read()) and state.alive() and (release := state.other_release())]
+    if not old:
+        return "ok", f"no device is served by another version than {__version__}", ""
+    found = ", ".join(f"{where} by {release}" for where, release in old)
+    do = f"zramfs upgrade {' '.join(where for where, _ in old)}, which may be in use meanwhile"
+    return "degraded", f"{__version__} is installed, and serves not all: {found}", do
+
+
 def _security(machine: Machine) -> Verdict:
     if machine.text("/sys/fs/selinux/enforce") == "1":
         do = "if something is refused: ausearch -m avc -ts recent, then audit2allow"
@@ -427,6 +438,7 @@ CHECKS = (
     _Check("memory cgroup", "devices larger than its limit, swap", _memory_group),
     _Check("overcommit", "devices that fill up", _overcommit),
     _Check("leftovers", "the directories they had", _leftovers),
+    _Check("versions", "what a later version has mended", _versions),
     _Check("security module", "devices in some places", _security),
     _Check("container", "RAM disks, swap", _container),
     _Check("configuration", "devices at boot", _configuration),

@@ -24,7 +24,10 @@ PROGRAM = Path(__file__).with_name("zramfs-keeper")
 SUCCESSOR_FD = 3  # where a process that the keeper has started finds its end of the line
 HANG_MS = 30_000  # a request in hand for longer ends the daemon
 SURVIVES, WANTS_STANDBY = 1, 2  # bits of serving()
-_KEEP, _SERVING, _ENDING, _STANDBY, _HELLO = range(1, 6)
+# What a keeper tells a daemon, beside None, its end: hear().
+STANDBY, GREETING, NOT_UPGRADED = 4, 5, 6
+_KEEP, _SERVING, _ENDING, _STANDBY, _HELLO, _UPGRADE = range(1, 7)
+MESSAGES_VERSION = 1  # of these, of the keeper's words, and of what it reads of kept_page.h
 _MESSAGE = struct.Struct("=Ii")
 _MOST_FDS = 9
 # Seconds between looks of a process that waits: before the first one, when its predecessor serves, and before
@@ -107,6 +110,16 @@ class Keeper:
     def ending(self) -> None:
         """Nobody is to take over, and no descriptor is kept any more."""
         self._send(_ENDING, 0)
+
+    def upgrade(self, program: Path, command: Sequence[str]) -> None:
+        """It is to become the keeper `program` with this command, in the same process and with all that it
+        keeps. hear() tells GREETING then, or NOT_UPGRADED and an errno."""
+        words = os.memfd_create("zramfs-words")
+        try:
+            os.write(words, b"".join(os.fsencode(word) + b"\0" for word in (os.fspath(program), *command)))
+            self._send(_UPGRADE, 0, [words])
+        finally:
+            os.close(words)
 
     def register(self, pid: int, sock: socket.socket) -> None:
         """Process `pid` waits as Place(sock's other end)."""

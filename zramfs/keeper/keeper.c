@@ -2,10 +2,11 @@
  * The keeper of a device: holds the descriptors that must outlive its daemon, and starts the next daemon
  * when one ends. It knows nothing of what they hold.
  *
- *   zramfs-keeper SOCKET PID RUNDIR HANG_MS COMMAND...
+ *   zramfs-keeper SOCKET[:PIDFD:BITS:FD...] PID RUNDIR HANG_MS COMMAND...
  *
- * SOCKET: its end of a socket pair to the daemon, process PID, which serves or is about to. RUNDIR: locked
- * as long as the keeper lives. HANG_MS: a request in hand for longer ends the daemon. COMMAND: starts another
+ * SOCKET: its end of a socket pair to the daemon, process PID, which serves or is about to. PIDFD to FD:
+ * what another version of this program has left in this very process: the daemon's pidfd, the last SERVING, and
+ * what is kept. RUNDIR: locked as long as the keeper lives. HANG_MS: a request in hand for longer ends the daemon. COMMAND: starts another
  * daemon, which finds its socket as descriptor 3.
  *
  * One end of a daemon is told by its pidfd, which is readable when its last thread is gone: then nobody
@@ -47,7 +48,7 @@ static uint64_t standby_due, standby_pause = STANDBY_MS;
 static uint64_t look_ms, look_due;
 static uint64_t seen[KEPT_HANDS][2];	/* of each hand, at the last look */
 static unsigned int same[KEPT_HANDS];	/* looks in a row that have found it so */
-static char **command;
+static char **own_words, **command;
 
 static void drop_kept(void)
 {
@@ -109,12 +110,57 @@ static _Noreturn void end_keeper(void)
 static void take_standby(pid_t pid, int sock)
 {
 	end_standby();
-	if (!process_adopt(&standby, pid, sock))
+	if (!process_adopt(&standby, pid, sock, -1))
 		return;
 	standby.is_ready = true;
 	/* At once: the server may die before it serves. */
 	pass_kept(&standby);
 	send_message(server.sock, STANDBY, (int32_t)pid, NULL, 0);
+}
+
+/* All that goes along into another program, or none of it. */
+static void set_inherited(bool is)
+{
+	fcntl(server.sock, F_SETFD, is ? 0 : FD_CLOEXEC);
+	fcntl(server.pidfd, F_SETFD, is ? 0 : FD_CLOEXEC);
+	for (int i = 0; i < nr_kept; i++)
+		fcntl(kept[i], F_SETFD, is ? 0 : FD_CLOEXEC);
+}
+
+/* Another version of this program, in this very process: so it stays the parent of the daemon, whose end it is
+ * told of, and what a service manager watches. Returns if that fails. */
+static void become_program(int words_fd)
+{
+	static char state[16 * (KEPT + 3)], pid[16];
+	char *ours[] = { state, pid, own_words[3], own_words[4] };
+	int error = EAGAIN, n = snprintf(state, sizeof(state), "%d:%d:%u", server.sock, server.pidfd, bits);
+	snprintf(pid, sizeof(pid), "%d", (int)server.pid);
+	for (int i = 0; i < nr_kept; i++)
+		n += snprintf(state + n, sizeof(state) - (size_t)n, ":%d", kept[i]);
+	/* From one that has ended the next one takes over, of the version that is known to work. */
+	if (server.serves && !process_ended(&server) && !ending) {
+		end_standby();
+		send_message(server.sock, STANDBY, 0, NULL, 0);
+		set_inherited(true);
+		error = run_program(words_fd, ours);
+		set_inherited(false);
+		say("another program cannot be run in place of this keeper: %s", strerror(error));
+	}
+	send_message(server.sock, UPGRADE, error, NULL, 0);
+}
+
+/* What become_program() has left. */
+static void take_state(char *text)
+{
+	int fds[KEPT], n = 0;
+	if (!*text)
+		return;
+	bits = (uint32_t)strtoul(text + 1, &text, 10);
+	while (*text && n < KEPT)
+		fds[n++] = (int)strtol(text + 1, &text, 10);
+	server.serves = ever_served = true;
+	take_kept(fds, n);
+	set_inherited(false);
 }
 
 static void handle_message(const struct message *m, int *fds, int count)
@@ -128,6 +174,8 @@ static void handle_message(const struct message *m, int *fds, int count)
 		take_standby((pid_t)m->value, fds[0]);
 		return;
 	}
+	if (m->what == UPGRADE && count == 1)
+		become_program(fds[0]);
 	while (count)
 		close(fds[--count]);
 	if (m->what == SERVING && !server.serves) {
@@ -370,15 +418,19 @@ static void protect_process(const char *rundir)
 int main(int argc, char **argv)
 {
 	sigset_t mask;
-	int signals;
-	if (argc < 6) {
+	int signals, sock, pidfd;
+	char *state;
+	if (argc < OURS + 1) {
 		say("expected SOCKET PID RUNDIR HANG_MS COMMAND...; it is started by zramfs itself");
 		return 2;
 	}
 	server = standby = NO_PROCESS;
-	command = argv + 5;
+	own_words = argv;
+	command = argv + OURS;
 	look_ms = strtoull(argv[4], NULL, 10) / LOOKS;
-	fcntl(atoi(argv[1]), F_SETFD, FD_CLOEXEC);
+	sock = (int)strtol(argv[1], &state, 10);
+	pidfd = *state ? (int)strtol(state + 1, &state, 10) : -1;
+	fcntl(sock, F_SETFD, FD_CLOEXEC);
 	sigemptyset(&mask);
 	sigaddset(&mask, SIGTERM);
 	sigaddset(&mask, SIGINT);
@@ -386,8 +438,9 @@ int main(int argc, char **argv)
 	sigprocmask(SIG_SETMASK, &mask, NULL);
 	signals = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
 	protect_process(argv[3]);
-	if (signals < 0 || !process_adopt(&server, (pid_t)atoi(argv[2]), atoi(argv[1])))
+	if (signals < 0 || !process_adopt(&server, (pid_t)atoi(argv[2]), sock, pidfd))
 		return 1;
+	take_state(state);
 	send_message(server.sock, HELLO, (int32_t)getpid(), NULL, 0);
 	keep_device(signals);
 }

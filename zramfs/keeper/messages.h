@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What the keeper and a daemon say to each other: one packet, with descriptors beside it. client.py has the
- * same numbers. */
+ * same numbers, and a version of these, of kept_page.h as far as the keeper reads it, and of the keeper's words:
+ * `zramfs upgrade` puts the keeper of one version beside the daemon of another. */
 #ifndef ZRAMFS_KEEPER_MESSAGES_H
 #define ZRAMFS_KEEPER_MESSAGES_H
 
@@ -17,6 +18,9 @@ enum {
 	STANDBY,	/* daemon: process `value` waits, ready, at the socket that comes along; standby: it is
 			 * ready; keeper: the standby is this one, 0 = there is none */
 	HELLO,		/* keeper: it is there, and its pid is `value` */
+	UPGRADE,	/* daemon: become another program, in the same process; a descriptor with its words: the
+			 * program and COMMAND, each with a NUL behind it. HELLO is the answer; keeper: that
+			 * has failed with the errno `value`, and it goes on */
 };
 enum { SURVIVES = 1, WANTS_STANDBY = 2 };	/* bits of SERVING */
 enum { KEPT = 8 };				/* descriptors at most */

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -68,12 +69,13 @@ static void process_forget(struct process *p)
 	*p = NO_PROCESS;
 }
 
-/* False, and `p` is none, if the process is not there any more. Takes the socket over. */
-static bool process_adopt(struct process *p, pid_t pid, int sock)
+/* False, and `p` is none, if the process is not there any more. Takes the socket over. pidfd: -1 = there is none
+ * yet. */
+static bool process_adopt(struct process *p, pid_t pid, int sock, int pidfd)
 {
 	process_forget(p);
 	p->sock = sock;
-	p->pidfd = (int)syscall(PIDFD_OPEN, pid, 0);
+	p->pidfd = pidfd >= 0 ? pidfd : (int)syscall(PIDFD_OPEN, pid, 0);
 	p->wake = eventfd(0, EFD_CLOEXEC);
 	p->since = now_ms();
 	p->pid = pid;
@@ -110,7 +112,37 @@ static bool process_spawn(struct process *p, char **command)
 		close(pair[0]);
 		return false;
 	}
-	return process_adopt(p, pid, pair[0]);
+	return process_adopt(p, pid, pair[0], -1);
+}
+
+enum {
+	OURS = 5,	/* words of the keeper before COMMAND: keeper.c */
+	WORDS = 64,	/* of a command at most */
+};
+
+/* Runs the program that a memory file names in this process: its words are there, each with a NUL behind it,
+ * the program and then COMMAND. ours: the words between the two. Returns the errno of a failure. */
+static int run_program(int fd, char *const ours[OURS - 1])
+{
+	static char *words[OURS + WORDS + 1];
+	off_t size = lseek(fd, 0, SEEK_END);
+	char *text = size > 0 ? mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0) : MAP_FAILED;
+	char *at = text;
+	int count = 1, error = EINVAL;
+	if (text == MAP_FAILED)
+		return errno ? errno : EINVAL;
+	memset(words, 0, sizeof(words));
+	memcpy(words + 1, ours, (OURS - 1) * sizeof(*ours));
+	for (; !text[size - 1] && at < text + size && count < OURS + WORDS; at += strlen(at) + 1) {
+		words[count == 1 ? 0 : count] = at;
+		count = count == 1 ? OURS : count + 1;
+	}
+	if (at == text + size && count > OURS) {
+		execv(words[0], words);
+		error = errno;
+	}
+	munmap(text, (size_t)size);
+	return error;
 }
 
 static bool process_ended(struct process *p)

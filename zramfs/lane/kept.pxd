@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t
 
 cdef extern from "kept_page.h" nogil:
-    enum: KEPT_BYTES, KEPT_BUCKETS, KEPT_GROUPS, KEPT_HANDS, KEPT_OPENS, KEPT_REFUSED
+    enum: KEPT_BYTES, KEPT_BUCKETS, KEPT_GROUPS, KEPT_HANDS, KEPT_OPENS, KEPT_REFUSED, KEPT_VERSION
     const uint64_t KEPT_MAGIC
     const uint64_t FUSE_RESENT
 

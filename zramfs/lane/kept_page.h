@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #define KEPT_MAGIC	0x31657061676b657aULL	/* "zekpage1" */
+#define KEPT_VERSION	1			/* the last character of the magic */
 #define KEPT_HEAD	8192			/* the keeper maps only this much */
 #define KEPT_BYTES	69632
 #define KEPT_HANDS	68			/* lane threads at most, and slow threads */
@@ -67,6 +68,7 @@ struct kept_page {
 	struct kept_counts counts[KEPT_HANDS];	/* by hand */
 };
 
+_Static_assert(KEPT_MAGIC >> 56 == '0' + KEPT_VERSION, "one version");
 _Static_assert(sizeof(struct kept_hand) == 64, "a cache line");
 _Static_assert(offsetof(struct kept_page, suspects) <= KEPT_HEAD, "the keeper has all of its part");
 _Static_assert(sizeof(struct kept_counts) == 12 * 64, "cache lines of one thread");

@@ -5,6 +5,7 @@ from zramfs.model.stats import LaneStats
 from zramfs.store.store import Store
 
 PAGE_BYTES: Final[int]
+PAGE_VERSION: Final[int]
 
 class Lane:
     threads: int

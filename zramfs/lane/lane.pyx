@@ -20,7 +20,9 @@ from zramfs.lane.fuse_abi cimport (
     FUSE_HAS_RESEND, FUSE_KERNEL_VERSION, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_RESEND, FUSE_NOTIFY_STORE,
     FUSE_ROOT_ID, ZRAMFS_FUSE_MINOR_MIN, fuse_notify_inval_inode_out, fuse_notify_store_out, fuse_out_header,
 )
-from zramfs.lane.kept cimport KEPT_BUCKETS, KEPT_BYTES, KEPT_GROUPS, count_opens, page_map, page_take_over
+from zramfs.lane.kept cimport (
+    KEPT_BUCKETS, KEPT_BYTES, KEPT_GROUPS, KEPT_VERSION, count_opens, page_map, page_take_over,
+)
 from zramfs.lane.metadata cimport REFUSED
 from zramfs.lane.opens cimport CLAIMED, TRUNCATING
 from zramfs.store.ranges cimport store_disksize
@@ -44,6 +46,7 @@ assert _OPERATIONS.index("discard") == DISCARDS == GROUPS - 1
 assert (KEPT_GROUPS, KEPT_BUCKETS) == (GROUPS, BUCKETS)
 
 PAGE_BYTES = KEPT_BYTES      # of what outlives the lane
+PAGE_VERSION = KEPT_VERSION  # of its layout
 
 cdef struct inval_inode_t:
     fuse_out_header head

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from zramfs import __version__
 from zramfs.host import bounded, in_use, loops, mounts, swaps
 from zramfs.host.process import boot_id, process_start
 
@@ -50,6 +51,9 @@ class State:
     notes: list[str] = field(default_factory=list)  # what was set up for swap, and what that lacks
     keeper_pid: int = 0  # of the process that starts another daemon when this one dies; 0 = none
     standby_pid: int = 0  # of the process that waits to take over; 0 = none
+    release: str = ""  # of zramfs that the daemon runs; empty where that was lost, as the next one
+    layouts: dict[str, int] = field(default_factory=dict)  # that it writes: daemon/layouts.py
+    said_by: int = 0  # the daemon that has said these two, by its pid, which others may correct above
     version: int = _STATE_VERSION
 
     def alive(self) -> bool:
@@ -60,6 +64,10 @@ class State:
     def where(self) -> str:
         """What its user calls it: the directory that was given, or the name of a swap device."""
         return self.mountpoint or (self.name if self.kind == "swap" else self.directory)
+
+    def other_release(self) -> str | None:
+        """That of its daemon, if it is another one than is installed. None also where it is not known."""
+        return self.release if self.release not in ("", __version__) else None
 
     def places(self) -> set[str]:
         return {place for place in (self.directory, self.mountpoint) if place}

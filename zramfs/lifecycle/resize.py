@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import signal
@@ -45,7 +44,7 @@ def resize_device(old: Rundir, size: int, say: Say, *, unmount: bool = False, di
     state = _expect_able(old)
     size = -(-size // RESIZE_STEP) * RESIZE_STEP
     os.chdir("/")
-    with _alone(old), _undisturbed():
+    with old.changing(), _undisturbed():
         before = device_size(state)
         if size < before:
             _shrink(old, state, before, size, unmount=unmount, discard=discard)
@@ -131,19 +130,6 @@ def _expect_able(old: Rundir) -> State:
             f"(nsenter --target {state.pid} --mount)")
     expect_answer(state)
     return state
-
-
-@contextlib.contextmanager
-def _alone(old: Rundir) -> Iterator[None]:
-    """One change of size at a time. Raises ZramfsError(EBUSY)."""
-    fd = os.open(old.path / "resize", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise ZramfsError(errno.EBUSY, "another `zramfs resize` is at work on this device") from None
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

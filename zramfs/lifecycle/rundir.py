@@ -8,7 +8,8 @@
         tree        where the tree of a RAM disk or a swap device is mounted
         state.json  see State
         log         what the daemon says
-        resize      locked by a change of the device's size that is under way
+        resize      locked by a change of the device's size, or of its version, that is under way
+        orders      socket of the daemon, for `zramfs upgrade`
 
 NAME is the device's directory, escaped as systemd does it, so that two directories never share one.
 Every change of the set of devices happens under a lock on the directory that holds the NAMEs.
@@ -58,13 +59,14 @@ class Rundir(NamedTuple):
 
     def read(self) -> State | None:
         """None when there is no complete state and nobody serves: nobody finished to start here."""
-        state = self._read_file()
+        state = self.read_file()
         if not self.path.is_dir():
             return state
         holders = locks.holders(self.path)
         return rebuild(self.path, holders) if state is None else correct(state, holders)
 
-    def _read_file(self) -> State | None:
+    def read_file(self) -> State | None:
+        """What the daemon has written, whoever serves by now."""
         try:
             text = (self.path / "state.json").read_text(**AS_PATH)
             found = json.loads(text)
@@ -116,6 +118,22 @@ class Rundir(NamedTuple):
         finally:
             os.close(fd)
 
+    @contextlib.contextmanager
+    def changing(self, patience: float = 0.0) -> Iterator[None]:
+        """One command at a time that changes a device in several steps. patience: seconds to wait for another
+        one. Raises ZramfsError(EBUSY)."""
+        end = time.monotonic() + patience
+        fd = os.open(self.path / "resize", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            while not _try_lock(fd):
+                if time.monotonic() >= end:
+                    raise ZramfsError(
+                        errno.EBUSY, "another `zramfs resize` or `zramfs upgrade` is at work on this device")
+                time.sleep(0.02)
+            yield
+        finally:
+            os.close(fd)
+
     def remove(self, *, but: Collection[str] = ()) -> None:
         """Removes the directory and what stands in it, without the files in `but`; nothing may be mounted
         there any more.
@@ -123,7 +141,7 @@ class Rundir(NamedTuple):
         Never a recursive removal: that would reach into a file system still mounted below.
         """
         with contextlib.suppress(FileNotFoundError):
-            for name in ("state.json.new", "state.lock", "disk", "log", "resize", "state.json"):
+            for name in ("state.json.new", "state.lock", "disk", "log", "orders", "resize", "state.json"):
                 if name not in but:
                     with contextlib.suppress(FileNotFoundError):
                         (self.path / name).unlink()
@@ -131,6 +149,14 @@ class Rundir(NamedTuple):
                 self.tree.rmdir()
             if not but:
                 self.path.rmdir()
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _private(path: str, flags: int) -> int:

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from zramfs import __version__
 from zramfs.errors import ZramfsError
 from zramfs.host import limits, locks, mounts, process, safety
 from zramfs.host.log import log_to_stderr
@@ -98,8 +99,16 @@ def serve_stored(new: Rundir, fds: dict[str, int]) -> int | None:
 
 def successor_command(new: Rundir) -> list[str]:
     """Starts a process that takes over, or stands by, with the libraries of this one."""
-    start = f"import sys; sys.path[:] = {sys.path!r}; from zramfs.lifecycle.serve import succeed; succeed()"
-    return [sys.executable, "-I", "-c", start, os.fspath(new.path)]
+    return [*_python("from zramfs.lifecycle.serve import succeed; succeed()"), os.fspath(new.path)]
+
+
+def trial_command() -> list[str]:
+    """Loads all that a successor loads, and ends."""
+    return _python("from zramfs.daemon import daemon, keeper_line, layouts")
+
+
+def _python(code: str) -> list[str]:
+    return [sys.executable, "-I", "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"]
 
 
 def succeed() -> NoReturn:
@@ -120,7 +129,9 @@ def _stand_by(new: Rundir, place: Place, config: DeviceConfig | None) -> NoRetur
 
     def prepare(kept: list[int]) -> None:
         if config is None:
-            _make_safe(new, unpacked_config(Inherited.of(kept).papers["config"]))
+            papers = Inherited.of(kept).papers
+            _expect_readable(papers)
+            _make_safe(new, unpacked_config(papers["config"]))
 
     status = 1
     try:
@@ -141,6 +152,15 @@ def _stand_by(new: Rundir, place: Place, config: DeviceConfig | None) -> NoRetur
     finally:
         logging.shutdown()
         os._exit(status)
+
+
+def _expect_readable(papers: dict[str, Any]) -> None:
+    """Of a predecessor that may be of another version, since its keeper starts whatever is installed by then.
+    Raises ZramfsError."""
+    from zramfs.daemon.layouts import refusal
+
+    if reason := refusal(papers.get("layouts", {})):
+        raise ZramfsError(errno.EOPNOTSUPP, reason)
 
 
 def _is_last(new: Rundir, keeper_pid: int) -> bool:
@@ -177,12 +197,15 @@ def _take_over(new: Rundir, inherited: Inherited, line: KeeperLine) -> int:
     return status
 
 
-def _own_pid() -> dict[str, int | None]:
-    return {"pid": os.getpid(), "pid_start": process.process_start(os.getpid())}
+def _own_pid() -> dict[str, Any]:
+    """For the state, as the next two."""
+    from zramfs.daemon.layouts import LAYOUTS
+
+    return {"pid": os.getpid(), "pid_start": process.process_start(os.getpid()),
+            "release": __version__, "layouts": LAYOUTS, "said_by": os.getpid()}
 
 
-def _pids(line: KeeperLine) -> dict[str, int | None]:
-    """For the state."""
+def _pids(line: KeeperLine) -> dict[str, Any]:
     keeper, standby = line.pids
     return {**_own_pid(), "keeper_pid": keeper, "standby_pid": standby}
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record of a store, and what it was made with: see record.h and record.pxd."""
 from allocator.arena cimport Arena
-from allocator.layout cimport superblock_t
+from allocator.layout cimport LAYOUT_VERSION, superblock_t
 from allocator.prim cimport pread, round_up
 from zramfs.store.slots cimport NR_PRIO, PAGE, PAGE_SHIFT, user_bytes
 
@@ -9,6 +9,8 @@ import json
 from zlib import crc32
 
 from zramfs.codecs.codec import Codec
+
+LAYOUTS = {"memory": LAYOUT_VERSION, "store": RECORD_VERSION}   # what this build writes
 
 
 cdef bytes codecs_packed(tuple codecs):
