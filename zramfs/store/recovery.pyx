@@ -8,8 +8,8 @@ passes:
      backing store, are counted.
   2. The pool (allocator/recovery.pyx). It keeps the objects that their slot names, and frees the others.
   3. Only if more slots name an object than there are objects: the slots that name none.
-Between the first and the second, unit_recovery.pyx and shared_recovery.pyx rebuild the words of the units and the
-cells of shared objects from the slots.
+Between the first and the second, unit_recovery.pyx and shared_recovery.pyx rebuild the words of the units and
+the cells of shared objects from the slots.
 A slot that can't be right costs its page: it is lost, so that reading it is EIO until it is written again.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t

@@ -328,7 +328,8 @@ cdef saving_t* saving_new(store_t* st) noexcept nogil:
     run.units = unit_cache_new(True)
     for i in range(2):
         run.side[i].data = <uint8_t*>map_sparse(SIDE_BYTES, -1)
-    if (run.units == NULL or run.used == NULL or run.settled == NULL or run.directory == NULL or run.data == NULL
+    if (run.units == NULL or run.used == NULL or run.settled == NULL or run.directory == NULL
+            or run.data == NULL
             or run.side[0].data == NULL or run.side[1].data == NULL
             or try_populate(run.used, bits) != 0 or try_populate(run.settled, bits) != 0
             or try_populate(run.side[0].data, SIDE_BYTES) != 0

@@ -6,13 +6,13 @@
     +---------------------------+------+----+------------------------------------+
     | part of the sum           | prio |cell| number of the slot, or of the cell |
     +---------------------------+------+----+------------------------------------+
-An entry is a hint: the page may be another one by now, and another page may have the same sum. Its bytes decide.
-prio is that of the cell's object. An entry of 0 is empty, so that of slot 0 has a part that is not 0.
+An entry is a hint: the page may be another one by now, and another page may have the same sum. Its bytes
+decide. prio is that of the cell's object. An entry of 0 is empty, so that of slot 0 has a part that is not 0.
 
 Entries lie in buckets of 8, a cache line. One is looked for in two buckets next to each other. There are two
-entries for each page that the store has when the table is made, so that a bucket is half full. Where both are full
-all the same, an entry gives way: its page may share less than it could. So the table takes at most 16 bytes for each
-page stored, 1/256 of the data, and no more when pages are added meanwhile.
+entries for each page that the store has when the table is made, so that a bucket is half full. Where both are
+full all the same, an entry gives way: its page may share less than it could. So the table takes at most 16
+bytes for each page stored, 1/256 of the data, and no more when pages are added meanwhile.
 """
 from libc.stdint cimport uint64_t
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Lock order: the lock of a cell (bit 0 of its word) stands where that of a unit's word does, between the slot
-# lock and the locks of the pool; no thread has both. It is held for the copy of one object. Object compaction,
-# which holds a class lock, only tries it.
+# lock and the locks of the pool. No thread has both. It is held for the copy of one object. Object
+# compaction, which holds a class lock, only tries it.
 """Objects that several slots share: their cells (shared.h draws them).
 
 Who changes what:
-  - One thread at a time makes cells and lets slots join them (Store.begin_post). So a cell that has become free
-    is not used again beneath that thread.
+  - One thread at a time makes cells and lets slots join them (Store.begin_post). So a cell that has become
+    free is not used again beneath that thread.
   - users goes up before a slot gets the value that names the cell, and down after the slot has lost it. So it
     is never less than the slots that name the cell. The thread that brings it to 0 frees the object.
   - The bytes of an object never change. A slot that is locked keeps its object.
@@ -51,8 +51,8 @@ cdef inline uint64_t cell_loc(uint64_t w) noexcept nogil:
 cdef inline uint32_t cell_users(uint64_t w) noexcept nogil:
     return <uint32_t>((w >> CELL_USERS_SHIFT) & CELL_MOST_USERS)
 
-# The object of a cell to dst, which has room for a page: its bytes, or 0. The caller keeps the cell in use, by a
-# slot that it has locked or by shared_hold(). cell: NO_CELL is 0 and counts as damage.
+# The object of a cell to dst, which has room for a page: its bytes, or 0. The caller keeps the cell in use,
+# by a slot that it has locked or by shared_hold(). For NO_CELL it is 0, and counts as damage.
 cdef uint32_t shared_fetch(shared_t* s, uint64_t cell, uint8_t* dst) noexcept nogil
 # One user less. The caller has taken the cell from a slot, or held it.
 cdef void shared_leave(shared_t* s, uint64_t cell) noexcept nogil

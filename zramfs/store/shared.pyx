@@ -78,11 +78,11 @@ cdef void shared_leave(shared_t* s, uint64_t cell) noexcept nogil:
 cdef uint64_t cell_choose(shared_t* s) noexcept nogil:
     """While a quarter of the cells below `high` is free, one of them: then the search takes four looks on
     average. So the array has no more memory than it needs, but for a third."""
-    cdef uint64_t used = peek64(&s.objects), i
+    cdef uint64_t used = peek64(&s.objects), _turn
     if s.high < s.nr_cells and 4 * used >= 3 * s.high:
         s.high += 1
         return s.high - 1
-    for i in range(s.high):
+    for _turn in range(s.high):
         s.cursor = s.cursor + 1 if s.cursor + 1 < s.high else 0
         if load64(&s.cells[s.cursor]) == 0:
             return s.cursor

@@ -2,9 +2,9 @@
 # No locks: nothing else is at work on the store yet.
 """Recovery of shared objects; see shared_recovery.pxd.
 
-A slot that is SHARED names a cell that is whole, at every instant (shared.h). What a kill can leave is a cell that
-no slot names, with its object, and a number of users that is wrong: both follow from the slots. A slot never costs
-an object that another slot names: an object goes when no slot with a sound value names its cell."""
+A slot that is SHARED names a cell that is whole, at every instant (shared.h). What a kill can leave is a cell
+that no slot names, with its object, and a number of users that is wrong: both follow from the slots. A slot
+never costs an object that another slot names: one goes when no slot with a sound value names its cell."""
 from libc.stdint cimport uint32_t, uint64_t
 
 from allocator.prim cimport store64

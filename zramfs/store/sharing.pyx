@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: slots.pxd. Chunks are pinned, and slots locked, one at a time. Pages are unpacked and compared with no
-# lock held.
+# Lock order: slots.pxd. Chunks are pinned, and slots locked, one at a time. Pages are unpacked and compared
+# with no lock held.
 """Sharing: pages that nobody uses, and whose bytes are equal, become one object (shared.pxd).
 
-It goes through the slots once. As in all post-processing (slots.pxd) a page is selected and copied under its slot's
-lock. Its sum is looked up in a table of the pages before (share_table.pxd). If a page or a shared object is there,
-that is copied too, in the same way, and their bytes are compared. Only if all are equal the slot gets the value
-that names the object's cell, and only if it is selected still: then the page has the bytes that were compared.
+It goes through the slots once. As in all post-processing (slots.pxd) a page is selected and copied under its
+slot's lock. Its sum is looked up in a table of the pages before (share_table.pxd). If a page or a shared
+object is there, that is copied too, in the same way, and their bytes are compared. Only if all are equal the
+slot gets the value that names the object's cell, and only if it is selected still: then the page has the
+bytes that were compared.
 
-The first two equal pages make a new object, with the tag of a cell, of the smaller of theirs. So a kill at any
-point leaves each slot with the object that it had, or with the shared one.
+The first two equal pages make a new object, with the tag of a cell, of the smaller of theirs. So a kill at
+any point leaves each slot with the object that it had, or with the shared one.
 
 In the end a second walk gives an object of its own to each page that is the last one of its cell, so that
 recompression, units and write-back, which leave shared pages alone, take it again.
@@ -124,13 +125,11 @@ cdef void slot_drop(sharing_t* job, taken_t* t) noexcept nogil:
 
 
 cdef bint slot_join(sharing_t* job, taken_t* t, uint64_t cell, uint32_t prio) noexcept nogil:
-    """A selected page, whose bytes are those of the cell's object, joins it. The caller holds the cell."""
+    """A selected page, whose bytes are those of the cell's object, joins it, and becomes the user as which the
+    caller holds the cell. False: it has changed, and the hold ends."""
     cdef store_t* st = job.st
     cdef uint64_t v
     cdef bint joined = False
-    if not shared_hold(&st.shared, cell):
-        slot_drop(job, t)
-        return False
     if chunk_pin(st, t.slot >> CHUNK_SHIFT):
         v = slot_lock(st, t.slot)
         joined = v & SLOT_POST != 0
@@ -177,26 +176,18 @@ cdef uint64_t cell_make(sharing_t* job, const taken_t* t) noexcept nogil:
     return cell
 
 
-cdef uint64_t cell_leave(sharing_t* job, uint64_t cell, uint32_t prio, uint32_t size) noexcept nogil:
-    """Ends the hold of a cell that was made: its entry, or 0 if nobody has joined it, so that it is gone."""
-    cdef bint gone = cell_users(load64(&job.st.shared.cells[cell])) == 1
-    shared_leave(&job.st.shared, cell)
-    if gone:
-        job.made -= 1
-        job.bytes_saved += class_for(job.st.pool, size).size
-        return 0
+cdef inline uint64_t cell_entry(uint64_t cell, uint32_t prio) noexcept nogil:
     return ENTRY_CELL | <uint64_t>prio << ENTRY_PRIO | cell
 
 
 cdef uint64_t mine_entry(sharing_t* job) noexcept nogil:
     if slot_type(job.mine.v) != SHARED:
         return job.mine.slot
-    return ENTRY_CELL | <uint64_t>slot_prio(job.mine.v) << ENTRY_PRIO | job.mine.v >> LOC_SHIFT
+    return cell_entry(job.mine.v >> LOC_SHIFT, slot_prio(job.mine.v))
 
 
 cdef uint64_t meet_cell(sharing_t* job, uint64_t cell, uint32_t prio) noexcept nogil:
     """My page and a shared object with its sum. What the table's entry becomes."""
-    cdef bint equal
     if slot_type(job.mine.v) == SHARED and job.mine.v >> LOC_SHIFT == cell:
         slot_drop(job, &job.mine)
         return mine_entry(job)
@@ -204,14 +195,13 @@ cdef uint64_t meet_cell(sharing_t* job, uint64_t cell, uint32_t prio) noexcept n
     if not shared_hold(&job.st.shared, cell):
         slot_drop(job, &job.mine)
         return mine_entry(job)
-    equal = cell_compare(job, cell, prio)
-    if equal:
+    if cell_compare(job, cell, prio):
         slot_join(job, &job.mine, cell, prio)
-    else:
-        job.unequal += 1
-        slot_drop(job, &job.mine)
+        return cell_entry(cell, prio)
+    job.unequal += 1
     shared_leave(&job.st.shared, cell)
-    return ENTRY_CELL | <uint64_t>prio << ENTRY_PRIO | cell if equal else mine_entry(job)
+    slot_drop(job, &job.mine)
+    return mine_entry(job)
 
 
 cdef uint64_t meet_in_mine(sharing_t* job) noexcept nogil:
@@ -220,7 +210,6 @@ cdef uint64_t meet_in_mine(sharing_t* job) noexcept nogil:
     slot_drop(job, &job.mine)
     if shared_hold(&job.st.shared, cell):
         slot_join(job, &job.other, cell, slot_prio(job.mine.v))
-        shared_leave(&job.st.shared, cell)
     else:
         slot_drop(job, &job.other)
     return mine_entry(job)
@@ -229,7 +218,8 @@ cdef uint64_t meet_in_mine(sharing_t* job) noexcept nogil:
 cdef uint64_t meet_slot(sharing_t* job, uint64_t slot) noexcept nogil:
     """My page and another with its sum. What the table's entry becomes."""
     cdef taken_t* smaller
-    cdef uint64_t cell, entry
+    cdef uint64_t cell
+    cdef bint joined
     if slot >= slot_count(job.st) or not page_take(job, &job.other, slot):
         slot_drop(job, &job.mine)
         return mine_entry(job)
@@ -247,10 +237,14 @@ cdef uint64_t meet_slot(sharing_t* job, uint64_t slot) noexcept nogil:
         slot_drop(job, &job.other)
         slot_drop(job, &job.mine)
         return mine_entry(job)
-    slot_join(job, &job.other, cell, slot_prio(smaller.v))
-    slot_join(job, &job.mine, cell, slot_prio(smaller.v))
-    entry = cell_leave(job, cell, slot_prio(smaller.v), smaller.size)
-    return entry if entry != 0 else mine_entry(job)
+    # Two users: each page that joins is one.
+    shared_hold(&job.st.shared, cell)
+    joined = slot_join(job, &job.other, cell, slot_prio(smaller.v))
+    if not slot_join(job, &job.mine, cell, slot_prio(smaller.v)) and not joined:
+        job.made -= 1
+        job.bytes_saved += class_for(job.st.pool, smaller.size).size
+        return mine_entry(job)
+    return cell_entry(cell, slot_prio(smaller.v))
 
 
 cdef void page_share(sharing_t* job, uint64_t slot) noexcept nogil:
@@ -340,8 +334,8 @@ cdef class Sharing:
     idle: only pages that are idle, and those that share already.
 
     To be driven so: step() until it answers False, then finish(), which must be called whatever happened, and
-    before the store is closed. Each gives the GIL up, holds no lock for longer than the copy of an object takes,
-    and can be the last: what was done is complete.
+    before the store is closed. Each gives the GIL up, holds no lock for longer than the copy of an object
+    takes, and can be the last: what was done is complete.
     Raises OSError(EBUSY) beside a recompression, a making of units or a write-back, MemoryError.
     """
     cdef sharing_t job
@@ -349,7 +343,6 @@ cdef class Sharing:
 
     def __cinit__(self, Store store not None, *, bint idle=False):
         cdef sharing_t* job = &self.job
-        cdef taken_t* taken
         store.begin_post()
         self.store = store
         job.st = store.st

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Lock order, outermost first: chunk pin (store_t.chunks), slot lock (bit 0 of a slot), the word of a unit
-# (units.pxd) or a cell (shared.pxd), then the locks of the pool (allocator/zspage.pxd). A thread holds one slot
-# at a time.
+# (units.pxd) or a cell (shared.pxd), then the locks of the pool (allocator/zspage.pxd). A thread holds one
+# slot at a time.
 """The slot table: one 64-bit word for each 4 KiB page of the device.
 
     63                                   24 23        10 9  8  7   6   5  4 3    1  0
@@ -22,8 +22,8 @@
     A page that is lost, by recovery or with an image, is an OBJ at LOC_NONE without flags: reading it is EIO,
     until it is written or discarded.
 
-Post-processing (recompression, units, sharing, write-back) has two stages. The first selects a page: under the slot
-lock it sets P. Every read, write and free of the page clears P. The second does its slow work with
+Post-processing (recompression, units, sharing, write-back) has two stages. The first selects a page: under
+the slot lock it sets P. Every read, write and free of the page clears P. The second does its slow work with
 no lock held, takes the slot lock again, and commits only if P is still set, which it clears: then
 the page still has the bytes that it had and nobody has asked for them. Its location may be another
 one by then, since object compaction moves objects and keeps P; so the location to free is that of
@@ -195,8 +195,8 @@ cdef void page_free(store_t* st, uint64_t slot) noexcept nogil
 # slot_unlock: stores a value, which unlocks the slot. Held for a decompression or the copy of one object.
 cdef uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil
 cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil
-# The page that the value of a locked slot names, but for UNIT, SHARED and WRITTEN_BACK; no access: flags and access
-# time stay. 0 or -EIO.
+# The page that the value of a locked slot names, but for UNIT, SHARED and WRITTEN_BACK; no access: flags and
+# access time stay. 0 or -EIO.
 cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil
 # The page of a slot, in a chunk that is not pinned, and the slot's value; no access. Not that of a page that
 # is written back. 0 or -EIO.
