@@ -43,10 +43,9 @@ def test_two_copies_of_a_tree_cost_at_most_a_tenth_more_than_one(tmp_path: Path)
             assert shared["orig_data_size"] >= two["orig_data_size"]
             ratio = shared["mem_used_total"] / one["mem_used_total"]
             assert ratio <= 1.1, f"two copies take {ratio:.3f} times the memory of one"
-            print(f"ratio {ratio:.3f}")
             drop_caches()
             assert manifest(point / "one") == manifest(point / "two") == expected
-            # One of them goes, and is written again: the other one keeps its files.
+            # One of them goes, and the other one keeps its files.
             shutil.rmtree(point / "one")
             run("fstrim", point)
             assert manifest(point / "two") == expected

