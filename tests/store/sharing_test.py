@@ -239,6 +239,21 @@ def test_a_full_cell_is_followed_by_another_and_they_become_one_when_there_is_ro
     store.check(3)
 
 
+def test_each_page_can_be_the_last_of_an_object_and_there_are_cells_for_more() -> None:
+    store = Store(512 * PAGE)
+    for number in range(512):
+        store.write(number * PAGE, prose(number % 256))
+    assert share(store).made == 256
+    for number in range(256, 512):
+        store.write(number * PAGE, prose(number // 2 + 200))
+    assert store.stats().shared_objects == store.stats().shared_pages == 256
+    done = share(store)
+    assert (done.joined, done.made, done.alone, done.no_room) == (256, 128, 256, 0)
+    store.check(3)
+    for number in range(512):
+        assert store.read(number * PAGE, PAGE) == prose(number if number < 256 else number // 2 + 200)
+
+
 # ---- the table --------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("pages", [0, 1, 100, 5000])

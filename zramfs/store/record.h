@@ -4,9 +4,9 @@
  * memory file (allocator/layout.h). The file's user region has the slots, and behind them the access times, the
  * words of the units (unit.h) and the cells of shared objects (shared.h):
  *
- *   +-----------------------+--------------------------+--------------------+---------------------+
- *   | slot table, 8 B a slot| access times, 4 B a slot | words, 8 B a group | cells, 4 B a slot   |
- *   +-----------------------+--------------------------+--------------------+---------------------+
+ *   +------------------------+--------------------------+--------------------+-------------------+
+ *   | slot table, 8 B a slot | access times, 4 B a slot | words, 8 B a group | cells, 8 B a slot |
+ *   +------------------------+--------------------------+--------------------+-------------------+
  *   each has room for whole chunks of 512 slots that hold most_slots. The first ones are the device's
  *   (size). The words and the cells begin with a page of their own.
  *

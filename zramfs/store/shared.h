@@ -12,8 +12,9 @@
  *   +--------+-------+------+
  *   63     24 23   10     4
  *
- * The cells are an array in the user region of the memory file (record.h), one for every other slot that the device
- * can have. Persistent of a cell is the location alone, and whether it is used:
+ * The cells are an array in the user region of the memory file (record.h), as many as the device can have slots.
+ * Each one in use has a slot of its own that names it. So there is a free one whenever two pages that do not share
+ * yet turn out to be equal. Persistent of a cell is the location alone, and whether it is used:
  *   US     used: the word names a whole object. A cell that is free is 0.
  *   users  slots of type SHARED that name the cell, and one more while a sharing holds it. Rebuilt from the slots.
  *   LK     the lock
@@ -38,7 +39,7 @@
 #define CELL_MOST_USERS 0xffffull
 #define CELL_LOC_SHIFT 24
 
-/* Tags of shared objects (48 bits). The number of a slot has at most 36, that of a cell 35. A unit has bit 47. */
+/* Tags of shared objects (48 bits). The number of a slot or a cell has at most 36. A unit's has bit 47. */
 #define SHARED_TAG (1ull << 46)
 
 /* 14 bits. */

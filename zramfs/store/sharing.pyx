@@ -155,6 +155,7 @@ cdef bint slot_join(sharing_t* job, taken_t* t, uint64_t cell, uint32_t prio) no
 
 cdef bint cell_compare(sharing_t* job, uint64_t cell, uint32_t prio) noexcept nogil:
     """Whether the bytes of my page are those of a cell that is held."""
+    buffers_ready(job, &job.other)
     job.other.size = shared_fetch(&job.st.shared, cell, job.other.object)
     return (job.other.size != 0
             and object_unpack(job.ctx, <uint64_t>prio << PRIO_SHIFT, job.other.object, job.other.size,
@@ -163,7 +164,7 @@ cdef bint cell_compare(sharing_t* job, uint64_t cell, uint32_t prio) noexcept no
 
 
 cdef uint64_t cell_make(sharing_t* job, const taken_t* t) noexcept nogil:
-    """A cell with the object of a page, held; NO_CELL: no room."""
+    """A cell with the object of a page, held; NO_CELL: the pool or the cells have no room."""
     cdef store_t* st = job.st
     cdef uint64_t cell = cell_choose(&st.shared), at
     if cell == NO_CELL:

@@ -82,7 +82,7 @@ cdef enum:
     LOC_SHIFT = 24
     ATIME_CHUNK = CHUNK_SLOTS * 4   # bytes of access times of a chunk
     UNITS_CHUNK = CHUNK_SLOTS // 16 * 8     # bytes of the words of its units
-    CELLS_CHUNK = CHUNK_SLOTS // 2 * 8      # and of the cells that there are for its slots
+    CELLS_CHUNK = CHUNK_SLOTS * 8           # and of the cells of shared objects, one for each slot
 
     NR_PRIO = 4
 
