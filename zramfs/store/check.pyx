@@ -126,7 +126,7 @@ cdef int check_cell(store_t* st, uint64_t cell, uint32_t users, uint64_t* sums) 
     cdef uint32_t size = 0
     if w == 0 and users == 0:
         return 0
-    if cell_users(w) != users or users == 0 or w & CELL_LOCK or not w & CELL_USED or cell >= st.shared.high:
+    if cell_users(w) != users or users == 0 or w & CELL_LOCK or not w & CELL_USED:
         fail_units(f"[H2] {users} slots share cell {cell}, whose word is {w:#x}")
     if zs_map(st.pool, cell_loc(w), scratch, &size) == NULL:
         fail_units(f"[H1] the object of cell {cell} does not exist")
@@ -139,29 +139,35 @@ cdef int check_cell(store_t* st, uint64_t cell, uint32_t users, uint64_t* sums) 
     return 0
 
 
+cdef void users_count(store_t* st, uint32_t* users) noexcept nogil:
+    """Of the cells that were ever used."""
+    cdef uint64_t chunk, slot, v
+    for chunk in range(chunk_count(st)):
+        if load32(&st.chunks[chunk]) == 0:
+            continue
+        for slot in range(chunk << CHUNK_SHIFT, min((chunk + 1) << CHUNK_SHIFT, slot_count(st))):
+            v = load64(&st.slots[slot])
+            if slot_type(v) == SHARED and v >> LOC_SHIFT < st.shared.high:
+                users[v >> LOC_SHIFT] += 1
+
+
 cdef uint64_t check_shared(store_t* st) except? 0:
-    """The objects of all cells."""
-    cdef uint64_t nbytes = st.shared.nr_cells * sizeof(uint32_t), chunk, slot, v, cell
+    """The objects of all cells. A slot that names another cell is missed in the sum of pages."""
+    cdef uint64_t nbytes = st.shared.high * sizeof(uint32_t), cell
     cdef uint64_t sums[3]
-    cdef uint64_t end = st.shared.high
-    cdef uint32_t* users = <uint32_t*>map_sparse(nbytes, -1)
-    if users == NULL:
-        raise MemoryError(f"no memory to count the users of {st.shared.nr_cells} cells")
+    cdef uint32_t* users = NULL
     memset(sums, 0, sizeof(sums))
-    try:
-        for chunk in range(chunk_count(st)):
-            if load32(&st.chunks[chunk]) == 0:
-                continue
-            for slot in range(chunk << CHUNK_SHIFT, min((chunk + 1) << CHUNK_SHIFT, slot_count(st))):
-                v = load64(&st.slots[slot])
-                if slot_type(v) == SHARED and v >> LOC_SHIFT < st.shared.nr_cells:
-                    users[v >> LOC_SHIFT] += 1
-                    end = max(end, (v >> LOC_SHIFT) + 1)
-        # Not the rest: a cell that was never used has no memory, and gets it by a look.
-        for cell in range(end):
-            check_cell(st, cell, users[cell], sums)
-    finally:
-        munmap(users, nbytes)
+    if nbytes != 0:
+        users = <uint32_t*>map_sparse(nbytes, -1)
+        if users == NULL:
+            raise MemoryError(f"no memory to count the users of {st.shared.high} cells")
+        try:
+            users_count(st, users)
+            # Not the rest: a cell that was never used has no memory, and gets it by a look.
+            for cell in range(st.shared.high):
+                check_cell(st, cell, users[cell], sums)
+        finally:
+            munmap(users, nbytes)
     for name, found, counted in (
         ("shared objects", sums[0], st.shared.objects), ("pages that share", sums[1], st.shared.pages),
         ("bytes of shared objects", sums[2], st.shared.nbytes),
