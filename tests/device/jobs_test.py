@@ -69,7 +69,7 @@ async def test_a_second_job_of_a_kind_is_refused_and_harms_nothing(tmp_path: Pat
             assert await box.refused("recompress", "", "another recompress is under way") == errno.EBUSY
             assert "another recompress is under way" in (box.device.stats().last_error or "")
             # Of another kind, but both select pages.
-            with pytest.raises(OSError, match="making of units or write-back is under way") as caught:
+            with pytest.raises(OSError, match="units, sharing or write-back is under way") as caught:
                 await box.write("writeback", "huge")
             assert caught.value.errno == errno.EBUSY
         assert outcome == []

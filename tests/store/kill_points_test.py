@@ -168,6 +168,47 @@ def test_a_kill_in_a_write_back_of_units_changes_no_page(tmp_path: Path) -> None
     assert each_point(WITH_UNITS, ops, old_or_new(place), size=SIZE, backing=place) > 50
 
 
+# Pages of which most have equals: three times the same ones. One does not compress, one is same-filled.
+EQUALS: list[Op] = [
+    *(["write", i * PAGE, "prose", i % 6, PAGE] for i in range(18)),
+    *(["write", i * PAGE, "noise", 0, PAGE] for i in (5, 11)), ["write", 4 * PAGE, "zeros", 0, PAGE],
+]
+WITH_SHARED: list[Op] = [*EQUALS, ["share"]]
+# Of one object a single page is left, and one that shares with nobody yet has come.
+PARTED: list[Op] = [
+    *WITH_SHARED, ["zero", 1 * PAGE, PAGE], ["zero", 7 * PAGE, PAGE], ["write", 30 * PAGE, "prose", 2, PAGE],
+    ["write", 31 * PAGE, "prose", 9, PAGE], ["write", 32 * PAGE, "prose", 9, PAGE],
+]
+SPARSE: list[Op] = [
+    *(["write", i * PAGE, "half random", i % 40, PAGE] for i in range(80)), ["share"],
+    *(["zero", i * PAGE, 3 * PAGE] for i in range(0, 80, 4)),
+]
+SHARED: dict[str, tuple[list[Op], Op]] = {
+    "pages come to share": (EQUALS, ["share"]),
+    "pages join, and one that is alone parts": (PARTED, ["share"]),
+    "a shared page is overwritten": (WITH_SHARED, ["write", 3 * PAGE, "text", 1, PAGE]),
+    "a part of a shared page is written": (WITH_SHARED, ["write", 3 * PAGE + 9, "random", 1, 99]),
+    "a shared page is discarded": (WITH_SHARED, ["zero", 5 * PAGE, PAGE]),
+    "all pages of their objects are discarded": (WITH_SHARED, ["zero", 0, 18 * PAGE]),
+    "shared pages are read": (WITH_SHARED, ["read", 0, 18 * PAGE]),
+    "shared pages are marked idle": (WITH_SHARED, ["idle"]),
+    "shared objects move": (SPARSE, ["compact"]),
+    "pages beside them become units": (PARTED, ["units"]),
+}
+
+
+@pytest.mark.parametrize(("setup", "op"), SHARED.values(), ids=SHARED)
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_beside_shared_pages_leaves_each_page_old_or_new(setup: list[Op], op: Op) -> None:
+    assert each_point(setup, [op], old_or_new(), size=SIZE) >= 4
+
+
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_while_shared_pages_are_wiped_leaves_each_page_old_or_new() -> None:
+    ops: list[Op] = [["zero", 3 * PAGE, PAGE], ["zero", 9 * PAGE, PAGE], ["zero", 15 * PAGE, PAGE]]
+    assert each_point(WITH_SHARED, ops, old_or_new(), size=SIZE, wipe=True) > 10
+
+
 @pytest.mark.requires("cc", "unsanitized")
 def test_a_kill_in_a_write_back_changes_no_page(tmp_path: Path) -> None:
     place = backing_file(tmp_path / "backing")

@@ -30,6 +30,7 @@ def any_op(rng: random.Random, wipe: bool) -> Op:
         ["write", off, rng.choice(KINDS), rng.randrange(9), n], ["write", off, "random", rng.randrange(9), n],
         ["zero", off, n], ["zero", off, n], ["compact"], ["migrate"], ["recompress", 50], ["idle"],
         ["times", rng.random() < .5], ["balloon", rng.choice((0, 20, 300))], ["compact" if wipe else "units"],
+        ["share"],
     ])
 
 

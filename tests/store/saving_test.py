@@ -16,6 +16,7 @@ from tests.support.backing_tools import backed, backing_file, write_back
 from tests.support.images import SLICE, content, restored, saving
 from tests.support.images import save as save_store
 from tests.support.page_kinds import KINDS, block, noise
+from tests.support.share_tools import share
 from tests.support.steps import PAGE, Writer, at_work, in_turn
 from tests.support.unit_tools import make_units
 from zramfs.codecs.codec import Codec
@@ -30,7 +31,7 @@ MIB = 1 << 20
 
 def test_a_save_is_the_state_at_one_instant_whatever_goes_on(tmp_path: Path) -> None:
     """Writes and discards in one order from two threads, others in an order of their own; recompression,
-    units, write-back, both compactions and the balloon beside them."""
+    units, sharing, write-back, both compactions and the balloon beside them."""
     backing = Backing(str(backing_file(tmp_path / "backing", 16 * MIB)))
     store = Store(24 * MIB, secondary=[Codec("zstd", 3)], backing=backing)
     ordered = [Writer(store, 0, 701), Writer(store, 1024, 601)]
@@ -58,6 +59,7 @@ def test_a_save_is_the_state_at_one_instant_whatever_goes_on(tmp_path: Path) -> 
     def post_process() -> None:
         nonlocal made
         recompress()
+        share(store)
         made += make_units(store).made
         store.mark_idle()
         write_back(store, mode="idle", budget=100)

@@ -27,6 +27,7 @@ from zramfs.codecs.codec import Codec
 from zramfs.store.backing import Backing
 from zramfs.store.recompress import Recompression
 from zramfs.store.resize import resize
+from zramfs.store.sharing import Sharing
 from zramfs.store.store import Store
 from zramfs.store.unit_making import UnitMaking
 from zramfs.store.writeback import WritebackRun
@@ -71,6 +72,11 @@ def apply(store: Store, op: Op) -> None:
             while making.step(1 << 30):
                 pass
             making.finish()
+        case "share":
+            sharing = Sharing(store)
+            while sharing.step(1 << 30):
+                pass
+            sharing.finish()
         case "write back":
             run = WritebackRun(store, 4)
             run.select(op[1], op[2], None)

@@ -8,7 +8,7 @@ import struct
 from typing import NamedTuple
 
 FRAME = 4096
-SLOT_TYPES = ("empty", "same", "same_obj", "obj", "huge", "written_back", "unit")
+SLOT_TYPES = ("empty", "same", "same_obj", "obj", "huge", "written_back", "unit", "shared")
 SLOT_LOCK = 1
 FLAGS = {"locked": 0, "idle": 6, "incompressible": 7, "post": 8, "halves": 9}
 

@@ -186,6 +186,12 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     for result in ("joined", "busy"):
         expect("unit_making_pages_total", 0, f"result={result}")
 
+    for name in ("shared_pages", "shared_objects", "shared_bytes", "share_looked_total",
+                 "share_objects_total", "share_saved_bytes_total", "share_table_bytes"):
+        expect(name, 0)
+    for result in ("joined", "unequal", "alone", "no_room", "busy"):
+        expect("share_pages_total", 0, f"result={result}")
+
     for state in ("used", "stale", "free"):
         expect("backing_blocks", 0, f"state={state}")
     for name in ("backing_read_blocks_total", "backing_written_blocks_total", "writeback_limit_blocks",

@@ -163,6 +163,8 @@ COLUMNS = {
                            _metric("recompress_pages_total", result="won"), is_number=True, file="metrics"),
     "IN-UNITS": Column("data compressed together with its neighbours",
                        _metric("unit_places", PAGE, state="live"), human=format_size, file="metrics"),
+    "SHARED": Column("data of pages that share objects, because they are equal",
+                     _metric("shared_pages", PAGE), human=format_size, file="metrics"),
     "WRITTEN-BACK": Column("data that lies on the backing store", _metric("written_back_pages", PAGE),
                            human=format_size, file="metrics"),
     "RESIDENT": Column("memory of the pool, with what it keeps ready", _metric("resident_bytes"),

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that take long: `recompress`, `units`, `idle`, `writeback`, `compact` and `save`.
+"""The commands that take long: `recompress`, `units`, `share`, `idle`, `writeback`, `compact` and
+`save`.
 
 Each function here judges its command and makes nothing yet. What it returns is the work, which runs as a
 job (jobs.py) beside the commands that come meanwhile.
@@ -17,7 +18,7 @@ from zramfs.text.sizes import PAGE
 from . import algorithms
 from .backing_store import parse_ranges
 from .jobs import JobWork
-from .postprocess import parse_units
+from .postprocess import parse_share, parse_units
 
 if TYPE_CHECKING:
     from .backing_store import BackingStore
@@ -63,6 +64,18 @@ class LongWork:
         async def work() -> None:
             async with self._policies.aside():
                 await self._post.make_units(store, wanted)
+            self._compactor.poke()
+
+        return work
+
+    def share(self, text: str) -> JobWork:
+        """Raises ZramfsError: EINVAL, ERANGE; the work: see PostProcessor.share()."""
+        wanted = parse_share(text)
+        store = self._device.expect_store("nothing to share")
+
+        async def work() -> None:
+            async with self._policies.aside():
+                await self._post.share(store, wanted)
             self._compactor.poke()
 
         return work

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Idle marks, recompression and units of a device: the slices, off the trio loop, and what they have done."""
+"""Idle marks, recompression, units and shared pages of a device: the slices, off the trio loop, and what they
+have done."""
 from __future__ import annotations
 
 import errno
@@ -11,8 +12,9 @@ import trio
 
 from zramfs.codecs.spec import LEVELS
 from zramfs.errors import ZramfsError
-from zramfs.model.stats import RecompressionStats, UnitMakingStats
+from zramfs.model.stats import RecompressionStats, SharingStats, UnitMakingStats
 from zramfs.store.recompress import Recompression
+from zramfs.store.sharing import Sharing
 from zramfs.store.store import Store
 from zramfs.store.unit_making import UnitMaking
 from zramfs.text.key_values import number, pairs, shown
@@ -57,9 +59,28 @@ def parse_units(text: str) -> UnitArguments:
     return found
 
 
+@dataclass(frozen=True)
+class ShareArguments:
+    """As the first two of UnitArguments."""
+
+    marked: bool = True
+    age: int | None = None
+
+
+def parse_share(text: str) -> ShareArguments:
+    """What is written to share. ZramfsError: EINVAL, ERANGE."""
+    found = ShareArguments()
+    for key, value in pairs(text):
+        if key != "idle":
+            raise ZramfsError(errno.EINVAL, f"share takes idle=, not {shown(key)}")
+        age = age_of(value)
+        found = ShareArguments(marked=age is not None, age=age)
+    return found
+
+
 class PostProcessor:
-    """in_thread: runs a call in a worker thread. recompression, units: what was done since the device was set
-    up.
+    """in_thread: runs a call in a worker thread. recompression, units, sharing: what was done since the
+    device was set up.
 
     What runs long here is cancelled between two slices. The caller sees to it that the store stays open.
     """
@@ -68,10 +89,12 @@ class PostProcessor:
         self._in_thread = in_thread
         self.recompression = RecompressionStats()
         self.units = UnitMakingStats()
+        self.sharing = SharingStats()
 
     def forget(self) -> None:
         self.recompression = RecompressionStats()
         self.units = UnitMakingStats()
+        self.sharing = SharingStats()
 
     async def mark_idle(
         self, store: Store, age: int | None, rest: AfterSlice = trio.lowlevel.checkpoint
@@ -139,6 +162,38 @@ class PostProcessor:
                 logging.INFO if done.groups else logging.DEBUG,
                 "units: %d made of %d groups, %d pages joined, %d bytes saved, %d dissolved, %d without room",
                 done.made, done.groups, done.pages, done.bytes_saved, done.dissolved, done.no_room)
+        return done
+
+    async def share(
+        self, store: Store, wanted: ShareArguments, rest: AfterSlice = trio.lowlevel.checkpoint
+    ) -> None:
+        """rest comes after each slice. ZramfsError: EINVAL (access times are not kept), EBUSY, ENOMEM."""
+        if wanted.age is not None:
+            await self.mark_idle(store, wanted.age, rest)
+        try:
+            sharing = await self._in_thread(partial(Sharing, store, idle=wanted.marked))
+        except MemoryError as error:
+            raise ZramfsError(errno.ENOMEM, str(error)) from None
+        done = await self._drive_sharing(sharing, rest)
+        if done.no_room and not done.joined:
+            raise ZramfsError(
+                errno.ENOMEM, f"{done.no_room} pages could share an object, but it found no room: the pool "
+                "is full, far beyond mem_limit or for the machine")
+
+    async def _drive_sharing(self, sharing: Sharing, rest: AfterSlice) -> SharingStats:
+        before = self.sharing
+        try:
+            while await self._in_thread(partial(sharing.step, SLICE_NS)):
+                self.sharing = before + sharing.stats()
+                await rest()
+        finally:
+            done = await finish_job(self._in_thread, sharing.finish)
+            self.sharing = before + done
+            log.log(
+                logging.INFO if done.looked else logging.DEBUG,
+                "share: %d of %d pages joined, %d objects made, %d bytes saved, %d pages were alone, %d "
+                "found no room",
+                done.joined, done.looked, done.made, done.bytes_saved, done.alone, done.no_room)
         return done
 
     async def _drive(self, job: Recompression, rest: AfterSlice) -> RecompressionStats:

@@ -30,6 +30,7 @@ def statistics_of(device: Device) -> DeviceStats:
         access_times=device._access_times,
         recompression=device._post.recompression,
         unit_making=device._post.units,
+        sharing=device._post.sharing,
         backing_dev=device.backing_store.settings,
         backing=device.backing_store.stats(),
         writeback=device.backing_store.done,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         RecompressionStats,
         RestoreStats,
         SaveStats,
+        SharingStats,
         StoreStats,
         TaskStats,
         UnitMakingStats,
@@ -79,6 +80,7 @@ class DeviceStats:
     access_times: bool
     recompression: RecompressionStats
     unit_making: UnitMakingStats
+    sharing: SharingStats
     backing_dev: BackingSettings
     backing: BackingStats | None
     writeback: WritebackStats

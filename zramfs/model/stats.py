@@ -95,6 +95,9 @@ class StoreStats:
     unit_dead: int  # places in them whose page was overwritten, discarded or used again
     unit_bytes: int  # of compressed data, dead places too; a part of compr_data_size
     units_unpacked: int  # times that a unit was unpacked for a read
+    shared_pages: int  # pages with equal contents that share objects, now
+    shared_objects: int  # those objects
+    shared_bytes: int  # of them, in compressed data; a part of compr_data_size
     recoveries: int  # times that a process took the store over from one that was killed
     pages_lost: int  # by all of them: 0 unless the memory file was damaged
 
@@ -176,6 +179,27 @@ class UnitMakingStats:
 
     def __add__(self, other: UnitMakingStats) -> UnitMakingStats:
         return UnitMakingStats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class SharingStats:
+    """What the search for pages with equal contents has done, in pages, but for bytes."""
+
+    looked: int = 0  # that were compared with others by their sums
+    joined: int = 0  # that share an object now, and did not before, or another one
+    made: int = 0  # objects that were made to be shared
+    bytes_saved: int = 0  # of memory, by the size classes of the objects
+    unequal: int = 0  # whose sum was another page's, but not their bytes, or whose partner had changed
+    alone: int = 0  # that were the last of their object and got one of their own again
+    no_room: int = 0  # for whose object the pool had no memory
+    busy: int = 0  # used or discarded meanwhile: they stayed as they were
+    table_bytes: int = 0  # that the table of sums may take at this moment
+
+    def __add__(self, other: SharingStats) -> SharingStats:
+        """The table is that of the later one."""
+        sums = {name: getattr(self, name) + getattr(other, name)
+                for name in self.__slots__ if name != "table_bytes"}
+        return SharingStats(**sums, table_bytes=other.table_bytes)
 
 
 @dataclass(frozen=True, slots=True)

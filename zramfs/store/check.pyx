@@ -10,6 +10,7 @@ from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_map, zs_unmap
 from allocator.zspage cimport header_ptr, loc_idx, loc_zspage
 from zramfs.store.backing cimport BACK_HUGE, Backing, back_extent, back_offset, back_size
+from zramfs.store.shared cimport *
 from zramfs.store.slots cimport *
 from zramfs.store.units cimport *
 
@@ -118,6 +119,64 @@ cdef uint64_t check_units(store_t* st) except? 0:
     return sums[4]
 
 
+cdef int check_cell(store_t* st, uint64_t cell, uint32_t users, uint64_t* sums) except -1:
+    """sums: objects, pages and bytes, to be added to."""
+    cdef uint64_t w = load64(&st.shared.cells[cell])
+    cdef uint8_t scratch[PAGE]
+    cdef uint32_t size = 0
+    if w == 0 and users == 0:
+        return 0
+    if cell_users(w) != users or users == 0 or w & CELL_LOCK or not w & CELL_USED:
+        fail_units(f"[H2] {users} slots share cell {cell}, whose word is {w:#x}")
+    if zs_map(st.pool, cell_loc(w), scratch, &size) == NULL:
+        fail_units(f"[H1] the object of cell {cell} does not exist")
+    zs_unmap(st.pool, cell_loc(w))
+    if object_tag(st, cell_loc(w)) != SHARED_TAG | cell:
+        fail_units(f"[H1] cell {cell} names an object that names {object_tag(st, cell_loc(w)):#x}")
+    sums[0] += 1
+    sums[1] += users
+    sums[2] += size
+    return 0
+
+
+cdef void users_count(store_t* st, uint32_t* users) noexcept nogil:
+    """Of the cells that were ever used."""
+    cdef uint64_t chunk, slot, v
+    for chunk in range(chunk_count(st)):
+        if load32(&st.chunks[chunk]) == 0:
+            continue
+        for slot in range(chunk << CHUNK_SHIFT, min((chunk + 1) << CHUNK_SHIFT, slot_count(st))):
+            v = load64(&st.slots[slot])
+            if slot_type(v) == SHARED and v >> LOC_SHIFT < st.shared.high:
+                users[v >> LOC_SHIFT] += 1
+
+
+cdef uint64_t check_shared(store_t* st) except? 0:
+    """The objects of all cells. A slot that names another cell is missed in the sum of pages."""
+    cdef uint64_t nbytes = st.shared.high * sizeof(uint32_t), cell
+    cdef uint64_t sums[3]
+    cdef uint32_t* users = NULL
+    memset(sums, 0, sizeof(sums))
+    if nbytes != 0:
+        users = <uint32_t*>map_sparse(nbytes, -1)
+        if users == NULL:
+            raise MemoryError(f"no memory to count the users of {st.shared.high} cells")
+        try:
+            users_count(st, users)
+            # Not the rest: a cell that was never used has no memory, and gets it by a look.
+            for cell in range(st.shared.high):
+                check_cell(st, cell, users[cell], sums)
+        finally:
+            munmap(users, nbytes)
+    for name, found, counted in (
+        ("shared objects", sums[0], st.shared.objects), ("pages that share", sums[1], st.shared.pages),
+        ("bytes of shared objects", sums[2], st.shared.nbytes),
+    ):
+        if found != counted:
+            fail_units(f"[H3] {found} {name} found, {counted} counted")
+    return sums[0]
+
+
 cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
     """Long: one walk over the slots, for sums that belong together."""
     cdef uint64_t chunk, slot, v, flags, stored = 0, same = 0, huge = 0, nbytes = 0, objects = 0
@@ -142,13 +201,16 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
             if has_object(v):
                 objects += 1
                 check_object(st, slot, v, &nbytes)
+            if slot_type(v) == SHARED and (slot_cell(slot, v) == NO_CELL or v & SLOT_POST):
+                fail_slots(f"slot {slot} shares an object and holds {v:#x}")
             flags = v & (<uint64_t>PRIO_MASK << PRIO_SHIFT | SLOT_IDLE | SLOT_INCOMPRESSIBLE | SLOT_POST)
             if slot_type(v) == UNIT and v & ~<uint64_t>SLOT_IDLE != UNIT << TYPE_SHIFT:
                 fail_slots(f"slot {slot} of a unit holds {v:#x}")
             if (flags & SLOT_POST or flags and (slot_type(v) == SAME or slot_type(v) == SAME_OBJ)
                     or flags & SLOT_IDLE and slot_type(v) == WRITTEN_BACK):
                 fail_slots(f"slot {slot} of type {slot_type(v)} has the flags {flags:#x}")
-            compressed = slot_type(v) == OBJ or slot_type(v) == WRITTEN_BACK and not v & BACK_HUGE
+            compressed = (slot_type(v) == OBJ or slot_type(v) == SHARED
+                          or slot_type(v) == WRITTEN_BACK and not v & BACK_HUGE)
             if ctx.codec[slot_prio(v)] == NULL or slot_prio(v) and not compressed:
                 fail_slots(f"slot {slot} of type {slot_type(v)} has the priority {slot_prio(v)}")
             if level >= 3 and slot_type(v) != WRITTEN_BACK and slot_load(st, ctx, slot, v, ctx.page) != 0:
@@ -158,7 +220,7 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
         if used != load32(&st.chunks[chunk]):
             fail_slots(f"chunk {chunk} has {used} slots in use and says {load32(&st.chunks[chunk]):#x}")
         stored += used
-    objects += check_units(st)
+    objects += check_units(st) + check_shared(st)
     for name, found, counted in (
         ("pages stored", stored, st.pages_stored), ("same-filled pages", same, st.same_pages),
         ("huge pages", huge, st.huge_pages), ("compressed bytes", nbytes, st.compr_bytes),

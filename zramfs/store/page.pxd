@@ -6,3 +6,4 @@ cdef extern from "page.h" nogil:
     uint32_t boot_seconds() noexcept
     bint same_filled(const uint8_t* page, uint64_t* word) noexcept
     void fill_words(uint8_t* page, uint64_t word) noexcept
+    uint64_t page_sum(const uint8_t* page, uint64_t seed) noexcept

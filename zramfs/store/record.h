@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The record of a store: the small values of it that outlive the process, in superblock_t.user_record of the
- * memory file (allocator/layout.h). The file's user region has the slots, and behind them the access times and
- * the words of the units (unit.h):
+ * memory file (allocator/layout.h). The file's user region has the slots, and behind them the access times, the
+ * words of the units (unit.h) and the cells of shared objects (shared.h):
  *
- *   +--------------------------+---------------------------+-----------------------+
- *   | slot table, 8 B a slot   | access times, 4 B a slot  | words, 8 B a group    |
- *   +--------------------------+---------------------------+-----------------------+
+ *   +------------------------+--------------------------+--------------------+-------------------+
+ *   | slot table, 8 B a slot | access times, 4 B a slot | words, 8 B a group | cells, 8 B a slot |
+ *   +------------------------+--------------------------+--------------------+-------------------+
  *   each has room for whole chunks of 512 slots that hold most_slots. The first ones are the device's
- *   (size). The words begin with a page of their own.
+ *   (size). The words and the cells begin with a page of their own.
  *
  * Note 0 of the arena has the algorithms with their dictionaries (record.pyx). Note 1 is the device's.
  * Counters are atomic and relaxed: a killed process may have counted what it did not do any more, or not have

@@ -8,7 +8,8 @@ passes:
      backing store, are counted.
   2. The pool (allocator/recovery.pyx). It keeps the objects that their slot names, and frees the others.
   3. Only if more slots name an object than there are objects: the slots that name none.
-Between the first and the second, unit_recovery.pyx rebuilds the words of the units from the slots.
+Between the first and the second, unit_recovery.pyx and shared_recovery.pyx rebuild the words of the units and
+the cells of shared objects from the slots.
 A slot that can't be right costs its page: it is lost, so that reading it is EIO until it is written again.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -20,6 +21,10 @@ from allocator.recovery cimport pool_recover, pool_recovery_t
 from zramfs.store.backing cimport (
     BACK_HUGE, BLOCK, BLOCK_SHIFT, COUNTS, GROUP_SHIFT, GROUP_STALE, STALE, back_extent, back_offset,
     back_size, backing_add, backing_t,
+)
+from zramfs.store.shared cimport NO_CELL, SHARED_TAG
+from zramfs.store.shared_recovery cimport (
+    cell_claim, cell_is_whole, cell_named, cell_unclaim, cells_clear, cells_count, cells_sum,
 )
 from zramfs.store.slots cimport *
 from zramfs.store.unit_recovery cimport (
@@ -54,7 +59,7 @@ cdef bint back_sound(store_t* st, uint64_t v) noexcept nogil:
             and back_offset(v) + back_extent(size) <= st.backing.nr_blocks << BLOCK_SHIFT)
 
 
-cdef bint slot_sound(store_t* st, uint64_t v) noexcept nogil:
+cdef bint slot_sound(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
     """As far as the slot alone tells, without its lock and its mark of post-processing."""
     cdef uint32_t kind = slot_type(v), prio = slot_prio(v)
     if kind == EMPTY:
@@ -63,6 +68,8 @@ cdef bint slot_sound(store_t* st, uint64_t v) noexcept nogil:
         return v & FLAGS == 0
     if kind == UNIT:
         return v & ~<uint64_t>SLOT_IDLE == UNIT << TYPE_SHIFT
+    if kind == SHARED:
+        return slot_cell(slot, v) != NO_CELL and st.codec[prio].algo != 0
     if kind == WRITTEN_BACK:
         return (back_sound(st, v) and not v & SLOT_IDLE
                 and (prio == 0 or not v & BACK_HUGE and st.codec[prio].algo != 0))
@@ -76,9 +83,10 @@ cdef void slot_recover(recovery_t* job, uint64_t slot) noexcept nogil:
     job.locks += v & SLOT_LOCK
     v &= ~<uint64_t>(SLOT_LOCK | SLOT_POST)
     kind = slot_type(v)
-    if kind != WRITTEN_BACK:
+    if kind != WRITTEN_BACK and kind != SHARED:
         v &= ~<uint64_t>(UNUSED if kind == SAME else UNUSED | SLOT_HALVES)
-    if not slot_sound(st, v) or kind == UNIT and not word_claim(st, slot):
+    if (not slot_sound(st, slot, v) or kind == UNIT and not word_claim(st, slot)
+            or kind == SHARED and not cell_claim(st, v >> LOC_SHIFT)):
         v = lost_slot()
         job.lost += 1
     if v != was:
@@ -138,6 +146,8 @@ cdef bint object_named(void* ctx, uint64_t tag, uint64_t loc, uint32_t size) noe
     cdef uint32_t kind
     if tag & UNIT_TAG:
         return unit_named(st, tag, loc)
+    if tag & SHARED_TAG:
+        return cell_named(st, tag, loc, size)
     if tag >= st.nr_slots or st.chunks[tag >> CHUNK_SHIFT] == 0:
         return False
     v = st.slots[tag]
@@ -166,6 +176,10 @@ cdef void lost_mark(recovery_t* job) noexcept nogil:
                 st.huge_pages -= slot_type(v) == HUGE
                 store64(&st.slots[slot], lost_slot())
                 job.lost += 1
+            elif slot_type(v) == SHARED and not cell_is_whole(st, v >> LOC_SHIFT):
+                store64(&st.slots[slot], lost_slot())
+                cell_unclaim(st, v >> LOC_SHIFT)
+                job.lost += 1
 
 
 # ---- the backing store --------------------------------------------------------------------------
@@ -192,12 +206,14 @@ cdef void backing_settle(backing_t* b) noexcept nogil:
 
 cdef void recover(recovery_t* job, uint64_t reserve_blocks, pool_recovery_t* pool) noexcept nogil:
     units_clear(job.st)
+    cells_clear(job.st)
     slots_recover(job)
-    job.objects += units_count(job.st, &job.lost)
+    job.objects += units_count(job.st, &job.lost) + cells_count(job.st)
     pool_recover(job.st.pool, object_named, job, reserve_blocks, pool)
     if pool.objects != job.objects:
         lost_mark(job)
     units_sum(job.st, &job.lost)
+    cells_sum(job.st)
     if job.st.backing != NULL:
         backing_settle(job.st.backing)
     add64(&job.st.record.recoveries, 1)

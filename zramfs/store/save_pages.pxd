@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: chunk pin, slot lock, saving_t.lock (held for the copy of one object, or for the unpacking of one
-# unit), and inside it only the word of the unit and the zspage that is read.
+# Lock order: chunk pin, slot lock, saving_t.lock (held for the copy of one object, or for the unpacking of
+# one unit), and inside it only the word of the unit, or the cell, and the zspage that is read.
 # - used, settled and scanned are atomic. The rest of saving_t belongs to the one thread that drives the save,
 #   but for side[active] and units, which lock guards.
 """The pages of a store as they were at one instant, while it is in use.
@@ -19,10 +19,10 @@ list of pages is final. fill() takes the pages, in parts of about 256 KiB.
 
 What is kept of pages that change before their turn lies in two buffers: writers fill one while the save
 empties the other. A writer that finds no room waits with nothing locked but its chunk pin, at most PATIENCE.
-Then the save has failed: the writer goes on, and no page is kept any more. Recompression, the making of units,
-write-back and compaction move a page and do not change it, so they keep nothing. A page of a unit is saved as a
-single page, compressed by the primary algorithm. Of a page that was written back its blocks
-are kept from reuse, until the save has read them.
+Then the save has failed: the writer goes on, and no page is kept any more. Recompression, the making of
+units, sharing, write-back and compaction move a page and do not change it, so they keep nothing. A page of a
+unit is saved as a single page, compressed by the primary algorithm, and a page that shares its object with
+that one. Of a page that was written back its blocks are kept from reuse, until the save has read them.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 

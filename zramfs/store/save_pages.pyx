@@ -10,6 +10,7 @@ from allocator.zsmalloc cimport zs_map, zs_unmap
 from zramfs.codecs.codec cimport codec_compress
 from zramfs.store.backing cimport back_size, backing_fetch, backing_pin, backing_unpin
 from zramfs.store.image_entry cimport *
+from zramfs.store.shared cimport shared_fetch
 from zramfs.store.slots cimport *
 from zramfs.store.units cimport unit_cache_free, unit_cache_new, unit_cache_t, unit_read
 
@@ -46,6 +47,11 @@ cdef uint64_t page_take(store_t* st, uint64_t slot, uint64_t v, uint8_t* dst, ui
         backing_pin(st.backing, v)
         memcpy(dst, &v, sizeof(v))
         return image_entry(slot, IMAGE_BACK, 0, sizeof(v))
+    if kind == SHARED:
+        size = shared_fetch(&st.shared, slot_cell(slot, v), dst)
+        if size == 0:
+            return image_entry(slot, IMAGE_LOST, 0, 0)
+        return image_entry(slot, IMAGE_RAW if size == PAGE else IMAGE_OBJECT, slot_prio(v), size)
     p = zs_map(st.pool, v >> LOC_SHIFT, scratch, &size)
     if p == NULL:
         return image_entry(slot, IMAGE_LOST, 0, 0)
@@ -322,7 +328,8 @@ cdef saving_t* saving_new(store_t* st) noexcept nogil:
     run.units = unit_cache_new(True)
     for i in range(2):
         run.side[i].data = <uint8_t*>map_sparse(SIDE_BYTES, -1)
-    if (run.units == NULL or run.used == NULL or run.settled == NULL or run.directory == NULL or run.data == NULL
+    if (run.units == NULL or run.used == NULL or run.settled == NULL or run.directory == NULL
+            or run.data == NULL
             or run.side[0].data == NULL or run.side[1].data == NULL
             or try_populate(run.used, bits) != 0 or try_populate(run.settled, bits) != 0
             or try_populate(run.side[0].data, SIDE_BYTES) != 0

@@ -28,7 +28,7 @@ cdef uint32_t object_size(store_t* st, store_ctx_t* ctx, uint64_t v) noexcept no
 
 
 cdef inline bint slot_wanted(uint64_t v, uint32_t want) noexcept nogil:
-    if not slot_can_idle(v) or v & SLOT_POST:
+    if not slot_can_idle(v) or v & SLOT_POST or slot_type(v) == SHARED:
         return False
     return ((not want & WANT_IDLE or v & SLOT_IDLE) and (not want & WANT_HUGE or slot_type(v) == HUGE)
             and (not want & WANT_INCOMPRESSIBLE or v & SLOT_INCOMPRESSIBLE))

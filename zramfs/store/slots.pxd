@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Lock order, outermost first: chunk pin (store_t.chunks), slot lock (bit 0 of a slot), the word of a unit
-# (units.pxd), then the locks of the pool (allocator/zspage.pxd). A thread holds one slot at a time.
+# (units.pxd) or a cell (shared.pxd), then the locks of the pool (allocator/zspage.pxd). A thread holds one
+# slot at a time.
 """The slot table: one 64-bit word for each 4 KiB page of the device.
 
     63                                   24 23        10 9  8  7   6   5  4 3    1  0
@@ -11,16 +12,18 @@
     type  EMPTY, SAME (word in the slot), SAME_OBJ (word in an 8-byte object), OBJ (compressed),
           HUGE (raw, one page), WRITTEN_BACK (bits 10 to 63: zramfs/store/backing.pxd), UNIT (compressed
           together with its neighbours, zramfs/store/units.pxd: bits 24 to 63 are 0, since the number of the
-          slot says where it is); one more stays free for shared objects
+          slot says where it is), SHARED (bits 24 to 63: the cell of an object that several slots share, and
+          bits 10 to 23 a check of it, zramfs/store/shared.pxd)
     prio  priority of the algorithm that compressed it, 0 = primary
     idl   idle: not used since it was marked       inc  incompressible by every algorithm
     P     selected for post-processing             S    SAME: the word is two equal 32-bit halves
-    EMPTY is all zeros; SAME and SAME_OBJ have neither prio nor idl, inc, P; UNIT has no prio and no inc.
+    EMPTY is all zeros; SAME and SAME_OBJ have neither prio nor idl, inc, P; UNIT has no prio and no inc,
+    SHARED no inc.
     A page that is lost, by recovery or with an image, is an OBJ at LOC_NONE without flags: reading it is EIO,
     until it is written or discarded.
 
-Post-processing (recompression, units, write-back) has two stages. The first selects a page: under the slot
-lock it sets P. Every read, write and free of the page clears P. The second does its slow work with
+Post-processing (recompression, units, sharing, write-back) has two stages. The first selects a page: under
+the slot lock it sets P. Every read, write and free of the page clears P. The second does its slow work with
 no lock held, takes the slot lock again, and commits only if P is still set, which it clears: then
 the page still has the bytes that it had and nobody has asked for them. Its location may be another
 one by then, since object compaction moves objects and keeps P; so the location to free is that of
@@ -48,6 +51,7 @@ from allocator.zspage cimport pool_t
 from zramfs.store.backing cimport backing_t
 from zramfs.codecs.codec cimport codec_ctx_t, codec_t
 from zramfs.store.record cimport store_record_t
+from zramfs.store.shared cimport NO_CELL, SHARED_TAG, shared_check, shared_t
 from zramfs.store.units cimport unit_cache_t, unit_read, units_t
 
 cdef enum:
@@ -66,6 +70,7 @@ cdef enum:
     HUGE = 4
     WRITTEN_BACK = 5
     UNIT = 6
+    SHARED = 7
 
     PRIO_SHIFT = 4
     PRIO_MASK = 3
@@ -73,9 +78,11 @@ cdef enum:
     SLOT_INCOMPRESSIBLE = 1 << 7
     SLOT_POST = 1 << 8
     SLOT_HALVES = 1 << 9
+    CHECK_SHIFT = 10            # of a SHARED slot
     LOC_SHIFT = 24
     ATIME_CHUNK = CHUNK_SLOTS * 4   # bytes of access times of a chunk
     UNITS_CHUNK = CHUNK_SLOTS // 16 * 8     # bytes of the words of its units
+    CELLS_CHUNK = CHUNK_SLOTS * 8           # and of the cells of shared objects, one for each slot
 
     NR_PRIO = 4
 
@@ -112,6 +119,7 @@ cdef struct store_t:
     bint stays_ready            # the slot table is resident and stays so, and contexts are made resident
     backing_t* backing          # NULL = none
     units_t units
+    shared_t shared
     store_record_t* record      # in the memory file: what outlives the process
     # the size of the device: atomic, changed by one resize at a time (resize.pyx), as record.size is
     uint64_t nr_slots
@@ -187,14 +195,20 @@ cdef void page_free(store_t* st, uint64_t slot) noexcept nogil
 # slot_unlock: stores a value, which unlocks the slot. Held for a decompression or the copy of one object.
 cdef uint64_t slot_lock(store_t* st, uint64_t slot) noexcept nogil
 cdef void slot_unlock(store_t* st, uint64_t slot, uint64_t v) noexcept nogil
-# The page that the value of a locked slot names, but for UNIT and WRITTEN_BACK; no access: flags and access
-# time stay. 0 or -EIO.
+# The page that the value of a locked slot names, but for UNIT, SHARED and WRITTEN_BACK; no access: flags and
+# access time stay. 0 or -EIO.
 cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noexcept nogil
 # The page of a slot, in a chunk that is not pinned, and the slot's value; no access. Not that of a page that
 # is written back. 0 or -EIO.
 cdef int page_peek(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst, uint64_t* v) noexcept nogil
 # The same for a page on the backing store. The caller has pinned its blocks, or no other thread is at work.
 cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil
+# The page of a locked slot of type SHARED; the value: see page_load().
+cdef int shared_page_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v,
+                          uint8_t* dst) noexcept nogil
+# The page whose object, compressed or raw, lies at p; v: a value with its priority. 0 or -EIO.
+cdef int object_unpack(store_ctx_t* ctx, uint64_t v, const uint8_t* p, uint32_t size,
+                       uint8_t* dst) noexcept nogil
 # Decides how a page is to be stored, and compresses it into ctx.comp. Touches nothing shared. What p.data
 # points to is valid as long as page, ctx.comp and p are.
 cdef void page_prepare(store_t* st, store_ctx_t* ctx, const uint8_t* page, prepared_t* p) noexcept nogil
@@ -218,8 +232,8 @@ cdef inline uint64_t chunk_count(store_t* st) noexcept nogil:
     return chunks_of(slot_count(st))
 
 cdef inline uint64_t user_bytes(uint64_t most_slots) noexcept nogil:
-    """Slots, access times, and words of units, of a store that grows to so many slots."""
-    return chunks_of(most_slots) * (PAGE + ATIME_CHUNK + UNITS_CHUNK) + PAGE
+    """Slots, access times, words of units, and cells, of a store that grows to so many slots."""
+    return chunks_of(most_slots) * (PAGE + ATIME_CHUNK + UNITS_CHUNK + CELLS_CHUNK) + 2 * PAGE
 
 cdef inline uint64_t times_off(store_t* st) noexcept nogil:
     """Where the access times begin in the user region, in bytes."""
@@ -228,6 +242,10 @@ cdef inline uint64_t times_off(store_t* st) noexcept nogil:
 cdef inline uint64_t units_off(store_t* st) noexcept nogil:
     """And the words of the units."""
     return (chunks_of(st.most_slots) * (PAGE + ATIME_CHUNK) + PAGE - 1) & ~<uint64_t>(PAGE - 1)
+
+cdef inline uint64_t cells_off(store_t* st) noexcept nogil:
+    """And the cells of shared objects."""
+    return (units_off(st) + chunks_of(st.most_slots) * UNITS_CHUNK + PAGE - 1) & ~<uint64_t>(PAGE - 1)
 
 cdef inline uint32_t slot_type(uint64_t v) noexcept nogil:
     return <uint32_t>(v >> TYPE_SHIFT) & TYPE_MASK
@@ -246,12 +264,23 @@ cdef inline uint64_t same_word(uint64_t v) noexcept nogil:
     cdef uint64_t word = v >> LOC_SHIFT
     return word << 32 | word if v & SLOT_HALVES else word
 
-# page_load() for a slot whose page may be in a unit.
+cdef inline uint64_t shared_slot(uint64_t slot, uint64_t cell, uint32_t prio) noexcept nogil:
+    return (cell << LOC_SHIFT | shared_check(slot, cell, prio) << CHECK_SHIFT | prio << PRIO_SHIFT
+            | SHARED << TYPE_SHIFT)
+
+cdef inline uint64_t slot_cell(uint64_t slot, uint64_t v) noexcept nogil:
+    """Of a SHARED slot; NO_CELL: the value is damaged."""
+    cdef uint64_t flags = SLOT_LOCK | SLOT_IDLE | SLOT_POST
+    return v >> LOC_SHIFT if v & ~flags == shared_slot(slot, v >> LOC_SHIFT, slot_prio(v)) else NO_CELL
+
+# page_load() for a slot whose page may be in a unit, or shared.
 cdef inline int slot_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v,
                           uint8_t* dst) noexcept nogil:
     if slot_type(v) == UNIT:
         return unit_read(&st.units, ctx.units, slot, dst)
+    if slot_type(v) == SHARED:
+        return shared_page_load(st, ctx, slot, v, dst)
     return page_load(st, ctx, v, dst)
 
 cdef inline bint slot_can_idle(uint64_t v) noexcept nogil:
-    return slot_type(v) == OBJ or slot_type(v) == HUGE or slot_type(v) == UNIT
+    return (slot_type(v) == OBJ or slot_type(v) == HUGE or slot_type(v) == UNIT or slot_type(v) == SHARED)

@@ -15,6 +15,7 @@ from zramfs.store.backing cimport (
 )
 from zramfs.codecs.codec cimport codec_compress, codec_decompress
 from zramfs.store.page cimport boot_seconds, fill_words, same_filled
+from zramfs.store.shared cimport shared_fetch, shared_leave, shared_moved, shared_pin
 from zramfs.store.units cimport UNIT_TAG, unit_leave, unit_moved, unit_pin, unit_read
 
 
@@ -109,6 +110,8 @@ cdef bint slot_pin(void* st, uint64_t slot, uint64_t loc) noexcept nogil:
     cdef uint64_t v
     if slot & UNIT_TAG:
         return unit_pin(&s.units, slot, loc)
+    if slot & SHARED_TAG:
+        return shared_pin(&s.shared, slot, loc)
     if slot >= slot_count(s) or not chunk_try_pin(s, slot >> CHUNK_SHIFT):
         return False
     v = peek64(&s.slots[slot])
@@ -125,6 +128,9 @@ cdef void slot_moved(void* st, uint64_t slot, uint64_t loc) noexcept nogil:
     cdef uint64_t v
     if slot & UNIT_TAG:
         unit_moved(&s.units, slot, loc)
+        return
+    if slot & SHARED_TAG:
+        shared_moved(&s.shared, slot, loc)
         return
     v = peek64(&s.slots[slot])
     v = (v & ((1u << LOC_SHIFT) - 1) & ~<uint64_t>SLOT_LOCK) | (loc << LOC_SHIFT)
@@ -180,13 +186,18 @@ cdef int page_load(store_t* st, store_ctx_t* ctx, uint64_t v, uint8_t* dst) noex
 
 cdef int object_unpack(store_ctx_t* ctx, uint64_t v, const uint8_t* p, uint32_t size,
                        uint8_t* dst) noexcept nogil:
-    """The page whose object, compressed or raw, lies at p."""
     if size == PAGE:
         memcpy(dst, p, PAGE)
         return 0
     if codec_decompress(ctx.codec[(v >> PRIO_SHIFT) & PRIO_MASK], p, <int>size, dst, PAGE) != PAGE:
         return -EIO
     return 0
+
+
+cdef int shared_page_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v,
+                          uint8_t* dst) noexcept nogil:
+    cdef uint32_t size = shared_fetch(&st.shared, slot_cell(slot, v), ctx.scratch)
+    return object_unpack(ctx, v, ctx.scratch, size, dst) if size != 0 else -EIO
 
 
 cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil:
@@ -210,8 +221,8 @@ cdef int fetch_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, 
     return r
 
 
-cdef void value_release(store_t* st, uint64_t v) noexcept nogil:
-    """Frees what an old value named, which no slot names any more."""
+cdef void value_release(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
+    """Frees what an old value of a slot named, which it does not name any more."""
     cdef uint32_t kind = slot_type(v)
     cdef int size
     if kind == EMPTY:
@@ -223,6 +234,9 @@ cdef void value_release(store_t* st, uint64_t v) noexcept nogil:
     if kind == WRITTEN_BACK:
         sub64(&st.written_back, 1)
         backing_release(st.backing, v)
+    if kind == SHARED:
+        sub64(&st.shared.pages, 1)
+        shared_leave(&st.shared, slot_cell(slot, v))
     if has_object(v):
         size = zs_free(st.pool, v >> LOC_SHIFT)
         if size > 0 and kind != SAME_OBJ:
@@ -236,7 +250,7 @@ cdef void slot_replace(store_t* st, uint64_t slot, uint64_t old, uint64_t new) n
         store64(&st.slots[slot], new | SLOT_LOCK)
         unit_leave(&st.units, slot)
     slot_unlock(st, slot, new)
-    value_release(st, old)
+    value_release(st, slot, old)
 
 
 cdef void page_prepare(store_t* st, store_ctx_t* ctx, const uint8_t* page, prepared_t* p) noexcept nogil:
@@ -322,7 +336,7 @@ cdef int page_read(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) n
         if r == 0:
             backing_unpin(st.backing, v)
         return r
-    r = page_load(st, ctx, v, dst)
+    r = slot_load(st, ctx, slot, v, dst)
     slot_unlock(st, slot, v & ~<uint64_t>(SLOT_IDLE | SLOT_POST))
     return r
 

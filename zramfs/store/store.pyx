@@ -199,7 +199,7 @@ cdef class Store:
     cdef int begin_post(self) except -1:
         self.check_range(0, 0)
         if self.post_processing:
-            raise OSError(EBUSY, "another recompression, making of units or write-back is under way")
+            raise OSError(EBUSY, "another recompression, making of units, sharing or write-back is under way")
         self.post_processing = True
         return 0
 

@@ -45,6 +45,12 @@ cdef void units_attach(store_t* st) noexcept nogil:
     st.units.serial = &st.record.unit_serial
 
 
+cdef void shared_attach(store_t* st) noexcept nogil:
+    st.shared.pool = st.pool
+    st.shared.cells = <uint64_t*>(st.arena.user + cells_off(st))
+    st.shared.nr_cells = chunks_of(st.most_slots) * CELLS_CHUNK // sizeof(uint64_t)
+
+
 cdef store_t* store_new(arena_t* arena, uint64_t nr_slots, uint64_t most_slots) noexcept nogil:
     cdef store_t* st = <store_t*>calloc(1, sizeof(store_t))
     cdef pool_ops_t ops
@@ -67,6 +73,7 @@ cdef store_t* store_new(arena_t* arena, uint64_t nr_slots, uint64_t most_slots) 
         return NULL
     st.max_object = st.pool.huge_size - 1
     units_attach(st)
+    shared_attach(st)
     st.change_fd = -1
     return st
 
@@ -165,7 +172,7 @@ cdef object store_stats(store_t* st):
     arena = arena_stats(st.arena)
     return StoreStats(
         orig_data_size=peek64(&st.pages_stored) * PAGE,
-        compr_data_size=peek64(&st.compr_bytes) + peek64(&st.units.nbytes),
+        compr_data_size=peek64(&st.compr_bytes) + peek64(&st.units.nbytes) + peek64(&st.shared.nbytes),
         mem_used_total=pool.pages * PAGE,
         mem_limit=pool.limit_pages * PAGE,
         mem_used_max=pool.max_pages * PAGE,
@@ -192,6 +199,9 @@ cdef object store_stats(store_t* st):
         unit_dead=peek64(&st.units.members) - peek64(&st.units.pages),
         unit_bytes=peek64(&st.units.nbytes),
         units_unpacked=peek64(&st.units.unpacked),
+        shared_pages=peek64(&st.shared.pages),
+        shared_objects=peek64(&st.shared.objects),
+        shared_bytes=peek64(&st.shared.nbytes),
         recoveries=peek64(&st.record.recoveries),
         pages_lost=peek64(&st.record.pages_lost),
     )

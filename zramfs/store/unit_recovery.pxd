@@ -5,6 +5,12 @@ from libc.stdint cimport uint64_t
 
 from zramfs.store.slots cimport store_t
 
+ctypedef void (*word_visit_t)(store_t* st, uint64_t number, void* to) noexcept nogil
+
+# Each word that is not 0 of an array in the user region. A touch of the rest of it would give it memory.
+cdef void words_visit(store_t* st, const uint64_t* words, uint64_t nr_words, word_visit_t visit,
+                      void* to) noexcept nogil
+
 # Takes from all words what is not persistent. A word that names a unit keeps WORD_MAKING until units_count().
 cdef void units_clear(store_t* st) noexcept nogil
 # A slot of type UNIT: False if its group has no unit with its page.

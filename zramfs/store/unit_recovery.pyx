@@ -18,24 +18,26 @@ from allocator.zspage cimport (
 from zramfs.store.slots cimport *
 from zramfs.store.units cimport *
 
-ctypedef void (*word_visit_t)(store_t* st, uint64_t group, void* to) noexcept nogil
 
-
-cdef void words_visit(store_t* st, word_visit_t visit, void* to) noexcept nogil:
-    """Each word that is not 0. A touch of the rest of the table would give it memory."""
-    cdef int64_t start = <int64_t>(st.arena.sb.user_off + units_off(st))
-    cdef int64_t end = start + <int64_t>(st.units.nr_words * sizeof(uint64_t)), at = start, hole
-    cdef uint64_t group
+cdef void words_visit(store_t* st, const uint64_t* words, uint64_t nr_words, word_visit_t visit,
+                      void* to) noexcept nogil:
+    cdef int64_t start = <int64_t>st.arena.sb.user_off + (<const uint8_t*>words - st.arena.user)
+    cdef int64_t end = start + <int64_t>(nr_words * sizeof(uint64_t)), at = start, hole
+    cdef uint64_t number
     while at < end:
         at = lseek(st.arena.fd, at, SEEK_DATA)
         if at < 0 or at >= end:
             break
         hole = min(lseek(st.arena.fd, at, SEEK_HOLE), end)
-        for group in range(<uint64_t>(at - start) // sizeof(uint64_t),
-                           <uint64_t>(hole - start) // sizeof(uint64_t)):
-            if st.units.words[group] != 0:
-                visit(st, group, to)
+        for number in range(<uint64_t>(at - start) // sizeof(uint64_t),
+                            <uint64_t>(hole - start) // sizeof(uint64_t)):
+            if words[number] != 0:
+                visit(st, number, to)
         at = hole
+
+
+cdef void units_visit(store_t* st, word_visit_t visit, void* to) noexcept nogil:
+    words_visit(st, st.units.words, st.units.nr_words, visit, to)
 
 
 # ---- objects ------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ cdef void word_clear(store_t* st, uint64_t group, void* to) noexcept nogil:
 
 
 cdef void units_clear(store_t* st) noexcept nogil:
-    words_visit(st, word_clear, NULL)
+    units_visit(st, word_clear, NULL)
 
 
 cdef bint word_claim(store_t* st, uint64_t slot) noexcept nogil:
@@ -159,7 +161,7 @@ cdef void word_count(store_t* st, uint64_t group, void* to) noexcept nogil:
 cdef uint64_t units_count(store_t* st, uint64_t* lost) noexcept nogil:
     cdef count_t count
     count.objects, count.lost = 0, lost
-    words_visit(st, word_count, &count)
+    units_visit(st, word_count, &count)
     return count.objects
 
 
@@ -190,4 +192,4 @@ cdef void word_sum(store_t* st, uint64_t group, void* to) noexcept nogil:
 
 
 cdef void units_sum(store_t* st, uint64_t* lost) noexcept nogil:
-    words_visit(st, word_sum, lost)
+    units_visit(st, word_sum, lost)

@@ -116,6 +116,7 @@ def _info(f: Figures) -> Value:
 
 
 _GOVERNED = ("off", "on", "braked", "frozen")
+_SHARED = ("joined", "unequal", "alone", "no_room", "busy")
 _UNITS = ("made", "kept", "dissolved", "no_room")
 _RECOMPRESSED = ("won", "kept", "no_room", "busy")
 
@@ -209,6 +210,20 @@ TABLE = (
            labels=("result",)),
     Metric(COUNTER, "unit_saved_bytes", "Memory that became less by it.",
            lambda f: f.device.unit_making.bytes_saved, "bytes"),
+    # shared pages
+    Metric(GAUGE, "shared_pages", "Pages that share an object, because their contents are equal.",
+           lambda f: f.store.shared_pages),
+    Metric(GAUGE, "shared_objects", "The objects that they share.", lambda f: f.store.shared_objects),
+    Metric(GAUGE, "shared_bytes", "Compressed data in these.", lambda f: f.store.shared_bytes, "bytes"),
+    Metric(COUNTER, "share_looked", "Pages that were compared with others.",
+           lambda f: f.device.sharing.looked),
+    Metric(COUNTER, "share_pages", "Of these, by what came of them; most pages have no equal.",
+           lambda f: _by(_SHARED, (getattr(f.device.sharing, name) for name in _SHARED)), labels=("result",)),
+    Metric(COUNTER, "share_objects", "Objects made to be shared.", lambda f: f.device.sharing.made),
+    Metric(COUNTER, "share_saved_bytes", "Memory that became less by it.",
+           lambda f: f.device.sharing.bytes_saved, "bytes"),
+    Metric(GAUGE, "share_table_bytes", "What the table of the pages may take, while `share` is under way.",
+           lambda f: f.device.sharing.table_bytes, "bytes"),
     # write-back
     Metric(GAUGE, "backing_blocks", "Blocks of 4 KiB of the backing store.",
            _backing(lambda b: _by(

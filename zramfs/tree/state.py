@@ -81,6 +81,15 @@ def _units(stats: DeviceStats) -> str:
             f"{store.unit_dead} places dead; {format_size(done.bytes_saved)} saved")
 
 
+def _shared(stats: DeviceStats) -> str:
+    """Pages with equal contents."""
+    store, done = stats.store, stats.sharing
+    if store is None or not store.shared_pages:
+        return "none"
+    return (f"{store.shared_pages} pages in {store.shared_objects} objects of "
+            f"{format_size(store.shared_bytes)}; {format_size(done.bytes_saved)} saved")
+
+
 def _policies(stats: DeviceStats) -> str:
     said = []
     for each in stats.policies:
@@ -180,6 +189,7 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
             ("failed I/O", f"{store.failed_reads} reads, {store.failed_writes} writes"),
             ("recompressed", _recompression(stats)),
             ("units", _units(stats)),
+            ("shared", _shared(stats)),
             *_backing_rows(stats.backing_dev, stats.backing, stats.writeback),
             ("policies", _policies(stats)),
             ("file system", _governor(stats)),
