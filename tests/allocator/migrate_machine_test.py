@@ -15,6 +15,7 @@ from tests.support.memory_file import MemoryFile
 from tests.support.migration_tools import assert_at_rest, assert_balanced
 from tests.support.models import PAGEBLOCK_FRAMES
 from tests.support.pool_tools import pattern
+from tests.support.scale import scaled
 
 PAGEBLOCK = PAGEBLOCK_FRAMES * 4096
 NR_PAGEBLOCKS = 6
@@ -193,6 +194,6 @@ class MigrationMachine(RuleBasedStateMachine):
 
 
 # A sanitizer makes the checks ten times as slow.
-EXAMPLES = 8 if capabilities.missing("unsanitized") else 30
+EXAMPLES = 8 if capabilities.missing("unsanitized") else scaled(30, 12)
 MigrationMachine.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=25, deadline=None)
 TestMigrationMachine = MigrationMachine.TestCase

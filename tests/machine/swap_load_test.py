@@ -18,6 +18,7 @@ from tests.support.backing_tools import backing_file
 from tests.support.child import stopped
 from tests.support.commands import failure, rows
 from tests.support.paths import ROOT
+from tests.support.scale import is_full, scaled
 from tests.support.swap_load import Group, build, faults, fillers, group, until_swapped
 from tests.support.whole import MIB, PAGE, Device, loop, run, wait_until, zramfs
 from zramfs.host import loops, swaps
@@ -84,13 +85,14 @@ def clean(state: State, before: dict[str, int]) -> None:
 
 @pytest.mark.soak
 def test_a_gibibyte_verified_three_times(swap: State, small: Group, program: Path, times: int) -> None:
+    """Or 320 MiB, in a group that is as much smaller."""
     before = faults(swap.pid)
-    small.limit(200 * MIB)
-    with fillers(program, small, 1024, passes=3 * times) as [filler]:
-        until_swapped(small, 700 * MIB)
+    small.limit(scaled(200, 64) * MIB)
+    with fillers(program, small, scaled(1024, 320), passes=3 * times) as [filler]:
+        until_swapped(small, scaled(700, 210) * MIB)
         # Nothing else uses the area; what is on its way there the group counts, too.
         [row] = rows("--bytes")
-        assert row["swap-used"] > 600 * MIB
+        assert row["swap-used"] > scaled(600, 180) * MIB
         filler.finish(100 * times)
     assert [line.split()[0] for line in filler.lines] == [str(n + 1) for n in range(3 * times)]
     assert small.kills == 0
@@ -98,7 +100,7 @@ def test_a_gibibyte_verified_three_times(swap: State, small: Group, program: Pat
     # What its end has freed was discarded, and went back to the OS.
     device = Device(Path(swap.directory))
     wait_until(lambda: device.mm_stat()["orig_data_size"] < 64 * MIB, "the discards have arrived")
-    assert device.mm_stat()["mem_used_max"] > 400 * MIB
+    assert device.mm_stat()["mem_used_max"] > scaled(400, 110) * MIB
 
 
 @pytest.mark.soak
@@ -107,6 +109,7 @@ def test_several_programs_with_the_compactor_at_work_and_the_daemon_frozen_now_a
 ) -> None:
     device = Device(Path(swap.directory))
     device.write("control", "proactiveness=100")
+    small.limit(scaled(100, 50) * MIB)
     before = faults(swap.pid)
     over = threading.Event()
 
@@ -117,8 +120,8 @@ def test_several_programs_with_the_compactor_at_work_and_the_daemon_frozen_now_a
             os.kill(swap.pid, signal.SIGCONT)
             time.sleep(0.35)
 
-    with fillers(program, small, 120, 100, 100) as at_work:
-        until_swapped(small, 100 * MIB)
+    with fillers(program, small, *((120, 100, 100) if is_full() else (60, 50, 50))) as at_work:
+        until_swapped(small, scaled(100, 50) * MIB)
         thread = threading.Thread(target=disturb)
         thread.start()
         try:
