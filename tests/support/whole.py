@@ -164,8 +164,8 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
 
 
 def wait_until(condition, what: str, seconds: float = 10) -> None:
-    """Polls until `condition` is true, fails the test when it is not in time. `seconds` are for an idle machine.
-    One on which twenty programs want the processors has up to a minute."""
+    """Polls until `condition` is true, fails the test when it is not in time. `seconds` are for an idle
+    machine. One on which twenty programs want the processors has up to a minute."""
     end = time.monotonic() + max(seconds, min(4 * seconds, 60))
     while not condition():
         if time.monotonic() > end:
