@@ -86,8 +86,8 @@ class MigrationMachine(RuleBasedStateMachine):
         assert before.pageblocks_in_use - after.pageblocks_in_use == freed
         assert after.bytes_returned - before.bytes_returned == freed * PAGEBLOCK
         if not self.injected:
-            # What moved went with its pageblock, and took no more memory elsewhere, but for the rest of a unit
-            # in each pageblock: the free frames beside a target are populated with it.
+            # What moved went with its pageblock, and took no more memory elsewhere, but for the rest of a
+            # unit in each pageblock: the free frames beside a target are populated with it.
             assert self.memory.resident() <= resident + NR_PAGEBLOCKS * (UNIT_FRAMES - 1) * 4096
         if not self.injected and not self.blocks:
             assert after.pageblocks_in_use == -(-after.frames_used // PAGEBLOCK_FRAMES)
