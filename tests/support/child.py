@@ -32,6 +32,14 @@ def process_state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def has_ended(pid: int) -> bool:
+    """Nobody need have heard of it yet: a zombie holds nothing."""
+    try:
+        return process_state(pid) in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 @contextlib.contextmanager
 def stopped(pid: int, seconds: float = TIMEOUT) -> Iterator[None]:
     """The process stands still inside, but not longer than `seconds`, whatever hangs on it: a test in

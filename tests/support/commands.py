@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.child import stopped
+from tests.support.child import has_ended, stopped
 from tests.support.paths import ROOT
 from tests.support.whole import ZRAMFS, wait_until, zramfs
 from zramfs.host import loops, mounts
@@ -62,13 +62,14 @@ def is_attached(state: State) -> bool:
 
 
 def kill_daemon(state: State) -> None:
-    """With its keeper and its standby, so that the device dies."""
+    """With its keeper and its standby, so that the device dies. Each holds the lock of the run directory
+    until it has ended."""
+    pids = [pid for pid in (state.keeper_pid, state.standby_pid, state.pid) if pid]
     with stopped(state.pid):
-        for pid in (state.keeper_pid, state.standby_pid, state.pid):
-            if pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not state.alive(), "the daemon is dead")
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: all(map(has_ended, pids)) and not state.alive(), "the daemon is dead")
 
 
 @contextlib.contextmanager
