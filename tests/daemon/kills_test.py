@@ -17,7 +17,6 @@ import pytest
 from tests.support.child import stopped
 from tests.support.commands import nothing_left
 from tests.support.killer import Killer, found, has_standby, kill_daemon, serving_pids, state
-from tests.support.scale import scaled
 from tests.support.swap_load import group
 from tests.support.whole import (
     MIB,
@@ -36,7 +35,7 @@ from zramfs.lifecycle.rundir import Rundir
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
 
-KILLS = scaled(30, 10)
+KILLS = 30
 # Puts a shell into a memory cgroup, and more bytes than the group may have into the shell.
 EATER = 'echo $$ >"$0/cgroup.procs" && exec dd if=/dev/zero of=/dev/null bs=200M count=1'
 # Seconds between two kills. With a standby the next daemon serves in a few milliseconds.

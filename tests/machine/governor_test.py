@@ -19,7 +19,6 @@ from tests.support.capabilities import require
 from tests.support.commands import kill_daemon, rows, state_of
 from tests.support.governed import (
     Full,
-    can_claim,
     compressible,
     fill_many,
     fill_one,
@@ -27,7 +26,7 @@ from tests.support.governed import (
     ram_disk,
     sync_file_system,
 )
-from tests.support.whole import MIB, opened, run, wait_until, zramfs
+from tests.support.whole import MIB, can_claim, opened, run, wait_until, zramfs
 from zramfs.host import bdi, loops
 from zramfs.lifecycle import rundir
 

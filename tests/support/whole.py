@@ -140,6 +140,18 @@ def mounted(source: str, point: Path, *options: str) -> Iterator[Path]:
         yield point
     finally:
         run("umount", point)
+        if source.startswith("/dev/"):
+            # A mount namespace that somebody made meanwhile holds the file system until it ends.
+            wait_until(lambda: can_claim(source), f"the file system of {source} has ended", 40)
+
+
+def can_claim(device: str) -> bool:
+    """Whether nothing is mounted from a block device."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
