@@ -4,6 +4,8 @@
 ZRAMFS_ONLY=zramfs.codecs.codec,...   builds only these extensions
 ZRAMFS_SANITIZE=address|thread  builds with that sanitizer (address brings undefined with it)
 ZRAMFS_WERROR=1                 turns compiler warnings into errors (scripts/test sets it)
+ZRAMFS_OPTIMIZE='-O0 -g0'       instead of -O2 -g
+ZRAMFS_BUILD_DIR=DIR            where the generated C goes, instead of build/cython
 """
 import os
 import shlex
@@ -16,6 +18,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+OPTIMIZE = os.environ.get("ZRAMFS_OPTIMIZE", "-O2 -g").split()
 SANITIZE = os.environ.get("ZRAMFS_SANITIZE", "")
 ONLY = {name for name in os.environ.get("ZRAMFS_ONLY", "").split(",") if name}
 
@@ -44,8 +47,8 @@ def extension(name: str, *packages: tuple[str, str]) -> Extension:
     flags = {
         # -Wno-unused-*: Cython's own generated helpers, which our code does not call.
         "extra_compile_args": [
-            "-std=gnu11", "-O2", "-g", "-pthread", "-D_GNU_SOURCE", "-fno-strict-aliasing",
-            "-Wall", "-Wextra", "-Wundef", "-Wno-unused-function", "-Wno-unused-parameter",
+            "-std=gnu11", *OPTIMIZE, "-pthread", "-D_GNU_SOURCE", "-fno-strict-aliasing", "-Wall",
+            "-Wextra", "-Wundef", "-Wno-unused-function", "-Wno-unused-parameter",
             "-Wno-missing-field-initializers",
         ],
         "extra_link_args": ["-pthread"],

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import pytest_timeout
 
-from tests.support import capabilities, leftovers, zygote
+from tests.support import capabilities, leftovers, scale, shares, zygote
 from tests.support.guardian import Guardian
 
 # The directories of tests/ in the order in which they run: the lowest layer first, so that the first failure
@@ -26,34 +26,36 @@ LAYERS = (
     "lifecycle",
     "configuration", "views", "doctor", "cli", "docs", "packaging", "machine", "benchmarks", "soak",
 )
-# scripts/test runs two processes side by side, each with a share of the files. These are all in the first
-# share, so that they never meet each other. They use swap, and the machine has one set of swap areas and one
-# vm.min_free_kbytes.
+# scripts/test runs processes side by side, which share the files (tests/support/shares.py). The first takes
+# these, so that they never meet. They use swap, and the machine has one set of swap areas and one
+# vm.min_free_kbytes. Or they fill a memory group, which swap of others would make larger.
 SWAP = {
-    "cli/status_test.py", "configuration/apply_test.py", "daemon/shortage_test.py", "lifecycle/lost_test.py",
+    "cli/status_test.py", "configuration/apply_test.py", "daemon/kills_test.py", "daemon/shortage_test.py",
+    "lifecycle/lost_test.py",
     "lifecycle/stop_test.py", "lifecycle/swap_test.py", "machine/data_path_test.py",
     "machine/filesystems_test.py", "machine/ltp_test.py", "machine/scripts_test.py",
     "machine/swap_kills_test.py", "machine/swap_load_test.py", "machine/systemd_test.py",
 }
-# The first three drop the caches of the machine, upon which the kernel compacts its own zram devices. The
-# others compare ours with those.
+# And the second takes these. The first three drop the caches of the machine, upon which the kernel compacts
+# its own zram devices. The others compare ours with those.
 CACHES = {
     "lifecycle/ramdisk_test.py", "machine/governor_test.py", "machine/writeback_test.py",
     "machine/differences_test.py", "machine/differential_test.py", "machine/differential_random_test.py",
-    "benchmarks/fragmentation_test.py",
+    "benchmarks/fragmentation_test.py", "benchmarks/run_test.py",
 }
-# These measure time.
-QUIET = {"tree/mounted_test.py", "lane/mounted_life_test.py", "benchmarks/run_test.py"}
-# In these, and where swap, caches or time matter, each command is the program itself: they are about the
-# program, its memory or its processes. Elsewhere zramfs() forks a process that has loaded all of it
-# (tests/support/zygote.py).
+# It alone takes minutes, and would be the last to end if it came when its layer does.
+LONGEST = "packaging/packages_test.py"
+# In these each command is the program itself: they are about the program, its memory, its processes or its
+# speed. Elsewhere zramfs() forks a process that has loaded all of it (tests/support/zygote.py).
 FRESH = (
     "cli/create_stop_test.py", "cli/help_test.py", "cli/loaded_test.py", "cli/questions_test.py",
-    "cli/surroundings_test.py", "cli/users_test.py", "tree/contents_test.py",
-    "daemon/", "doctor/", "packaging/", "machine/", "benchmarks/", "soak/",
+    "cli/surroundings_test.py", "cli/users_test.py", "lane/mounted_life_test.py", "tree/contents_test.py",
+    "tree/mounted_test.py", "machine/data_path_test.py", "machine/ltp_test.py",
+    "machine/memory_groups_test.py",
+    "machine/scripts_test.py", "machine/secrets_test.py", "machine/swap_kills_test.py",
+    "machine/swap_load_test.py", "machine/systemd_test.py", "machine/tools_test.py",
+    "daemon/", "doctor/", "packaging/", "benchmarks/", "soak/",
 )
-# What makes the shares equal: 960 and 1100 s on two cores.
-FIRST_SHARE = ("allocator/", "text/", "codecs/", "device/", "tree/")
 # Half of what select(2) can wait for.
 MOST_DESCRIPTORS = 512
 TRACEBACK = "Traceback (most recent call last)"
@@ -66,8 +68,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the tests of tests/soak for about this many minutes together instead of one",
     )
     parser.addoption(
-        "--share", type=int, choices=(1, 2), help="run only this share of the tests; scripts/test runs both",
+        "--full", action="store_true",
+        help="all rounds, kills, bytes and examples, as in CI, not a part of them (tests/support/scale.py)",
     )
+    parser.addoption(
+        "--share", type=int, metavar="N",
+        help="run the files that no other share has taken, and those that only this one may run: one of the "
+        "processes of scripts/test",
+    )
+    parser.addoption("--claims", type=Path, metavar="DIR", help="where shares note the files that they take")
     parser.addoption(
         "--clean-room", action="store_true",
         help="also install the packages on a new Debian (tests/packaging/clean_room_test.py)",
@@ -76,6 +85,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.full:
+        os.environ[scale.ENVIRONMENT] = "1"
     for line in (
         "requires(*words): skip unless the machine has these; see capabilities.py",
         "soak: runs longer with --soak, and has its time limit stretched with it",
@@ -118,9 +129,18 @@ def _layer(nodeid: str) -> int:
     return LAYERS.index(directory)
 
 
-def _share(nodeid: str) -> int:
+def _only_share(nodeid: str) -> int:
+    """The one share that may run it; 0 for any."""
     file = _file(nodeid)
-    return 1 if file in SWAP | CACHES | QUIET or file.startswith(FIRST_SHARE) else 2
+    return 1 if file in SWAP else 2 if file in CACHES else 0
+
+
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    option = session.config.option
+    if not option.share or option.collectonly or session.testsfailed:
+        return None  # pytest's own
+    shares.run(session, option.claims)
+    return True
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> None:
@@ -153,14 +173,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         uses_swap = any("swap" in mark.args for mark in item.iter_markers("requires"))
         if uses_swap and _file(item.nodeid) not in SWAP:
             raise pytest.UsageError(f"{item.nodeid} uses swap: add its file to SWAP in tests/conftest.py")
-    wanted = config.getoption("share")
+    share = config.getoption("share")
     left_out = {
         item for item in items
         if (item.get_closest_marker("clean_room") and not config.getoption("clean_room"))
-        or (wanted and _share(item.nodeid) != wanted)
+        or (share and _only_share(item.nodeid) not in (0, share))
     }
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
+    if share:  # what the others can't take from it, or what is longest, comes first
+        first = LONGEST if share > 2 else ""
+        items.sort(key=lambda item: not _only_share(item.nodeid) and _file(item.nodeid) != first)
     factor = max(1.0, config.getoption("soak"))
     limit = float(config.getini("timeout"))
     for item in items:
@@ -170,8 +193,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    file = _file(item.nodeid)
-    zygote.fresh = file in SWAP | CACHES | QUIET or file.startswith(FRESH)
+    zygote.fresh = _file(item.nodeid).startswith(FRESH)
     for mark in item.iter_markers("requires"):
         capabilities.require(*mark.args)
 

@@ -15,6 +15,7 @@ from allocator import Arena
 from allocator.check import check
 from tests.support import models
 from tests.support.memory_file import MemoryFile, resident_set
+from tests.support.scale import scaled
 
 FRAME = 4096
 PAGEBLOCK_FRAMES = 512
@@ -107,7 +108,7 @@ class ArenaMachine(RuleBasedStateMachine):
         assert held <= len(self.model.used) * PAGEBLOCK + 16 * FRAME
 
 
-ArenaMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+ArenaMachine.TestCase.settings = settings(max_examples=scaled(60, 25), stateful_step_count=40, deadline=None)
 TestArenaMachine = ArenaMachine.TestCase
 
 

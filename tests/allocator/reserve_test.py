@@ -17,7 +17,7 @@ FRAME = 4096
 BLOCK = PAGEBLOCK_FRAMES * FRAME
 
 
-def until(what, seconds: float = 10) -> None:
+def until(what, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "did not happen in time"

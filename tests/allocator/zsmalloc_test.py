@@ -15,6 +15,7 @@ from tests.support import models
 from tests.support.memory_file import MemoryFile
 from tests.support.models import CHAIN_8, SizeClass, size_class
 from tests.support.pool_tools import largest, pattern, scatter, used_classes
+from tests.support.scale import scaled
 
 # ---- compaction -------------------------------------------------------------------------------------
 
@@ -313,5 +314,5 @@ class PoolMachine(RuleBasedStateMachine):
             assert c.freeable == (c.obj_allocated - c.obj_used) // of_model.objs * of_model.pages
 
 
-PoolMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=scaled(40, 16), stateful_step_count=25, deadline=None)
 TestPoolMachine = PoolMachine.TestCase

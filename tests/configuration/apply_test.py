@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.child import Child, stopped
 from tests.support.commands import failure, kill_daemon, nothing_left, rows, state_of
+from tests.support.governed import sync_file_system
 from tests.support.paths import ROOT
 from tests.support.whole import MIB, ZRAMFS, opened, wait_until, zramfs
 from zramfs.host import mounts, swaps
@@ -265,7 +266,7 @@ def test_a_service_from_start_to_stop(top: Path) -> None:
         assert " of 64M stored in " in manager.told[-1] and " of 48M" in manager.told[-1]
         manager.wait_for("WATCHDOG=1")
         (top / "fast/data").write_bytes(os.urandom(4 * MIB))
-        os.sync()
+        sync_file_system(top / "fast")
         manager.wait_for("STATUS=4.", seconds=30)
         child.process.terminate()
         manager.wait_for("STOPPING=1")

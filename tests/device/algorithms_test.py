@@ -182,7 +182,7 @@ def test_files_that_are_no_dictionary(tmp_path: Path, make: Callable[[Path], obj
     with pytest.raises(ZramfsError) as caught:
         algorithms.read_dictionary(tmp_path / "dict")
     assert caught.value.errno == errno.EINVAL and words in str(caught.value)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_a_dictionary_is_read_when_it_is_set(tmp_path: Path) -> None:

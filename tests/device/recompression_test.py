@@ -164,7 +164,7 @@ async def test_a_terabyte_without_pages_is_quick(box: Box) -> None:
     await box.write("disksize", "64T")
     began = time.monotonic()
     assert lines(box) == []
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 # ---- cut short --------------------------------------------------------------------------------------------

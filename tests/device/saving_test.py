@@ -137,7 +137,7 @@ def test_a_rate_is_kept_and_progress_is_shown(tmp_path: Path) -> None:
             row = next(line for line in device.read("control").splitlines() if line.startswith("saved"))
             assert f"to {tmp_path}/image: " in row and " %, " in row
             os.pwrite(fd, b"meanwhile" * 1000, 0)
-        assert answers == [] and 1.5 < time.monotonic() - began < 20
+        assert answers == [] and 1.5 < time.monotonic() - began < 60
         assert metric(device, 'save_running{device="%s"}') == 0
         assert metric(device, 'saves_total{device="%s",result="saved"}') == 1
         assert content(tmp_path / "image")[:3 * MIB] == random.Random(1).randbytes(3 * MIB)
@@ -174,7 +174,7 @@ def test_reset_cuts_a_save_short(tmp_path: Path) -> None:
             assert caught.value.errno == errno.EBUSY
             began = time.monotonic()
             device.write("control", "reset")
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 6, "all of it takes eight seconds"
         # Python writes the line again after EINTR, and then the device has no size.
         assert [error.errno for error in answers] == [errno.EINVAL]
         assert "save was cut short by reset" in (device.rundir / "log").read_text()
@@ -188,8 +188,8 @@ def test_a_device_that_ends_cuts_a_save_short(tmp_path: Path) -> None:
         with slow_save(device, tmp_path / "image"):
             began = time.monotonic()
             device.process.terminate()
-            device.process.wait(20)
-            assert time.monotonic() - began < 5
+            device.process.wait(60)
+            assert time.monotonic() - began < 7, "all of it takes eight seconds"
     assert not list(tmp_path.glob("image*"))
 
 

@@ -209,7 +209,7 @@ def test_a_hole_of_any_length_is_passed_by(image: tuple[Path, bytes], tmp_path: 
         file.write(data[3 * PAGE:-PAGE] + layout.pack_trailer(ID, hole + second, 3))
     began = time.monotonic()
     store, lost, damage = restored(long)
-    assert time.monotonic() - began < 10 and lost == [] and len(damage) == 1
+    assert time.monotonic() - began < 60 and lost == [] and len(damage) == 1
     assert store.read(0, SIZE) == model
     store.close()
 

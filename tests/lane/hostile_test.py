@@ -8,6 +8,7 @@ import struct
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.scale import scaled
 from tests.support.wire import (
     ARGUMENTS,
     FORGET_LIKE,
@@ -187,7 +188,7 @@ def seek_is_right(model: Model, body: bytes, reply: Reply) -> bool:
     return not any(model.data[found:min(Model.SIZE, (found // PAGE + 1) * PAGE)])
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=scaled(400, 150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(requests(), min_size=1, max_size=30))
 def test_any_request_gets_the_answer_of_the_model(sequence):
     model = Model()

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.scale import scaled
 from tests.support.served import ServedLane, served_lane
 from tests.support.wire import KEEP_SIZE, MIB, PAGE, PUNCH_HOLE, ZERO_RANGE
 from zramfs.host import fusermount
@@ -172,7 +173,7 @@ class Player:
         os.fsync(self.fd)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=scaled(150, 50), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps)
 def test_any_sequence_of_calls_reads_as_the_model(disk: ServedLane, sequence):
     with disk.open() as fd, disk.open(os.O_RDWR | os.O_DIRECT) as direct:

@@ -261,7 +261,7 @@ def test_a_file_system_is_thawed_whatever_becomes_of_its_freezer(
             elif how == "nothing happens":
                 began = time.monotonic()
                 await trio.to_thread.run_sync((point / "file").write_text, "waits for the end of the freeze")
-                assert 1.5 < time.monotonic() - began < 10
+                assert 1.5 < time.monotonic() - began < 60
 
     trio.run(freeze)
     assert not is_frozen(point)

@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.capabilities import require
 from tests.support.commands import failure, is_attached, kill_daemon, nothing_left, state_of
+from tests.support.governed import sync_file_system
 from tests.support.whole import MIB, ZRAMFS, Device, drop_caches, loop, opened, run, wait_until, zramfs
 from zramfs.errors import ZramfsError
 from zramfs.host import mounts, programs
@@ -70,7 +71,7 @@ def test_a_file_system_from_one_command(tmp_path: Path, base: Path, fs: str, siz
         assert (queue / "queue/logical_block_size").read_text() == "4096\n"
         assert (queue / "loop/dio").read_text() == "1\n"
         (point / "file").write_text("text " * 100_000)
-        drop_caches()
+        drop_caches(point)
         assert (point / "file").read_text() == "text " * 100_000
         shown = json.loads(zramfs("status", point, "--json", "-o", "MOUNTPOINT,ALGORITHM,STATE").stdout)
         assert shown == {"zramfs": [{"mountpoint": str(point), "algorithm": "zstd", "state": "ready"}]}
@@ -135,11 +136,11 @@ def test_a_new_ext4_takes_next_to_no_memory(disk: Path) -> None:
 def test_a_deleted_file_gives_its_memory_back(disk: Path) -> None:
     device = daemon_of(disk)
     (disk / "noise").write_bytes(os.urandom(16 * MIB))
-    os.sync()
+    sync_file_system(disk)
     before = device.mm_stat()["mem_used_total"]
     assert before > 16 * MIB
     (disk / "noise").unlink()
-    os.sync()
+    sync_file_system(disk)
     wait_until(lambda: device.mm_stat()["orig_data_size"] < 2 * MIB, "the discards have arrived")
     assert device.mm_stat()["mem_used_total"] < before / 4
 
@@ -327,7 +328,7 @@ def test_the_end_of_the_daemon_under_users_leaves_nothing_either(disk: Path, bas
 def test_stop_cleans_up_after_a_daemon_that_died(disk: Path, base: Path) -> None:
     state = state_of(disk)
     (disk / "file").write_text("lost")
-    os.sync()
+    sync_file_system(disk)
     kill_daemon(state)
     assert zramfs("status", disk, check=False).returncode == 1
     said = zramfs("stop", disk).stderr

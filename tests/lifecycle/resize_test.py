@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.capabilities import require
 from tests.support.commands import child, failure, kill_daemon, rows, state_of
+from tests.support.governed import sync_file_system
 from tests.support.whole import (
     MIB,
     ZRAMFS,
@@ -122,7 +123,7 @@ def test_a_file_system_grows_while_fio_writes_and_verifies(tmp_path: Path, fs: s
         # Data reaches into the new part.
         data = os.urandom(MIB) * (size + 100)
         (point / "large").write_bytes(data)
-        os.sync()
+        sync_file_system(point)
         assert (point / "large").read_bytes() == data
         assert Device(Path(state_of(point).directory)).io_stat()["failed_writes"] == 0
         block = state_of(point).loop
@@ -190,7 +191,7 @@ def test_data_that_does_not_fit_stays_and_so_does_every_size(
     with ram_disk(tmp_path / "disk", fs, "512M") as point:
         data = os.urandom(300 * MIB)
         (point / "large").write_bytes(data)
-        os.sync()
+        sync_file_system(point)
         said = failure("resize", point, "260M", *option)
         assert "failed: " in said
         expect_sizes(point, 512 * MIB)
@@ -213,7 +214,7 @@ def test_a_file_system_that_grew_is_still_kept_within_the_limit(tmp_path: Path, 
             while True:
                 written += os.write(fd, os.urandom(MIB))
         assert full.value.errno == errno.ENOSPC and 25 * MIB < written < 70 * MIB
-        os.sync()
+        sync_file_system(point)
         assert Device(Path(state_of(point).directory)).io_stat()["failed_writes"] == 0
 
 
@@ -221,7 +222,7 @@ def test_btrfs_gets_back_what_is_withheld_of_it_to_become_smaller(tmp_path: Path
     """Of 1 GiB most blocks are withheld, by files that would have to move to where there is no room."""
     with ram_disk(tmp_path / "disk", "btrfs", "1G", "--mem-limit", "64M") as point:
         (point / "file").write_bytes(os.urandom(20 * MIB))
-        os.sync()
+        sync_file_system(point)
         zramfs("resize", point, "320M")
         expect_sizes(point, 320 * MIB)
         wait_until(lambda: os.statvfs(point).f_bavail * 4096 < 120 * MIB, "what was lent is withheld again")

@@ -14,13 +14,14 @@ from tests.support.hostile_text import IDLE, NAMES, NUMBERS, SIZES, texts
 from tests.support.lz4_lengths import kept, kernel_length, library_length
 from tests.support.page_kinds import block
 from tests.support.real_pages import real_pages
+from tests.support.scale import scaled
 from tests.support.twins import Pair, both, mm_stat, reset_both
 from tests.support.whole import PAGE
 
 pytestmark = pytest.mark.requires("fuse", "zram")
 
 PAGES = 64
-EXAMPLES = 60  # about 6 s
+EXAMPLES = scaled(60, 20)  # about 10 a second
 REAL = 100
 # "odd word": ours takes memory for it, which a limit would show.
 KINDS = ("zeros", "small word", "halves", "text", "half random", "random", "real")

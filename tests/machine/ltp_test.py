@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.governed import sync_file_system
 from tests.support.whole import (
     GIB,
     MIB,
@@ -51,7 +52,7 @@ def fill_and_ratio(z: Device, point: Path) -> int:
     """Fills with zeros; LTP's and the selftest's figure: 100 times the bytes written per byte of memory."""
     blocks = fill_with_zeros(point / "file")
     assert blocks > 0
-    os.sync()
+    sync_file_system(point)
     wait_until(lambda: z.mm_stat()["mem_used_total"] > 0, "mem_used_total above 0")
     return 100 * 1024 * blocks // z.mm_stat()["mem_used_total"]
 

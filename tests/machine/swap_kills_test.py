@@ -17,6 +17,7 @@ import pytest
 from tests.support.child import stopped
 from tests.support.governed import abort
 from tests.support.killer import Killer, found, has_standby, kill_daemon, state
+from tests.support.scale import scaled
 from tests.support.swap_load import build, fillers, group, until_swapped
 from tests.support.whole import MIB, run, wait_until, zramfs
 from zramfs.host import mounts
@@ -28,7 +29,7 @@ pytestmark = [
     pytest.mark.soak,
 ]
 
-KILLS = 8
+KILLS = scaled(8, 4)
 # Seconds between two kills: the keeper starts the next standby when the last one serves.
 PAUSES = (0.2, 1.0)
 NAME = Path("killed")

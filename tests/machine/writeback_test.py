@@ -90,7 +90,7 @@ def test_a_file_system_whose_pages_were_all_written_back(tmp_path: Path) -> None
         run("mkfs.ext4", "-q", loop)
         with whole.mounted(loop, tmp_path / "m", "-o", "discard") as point:
             expected = whole.copy_real_files(point, 48 * MIB)
-            whole.drop_caches()
+            whole.drop_caches(point)
             before = device.mm_stat()
             device.write("zram/idle", "all")
             device.write("zram/writeback", "type=idle")

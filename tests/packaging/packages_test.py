@@ -16,7 +16,7 @@ from tests.support.apart import apart
 from tests.support.packages import BARE, ROOT, USE, USED, Packages, build
 from tests.support.whole import run
 
-pytestmark = [pytest.mark.requires("dh", "fuse", "root"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.requires("dh", "fuse", "root"), pytest.mark.timeout(1600)]
 
 
 @pytest.fixture(scope="module")

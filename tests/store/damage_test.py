@@ -21,6 +21,7 @@ from tests.support.backing_tools import backing_file, write_back
 from tests.support.kill_points import copy_of
 from tests.support.memory_file import FRAME, PAGE, PAGEBLOCK, RECORD, WORD, ZSPAGE, MemoryFile
 from tests.support.page_kinds import KINDS, block
+from tests.support.scale import scaled
 from zramfs.codecs.codec import Codec
 from zramfs.store.backing import Backing
 from zramfs.store.recompress import Recompression
@@ -29,7 +30,8 @@ from zramfs.store.store import Store
 BYTES = 4096
 PAGES = 1100
 OBJECTS = ("same_obj", "obj", "huge")
-ROUNDS = 150
+ROUNDS = scaled(150, 50)
+OTHERS = {page: block("half random", page, 7 * BYTES) for page in range(0, PAGES - 7, 7)}
 
 
 class Image:
@@ -122,7 +124,7 @@ def examine(image: Image, fd: int, touched: set[int]) -> int:
         store.migration.run()
         store.mark_idle()
         for page in range(0, PAGES - 7, 7):
-            store.write(page * BYTES, block("half random", page, 7 * BYTES))
+            store.write(page * BYTES, OTHERS[page])
         store.zero(300 * BYTES, 500 * BYTES)
         store.check(2)
         return store.recovered.lost

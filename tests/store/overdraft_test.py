@@ -88,12 +88,13 @@ def test_writes_are_slow_past_the_first_quarter_of_the_reserve_and_slower_furthe
     assert min(took[slow + 1:]) > 0.004
     assert min(took[-8:]) > 0.06
 
-    def seconds_to_read() -> float:
+    def seconds_of_a_read() -> float:
         began = time.monotonic()
         store.read(0, 64 * PAGE)
         return time.monotonic() - began
 
-    assert min(seconds_to_read() for _ in range(10)) < 0.05
+    # The best of many: a machine with other work takes the processor away for longer.
+    assert min(seconds_of_a_read() for _ in range(50)) < 0.05
 
 
 def test_changes_wake_once_after_so_many_bytes_written_or_discarded(store):

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.support import capabilities, models
 from tests.support.memory_file import MemoryFile
 from tests.support.page_kinds import KINDS, block, hard, noise, prose
+from tests.support.scale import scaled
 from zramfs.codecs.codec import Codec
 from zramfs.model.stats import RecompressionStats
 from zramfs.store.recompress import Recompression
@@ -168,6 +169,6 @@ class RecompressMachine(RuleBasedStateMachine):
         assert stats.failed_reads == stats.corrupt == 0
 
 
-EXAMPLES = 20 if capabilities.missing("unsanitized") else 60
+EXAMPLES = 20 if capabilities.missing("unsanitized") else scaled(60, 20)
 RecompressMachine.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=30, deadline=None)
 TestRecompressMachine = RecompressMachine.TestCase

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.support.kill_points import PAGE, Op, apply, apply_to_model
 from tests.support.page_kinds import KINDS
+from tests.support.scale import scaled
 from zramfs.codecs.codec import Codec
 from zramfs.store.store import Store
 
@@ -115,4 +116,4 @@ class KilledStore(RuleBasedStateMachine):
 
 
 TestKilledStore = KilledStore.TestCase
-TestKilledStore.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
+TestKilledStore.settings = settings(max_examples=scaled(25, 10), stateful_step_count=15, deadline=None)

@@ -15,6 +15,7 @@ from tests.support import capabilities, models
 from tests.support.backing_tools import PAGE, backing_file, write_back
 from tests.support.memory_file import MemoryFile
 from tests.support.page_kinds import KINDS, block
+from tests.support.scale import scaled
 from zramfs.store.backing import Backing
 from zramfs.store.store import Store
 from zramfs.store.writeback import WritebackRun
@@ -145,6 +146,6 @@ class WritebackMachine(RuleBasedStateMachine):
         assert self.store.backing.stats().used <= 2 * len(self.back)
 
 
-EXAMPLES = 20 if capabilities.missing("unsanitized") else 60
+EXAMPLES = 20 if capabilities.missing("unsanitized") else scaled(60, 20)
 WritebackMachine.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=30, deadline=None)
 TestWritebackMachine = WritebackMachine.TestCase

@@ -34,7 +34,19 @@ def process_state(pid: int) -> str:
 
 def stands_still(pid: int) -> bool:
     """Whether all threads of the process are stopped; a SIGSTOP reaches one after the other."""
-    return all(process_state(int(task.name)) == "T" for task in Path(f"/proc/{pid}/task").iterdir())
+    states = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            states.append(process_state(int(task.name)))
+    return set(states) == {"T"}
+
+
+def has_ended(pid: int) -> bool:
+    """Nobody need have heard of it yet: a zombie holds nothing."""
+    try:
+        return process_state(pid) in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 @contextlib.contextmanager

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.child import stopped
+from tests.support.child import has_ended, stopped
 from tests.support.paths import ROOT
 from tests.support.whole import ZRAMFS, wait_until, zramfs
-from zramfs.host import loops, mounts
+from zramfs.host import locks, loops, mounts, process
 from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import State
 
@@ -62,13 +62,21 @@ def is_attached(state: State) -> bool:
 
 
 def kill_daemon(state: State) -> None:
-    """With its keeper and its standby, so that the device dies."""
-    with stopped(state.pid):
-        for pid in (state.keeper_pid, state.standby_pid, state.pid):
-            if pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not state.alive(), "the daemon is dead")
+    """With its keeper and its standby, so that the device dies. Each holds the lock of the run directory,
+    which the kernel lets go of a moment after the end of the last one."""
+    place = rundir.find(state.name)
+    pids = [pid for pid in (state.keeper_pid, state.standby_pid, state.pid) if pid]
+    with contextlib.ExitStack() as stack:
+        for pid in (state.pid, state.keeper_pid):
+            if pid and not has_ended(pid):
+                stack.enter_context(stopped(pid))
+        # A standby may have been started since.
+        pids += [pid for pid in process.children_of(state.keeper_pid or -1) if pid not in pids]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: all(map(has_ended, pids)) and not state.alive(), "the daemon is dead")
+    wait_until(lambda: place is None or not locks.is_locked(place.path), "its lock is free")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.commands import state_of
-from tests.support.whole import Device, run, wait_until, zramfs
+from tests.support.whole import Device, can_claim, run, wait_until, zramfs
 
 _libc = ctypes.CDLL(None, use_errno=True)
 FSCK = {"ext4": ("e2fsck", "-fn"), "xfs": ("xfs_repair", "-n"), "btrfs": ("btrfs", "check")}
@@ -123,15 +123,6 @@ def check(disk: Full) -> None:
     wait_until(lambda: not mount.exists() and can_claim(disk.loop), "the file system has ended", 40)
     done = run(*FSCK[disk.fstype], disk.loop, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def can_claim(device: str) -> bool:
-    """Whether nothing is mounted from a block device."""
-    try:
-        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
-    except OSError:
-        return False
-    return True
 
 
 def abort(minor: int) -> None:

@@ -23,6 +23,7 @@ from tests.support import native
 from tests.support.memory_file import MemoryFile
 from tests.support.page_kinds import block, hard, noise, prose
 from tests.support.paths import SUPPORT, python_environment
+from tests.support.scale import scaled
 from zramfs.codecs.codec import Codec
 from zramfs.store.backing import Backing
 from zramfs.store.recompress import Recompression
@@ -136,13 +137,17 @@ def _library() -> Path:
                            "-D_GNU_SOURCE", "-ldl")
 
 
+# A migration has 1168 points, and a look takes 7 ms.
+ALL_OF, STEP = 100, scaled(1, 5)
+
+
 def each_point(
     setup: Sequence[Op], ops: Sequence[Op], look: Callable[[int, bytes, bytes], None], *, size: int,
     backing: Path | None = None, **how: Any,
 ) -> int:
     """Makes a store of `size` bytes, does the ops of setup and then the others one by one. look(fd, old, new)
-    is called at every point of those: the memory file, and the device before and after the op. How many
-    points."""
+    is called at every point of those, or after the first ALL_OF at every STEPth: the memory file, and the
+    device before and after the op. How many points."""
     fd = os.memfd_create(f"points-{os.getpid()}")
     told, tell = os.pipe()
     heard, hear = os.pipe()
@@ -167,7 +172,8 @@ def each_point(
             old = bytes(model)
             apply_to_model(model, op)
             while (word := os.read(told, 1)) == b"p":
-                look(fd, old, bytes(model))
+                if found < ALL_OF or found % STEP == 0:
+                    look(fd, old, bytes(model))
                 found += 1
                 os.write(hear, b"g")
             log.seek(0)

@@ -5,8 +5,8 @@ Of the processor time of `zramfs create` and its daemon, nine tenths go into loa
 loaded once. A command gets what exec would give it: words, environment, directory, umask, standard files,
 process group, signals as at the start of a program, and buffers of its own; it ends as the interpreter does.
 It differs in this: its parent is the zygote, /proc has the zygote's command line, and its memory begins with
-all modules, shared. So the tests of these things, of swap, and of the command line as a program run the
-program itself: see FRESH in conftest.py.
+all modules, shared. So the tests of these things, of swap under load, and of the command line as a program
+run the program itself: see FRESH in conftest.py.
 
 The zygote ends with the process that started it, whose socket it reads.
 """

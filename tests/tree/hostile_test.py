@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from tests.support.control_page import errors, section, table
 from tests.support.hostile_text import NAMES, NUMBERS, SIZES, phrases, texts
+from tests.support.scale import scaled
 from tests.support.unmounted import OK, Ours, device
 from zramfs.device.commands import COMMANDS
 
-EXAMPLES = 50
+EXAMPLES = scaled(50, 15)
 STATES = ("before it has a size", "with data", "while disk is open")
 OPEN = {"EACCES", "EBUSY", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENODEV", "ENOENT", "ENOTDIR", "ENXIO", "EPERM",
         "EROFS", "ETXTBSY"}

@@ -281,7 +281,7 @@ def test_readings_of_files_come_and_go(tmp_path: Path):
     os.mkfifo(tmp_path / "metrics")  # whose reader waits, as behind a server that hangs
     began = time.monotonic()
     watched.poll_devices([device], 0.1)
-    assert time.monotonic() - began < 10 and "OpenMetrics" in device.state
+    assert time.monotonic() - began < 60 and "OpenMetrics" in device.state
     asked = device.reader._call
     device.reader._asked -= 7
     watched.poll_devices([device], 0.1)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How scripts/test divides the tests among processes, and what it leaves to CI."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+
+from tests import conftest
+from tests.support import scale, shares
+from tests.support.paths import ROOT
+
+BUSY = 500  # seconds, for what takes 5 on idle cores
+
+
+def item(file: str, name: str = "test") -> SimpleNamespace:
+    return SimpleNamespace(nodeid=f"tests/{file}::{name}")
+
+
+def test_a_file_is_taken_once_and_whole(tmp_path: Path) -> None:
+    items = [item("a/x_test.py", "1"), item("a/y_test.py"), item("a/x_test.py", "2"), item("b/x_test.py")]
+    one, other = (shares.claimed(items, tmp_path) for _ in range(2))
+    assert next(one) == [items[0], items[2]]
+    assert list(other) == [[items[1]], [items[3]]]
+    assert list(one) == []
+
+
+@pytest.mark.timeout(2 * BUSY)
+def test_shares_run_every_test_once(tmp_path: Path) -> None:
+    """Real ones, on the files of two directories."""
+    (tmp_path / "claims").mkdir()
+    places = [ROOT / "tests" / name for name in ("text", "packaging/imports_test.py")]
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *places]
+    running = [
+        subprocess.Popen([*words, f"--share={number}", "--claims", tmp_path / "claims",
+                          f"--junit-xml={tmp_path / str(number)}"],
+                         cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for number in (1, 2, 3)]
+    said = [each.communicate(timeout=BUSY)[0] for each in running]
+    assert [each.returncode for each in running] == [0, 0, 0], said
+    ran = Counter(
+        (case.get("classname"), case.get("name"))
+        for number in (1, 2, 3) for case in ElementTree.parse(tmp_path / str(number)).iter("testcase"))
+    assert set(ran.values()) == {1}
+    collected = subprocess.run(
+        [*words, "--collect-only"], cwd=ROOT, capture_output=True, text=True, timeout=BUSY)
+    assert len(ran) == sum("::" in line for line in collected.stdout.splitlines()) > 100
+
+
+def test_a_share_that_ends_early_leaves_the_other_files(tmp_path: Path) -> None:
+    items = [item("a/x_test.py"), item("b/x_test.py"), item("c/x_test.py")]
+    next(shares.claimed(items, tmp_path))
+    assert [group[0] for group in shares.claimed(items, tmp_path)] == items[1:]
+
+
+def test_files_that_must_not_meet_have_one_share() -> None:
+    for number, files in ((1, conftest.SWAP), (2, conftest.CACHES)):
+        for file in files:
+            assert (ROOT / "tests" / file).exists(), file
+            assert conftest._only_share(item(file).nodeid) == number
+    assert conftest._only_share(item("text/plain_test.py").nodeid) == 0
+    assert (ROOT / "tests" / conftest.LONGEST).exists()
+    for file in conftest.FRESH:
+        assert (ROOT / "tests" / file).exists(), file
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), [
+    ("CI", "true", 60), (scale.ENVIRONMENT, "1", 60), ("CI", "", 20), ("NOTHING", "", 20)])
+def test_all_of_it_is_done_in_ci_and_on_request(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: int
+) -> None:
+    for each in ("CI", scale.ENVIRONMENT):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, value)
+    assert scale.scaled(60, 20) == expected
