@@ -88,7 +88,7 @@ def format_policies(policies: Sequence[PolicyStats]) -> str:
         policy, done = each.policy, each.done
         mine = {"idle_seconds": policy.idle if policy else 0, "rounds": each.rounds,
                 "pages_tried": done.tried}
-        if each.kind == "recompress":
+        if each.kind != "writeback":
             mine |= {"pages_won": done.pages, "bytes_saved": done.bytes}
         else:
             mine |= {"pages_written": done.pages, "bytes_written": done.bytes,

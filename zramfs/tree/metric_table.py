@@ -207,8 +207,14 @@ TABLE = (
     Metric(COUNTER, "unit_making_pages", "Pages that joined a unit, and those that were used first.",
            lambda f: _by(("joined", "busy"), (f.device.unit_making.pages, f.device.unit_making.busy)),
            labels=("result",)),
+    Metric(COUNTER, "unit_pages_tried", "Pages that were compressed together, to see if a unit is smaller.",
+           lambda f: f.device.unit_making.tried),
+    Metric(COUNTER, "unit_pages_packed", "Of these, pages in the units that were made.",
+           lambda f: f.device.unit_making.packed),
     Metric(COUNTER, "unit_saved_bytes", "Memory that became less by it.",
            lambda f: f.device.unit_making.bytes_saved, "bytes"),
+    Metric(COUNTER, "unit_making_cpu_seconds", "CPU time that making units and their upkeep took.",
+           lambda f: f.device.unit_making.cpu_ns / NS_PER_SECOND, "seconds"),
     # write-back
     Metric(GAUGE, "backing_blocks", "Blocks of 4 KiB of the backing store.",
            _backing(lambda b: _by(
