@@ -114,8 +114,8 @@ class UnitsMachine(RuleBasedStateMachine):
 
     @rule()
     def come_to_rest(self) -> None:
-        """When nobody uses the device, two passes leave nothing to do, and each dead place that is left is in a
-        unit that would become no smaller."""
+        """When nobody uses the device, two passes leave nothing to do: a dead place that is left is in a unit
+        that would become no smaller."""
         for _ in range(3):
             making = UnitMaking(self.store, joins=False, thorough=False)
             while making.step(1 << 30):

@@ -351,6 +351,7 @@ def test_pages_of_units_are_written_back_singly(tmp_path: Path) -> None:
         run.write()
     run.finish()
     assert (run.pages, run.failed, store.stats().written_back) == (31, 0, 31)
+    assert store.stats().units_unpacked == 1 + 2, "for the read, and each unit once for all its pages"
     assert kinds(store)[3:6] == ["written_back", "unit", "written_back"]
     assert store.stats().mem_used_total < pages
     for number in range(64):

@@ -294,6 +294,20 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("policy_written_bytes", int(rows.pop("writeback_bytes_in_24_hours")))
     assert not rows
 
+    rows = dict(line.split() for line in files["memory/units"].splitlines())
+    for row, name, *label in (
+        ("units", "units"), ("bytes", "unit_bytes"), ("unpacked", "unit_reads_total"),
+        ("pages", "unit_places", "state=live"), ("dead_places", "unit_places", "state=dead"),
+        *((result, "unit_making_total", f"result={result}")
+          for result in ("made", "kept", "dissolved", "no_room")),
+        *((f"pages_{what}", f"unit_pages_{what}_total") for what in ("tried", "packed")),
+        *((f"pages_{what}", "unit_making_pages_total", f"result={what}") for what in ("joined", "busy")),
+        ("bytes_saved", "unit_saved_bytes_total"),
+    ):
+        assert float(rows.pop(row)) == got[name, *label], row
+    assert int(rows.pop("cpu_ms")) == int(1000 * got["unit_making_cpu_seconds_total",])
+    assert not rows
+
     rows = dict(line.split(" ", 1) for line in files["memory/governor"].splitlines())
     for state in ("off", "on", "braked", "frozen"):
         expect("governor_state", int(rows["state"] == state), f"state={state}")

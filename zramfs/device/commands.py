@@ -196,7 +196,7 @@ COMMANDS = {
                 "save the device as it is now into a file; returns when it is there. Without PATH: where it "
                 "is kept", _save, optional=True),
         Command("keep", "PATH|off", "file that the device is saved into at its end", _kept),
-        Command("policy", "recompress|writeback|units KEY=VALUE...|off",
+        Command("policy", "KIND KEY=VALUE...|off",
                 "recompress idle=AGE [algo=NAME]; units idle=AGE [level=NUMBER]; writeback idle=AGE "
                 "[limit=SIZE, in 24 hours]", _policy),
         Command("mem_limit", "SIZE", "memory that the pool may take, 0 for no limit", _size),
