@@ -117,18 +117,25 @@ cdef bint group_is_worth(making_t* job, uint64_t first) noexcept nogil:
     return live != 0 and unit_is_worth(job, group_of(first))
 
 
+cdef uint32_t old_cost(making_t* job, uint64_t group) noexcept nogil:
+    """Of the unit that the group has, as a locked slot says: other words may have no memory."""
+    cdef uint64_t w
+    cdef const unit_head_t* head = unit_look(&job.st.units, job.ctx.units, group, &w)
+    return unit_cost(&job.st.units, head.size) if head != NULL else 0
+
+
 cdef bint group_copy(making_t* job, uint64_t first) noexcept nogil:
     """Selects and copies. False, if a page of the unit can't be read: then it is left alone."""
     cdef store_t* st = job.st
-    cdef uint64_t slot, v, w
+    cdef uint64_t slot, v
     cdef uint32_t place = 0, n = 0, size
-    cdef const unit_head_t* head = unit_look(&st.units, job.ctx.units, group_of(first), &w)
     cdef bint sound = True
-    job.joining = job.staying = 0
-    job.cost = unit_cost(&st.units, head.size) if head != NULL else 0
+    job.joining = job.staying = job.cost = 0
     for slot in range(first, min(first + UNIT_PAGES, slot_count(st))):
         v = slot_lock(st, slot)
         if slot_type(v) == UNIT:
+            if job.staying == 0:
+                job.cost += old_cost(job, group_of(slot))
             job.staying |= 1u << place
             if unit_read(&st.units, job.ctx.units, slot, job.pages + n * PAGE) == 0:
                 n += 1
@@ -161,7 +168,8 @@ cdef void group_keep(making_t* job, uint64_t first) noexcept nogil:
     """Nothing smaller was found."""
     job.kept += 1
     group_unselect(job, first, SLOT_ALONE)
-    unit_mark(&job.st.units, group_of(first), job.staying, WORD_TRIED)
+    if job.staying != 0:
+        unit_mark(&job.st.units, group_of(first), job.staying, WORD_TRIED)
 
 
 # ---- the new unit -------------------------------------------------------------------------------
