@@ -38,7 +38,8 @@ MAX_DEFER = 16  # intervals
 IDLE_DUTY, BUSY_DUTY = 0.5, 0.1
 
 # Upkeep looks so often (seconds), and takes at most this share of the time all in all: a look at 1 GiB takes
-# 2 ms, and to make all its units anew 3 to 10 s. A unit that is not more than half dead is due at the second look.
+# 2 ms, and to make all its units anew 3 to 10 s. A unit that is not more than half dead is due at the second
+# look.
 UPKEEP_INTERVAL = 15.0
 UPKEEP_SHARE = 0.05
 

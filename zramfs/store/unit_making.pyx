@@ -11,10 +11,10 @@ page that was selected joins it, if nobody has used it meanwhile, by a store int
 So a kill at any point leaves the group as it was, or with a unit in which some pages are dead. A page that
 becomes dead while its unit is made anew is dead in the new one.
 
-A unit with dead places is made anew even where no page joins. That is cheap once and dear again and again: a
-unit takes 0.2 to 0.6 ms. So a pass that is not thorough leaves out what was tried in vain and has not changed since
-(SLOT_ALONE, WORD_TRIED), and takes a unit that is not more than half dead only when no page has left it since
-another pass has seen it (WORD_WORN).
+A unit with dead places is made anew even where no page joins. A unit takes 0.2 to 0.6 ms, so that is
+cheap once and dear again and again. A pass that is not thorough leaves out what was tried in vain and has not
+changed since (SLOT_ALONE, WORD_TRIED). It takes a unit that is not more than half dead only when no page has
+left it since another pass has seen it (WORD_WORN).
 """
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -285,9 +285,9 @@ cdef bint making_slice(making_t* job, uint64_t until) noexcept nogil:
 cdef class UnitMaking:
     """One pass over a store, which makes units.
 
-    idle: only pages that are idle join. joins: False = no page joins, units are only made anew. thorough: looks
-    also at what was tried before in vain, and at each unit with a dead place. level: of zstd; None = that of
-    the first secondary zstd, or of the primary one, or 3.
+    idle: only pages that are idle join. joins: False = no page joins, units are only made anew. thorough:
+    looks also at what was tried before in vain, and at each unit with a dead place. level: of zstd; None =
+    that of the first secondary zstd, or of the primary one, or 3.
 
     To be driven so: step() until it answers False, then finish(), which must be called whatever happened, and
     before the store is closed. Each gives the GIL up, holds no lock for longer than a unit takes to be
@@ -298,7 +298,8 @@ cdef class UnitMaking:
     cdef making_t job
     cdef Store store                # None once finished
 
-    def __cinit__(self, Store store not None, *, bint idle=False, bint joins=True, bint thorough=True, level=None):
+    def __cinit__(self, Store store not None, *, bint idle=False, bint joins=True, bint thorough=True,
+                  level=None):
         cdef making_t* job = &self.job
         store.check_range(0, 0)
         lowest, highest = LEVELS["zstd"]
