@@ -126,7 +126,7 @@ def test_policies_are_at_work_from_the_start(top: Path) -> None:
 
     def won() -> int:
         lines = (top / "z/memory/policies").read_text().splitlines()
-        [line] = [line for line in lines if "pages_won" in line]
+        [line] = [line for line in lines if line.startswith("recompress_pages_won ")]
         return int(line.split()[1])
 
     wait_until(lambda: won() > 100, "pages are recompressed")

@@ -24,7 +24,7 @@ from zramfs.configuration.settings import Settings, load_configuration
 from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.lifecycle.swap import Swap
 from zramfs.model.config import Algorithm, DeviceConfig
-from zramfs.model.policy import Recompress
+from zramfs.model.policy import Recompress, Units
 
 CASES = ROOT / "tests/configuration/cases"
 RAM = 8 << 30
@@ -100,6 +100,17 @@ def test_every_value_arrives(top: Path) -> None:
     one(top, "swap-priority=-1\nreserve=32\nmin-free=ram/64\noptions=discard=once\n")
     got = load_configuration(top, RAM).devices["z"].settings
     assert got == Settings("z", DeviceConfig(size=4 << 30, reserve=32 << 20), Swap(-1, "once", 128 << 20))
+
+
+def test_a_policy_of_units_needs_no_second_algorithm_and_no_wipe(top: Path) -> None:
+    file = one(top, "directory=/d\npolicy = units idle=30min level=9\n")
+    got = load_configuration(top, RAM).devices["z"].settings
+    assert got == Settings("z", DeviceConfig(size=4 << 30, policies=(Units(1800, 9),)), None, Path("/d"))
+    one(top, "directory=/d\npolicy = units idle=30min\nwipe=yes\n")
+    found = load_configuration(top, RAM).devices["z"]
+    assert found.settings is None
+    assert [str(each) for each in found.complaints] == [
+        f"{file}:2: policy: units keep what is discarded, which wipe=yes promises not to"]
 
 
 @pytest.mark.parametrize(("text", "settings_of"), [

@@ -17,11 +17,13 @@ import pytest
 from tests.support.child import stopped
 from tests.support.commands import nothing_left
 from tests.support.killer import Killer, found, has_standby, kill_daemon, serving_pids, state
+from tests.support.page_kinds import prose
 from tests.support.swap_load import group
 from tests.support.whole import (
     MIB,
     PAGE,
     ZRAMFS,
+    Device,
     copy_real_files,
     device,
     manifest,
@@ -186,6 +188,29 @@ def test_the_tree_is_there_again_and_settings_stay(tmp_path: Path) -> None:
         assert "recompress idle=1h" in text and "another process takes over" in text
         assert z.read("memory/proactiveness") == "77\n"
         assert state(z.directory).tree_dev == tree_dev(z.directory)
+
+
+def test_the_policy_of_units_goes_on_after_a_kill(tmp_path: Path) -> None:
+    """Which may come while it makes one."""
+    data = b"".join(prose(number % 50) for number in range(1024))
+    with device(tmp_path / "z", 16 * MIB, "--standby", "--access-times") as z:
+        z.write("control", "policy=units idle=1s")
+        with opened(os.path.realpath(z.disk)) as fd:
+            for off in (0, len(data)):
+                os.pwrite(fd, data, off)
+                wait_until(lambda most=off // PAGE: units_of(z) > most, "units of the policy", 60)
+                kill_daemon(z.directory)
+                wait_until(lambda: readable(z.directory / "control"), "the tree", 5)
+                assert "policies     units idle=1s" in z.read("control")
+            wait_until(lambda: units_of(z) >= 2 * len(data) // PAGE, "all pages are in units", 60)
+            for off in (0, len(data)):
+                assert os.pread(fd, len(data), off) == data
+
+
+def units_of(z: Device) -> int:
+    """Pages in units."""
+    found = re.search(r"^units +\d+ of (\d+) pages", z.read("control"), re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def tree_dev(directory: Path) -> str:

@@ -18,7 +18,7 @@ from zramfs.device.mapped_memory import MappedMemory
 from zramfs.device.takeover import restore, settings_of
 from zramfs.host import memory_file
 from zramfs.model.config import Algorithm, DeviceConfig
-from zramfs.model.policy import Recompress, Writeback
+from zramfs.model.policy import Recompress, Units, Writeback
 
 CONFIG = DeviceConfig(
     directory=Path("/mnt/z0"), rundir=Path("/run/zramfs/mnt-z0"), name="mnt-z0", size=1 << 30,
@@ -127,6 +127,19 @@ async def test_a_command_is_written_down_before_it_is_answered() -> None:
     assert Papers(kept.papers).read() == {}, "nobody is to take over"
     for fd in kept.fds():
         os.close(fd)
+
+
+async def test_a_successor_has_the_policies_of_its_predecessor() -> None:
+    device = Device(DeviceConfig(size=1 << 20), FakeLane(), memory_file.new("zramfs"))
+    await device.start()
+    await device.command("policy=units idle=30min level=9")
+    next_one = Device(DeviceConfig(), FakeLane(), device.memory_file)
+    device.store.leave()
+    await restore(next_one, json.loads(json.dumps(settings_of(device))), None, MappedMemory())
+    assert [each.policy for each in next_one.policies.stats()] == [None, None, Units(1800, 9)]
+    assert next_one.store.access_times
+    next_one.store.close()
+    os.close(device.memory_file)
 
 
 async def test_a_successor_saves_the_device_where_its_user_has_said() -> None:

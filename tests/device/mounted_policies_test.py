@@ -105,6 +105,23 @@ def test_idle_pages_are_recompressed_and_used_ones_are_not(served: ServedDevice)
     assert (policies(served)["recompress_rounds"], policies(served)["recompress_idle_seconds"]) == (rounds, 0)
 
 
+def test_idle_pages_become_units_and_used_ones_stay_single(served: ServedDevice) -> None:
+    pages = set_up(served)
+    with in_use(served, 7):
+        served.write("control", "policy=units idle=2s\n")
+        others = set(range(PAGES)) - {7}
+        wait_until(lambda: {page for page, flag in flags(served).items() if "r" in flag} == others,
+                   "all the others are in units", 60)
+        done = policies(served)
+        assert done["units_idle_seconds"] == 2 and done["units_bytes_saved"] > 0
+        assert done["units_pages_won"] >= PAGES - 1
+        assert re.search(r"policies     units idle=2s: \d+ rounds, .* saved\n", served.read("control"))
+    with open(served.disk, "rb") as disk:
+        assert disk.read(PAGES * PAGE) == b"".join(pages)
+    served.write("control", "policy=units off\n")
+    assert policies(served)["units_idle_seconds"] == 0
+
+
 def test_reset_ends_a_policy_and_the_device_can_be_set_up_again(served: ServedDevice) -> None:
     set_up(served, "policy=recompress idle=1s")
     wait_until(lambda: policies(served)["recompress_rounds"] >= 1, "a round has begun")

@@ -21,13 +21,15 @@ from zramfs.device.policies import (
     LEDGER_STEP,
     MAX_DEFER,
     MAX_INTERVAL,
+    UPKEEP_INTERVAL,
+    UPKEEP_SHARE,
     Did,
     Ledger,
     Policies,
     Rest,
 )
 from zramfs.errors import ZramfsError
-from zramfs.model.policy import Recompress, Writeback, format_age, parse_age
+from zramfs.model.policy import Policy, Recompress, Units, Writeback, format_age, parse_age
 from zramfs.model.policy import parse_policy as parse
 from zramfs.model.stats import Progress
 
@@ -41,14 +43,17 @@ GIB = 1 << 30
     ("writeback idle=7d limit=1G", Writeback(7 * 86400, GIB)),
     ("writeback idle=90s", Writeback(90)),
     ("writeback idle=1m limit=0", Writeback(60, 0)),
+    ("units idle=30min", Units(1800)), ("units level=-7 idle=1", Units(1, -7)),
+    ("units idle=1d level=19", Units(86400, 19)),
 ])
-def test_policies(text: str, expected: Recompress | Writeback) -> None:
+def test_policies(text: str, expected: Policy) -> None:
     assert parse(text) == (text.split()[0], expected)
     assert parse(str(expected)) == (expected.kind, expected)
 
 
 def test_off() -> None:
-    assert (parse("recompress off"), parse("writeback off")) == (("recompress", None), ("writeback", None))
+    for kind in ("recompress", "writeback", "units"):
+        assert parse(f"{kind} off") == (kind, None)
 
 
 @pytest.mark.parametrize(("text", "got"), [
@@ -57,6 +62,9 @@ def test_off() -> None:
     ("recompress idle=1 limit=1G", "'limit=1G'"), ("writeback idle=1 idle=2", "'idle=2'"),
     ("writeback idle=1 limit=many", "'many' is not a size"), ("writeback idle=ten", "'ten'"),
     ("writeback idle=1w", "'1w'"), ("writeback idle=0", "from 1 second to ten years, got 0"),
+    ("units level=3", "idle= is missing"), ("units idle=1 algo=zstd", "'algo=zstd'"),
+    ("units idle=1 level=0", "from -7 to 22 but 0, got '0'"), ("units idle=1 level=23", "got '23'"),
+    ("units idle=1 level=-8", "got '-8'"), ("units idle=1 level=best", "got 'best'"),
     ("recompress idle=3651d", "got 3651d"), ("recompress idle=-1", "'-1'"),
 ])
 def test_what_is_no_policy(text: str, got: str) -> None:
@@ -94,6 +102,8 @@ class Device:
     def __init__(self, supply: int = 0, won: float = 1.0) -> None:
         self.supply, self.won = supply, won
         self.rounds: list[float] = []
+        self.upkeep: list[tuple[float, int | None]] = []
+        self.worn = 0  # slices of upkeep that are left
         self.written: list[tuple[float, int]] = []
         self.ready = True
         self.busy = False
@@ -110,6 +120,21 @@ class Device:
         for _ in range(self.supply):
             did(Progress(1, int(self.won), 100 * int(self.won)))
             await rest(self.slice)
+
+    async def make_units_idle(self, policy: Units, did: Did, rest: Rest) -> None:
+        await self.recompress_idle(Recompress(policy.idle), did, rest)
+
+    async def keep_units(self, level: int | None, rest: Rest) -> None:
+        self.upkeep.append((trio.current_time(), level))
+        if self.error:
+            raise self.error
+        for _ in range(self.worn):
+            await rest(self.slice)
+            self.worn -= 1
+
+    @property
+    def units_worn(self) -> bool:
+        return self.worn > 0
 
     async def write_back_idle(self, policy: Writeback, budget: int | None, did: Did, rest: Rest) -> None:
         self.rounds.append(trio.current_time())
@@ -135,8 +160,8 @@ async def test_off_by_default(autojump_clock: MockClock) -> None:
     device = Device(10)
     async with running(device) as policies:
         await trio.sleep(DAY)
-        assert [each.policy for each in policies.stats()] == [None, None]
-    assert device.rounds == []
+        assert [each.policy for each in policies.stats()] == [None] * 3
+    assert device.rounds == device.upkeep == []
 
 
 async def test_looks_come_at_a_quarter_of_the_age(autojump_clock: MockClock) -> None:
@@ -311,3 +336,78 @@ async def test_a_round_that_is_taken_off_is_ended_with_its_policy(autojump_clock
         with trio.fail_after(1):
             async with policies.aside():
                 pass
+
+
+# ---- upkeep of units --------------------------------------------------------------------------------
+
+async def test_upkeep_comes_without_a_policy_where_units_are_worn(autojump_clock: MockClock) -> None:
+    device = Device()
+    device.slice = 0.0
+    async with running(device) as policies:
+        await trio.sleep(UPKEEP_INTERVAL * 3.5)
+        assert device.upkeep == []
+        device.worn = 10
+        await trio.sleep(UPKEEP_INTERVAL * 5)
+        assert device.upkeep == [(UPKEEP_INTERVAL * 4, None)]
+        assert all(each.rounds == 0 for each in policies.stats()), "it is no policy"
+
+
+async def test_upkeep_takes_its_share_of_the_time_and_no_more(autojump_clock: MockClock) -> None:
+    """A slice takes no time of the mocked clock: what passes is the rest."""
+    device = Device()
+    device.slice = 1.0
+
+    async def wear() -> None:
+        while True:
+            device.worn = 10
+            await trio.sleep(0.5)
+
+    async with running(device), trio.open_nursery() as nursery:
+        nursery.start_soon(wear)
+        await trio.sleep(5000)
+        nursery.cancel_scope.cancel()
+    pauses = [after[0] - before[0] for before, after in zip(device.upkeep, device.upkeep[1:], strict=False)]
+    assert len(pauses) > 5
+    assert all(pause >= 10 / UPKEEP_SHARE for pause in pauses)
+
+
+async def test_upkeep_has_the_level_of_the_policy(autojump_clock: MockClock) -> None:
+    device = Device()
+    device.slice, device.worn = 0.0, 1
+    async with running(device, "units idle=1d level=9"):
+        await trio.sleep(UPKEEP_INTERVAL + 1)
+    assert device.upkeep == [(UPKEEP_INTERVAL, 9)]
+
+
+async def test_a_command_cuts_upkeep_short_and_it_goes_on_afterwards(autojump_clock: MockClock) -> None:
+    device = Device()
+    device.slice, device.worn = 1.0, 100
+    async with running(device) as policies:
+        await trio.sleep(UPKEEP_INTERVAL + 10.5)
+        async with policies.aside():
+            left = device.worn
+            assert 80 < left < 100
+            await trio.sleep(1000)
+            assert device.worn == left and len(device.upkeep) == 1
+        await trio.sleep(300)
+    assert device.worn == 0 and len(device.upkeep) == 2
+
+
+async def test_an_error_of_upkeep_is_said_once_and_ends_nothing(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = Device()
+    device.worn, device.error = 5, ZramfsError(errno.ENOMEM, "the pool is full")
+    async with running(device):
+        await trio.sleep(UPKEEP_INTERVAL * 3.5)
+        assert len(device.upkeep) == 3
+    assert [record.getMessage() for record in caplog.records] == ["policy upkeep: the pool is full"]
+
+
+async def test_units_are_a_policy_like_the_others(autojump_clock: MockClock) -> None:
+    device = Device(10)
+    device.slice = 0
+    async with running(device, "units idle=4s") as policies:
+        await trio.sleep(2.5)
+        [stats] = [each for each in policies.stats() if each.kind == "units"]
+    assert (device.rounds, stats.rounds, stats.done) == ([1, 2], 2, Progress(20, 20, 2000))

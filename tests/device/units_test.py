@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
 
 from tests.support.box import MIB, PAGE, Box
 from tests.support.page_kinds import noise, prose
-from zramfs.device import postprocess
+from zramfs.device import policies, postprocess
 from zramfs.device.postprocess import UnitArguments, parse_units
 from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm
+from zramfs.model.policy import Units
+from zramfs.model.stats import Progress
 from zramfs.tree import metrics
 from zramfs.tree.state import control_text
 
@@ -78,10 +83,12 @@ async def test_the_results_are_in_control_and_in_metrics_until_reset() -> None:
     assert stats.unit_making.made == 32 and stats.unit_making.kept == 1
     saved = stats.unit_making.bytes_saved
     assert "units        32 of 512 pages in" in control_text(stats) and saved > 0
+    assert re.search(r"saved in [\d.]+ m?s of CPU", control_text(stats)) and stats.unit_making.cpu_ns > 0
     text = metrics.openmetrics_text(box.device).decode()
     for line in ('units{device="z0"} 32.0', 'unit_places{device="z0",state="live"} 512.0',
                  'unit_making_total{device="z0",result="made"} 32.0',
-                 f'unit_saved_bytes_total{{device="z0"}} {float(saved)}'):
+                 f'unit_saved_bytes_total{{device="z0"}} {float(saved)}',
+                 f'unit_making_cpu_seconds_total{{device="z0"}} {stats.unit_making.cpu_ns / 1e9}'):
         assert f"\nzramfs_{line}\n" in text
     await box.device.command("units idle=all")
     assert box.device.stats().unit_making.made == 32
@@ -140,3 +147,125 @@ async def test_a_pool_without_room_for_any_unit_is_enomem() -> None:
         await box.device.command("units idle=all")
     assert caught.value.errno == errno.ENOMEM
     assert box.store.stats().units == 0 and holds(box)
+
+
+# ---- by itself --------------------------------------------------------------------------------------
+
+@asynccontextmanager
+async def at_work(box: Box) -> AsyncIterator[None]:
+    """With the task of the policies, which looks as often as it can."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(box.device.policies.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Bounded by the limit of the test alone."""
+    while not true():
+        await trio.sleep(0.005)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policies, "UPKEEP_INTERVAL", 0.01)
+    monkeypatch.setattr(policies, "UPKEEP_SHARE", 1.0)
+
+
+async def test_units_with_dead_places_are_made_anew_without_a_command(quick: None) -> None:
+    box = await full()
+    await box.device.command("units idle=all")
+    made = box.device.stats().unit_making.made
+    for number in range(0, 512, 4):
+        box.store.zero(number * PAGE, PAGE)
+    before = box.store.stats()
+    assert before.unit_dead == 128
+    async with at_work(box):
+        await until(lambda: box.store.stats().unit_dead == 0)
+    now = box.store.stats()
+    assert (now.units, now.unit_pages) == (32, 384)
+    assert now.unit_bytes < before.unit_bytes - 128 * 500
+    assert box.device.stats().unit_making.made == made + 32
+    box.store.check(3)
+    for number in range(512):
+        assert box.store.read(number * PAGE, PAGE) == (prose(number % 100) if number % 4 else bytes(PAGE))
+
+
+async def test_a_few_dead_places_are_left_where_they_are(quick: None) -> None:
+    box = await full()
+    await box.device.command("units idle=all")
+    made = box.device.stats().unit_making
+    box.store.zero(0, 7 * PAGE)
+    async with at_work(box):
+        await trio.sleep(0.2)
+        assert box.device.stats().unit_making == made
+        box.store.zero(7 * PAGE, 2 * PAGE)
+        await until(lambda: box.store.stats().unit_dead == 0)
+
+
+@pytest.mark.parametrize("line", ["reset", "end"])
+async def test_a_reset_and_the_end_stop_upkeep_at_once(
+    line: str, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the slice that is under way, which is one group here."""
+    monkeypatch.setattr(postprocess, "SLICE_NS", 1)
+    box = await full()
+    await box.device.command("units idle=all")
+    made = box.device.stats().unit_making.made
+    for number in range(0, 512, 16):
+        box.store.zero(number * PAGE, 9 * PAGE)
+    store = box.store
+    async with at_work(box):
+        await until(lambda: box.device.stats().unit_making.made > made)
+        if line == "reset":
+            await box.device.command("reset")
+        else:
+            await box.device.close()
+    with pytest.raises(ValueError, match="closed"):
+        store.stats()
+
+
+async def test_a_command_goes_before_upkeep_which_goes_on_afterwards(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = await full()
+    await box.device.command("units idle=all")
+    for number in range(0, 512, 16):
+        box.store.zero(number * PAGE, 9 * PAGE)
+    async with at_work(box):
+        for _ in range(3):
+            await box.device.command("recompress type=idle")
+        await until(lambda: box.store.stats().unit_dead == 0)
+    box.store.check(3)
+
+
+async def test_the_policy_makes_units_of_what_is_idle_and_says_what_it_did() -> None:
+    box = await full(access_times=True)
+    work, done = box.device.policies._work, Progress()
+
+    def did(progress: Progress) -> None:
+        nonlocal done
+        done += progress
+
+    async def rest(took: float) -> None:
+        await trio.lowlevel.checkpoint()
+
+    await work.make_units_idle(Units(3600), did, rest)
+    assert (done, box.store.stats().units) == (Progress(), 0), "nothing was unused for an hour"
+    box.store.mark_idle()
+    await work._post.make_units(box.store, UnitArguments(thorough=False))
+    assert box.store.stats().units == 32
+    # Those of the 33rd group were tried. Neither they nor the units are looked at again.
+    box.store.mark_idle()
+    before = box.device.stats().unit_making
+    await work._post.make_units(box.store, UnitArguments(thorough=False))
+    assert box.device.stats().unit_making == before
+    assert holds(box)
+
+
+async def test_a_policy_of_units_on_a_device_that_wipes_is_einval() -> None:
+    box = await full(wipe=True)
+    with pytest.raises(ZramfsError, match="wipes what is discarded") as caught:
+        await box.device.command("policy=units idle=1h")
+    assert caught.value.errno == errno.EINVAL
+    assert all(each.policy is None for each in box.device.stats().policies)

@@ -143,6 +143,9 @@ LAST_PAGE: list[Op] = [*WITH_UNITS, ["zero", 16 * PAGE, 15 * PAGE]]
 UNITS: dict[str, tuple[list[Op], Op]] = {
     "units are made": (NEIGHBOURS, ["units"]),
     "a worn unit is made anew": (WORN, ["units"]),
+    "upkeep makes a worn unit anew": (WORN, ["upkeep"]),
+    "upkeep makes one anew that has rested": (
+        [*WITH_UNITS, ["zero", 20 * PAGE, PAGE], ["upkeep"]], ["upkeep"]),
     "the last page of a unit becomes a single page": (LAST_PAGE, ["units"]),
     "a page of a unit is overwritten": (WITH_UNITS, ["write", 5 * PAGE, "text", 1, PAGE]),
     "a part of a page of a unit is written": (WITH_UNITS, ["write", 5 * PAGE + 9, "random", 1, 99]),
@@ -166,7 +169,7 @@ def test_a_kill_beside_units_leaves_each_page_old_or_new(setup: list[Op], op: Op
 @pytest.mark.requires("cc", "unsanitized")
 def test_a_kill_in_a_write_back_of_units_changes_no_page(tmp_path: Path) -> None:
     place = backing_file(tmp_path / "backing")
-    ops: list[Op] = [["write back", 16, 28], ["write", 17 * PAGE + 9, "text", 8, 100], ["units"]]
+    ops: list[Op] = [["write back", 16, 28], ["upkeep"], ["write", 17 * PAGE + 9, "text", 8, 100], ["units"]]
     assert each_point(WITH_UNITS, ops, old_or_new(place), size=SIZE, backing=place) > 50
 
 

@@ -99,17 +99,34 @@ class UnitsMachine(RuleBasedStateMachine):
     def mark_idle(self) -> None:
         self.store.mark_idle()
 
-    @rule(idle=st.booleans(), level=st.sampled_from([None, 1, 9]), steps=st.sampled_from([1, 3, 1000]))
-    def make_units(self, idle: bool, level: int | None, steps: int) -> None:
+    @rule(idle=st.booleans(), level=st.sampled_from([None, 1, 9]), steps=st.sampled_from([1, 3, 1000]),
+          joins=st.booleans(), thorough=st.booleans())
+    def make_units(self, idle: bool, level: int | None, steps: int, joins: bool, thorough: bool) -> None:
         before = self.store.stats()
-        making = UnitMaking(self.store, idle=idle, level=level)
+        making = UnitMaking(self.store, idle=idle, level=level, joins=joins, thorough=thorough)
         for _ in range(steps):
             if not making.step(1):
                 break
         done = making.finish()
         after = self.store.stats()
         assert after.unit_pages + done.dissolved == before.unit_pages + done.pages
-        assert not done.busy
+        assert not done.busy and (joins or not done.pages)
+
+    @rule()
+    def come_to_rest(self) -> None:
+        """When nobody uses the device, two passes leave nothing to do: a dead place that is left is in a unit
+        that would become no smaller."""
+        for _ in range(3):
+            making = UnitMaking(self.store, joins=False, thorough=False)
+            while making.step(1 << 30):
+                pass
+            done = making.finish()
+        assert done.groups == done.no_room
+        making = UnitMaking(self.store, joins=False)
+        while making.step(1 << 30):
+            pass
+        done = making.finish()
+        assert done.groups == done.kept + done.no_room
 
     @rule()
     def recompress(self) -> None:

@@ -68,8 +68,8 @@ def apply(store: Store, op: Op) -> None:
             while job.select(1 << 30) or job.step(1 << 30):
                 pass
             job.finish()
-        case "units":
-            making = UnitMaking(store)
+        case "units" | "upkeep":
+            making = UnitMaking(store, joins=op[0] == "units", thorough=op[0] == "units")
             while making.step(1 << 30):
                 pass
             making.finish()

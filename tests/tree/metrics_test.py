@@ -177,7 +177,8 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("recompress_saved_bytes_total", done.bytes_saved)
     expect("recompress_incompressible_total", done.incompressible)
 
-    for name in ("units", "unit_bytes", "unit_reads_total", "unit_saved_bytes_total"):
+    for name in ("units", "unit_bytes", "unit_reads_total", "unit_saved_bytes_total",
+                 "unit_making_cpu_seconds_total", "unit_pages_tried_total", "unit_pages_packed_total"):
         expect(name, 0)
     for state in ("live", "dead"):
         expect("unit_places", 0, f"state={state}")
@@ -293,9 +294,24 @@ async def test_every_number_of_the_attribute_files_is_in_it():
         ("pages_tried", "policy_pages_tried_total"), ("pages_won pages_written", "policy_pages_total"),
         ("bytes_saved bytes_written", "policy_bytes_total"),
     ):
-        for kind, of_kind in zip(("recompress", "writeback"), 2 * row.split(), strict=False):
+        names = row.split()
+        for kind, of_kind in (("recompress", names[0]), ("units", names[0]), ("writeback", names[-1])):
             expect(name, int(rows.pop(f"{kind}_{of_kind}")), f"policy={kind}")
     expect("policy_written_bytes", int(rows.pop("writeback_bytes_in_24_hours")))
+    assert not rows
+
+    rows = dict(line.split() for line in files["memory/units"].splitlines())
+    for row, name, *label in (
+        ("units", "units"), ("bytes", "unit_bytes"), ("unpacked", "unit_reads_total"),
+        ("pages", "unit_places", "state=live"), ("dead_places", "unit_places", "state=dead"),
+        *((result, "unit_making_total", f"result={result}")
+          for result in ("made", "kept", "dissolved", "no_room")),
+        *((f"pages_{what}", f"unit_pages_{what}_total") for what in ("tried", "packed")),
+        *((f"pages_{what}", "unit_making_pages_total", f"result={what}") for what in ("joined", "busy")),
+        ("bytes_saved", "unit_saved_bytes_total"),
+    ):
+        assert float(rows.pop(row)) == got[name, *label], row
+    assert int(rows.pop("cpu_ms")) == int(1000 * got["unit_making_cpu_seconds_total",])
     assert not rows
 
     rows = dict(line.split(" ", 1) for line in files["memory/governor"].splitlines())

@@ -46,7 +46,7 @@ async def device() -> Iterator[Device]:
 def texts(device: Device) -> dict[str, str]:
     """As sample.texts() reads them, from the tree itself."""
     found = {}
-    for name in sample.FILES:
+    for name in (*sample.FILES, sample.UNITS):
         node = tree_of(device, Path("/run/z0/disk"))
         for part in name.split("/"):
             assert isinstance(node, Directory)
@@ -112,6 +112,38 @@ async def test_json_brings_the_same_sample_back(device: Device) -> None:
     await fill(device)
     taken = sample.parse_sample(texts(device), "z\udc80 \N{SNOWMAN} $1", "/mnt/<z>")
     assert sample.from_json(taken.to_json(), "x.json") == taken
+
+
+async def test_units_are_in_the_sample_and_have_a_table_where_there_are_some(device: Device) -> None:
+    from zramfs.views import report
+
+    await fill(device)
+    drawn = [report.Drawn("", b"\x89PNG x")]
+    before = sample.parse_sample(texts(device), "z0", "/mnt/z0")
+    assert before.units["pages"] == 0 and "dead_places" not in report.page(before, None, drawn)
+    await device.command("units idle=all")
+    after = sample.parse_sample(texts(device), "z0", "/mnt/z0")
+    stats = device.stats()
+    assert after.units["pages"] == stats.store.unit_pages > 0
+    assert after.units["bytes_saved"] == stats.unit_making.bytes_saved > 0
+    [units] = [table for table in Page(report.page(after, before, drawn)).tables if table[1][0] == "units"]
+    assert ["pages", "0", str(stats.store.unit_pages)] in units
+
+
+async def test_a_device_of_a_daemon_without_units_and_its_json_can_be_read(
+    device: Device, tmp_path: Path
+) -> None:
+    await fill(device)
+    for name, text in texts(device).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert sample.texts(tmp_path) == texts(device)
+    (tmp_path / sample.UNITS).unlink()
+    taken = sample.parse_sample(sample.texts(tmp_path), "z0", "/mnt/z0")
+    assert taken.units == {}
+    figures = json.loads(taken.to_json())
+    del figures["units"]
+    assert sample.from_json(json.dumps(figures), "x.json") == taken
 
 
 async def test_an_empty_pool_has_no_shares(device: Device) -> None:

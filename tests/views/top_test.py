@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from tests.support.page_kinds import prose
 from tests.support.screens import PAGE, SIZES, drawn, latency, made, on, picture, reading, two_readings
 from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm
-from zramfs.model.policy import Recompress, Writeback
+from zramfs.model.policy import Recompress, Units, Writeback
 from zramfs.model.stats import BUCKET_BOUNDS, NO_LATENCY
 from zramfs.tree import metrics
 from zramfs.views import scrape, watched
@@ -130,6 +131,18 @@ async def test_policies_that_are_on_have_a_line_each():
     await device.start()
     text = drawn([on(reading(device, 0.0))], height=30, color_system=None)
     assert re.findall(r"policy +([^:]*)", text) == ["writeback 90s"]
+
+
+async def test_units_have_a_line_when_there_are_some():
+    device = made(policies=(Units(1800),))
+    await device.start()
+    text = drawn([on(reading(device, 0.0))], height=30, color_system=None)
+    assert " pages in " not in text and re.search(r"policy +units 30min: 0 pages", text)
+    for number in range(32):
+        device.store.write(number * PAGE, prose(number % 8))
+    await device.command("units idle=all")
+    text = drawn([on(reading(device, 0.0))], height=30, color_system=None)
+    assert re.search(r"uni\S* +32 pages in [\d.]+K *\n.* [\d.]+K saved in [\d.]+ [um]?s of CPU", text), text
 
 
 async def test_without_block_characters_plain_ones_stand_for_them():

@@ -13,7 +13,7 @@ from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.lifecycle.start import OnTop
 from zramfs.lifecycle.swap import Swap
 from zramfs.model.config import DEFAULT_ALGO, DEFAULT_RESERVE, MAX_DISKSIZE, Algorithm, DeviceConfig
-from zramfs.model.policy import Policy, Writeback
+from zramfs.model.policy import Policy, Units, Writeback
 from zramfs.text.sizes import format_size
 from zramfs.text.sizes import total_ram as host_ram
 
@@ -231,6 +231,8 @@ def _lacking(policy: Policy, values: dict[str, Any]) -> str | None:
     """What a policy needs beside it, if that is not there."""
     if isinstance(policy, Writeback):
         return None if "writeback-device" in values else "write-back needs a writeback-device"
+    if isinstance(policy, Units):
+        return "units keep what is discarded, which wipe=yes promises not to" if values.get("wipe") else None
     names = [each.name for each in values.get("compression-algorithm", ())[1:]]
     if not names:
         return "recompression needs a second algorithm in compression-algorithm"

@@ -199,8 +199,9 @@ COMMANDS = {
                 "save the device as it is now into a file; returns when it is there. Without PATH: where it "
                 "is kept", _save, optional=True),
         Command("keep", "PATH|off", "file that the device is saved into at its end", _kept),
-        Command("policy", "recompress|writeback KEY=VALUE...|off",
-                "recompress idle=AGE [algo=NAME]; writeback idle=AGE [limit=SIZE, in 24 hours]", _policy),
+        Command("policy", "KIND KEY=VALUE...|off",
+                "recompress idle=AGE [algo=NAME]; units idle=AGE [level=NUMBER]; writeback idle=AGE "
+                "[limit=SIZE, in 24 hours]", _policy),
         Command("mem_limit", "SIZE", "memory that the pool may take, 0 for no limit", _size),
         Command("keep_free", "SIZE", "memory of the host that is left to others, 0 for none", _size),
         Command("mem_used_max", "0", "forget the peak of the memory used", _zero),

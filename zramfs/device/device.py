@@ -27,7 +27,7 @@ from zramfs.errors import ZramfsError
 from zramfs.host.work_thread import WorkThread, run_in_thread
 from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceConfig
 from zramfs.model.device_stats import DeviceStats
-from zramfs.model.policy import Policy, Recompress, Writeback
+from zramfs.model.policy import Policy, Recompress, Units, Writeback
 from zramfs.model.stats import TaskStats
 from zramfs.text.kernel_numbers import page_align
 from zramfs.text.sizes import format_size
@@ -337,6 +337,9 @@ class Device(ReadOnlyTables):
         if self._store and isinstance(policy, Writeback) and self.backing_store.backing is None:
             raise ZramfsError(
                 errno.EINVAL, "there is no backing store to write back to; write backing_dev before disksize")
+        if isinstance(policy, Units) and self._config.wipe:
+            raise ZramfsError(
+                errno.EINVAL, "this device wipes what is discarded at once, and a unit would keep it")
         if policy is not None:
             await self.set_access_times(True)
         self.policies.set(kind, policy)

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device does for its policies: finds what nobody has used, and recompresses it or writes it back."""
+"""What a device does for its policies: finds what nobody has used, and recompresses it, makes units of it, or
+writes it back; and the upkeep of units."""
 from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from zramfs.errors import ZramfsError
-from zramfs.model.policy import Recompress, Writeback
+from zramfs.model.policy import Recompress, Units, Writeback
 from zramfs.model.stats import Progress
 from zramfs.text.sizes import PAGE
 
 from .algorithms import RecompressArguments
 from .jobs import Jobs
 from .policies import Did, Rest
-from .postprocess import PostProcessor
+from .postprocess import PostProcessor, UnitArguments
 
 if TYPE_CHECKING:
     from zramfs.store.store import Store
@@ -37,6 +39,24 @@ class _Pause:
         self._began = time.monotonic()
 
 
+class _Count:
+    """Hands on what was done since the last call. total: all that was ever done."""
+
+    def __init__(self, total: Callable[[], Progress], did: Did) -> None:
+        self._total = total
+        self._did = did
+        self._counted = total()
+
+    def __call__(self) -> None:
+        before, self._counted = self._counted, self._total()
+        now = self._counted
+        self._did(Progress(now.tried - before.tried, now.pages - before.pages, now.bytes - before.bytes))
+
+
+# Share of dead places from which on upkeep looks for them: less is not worth the look.
+WORN = 64
+
+
 class IdleWork:
     """A PolicyWork. Each round is a job: `reset` and the end of the device cut it short, and keep the
     store until it has ended."""
@@ -54,6 +74,14 @@ class IdleWork:
     def ready(self) -> bool:
         return self._device.store is not None
 
+    @property
+    def units_worn(self) -> bool:
+        store = self._device.store
+        if store is None:
+            return False
+        now = store.stats()
+        return now.unit_dead * WORN > now.unit_pages + now.unit_dead
+
     def requests(self) -> int:
         return self._device.requests()
 
@@ -61,6 +89,18 @@ class IdleWork:
         """ZramfsError: EINVAL, EINTR, and those of PostProcessor.recompress()."""
         job = self._jobs.begin("policy of recompression", alone=True)
         await job.run(partial(self._recompress_idle, policy, did, rest))
+
+    async def make_units_idle(self, policy: Units, did: Did, rest: Rest) -> None:
+        """ZramfsError: EINTR, and those of PostProcessor.make_units()."""
+        job = self._jobs.begin("policy of units", alone=True)
+        wanted = UnitArguments(age=policy.idle, level=policy.level, thorough=False)
+        await job.run(partial(self._make_units, wanted, did, rest))
+
+    async def keep_units(self, level: int | None, rest: Rest) -> None:
+        """ZramfsError: EINTR, and those of PostProcessor.make_units()."""
+        job = self._jobs.begin("upkeep of units", alone=True)
+        wanted = UnitArguments(level=level, joins=False, thorough=False)
+        await job.run(partial(self._make_units, wanted, lambda progress: None, rest))
 
     async def write_back_idle(self, policy: Writeback, budget: int | None, did: Did, rest: Rest) -> None:
         """budget: bytes, None = any number. ZramfsError: EINTR, and those of BackingStore."""
@@ -70,13 +110,12 @@ class IdleWork:
     async def _recompress_idle(self, policy: Recompress, did: Did, rest: Rest) -> None:
         store, pause = self._store(), _Pause(rest)
         priority = self._device.secondary(policy.algo)
-        counted = self._post.recompression
 
-        def count() -> None:
-            nonlocal counted
-            before, counted = counted, self._post.recompression
-            did(Progress(counted.tried - before.tried, counted.won - before.won,
-                         counted.bytes_saved - before.bytes_saved))
+        def total() -> Progress:
+            done = self._post.recompression
+            return Progress(done.tried, done.won, done.bytes_saved)
+
+        count = _Count(total, did)
 
         async def count_and_pause() -> None:
             count()
@@ -87,6 +126,25 @@ class IdleWork:
             await self._post.recompress(store, priority, RecompressArguments(idle=True), count_and_pause)
         finally:
             count()  # of a round that was cut short, the last slice too
+        self._compactor.poke()
+
+    async def _make_units(self, wanted: UnitArguments, did: Did, rest: Rest) -> None:
+        store, pause = self._store(), _Pause(rest)
+
+        def total() -> Progress:
+            done = self._post.units
+            return Progress(done.tried, done.packed, done.bytes_saved)
+
+        count = _Count(total, did)
+
+        async def count_and_pause() -> None:
+            count()
+            await pause()
+
+        try:
+            await self._post.make_units(store, wanted, count_and_pause)
+        finally:
+            count()
         self._compactor.poke()
 
     async def _write_back_idle(

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Lock order: device.py. A round holds the turn and takes no other of those locks. A command that is aside
 # holds no turn; it only keeps the next round from its beginning.
-"""Automatic policies: pages that nobody has used for some time are recompressed, or written back.
+"""Automatic policies: pages that nobody has used for some time are recompressed, become units, or are written
+back. Besides, upkeep: units with dead places are made anew, whether or not there is a policy.
 
 Each policy is a trio task that looks at regular times, and works in slices with rests between them. It needs
 access times, so setting a policy switches them on. A command of the user goes first: it cuts the work short,
@@ -21,7 +22,7 @@ from typing import Protocol
 
 import trio
 
-from zramfs.model.policy import KINDS, Policy, Recompress, Writeback
+from zramfs.model.policy import KINDS, Policy, Recompress, Units, Writeback
 from zramfs.model.stats import PolicyStats, Progress
 
 log = logging.getLogger(__name__)
@@ -36,10 +37,17 @@ MAX_DEFER = 16  # intervals
 # Share of the time that slices may take: while nobody uses the device, and while somebody does.
 IDLE_DUTY, BUSY_DUTY = 0.5, 0.1
 
+# Upkeep looks so often (seconds), and takes at most this share of the time all in all: a look at 1 GiB takes
+# 2 ms, and to make all its units anew 3 to 10 s. A unit that is not more than half dead is due at the second
+# look.
+UPKEEP_INTERVAL = 15.0
+UPKEEP_SHARE = 0.05
+
 DAY = 86400.0
 # What was written back counts for a day, and to the end of the hundredth of a day that it fell into:
 # the limit holds for any 24 hours, and 101 sums are all there is to remember.
 LEDGER_STEP = DAY / 100
+
 
 class Ledger:
     """What was written in the last 24 hours. Times in seconds, of any clock that does not go back."""
@@ -71,6 +79,10 @@ class PolicyWork(Protocol):
     def ready(self) -> bool:
         """Whether there is a store to look at."""
 
+    @property
+    def units_worn(self) -> bool:
+        """Whether units have so many dead places that upkeep is worth a look."""
+
     def requests(self) -> int:
         """How many I/O requests the device has had."""
 
@@ -78,6 +90,11 @@ class PolicyWork(Protocol):
 
     async def write_back_idle(self, policy: Writeback, budget: int | None, did: Did, rest: Rest) -> None:
         """budget: bytes that may be written, None = any number."""
+
+    async def make_units_idle(self, policy: Units, did: Did, rest: Rest) -> None: ...
+
+    async def keep_units(self, level: int | None, rest: Rest) -> None:
+        """level: of zstd, None = the device's."""
 
 
 @dataclass
@@ -95,6 +112,7 @@ class Policies:
         self._work = work
         self._clock = clock
         self._states = {kind: _Followed(PolicyStats(kind)) for kind in KINDS}
+        self._upkeep = _Followed(PolicyStats("upkeep"))
         # Held by a round, so that there is one at a time.
         self._turn = trio.Lock()
         self._round = trio.CancelScope()
@@ -162,6 +180,7 @@ class Policies:
         async with trio.open_nursery() as nursery:
             for state in self._states.values():
                 nursery.start_soon(self._follow, state)
+            nursery.start_soon(self._keep_units)
 
     async def _follow(self, state: _Followed) -> None:
         """Follows one policy until it is changed, and then the next."""
@@ -184,11 +203,28 @@ class Policies:
             if not self._work.ready:
                 continue
             before = state.stats.done
-            await self._one_round(state, policy)
+            await self._one_round(state, partial(self._work_for, state, policy))
             tried, won = state.stats.done.tried - before.tried, state.stats.done.pages - before.pages
             defer = min(2 * defer, MAX_DEFER) if won * GAIN < tried else 1
 
-    async def _one_round(self, state: _Followed, policy: Policy) -> None:
+    async def _keep_units(self) -> None:
+        """Upkeep, at its intervals."""
+        took = 0.0
+
+        async def rest(slice_took: float) -> None:
+            nonlocal took
+            took += slice_took
+            await self._rest(slice_took)
+
+        while True:
+            await trio.sleep(max(UPKEEP_INTERVAL, took / UPKEEP_SHARE))
+            took = 0.0
+            if self._work.ready and self._work.units_worn:
+                policy = self._states[Units.kind].stats.policy
+                level = policy.level if isinstance(policy, Units) else None
+                await self._one_round(self._upkeep, partial(self._work.keep_units, level, rest))
+
+    async def _one_round(self, state: _Followed, work: Callable[[], Awaitable[None]]) -> None:
         error: Exception | None = None
         async with self._turn:
             while self._asides:
@@ -197,7 +233,7 @@ class Policies:
             self._no_round = trio.Event()
             try:
                 with trio.CancelScope() as self._round:
-                    await self._work_for(state, policy)
+                    await work()
             except (OSError, MemoryError) as caught:
                 error = caught
             finally:
@@ -208,6 +244,8 @@ class Policies:
         did = partial(self._count, state)
         if isinstance(policy, Recompress):
             await self._work.recompress_idle(policy, did, self._rest)
+        elif isinstance(policy, Units):
+            await self._work.make_units_idle(policy, did, self._rest)
         else:
             await self._write_back(state, policy, did)
 
@@ -225,7 +263,7 @@ class Policies:
             sentence = str(error) or "memory is short"
             # The same reason every ten minutes would say nothing new.
             if sentence != state.stats.last_error:
-                log.warning("policy %s: %s", state.stats.policy, sentence)
+                log.warning("policy %s: %s", state.stats.policy or state.stats.kind, sentence)
         state.stats = replace(state.stats, rounds=state.stats.rounds + 1, last_error=sentence)
 
     def _count(self, state: _Followed, did: Progress) -> None:

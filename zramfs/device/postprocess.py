@@ -33,11 +33,14 @@ SLICE_NS = 10_000_000
 @dataclass(frozen=True)
 class UnitArguments:
     """marked: only pages that are marked idle. age: before that they are marked, if they were not used for so
-    many seconds; None = the marks stay as they are. level: of zstd; None = the device's."""
+    many seconds; None = the marks stay as they are. level: of zstd; None = the device's. joins, thorough: as
+    UnitMaking has them."""
 
     marked: bool = True
     age: int | None = None
     level: int | None = None
+    joins: bool = True
+    thorough: bool = True
 
 
 def parse_units(text: str) -> UnitArguments:
@@ -138,18 +141,20 @@ class PostProcessor:
             await self.mark_idle(store, wanted.age, rest)
         try:
             making = await self._in_thread(
-                partial(UnitMaking, store, idle=wanted.marked, level=wanted.level))
+                partial(UnitMaking, store, idle=wanted.marked, level=wanted.level, joins=wanted.joins,
+                        thorough=wanted.thorough))
         except ValueError as error:
             raise ZramfsError(errno.EINVAL, str(error)) from None
         except MemoryError as error:
             raise ZramfsError(errno.ENOMEM, str(error)) from None
-        done = await self._drive_units(making, rest)
+        done = await self._drive_units(making, rest, logging.INFO if wanted.joins else logging.DEBUG)
         if done.no_room and not done.made:
             raise ZramfsError(
                 errno.ENOMEM, f"{done.no_room} units could be made, but their objects found no room: the "
                 "pool is full, far beyond mem_limit or for the machine")
 
-    async def _drive_units(self, making: UnitMaking, rest: AfterSlice) -> UnitMakingStats:
+    async def _drive_units(self, making: UnitMaking, rest: AfterSlice, level: int) -> UnitMakingStats:
+        """level: of the log."""
         before = self.units
         try:
             while await self._in_thread(partial(making.step, SLICE_NS)):
@@ -159,7 +164,7 @@ class PostProcessor:
             done = await finish_job(self._in_thread, making.finish)
             self.units = before + done
             log.log(
-                logging.INFO if done.groups else logging.DEBUG,
+                level if done.groups else logging.DEBUG,
                 "units: %d made of %d groups, %d pages joined, %d bytes saved, %d dissolved, %d without room",
                 done.made, done.groups, done.pages, done.bytes_saved, done.dissolved, done.no_room)
         return done

@@ -39,9 +39,25 @@ class Writeback:
         return f"writeback idle={format_age(self.idle)}{limit}"
 
 
-Policy = Recompress | Writeback
-KINDS = (Recompress.kind, Writeback.kind)
-EXPECTED = "recompress idle=AGE [algo=NAME], writeback idle=AGE [limit=SIZE], or one of them with off"
+@dataclass(frozen=True)
+class Units:
+    """Pages idle for `idle` seconds join units, with zstd of this level; None = the device's."""
+
+    idle: int
+    level: int | None = None
+
+    kind = "units"
+
+    def __str__(self) -> str:
+        return f"units idle={format_age(self.idle)}" + ("" if self.level is None else f" level={self.level}")
+
+
+Policy = Recompress | Writeback | Units
+# And what each takes besides idle=.
+_KEYS = {Recompress.kind: "algo", Writeback.kind: "limit", Units.kind: "level"}
+KINDS = tuple(_KEYS)
+EXPECTED = ("recompress idle=AGE [algo=NAME], writeback idle=AGE [limit=SIZE], units idle=AGE "
+            "[level=NUMBER], or one of them with off")
 
 
 def parse_policy(text: str) -> tuple[str, Policy | None]:
@@ -53,7 +69,7 @@ def parse_policy(text: str) -> tuple[str, Policy | None]:
     if pairs == ["off"]:
         return kind, None
     values: dict[str, str] = {}
-    known = ("idle", "algo") if kind == Recompress.kind else ("idle", "limit")
+    known = ("idle", _KEYS[kind])
     for pair in pairs:
         key, _, value = pair.partition("=")
         if key not in known or not value or key in values:
@@ -64,7 +80,17 @@ def parse_policy(text: str) -> tuple[str, Policy | None]:
     idle = parse_age(values["idle"])
     if kind == Recompress.kind:
         return kind, Recompress(idle, values.get("algo"))
+    if kind == Units.kind:
+        return kind, Units(idle, parse_unit_level(values["level"]) if "level" in values else None)
     return kind, Writeback(idle, parse_size(values["limit"]) if "limit" in values else None)
+
+
+def parse_unit_level(text: str) -> int:
+    """Of zstd. ValueError with a sentence."""
+    if not re.fullmatch(r"-?[0-9]{1,4}", text) or not -7 <= int(text) <= 22 or int(text) == 0:
+        raise ValueError(
+            f"expected a level of zstd, from -7 to 22 but 0, got {printable(text.encode())}")
+    return int(text)
 
 
 def parse_age(text: str) -> int:

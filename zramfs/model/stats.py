@@ -2,7 +2,7 @@
 """Statistics of a device: frozen, with units in the field comments."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from zramfs.model.policy import Policy
 
@@ -176,6 +176,9 @@ class UnitMakingStats:
     dissolved: int = 0  # whose last page became a single page
     no_room: int = 0  # for whose new objects the pool had no memory
     busy: int = 0  # pages used while their unit was being made: they stayed single pages
+    tried: int = 0  # pages of the groups that were looked at closely
+    packed: int = 0  # of these, pages in the units that were made, or made single
+    cpu_ns: int = field(default=0, compare=False)
 
     def __add__(self, other: UnitMakingStats) -> UnitMakingStats:
         return UnitMakingStats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))

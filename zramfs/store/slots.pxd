@@ -4,11 +4,11 @@
 # slot at a time.
 """The slot table: one 64-bit word for each 4 KiB page of the device.
 
-    63                                   24 23        10 9  8  7   6   5  4 3    1  0
-    +---------------------------------------+-----------+--+--+---+---+----+------+----+
-    | location (zspage, object index), or   | 0         |S |P |inc|idl|prio| type |lock|
-    | the word of a same-filled page        |           |  |  |   |   |    |      |    |
-    +---------------------------------------+-----------+--+--+---+---+----+------+----+
+    63                                   24 23  12 11 10 9  8  7   6   5  4 3    1  0
+    +---------------------------------------+-----+--+--+--+--+---+---+----+------+----+
+    | location (zspage, object index), or   | 0   |A |0 |S |P |inc|idl|prio| type |lock|
+    | the word of a same-filled page        |     |  |  |  |  |   |   |    |      |    |
+    +---------------------------------------+-----+--+--+--+--+---+---+----+------+----+
     type  EMPTY, SAME (word in the slot), SAME_OBJ (word in an 8-byte object), OBJ (compressed),
           HUGE (raw, one page), WRITTEN_BACK (bits 10 to 63: zramfs/store/backing.pxd), UNIT (compressed
           together with its neighbours, zramfs/store/units.pxd: bits 24 to 63 are 0, since the number of the
@@ -17,6 +17,8 @@
     prio  priority of the algorithm that compressed it, 0 = primary
     idl   idle: not used since it was marked       inc  incompressible by every algorithm
     P     selected for post-processing             S    SAME: the word is two equal 32-bit halves
+    A     alone: an OBJ or HUGE page that would save nothing in a unit with its neighbours, as far as was
+          tried; recovery forgets it
     EMPTY is all zeros; SAME and SAME_OBJ have neither prio nor idl, inc, P; UNIT has no prio and no inc,
     SHARED no inc.
     A page that is lost, by recovery or with an image, is an OBJ at LOC_NONE without flags: reading it is EIO,
@@ -79,6 +81,7 @@ cdef enum:
     SLOT_POST = 1 << 8
     SLOT_HALVES = 1 << 9
     CHECK_SHIFT = 10            # of a SHARED slot
+    SLOT_ALONE = 1 << 11
     LOC_SHIFT = 24
     ATIME_CHUNK = CHUNK_SLOTS * 4   # bytes of access times of a chunk
     UNITS_CHUNK = CHUNK_SLOTS // 16 * 8     # bytes of the words of its units

@@ -17,8 +17,10 @@
  * alone: 0 without a slot of type UNIT in the group, else that of a whole head, whose parts are whole. One store
  * replaces a unit by another that has the same bytes for each page which is in use.
  *   live   bit k: slot k of the group has the type UNIT. Rebuilt from the slots.
- *   MK     the unit is being made: it stays, even if no slot has the type UNIT
- *   LK     the lock
+ *   MK     bit 1: the unit is being made: it stays, even if no slot has the type UNIT
+ *   LK     bit 0: the lock
+ * Bits 2 and 3 are marks of upkeep (unit_making.pyx), which are cleared when a page joins or leaves: TRIED, the
+ * pages that are left take no less memory by themselves, and WORN, a pass has seen dead places.
  * The stream is what zramfs/codecs/stream.pxd makes of the members' pages, one behind the other.
  */
 #ifndef ZRAMFS_UNIT_H

@@ -10,6 +10,11 @@ page that was selected joins it, if nobody has used it meanwhile, by a store int
 
 So a kill at any point leaves the group as it was, or with a unit in which some pages are dead. A page that
 becomes dead while its unit is made anew is dead in the new one.
+
+A unit with dead places is made anew even where no page joins. A unit takes 0.2 to 0.6 ms, so that is
+cheap once and dear again and again. A pass that is not thorough leaves out what was tried in vain and has not
+changed since (SLOT_ALONE, WORD_TRIED). It takes a unit that is not more than half dead only when no page has
+left it since another pass has seen it (WORD_WORN).
 """
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -23,9 +28,12 @@ from zramfs.store.selection cimport object_size
 from zramfs.store.slots cimport *
 from zramfs.store.store cimport Store
 from zramfs.store.units cimport (
-    UNIT_BYTES, UNIT_MOST_STREAM, UNIT_PAGES, group_of, popcount, unit_cost, unit_head_t, unit_join,
-    unit_look, unit_publish, unit_read, unit_settle, unit_store,
+    UNIT_BYTES, UNIT_MOST_STREAM, UNIT_PAGES, WORD_TRIED, WORD_WORN, group_of, popcount, unit_cost,
+    unit_head_t, unit_join, unit_look, unit_mark, unit_publish, unit_read, unit_settle, unit_store, units_t,
+    word_live,
 )
+
+from time import thread_time_ns
 
 from zramfs.codecs.spec import LEVELS as _LEVELS
 from zramfs.model.stats import UnitMakingStats
@@ -41,6 +49,8 @@ cdef struct making_t:
     store_t* st
     store_ctx_t* ctx
     packer_t* packer
+    bint joins                  # pages may join; False: units are only made anew
+    bint thorough
     uint64_t wanted             # flags of a slot that joins, all of which it must have
     uint8_t* pages              # UNIT_BYTES: of the group under way, in order
     uint8_t* stream             # UNIT_BYTES
@@ -53,53 +63,81 @@ cdef struct making_t:
     uint64_t groups
     uint64_t made
     uint64_t pages_joined
+    uint64_t pages_tried
+    uint64_t pages_packed
     uint64_t bytes_saved
     uint64_t kept
     uint64_t dissolved
     uint64_t no_room
     uint64_t busy
+    uint64_t cpu_ns
 
 
 # ---- which pages --------------------------------------------------------------------------------
 
 cdef inline bint may_join(making_t* job, uint64_t v) noexcept nogil:
-    return ((slot_type(v) == OBJ or slot_type(v) == HUGE) and not slot_lost(v)
+    return ((slot_type(v) == OBJ or slot_type(v) == HUGE) and job.joins and not slot_lost(v)
             and v & job.wanted == job.wanted)
+
+
+cdef bint unit_is_worth(making_t* job, uint64_t group) noexcept nogil:
+    """Of a unit that no page joins: whether to make it anew, to get rid of its dead places."""
+    cdef units_t* u = &job.st.units
+    cdef uint64_t w = peek64(&u.words[group])
+    cdef const unit_head_t* head
+    cdef int members, live
+    if w & WORD_TRIED and not job.thorough:
+        return False
+    head = unit_look(u, job.ctx.units, group, &w)
+    if head == NULL:
+        unit_mark(u, group, word_live(w), WORD_TRIED)
+        return False
+    members, live = popcount(head.members), popcount(word_live(w))
+    if live == members:
+        return False
+    if job.thorough or 2 * live < members or w & WORD_WORN:
+        return True
+    unit_mark(u, group, word_live(w), WORD_WORN)
+    return False
 
 
 cdef bint group_is_worth(making_t* job, uint64_t first) noexcept nogil:
     """A look without locks, as most groups have nothing to be done."""
     cdef store_t* st = job.st
-    cdef const unit_head_t* head
     cdef uint64_t slot, v
-    cdef uint32_t joining = 0, live = 0
+    cdef uint32_t joining = 0, untried = 0, live = 0
     for slot in range(first, min(first + UNIT_PAGES, slot_count(st))):
         v = load64(&st.slots[slot])
-        joining += may_join(job, v)
         live += slot_type(v) == UNIT
-    if joining != 0:
-        return joining + live > 1
-    if live == 0:
-        return False
-    # More than half dead.
-    head = unit_look(&st.units, job.ctx.units, group_of(first), &live)
-    return head != NULL and 2 * popcount(live) < popcount(head.members)
+        if may_join(job, v):
+            joining += 1
+            untried += job.thorough or not v & SLOT_ALONE
+    if untried != 0 and joining + live > 1:
+        return True
+    return live != 0 and unit_is_worth(job, group_of(first))
+
+
+cdef uint32_t old_cost(making_t* job, uint64_t group) noexcept nogil:
+    """Of the unit that the group has, as a locked slot says: other words may have no memory."""
+    cdef uint64_t w
+    cdef const unit_head_t* head = unit_look(&job.st.units, job.ctx.units, group, &w)
+    return unit_cost(&job.st.units, head.size) if head != NULL else 0
 
 
 cdef bint group_copy(making_t* job, uint64_t first) noexcept nogil:
     """Selects and copies. False, if a page of the unit can't be read: then it is left alone."""
     cdef store_t* st = job.st
     cdef uint64_t slot, v
-    cdef uint32_t place = 0, n = 0, size, live
-    cdef const unit_head_t* head = unit_look(&st.units, job.ctx.units, group_of(first), &live)
+    cdef uint32_t place = 0, n = 0, size
     cdef bint sound = True
-    job.joining = job.staying = 0
-    job.cost = unit_cost(&st.units, head.size) if head != NULL else 0
+    job.joining = job.staying = job.cost = 0
     for slot in range(first, min(first + UNIT_PAGES, slot_count(st))):
         v = slot_lock(st, slot)
         if slot_type(v) == UNIT:
+            if job.staying == 0:
+                job.cost += old_cost(job, group_of(slot))
+            job.staying |= 1u << place
             if unit_read(&st.units, job.ctx.units, slot, job.pages + n * PAGE) == 0:
-                job.staying |= 1u << place
                 n += 1
             else:
                 sound = False
@@ -115,13 +153,23 @@ cdef bint group_copy(making_t* job, uint64_t first) noexcept nogil:
     return sound
 
 
-cdef void group_unselect(making_t* job, uint64_t first) noexcept nogil:
-    cdef uint64_t slot
+cdef void group_unselect(making_t* job, uint64_t first, uint64_t mark) noexcept nogil:
+    """mark: for the slots whose pages nobody has used since they were selected."""
+    cdef uint64_t slot, v
     cdef uint32_t place
     for place in range(<uint32_t>UNIT_PAGES):
         if job.joining >> place & 1:
             slot = first + place
-            slot_unlock(job.st, slot, slot_lock(job.st, slot) & ~<uint64_t>SLOT_POST)
+            v = slot_lock(job.st, slot)
+            slot_unlock(job.st, slot, v & ~<uint64_t>SLOT_POST | mark if v & SLOT_POST else v)
+
+
+cdef void group_keep(making_t* job, uint64_t first) noexcept nogil:
+    """Nothing smaller was found."""
+    job.kept += 1
+    group_unselect(job, first, SLOT_ALONE)
+    if job.staying != 0:
+        unit_mark(&job.st.units, group_of(first), job.staying, WORD_TRIED)
 
 
 # ---- the new unit -------------------------------------------------------------------------------
@@ -154,7 +202,7 @@ cdef void unit_make(making_t* job, uint64_t first, uint32_t size) noexcept nogil
             or unit_store(&st.units, job.ctx.units, group_of(first), job.joining | job.staying, job.stream,
                           size, OVER, &loc) != 0):
         job.no_room += 1
-        group_unselect(job, first)
+        group_unselect(job, first, 0)
         return
     unit_publish(&st.units, job.ctx.units, group_of(first), loc)
     for place in range(<uint32_t>UNIT_PAGES):
@@ -162,6 +210,7 @@ cdef void unit_make(making_t* job, uint64_t first, uint32_t size) noexcept nogil
             slot_join(job, first + place)
     unit_settle(&st.units, group_of(first))
     job.made += 1
+    job.pages_packed += popcount(job.joining | job.staying)
     job.bytes_saved += job.cost - unit_cost(&st.units, size)
 
 
@@ -176,10 +225,11 @@ cdef void last_page_dissolve(making_t* job, uint64_t slot) noexcept nogil:
     page_prepare(st, job.ctx, job.ctx.page, &page)
     page.over = OVER
     if class_for(st.pool, page.size).size >= job.cost:
-        job.kept += 1
         slot_unlock(st, slot, v)
+        group_keep(job, slot & ~<uint64_t>(UNIT_PAGES - 1))
     elif commit_locked(st, slot, v, &page) == 0:
         job.dissolved += 1
+        job.pages_packed += 1
         job.bytes_saved += job.cost - class_for(st.pool, page.size).size
     else:
         job.no_room += 1
@@ -191,18 +241,19 @@ cdef void group_pack(making_t* job, uint64_t first) noexcept nogil:
         return
     job.groups += 1
     if not group_copy(job, first):
-        group_unselect(job, first)
+        # It can't be read the next time either.
+        group_keep(job, first)
         return
     members = job.joining | job.staying
+    job.pages_tried += popcount(members)
     if popcount(members) < 2:
-        group_unselect(job, first)
+        group_unselect(job, first, 0)
         if job.staying != 0:
             last_page_dissolve(job, first + popcount(job.staying - 1))
         return
     size = packer_run(job.packer, job.pages, popcount(members) * PAGE, job.stream, UNIT_MOST_STREAM)
     if size == 0 or unit_cost(&job.st.units, size) >= job.cost:
-        job.kept += 1
-        group_unselect(job, first)
+        group_keep(job, first)
         return
     unit_make(job, first, size)
 
@@ -234,8 +285,9 @@ cdef bint making_slice(making_t* job, uint64_t until) noexcept nogil:
 cdef class UnitMaking:
     """One pass over a store, which makes units.
 
-    idle: only pages that are idle join. level: of zstd; None = that of the first secondary zstd, or of the
-    primary one, or 3.
+    idle: only pages that are idle join. joins: False = no page joins, units are only made anew. thorough:
+    looks also at what was tried before in vain, and at each unit with a dead place. level: of zstd; None =
+    that of the first secondary zstd, or of the primary one, or 3.
 
     To be driven so: step() until it answers False, then finish(), which must be called whatever happened, and
     before the store is closed. Each gives the GIL up, holds no lock for longer than a unit takes to be
@@ -246,7 +298,8 @@ cdef class UnitMaking:
     cdef making_t job
     cdef Store store                # None once finished
 
-    def __cinit__(self, Store store not None, *, bint idle=False, level=None):
+    def __cinit__(self, Store store not None, *, bint idle=False, bint joins=True, bint thorough=True,
+                  level=None):
         cdef making_t* job = &self.job
         store.check_range(0, 0)
         lowest, highest = _LEVELS["zstd"]
@@ -259,6 +312,7 @@ cdef class UnitMaking:
                              "it is made anew")
         job.st = store.st
         job.wanted = SLOT_IDLE if idle else 0
+        job.joins, job.thorough = joins, thorough
         store.begin_post()
         self.store = store
         try:
@@ -282,8 +336,10 @@ cdef class UnitMaking:
         if self.store is None:
             raise ValueError("this making of units is finished")
         self.store.check_range(0, 0)
+        began = thread_time_ns()
         with nogil:
             more = making_slice(&self.job, now_ns() + ns)
+        self.job.cpu_ns += thread_time_ns() - began
         return more
 
     def finish(self):
@@ -306,7 +362,8 @@ cdef class UnitMaking:
         cdef making_t* job = &self.job
         return UnitMakingStats(
             groups=job.groups, made=job.made, pages=job.pages_joined, bytes_saved=job.bytes_saved,
-            kept=job.kept, dissolved=job.dissolved, no_room=job.no_room, busy=job.busy)
+            kept=job.kept, dissolved=job.dissolved, no_room=job.no_room, busy=job.busy,
+            tried=job.pages_tried, packed=job.pages_packed, cpu_ns=job.cpu_ns)
 
 
 cdef object standard_level(Store store):

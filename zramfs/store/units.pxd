@@ -12,6 +12,7 @@ Who changes what:
     lock, before the slot is unlocked.
   - One thread at a time makes units (Store.begin_post). Between unit_publish() and unit_settle() the word has
     WORD_MAKING, and the unit is not freed. Otherwise the thread that clears the last bit of `live` frees it.
+  - The same thread sets WORD_TRIED and WORD_WORN (unit_mark()). Whoever changes `live` clears them.
   - The bytes of a unit never change. So a copy of its stream, and what was unpacked of it, stay right for as
     long as a slot of the group is UNIT and the unit has the same serial number.
 
@@ -40,6 +41,8 @@ cdef extern from "unit.h" nogil:
 cdef enum:
     WORD_LOCK = 1
     WORD_MAKING = 2
+    WORD_TRIED = 4
+    WORD_WORN = 8
     WORD_LIVE_SHIFT = 8
     WORD_LIVE_MASK = 0xffff
     WORD_LOC_SHIFT = 24
@@ -133,8 +136,10 @@ cdef void unit_join(units_t* u, uint64_t slot) noexcept nogil
 
 # For whoever makes units. The size of the objects' classes, which is what a unit of this stream takes.
 cdef uint32_t unit_cost(units_t* u, uint32_t size) noexcept nogil
-# The head of a group's unit, in c.scratch; NULL: there is none, or it is damaged. live: who is in it.
-cdef const unit_head_t* unit_look(units_t* u, unit_cache_t* c, uint64_t group, uint32_t* live) noexcept nogil
+# The head of a group's unit, in c.scratch; NULL: there is none, or it is damaged. w: the word.
+cdef const unit_head_t* unit_look(units_t* u, unit_cache_t* c, uint64_t group, uint64_t* w) noexcept nogil
+# Sets WORD_TRIED or WORD_WORN, if the pages in the unit are still those of `live`.
+cdef void unit_mark(units_t* u, uint64_t group, uint32_t live, uint64_t mark) noexcept nogil
 # Objects for a stream, which nothing names yet: 0 and *loc of the head, or -ENOSPC, -ENOMEM.
 cdef int unit_store(units_t* u, unit_cache_t* c, uint64_t group, uint32_t members, const uint8_t* stream,
                     uint32_t size, uint32_t over, uint64_t* loc) noexcept nogil

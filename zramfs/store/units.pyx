@@ -12,6 +12,9 @@ from allocator.zsmalloc cimport zs_free, zs_malloc_over, zs_map, zs_unmap, zs_wr
 from allocator.zspage cimport class_for
 from zramfs.codecs.stream cimport unpacker_begin, unpacker_init, unpacker_memory, unpacker_reach
 
+cdef enum:
+    MARKS = WORD_TRIED | WORD_WORN
+
 
 # ---- words --------------------------------------------------------------------------------------
 
@@ -149,7 +152,7 @@ cdef void unit_settle(units_t* u, uint64_t group) noexcept nogil:
 
 
 cdef void unit_join(units_t* u, uint64_t slot) noexcept nogil:
-    cdef uint64_t w = word_lock(u, group_of(slot))
+    cdef uint64_t w = word_lock(u, group_of(slot)) & ~<uint64_t>MARKS
     add64(&u.pages, 1)
     word_unlock(u, group_of(slot), w | <uint64_t>place_bit(slot) << WORD_LIVE_SHIFT)
 
@@ -157,7 +160,7 @@ cdef void unit_join(units_t* u, uint64_t slot) noexcept nogil:
 cdef void unit_leave(units_t* u, uint64_t slot) noexcept nogil:
     cdef uint8_t scratch[UNIT_PART]
     cdef uint64_t w = word_lock(u, group_of(slot))
-    cdef uint64_t next = w & ~(<uint64_t>place_bit(slot) << WORD_LIVE_SHIFT)
+    cdef uint64_t next = w & ~(<uint64_t>place_bit(slot) << WORD_LIVE_SHIFT | MARKS)
     sub64(&u.pages, 1)
     if word_live(next) == 0 and not w & WORD_MAKING:
         next = 0
@@ -165,12 +168,17 @@ cdef void unit_leave(units_t* u, uint64_t slot) noexcept nogil:
     word_unlock(u, group_of(slot), next)
 
 
-cdef const unit_head_t* unit_look(units_t* u, unit_cache_t* c, uint64_t group, uint32_t* live) noexcept nogil:
-    cdef uint64_t w = word_lock(u, group)
-    cdef const unit_head_t* head = head_copy_locked(u, w, c.scratch, False)
-    live[0] = word_live(w)
-    word_unlock(u, group, w)
+cdef const unit_head_t* unit_look(units_t* u, unit_cache_t* c, uint64_t group, uint64_t* w) noexcept nogil:
+    cdef const unit_head_t* head
+    w[0] = word_lock(u, group)
+    head = head_copy_locked(u, w[0], c.scratch, False)
+    word_unlock(u, group, w[0])
     return head
+
+
+cdef void unit_mark(units_t* u, uint64_t group, uint32_t live, uint64_t mark) noexcept nogil:
+    cdef uint64_t w = word_lock(u, group)
+    word_unlock(u, group, w | mark if w != 0 and word_live(w) == live else w)
 
 
 # ---- reading ------------------------------------------------------------------------------------

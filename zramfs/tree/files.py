@@ -84,6 +84,7 @@ def _memory_files(device: Device) -> list[Node]:
         ("pageblocks", lambda: memory_files.format_pageblocks(device.pageblocks()), None),
         ("compaction", lambda: memory_files.format_compaction(device.memory()), None),
         ("policies", lambda: memory_files.format_policies(device.stats().policies), None),
+        ("units", lambda: memory_files.format_units(device.stats()), None),
         ("governor", lambda: memory_files.format_governor(device.stats().governor), None),
         ("balloon", lambda: memory_files.format_balloon(device.memory()), memory_files.parse_balloon),
         ("proactiveness", lambda: memory_files.format_proactiveness(device.stats()),

@@ -88,12 +88,25 @@ def format_policies(policies: Sequence[PolicyStats]) -> str:
         policy, done = each.policy, each.done
         mine = {"idle_seconds": policy.idle if policy else 0, "rounds": each.rounds,
                 "pages_tried": done.tried}
-        if each.kind == "recompress":
+        if each.kind != "writeback":
             mine |= {"pages_won": done.pages, "bytes_saved": done.bytes}
         else:
             mine |= {"pages_written": done.pages, "bytes_written": done.bytes,
                      "bytes_in_24_hours": each.today}
         rows |= {f"{each.kind}_{name}": value for name, value in mine.items()}
+    return "".join(f"{name} {value}\n" for name, value in rows.items())
+
+
+def format_units(stats: DeviceStats) -> str:
+    """memory/units: a name and a value a line, bytes and ms; empty while the device is not set up."""
+    now, done = stats.store, stats.unit_making
+    if now is None:
+        return ""
+    rows = {"units": now.units, "pages": now.unit_pages, "dead_places": now.unit_dead,
+            "bytes": now.unit_bytes, "unpacked": now.units_unpacked, "made": done.made, "kept": done.kept,
+            "dissolved": done.dissolved, "no_room": done.no_room, "pages_tried": done.tried,
+            "pages_packed": done.packed, "pages_joined": done.pages, "pages_busy": done.busy,
+            "bytes_saved": done.bytes_saved, "cpu_ms": done.cpu_ns // 1_000_000}
     return "".join(f"{name} {value}\n" for name, value in rows.items())
 
 

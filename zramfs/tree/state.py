@@ -78,7 +78,8 @@ def _units(stats: DeviceStats) -> str:
     if store is None or not store.units:
         return "none"
     return (f"{store.units} of {store.unit_pages} pages in {format_size(store.unit_bytes)}, "
-            f"{store.unit_dead} places dead; {format_size(done.bytes_saved)} saved")
+            f"{store.unit_dead} places dead; {format_size(done.bytes_saved)} saved in "
+            f"{format_time(done.cpu_ns / 1e9)} of CPU")
 
 
 def _shared(stats: DeviceStats) -> str:
@@ -97,7 +98,7 @@ def _policies(stats: DeviceStats) -> str:
             continue
         done = each.done
         what = (f"{done.pages} of {done.tried} pages smaller, {format_size(done.bytes)} saved"
-                if each.kind == "recompress" else
+                if each.kind != "writeback" else
                 f"{done.pages} pages written, {format_size(each.today)} in the last 24 hours")
         trouble = f"; {each.last_error}" if each.last_error else ""
         said.append(f"{each.policy}: {each.rounds} rounds, {what}{trouble}")

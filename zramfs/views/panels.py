@@ -143,6 +143,12 @@ def _rows_of_options(s: Scrape) -> list[tuple[str, str]]:
     if won := s.number("recompress_pages_total", result="won"):
         rows.append(("smaller", f"{amount(won)} pages by recompression, "
                                 f"{size(s.number('recompress_saved_bytes_total'))} saved"))
+    if pages := s.number("unit_places", state="live"):
+        rows += [
+            ("units", f"{amount(pages)} pages in {size(s.number('unit_bytes'))}"),
+            ("", f"{size(s.number('unit_saved_bytes_total'))} saved in "
+                 f"{span(s.number('unit_making_cpu_seconds_total'))} of CPU"),
+        ]
     for kind, idle in s.by("policy_idle_seconds", "policy").items():
         if idle:
             done = amount(s.number("policy_pages_total", policy=kind))

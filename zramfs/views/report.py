@@ -181,6 +181,10 @@ def _tables(samples: Sequence[Sample], names: Sequence[str]) -> Iterator[tuple[s
     yield ("Free memory by size",
            "How many free pieces of each size there are. Those of 2M are whole pageblocks, without memory.",
            _beside(samples, names, _orders), False)
+    if any(one.units.get("pages_tried") for one in samples):
+        yield ("Units: pages that are compressed together with their neighbours",
+               "The lines of memory/units; docs/control.md explains each.",
+               _beside(samples, names, _units), False)
     yield ("Compaction since the device was set up",
            "The lines of memory/compaction; docs/compaction.md explains each.",
            _beside(samples, names, _compaction), True)
@@ -235,6 +239,11 @@ def pageblocks_by_share(one: Sample) -> dict[str, str]:
         if block.resident:
             counts[max(0, -(-block.used * 10 // PAGEBLOCK_FRAMES) - 1)] += 1
     return {"given back": str(one.returned)} | {f"≤ {10 * i + 10} %": str(n) for i, n in enumerate(counts)}
+
+
+def _units(one: Sample) -> dict[str, str]:
+    sizes = ("bytes", "bytes_saved")
+    return {name: _bytes(value) if name in sizes else str(value) for name, value in one.units.items()}
 
 
 def _compaction(one: Sample) -> dict[str, str]:

@@ -6,7 +6,8 @@ import errno
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, astuple, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ FILES = (
     "zram/disksize", "zram/comp_algorithm", "zram/mm_stat", "zsmalloc/classes", "memory/buddyinfo",
     "memory/pageblocks", "memory/compaction", "memory/balloon",
 )
+# A daemon of an older version has no such file.
+UNITS = "memory/units"
 MM_STAT = (
     "orig_data_size", "compr_data_size", "mem_used_total", "mem_limit", "mem_used_max", "same_pages",
     "pages_compacted", "huge_pages", "huge_pages_since",
@@ -62,7 +65,7 @@ class SizeClass:
 class Sample:
     """taken: ISO 8601; sizes in bytes; orders: free blocks of 2^k frames; compaction and balloon: the
     lines of their files. The files are read one after the other: under load they differ by what
-    happened in between."""
+    happened in between. units: the lines of memory/units."""
 
     name: str
     directory: str
@@ -75,6 +78,7 @@ class Sample:
     classes: tuple[SizeClass, ...]
     compaction: dict[str, float]
     balloon: dict[str, int]
+    units: dict[str, int] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float | None:
@@ -123,7 +127,10 @@ def moment(sample: Sample) -> str:
 
 def texts(directory: Path) -> dict[str, str]:
     """The files of a device's tree that a sample is made of, by their paths below `directory`."""
-    return {name: (directory / name).read_text() for name in FILES}
+    found = {name: (directory / name).read_text() for name in FILES}
+    with suppress(FileNotFoundError):
+        found[UNITS] = (directory / UNITS).read_text()
+    return found
 
 
 def parse_sample(files: Mapping[str, str], name: str, directory: str) -> Sample:
@@ -155,6 +162,7 @@ def parse_sample(files: Mapping[str, str], name: str, directory: str) -> Sample:
         classes=parsed("zsmalloc/classes", _classes),
         compaction=parsed("memory/compaction", lambda text: _lines(text, _number)),
         balloon=parsed("memory/balloon", lambda text: _lines(text, int)),
+        units=parsed(UNITS, lambda text: _lines(text, int)) if UNITS in files else {},
     )
 
 
@@ -189,6 +197,7 @@ def _expect_figures(sample: Sample) -> None:
         raise ValueError(f"{len(sample.orders)} orders, not {ORDERS}")
     numbers: list[object] = [
         sample.disksize, *sample.mm_stat.values(), *sample.orders, *sample.balloon.values(),
+        *sample.units.values(),
     ]
     for block in sample.pageblocks:
         numbers += [block.free, block.used, block.balloon]
