@@ -8,8 +8,9 @@
  * as long as the keeper lives. HANG_MS: a request in hand for longer ends the daemon. COMMAND: starts another
  * daemon, which finds its socket as descriptor 3.
  *
- * One end of a daemon is told by its pidfd, which is readable when its last thread is gone: then nobody
- * writes to the memory any more. What a daemon has said before that end is still read.
+ * The next daemon begins when nobody writes to the memory any more: when the last thread of the old one is gone,
+ * which its pidfd tells, or before, as soon as all its threads are past their last instruction (fence.h). What a
+ * daemon has said before that is still read.
  *
  * Everything is allocated, touched and locked at the start. OOM score and PR_SET_IO_FLUSHER are those of who
  * starts it. */
@@ -21,6 +22,7 @@
 #include <sys/wait.h>
 
 #include "../lane/kept_page.h"
+#include "fence.h"
 #include "processes.h"
 
 enum {
@@ -31,10 +33,13 @@ enum {
 	START_MS = 120000,	/* a start that takes longer has failed */
 	STANDBY_MS = 200,	/* pause before a standby is started: the takeover comes first */
 	STANDBY_MOST_MS = 60000,
+	ENDS_MS = 1,		/* pause between looks at a daemon that ends */
 	STACK = 32768,		/* bytes that are made resident */
 };
 
 static struct process server, standby;
+static bool server_ends;	/* one of its threads has ended, and the others are about to */
+static int predecessor = -1;	/* pidfd of one that still gives its memory back */
 static int kept[KEPT], nr_kept;
 static struct kept_page *page;
 static uint32_t bits;		/* of the last SERVING */
@@ -86,7 +91,7 @@ static void reap_children(void)
 	int status, pid;
 	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
 		if (pid == server.pid) {
-			server.reaped = true;
+			server.has_status = true;
 			server.status = status;
 		}
 }
@@ -102,7 +107,7 @@ static void end_standby(void)
 static _Noreturn void end_keeper(void)
 {
 	end_standby();
-	_exit(!server.reaped ? 1 : WIFEXITED(server.status) ? WEXITSTATUS(server.status)
+	_exit(!server.has_status ? 1 : WIFEXITED(server.status) ? WEXITSTATUS(server.status)
 	      : 128 + WTERMSIG(server.status));
 }
 
@@ -138,6 +143,7 @@ static void handle_message(const struct message *m, int *fds, int count)
 			kill(server.pid, stop_signal);
 	}
 	if (m->what == SERVING) {
+		process_watch_threads(&server);
 		bits = (uint32_t)m->value;
 		if (!(bits & WANTS_STANDBY))
 			end_standby();
@@ -186,6 +192,9 @@ static void replace_server(void)
 	uint64_t one = 1;
 	const char *which = "the standby";
 	hear_process(&standby);
+	close_fd(&predecessor);
+	predecessor = server.pidfd;
+	server.pidfd = -1;
 	process_forget(&server);
 	if (standby.is_ready && !process_ended(&standby)) {
 		server = standby;
@@ -207,14 +216,14 @@ static void replace_server(void)
 
 static void server_ended(void)
 {
-	bool killed = server.reaped && WIFSIGNALED(server.status);
+	bool killed = server.has_status && WIFSIGNALED(server.status);
 	/* A SIGKILL from elsewhere says nothing about a request, or about the next daemon. */
 	bool by_itself = hung || !killed || WTERMSIG(server.status) != SIGKILL;
 	hear_process(&server);
 	if (ending || !ever_served)
 		end_keeper();
 	say("the daemon, process %d, %s %d", (int)server.pid, killed ? "was ended by signal" : "ended with status",
-	    killed ? WTERMSIG(server.status) : server.reaped ? WEXITSTATUS(server.status) : -1);
+	    killed ? WTERMSIG(server.status) : server.has_status ? WEXITSTATUS(server.status) : -1);
 	if (!(bits & SURVIVES) || !nr_kept) {
 		say("nothing can take over from it: the device is gone, and its data is lost");
 		end_keeper();
@@ -266,6 +275,8 @@ static void watch_server(uint64_t now)
 	if (now < look_due)
 		return;
 	look_due = now + look_ms;
+	if (server.serves)
+		process_watch_threads(&server);
 	if (starts && now - server.since > START_MS && !server_stands_still()) {
 		say("process %d has not served within %d s, and is ended", (int)server.pid, START_MS / 1000);
 		kill(server.pid, SIGKILL);
@@ -318,23 +329,46 @@ static void handle_signal(int number)
 		kill(server.pid, number);
 }
 
+/* Whether somebody else may take over. */
+static bool server_is_past(void)
+{
+	if (process_ended(&server)) {
+		/* The end first, then the status: no end is without one. */
+		reap_children();
+		return true;
+	}
+	server_ends = process_ends(&server) || (server_ends && process_may_end(&server));
+	/* Where nobody takes over, whoever waits for the end of the device waits for its memory as well. */
+	return server_ends && !ending && server.serves && bits & SURVIVES && process_is_past(&server);
+}
+
+/* Until something happens. */
+static void wait_for_events(int signals)
+{
+	struct pollfd wait[8 + WATCHED] = {
+		{ .fd = signals, .events = POLLIN }, { .fd = server.sock, .events = POLLIN },
+		{ .fd = server.pidfd, .events = POLLIN }, { .fd = standby.pidfd, .events = POLLIN },
+		{ .fd = standby.sock, .events = POLLIN }, { .fd = predecessor, .events = POLLIN },
+	};
+	nfds_t count = 6;
+	for (int i = 0; i < server.watched; i++)
+		wait[count++] = (struct pollfd){ .fd = server.threads[i], .events = POLLIN };
+	poll(wait, count, server_ends ? ENDS_MS : lacks_standby() ? STANDBY_MS / 2 : (int)look_ms);
+	if (wait[5].revents)
+		close_fd(&predecessor);
+}
+
 static _Noreturn void keep_device(int signals)
 {
 	struct signalfd_siginfo info;
 	for (;;) {
-		struct pollfd wait[] = {
-			{ .fd = signals, .events = POLLIN }, { .fd = server.sock, .events = POLLIN },
-			{ .fd = server.pidfd, .events = POLLIN }, { .fd = standby.pidfd, .events = POLLIN },
-			{ .fd = standby.sock, .events = POLLIN },
-		};
-		poll(wait, sizeof(wait) / sizeof(wait[0]), lacks_standby() ? STANDBY_MS / 2 : (int)look_ms);
+		wait_for_events(signals);
 		while (read(signals, &info, sizeof(info)) == sizeof(info))
 			handle_signal((int)info.ssi_signo);
 		hear_process(&server);
 		hear_process(&standby);
-		/* The end first, then the status: no end is without one. */
-		if (process_ended(&server)) {
-			reap_children();
+		if (server_is_past()) {
+			server_ends = false;
 			server_ended();
 			continue;
 		}
@@ -384,6 +418,7 @@ int main(int argc, char **argv)
 	sigaddset(&mask, SIGINT);
 	sigaddset(&mask, SIGHUP);
 	sigprocmask(SIG_SETMASK, &mask, NULL);
+	fence_try();
 	signals = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
 	protect_process(argv[3]);
 	if (signals < 0 || !process_adopt(&server, (pid_t)atoi(argv[2]), atoi(argv[1])))

@@ -16,13 +16,17 @@
 
 #include "messages.h"
 
-enum { PIDFD_OPEN = 434 };	/* system call; the number is the same on all architectures but alpha */
+enum {
+	PIDFD_OPEN = 434,	/* system call; the number is the same on all architectures but alpha */
+	WATCHED = 4,		/* threads of a process whose end is told, at most */
+};
 
 struct process {
 	pid_t pid;		/* 0 = none */
 	int pidfd, sock, wake;
-	bool reaped;		/* status holds */
-	int status;
+	bool has_status;
+	int status;		/* as waitpid() gives it */
+	int threads[WATCHED], watched;	/* pidfds, and how many there are: fence.h */
 	bool serves, is_ready;	/* ready: a standby with nothing left to do */
 	uint64_t since;		/* ms */
 };
@@ -60,8 +64,15 @@ static void close_fd(int *fd)
 	*fd = -1;
 }
 
+static void process_drop_threads(struct process *p)
+{
+	while (p->watched)
+		close(p->threads[--p->watched]);
+}
+
 static void process_forget(struct process *p)
 {
+	process_drop_threads(p);
 	close_fd(&p->sock);
 	close_fd(&p->pidfd);
 	close_fd(&p->wake);
