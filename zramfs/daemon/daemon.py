@@ -24,6 +24,7 @@ from allocator.background import prepare_thread
 from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
 from zramfs.host import stacks
+from zramfs.host.haste import make_haste
 from zramfs.host.log import log_to_stderr
 from zramfs.host.readable import wait_until_readable
 from zramfs.host.work_thread import run_in_thread
@@ -181,14 +182,15 @@ class _Daemon:
     async def take_over(self, nursery: trio.Nursery, inherited: Inherited) -> None:
         """The lane first: whoever does I/O waits for it."""
         config, kept, saved = self.config, inherited.kept, inherited.papers
-        self.disk.adopt(saved["disk"])
-        self.tree_mount.adopt(saved["tree"])
         lane = Lane(kept.connection, threads=config.threads, poll_us=poll_us(), page=kept.page, takeover=True)
         self.device = Device(config, lane, kept.memory)
         await self.device.take_over(saved["settings"], kept.backing, inherited.mapped)
         lane.start()
+        make_haste(False)
         self.lane = lane
         self.is_ready = True
+        self.disk.adopt(saved["disk"])
+        self.tree_mount.adopt(saved["tree"])
         self.succession.begin(self.device, True)
         log.info("%s: the lane serves again", config.name)
         if lane.blamed:

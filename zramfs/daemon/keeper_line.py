@@ -16,13 +16,13 @@ from zramfs.device.mapped_memory import MappedMemory
 from zramfs.host import memory_file
 from zramfs.host.readable import wait_until_readable
 from zramfs.host.work_thread import run_in_thread
-from zramfs.keeper.client import Keeper, Place, fork_standby
+from zramfs.keeper.client import Keeper, Place, Spare, fork_standby
 from zramfs.lane.lane import PAGE_BYTES
 
 from .papers import Papers
 
 log = logging.getLogger(__package__)
-__all__ = ["Inherited", "Keeper", "KeeperLine", "Kept", "LineSettings", "MappedMemory", "Place"]
+__all__ = ["Inherited", "Keeper", "KeeperLine", "Kept", "LineSettings", "MappedMemory", "Place", "Spare"]
 
 RESTART_PAUSE = 1.0  # seconds between two tries to start a keeper
 
@@ -101,6 +101,10 @@ class KeeperLine:
     def fork_standby(self) -> Place | None:
         """As there: a place in the process that stands by, and None here."""
         return fork_standby(self._keeper)
+
+    def register_spare(self, spare: Spare) -> bool:
+        """As Spare.register()."""
+        return spare.register(self._keeper)
 
     def keep(self, kept: Kept) -> None:
         self._kept = kept

@@ -66,9 +66,11 @@ async def restore(
         await device.backing_store.adopt(saved["backing"], backing)
     assert device.memory_file is not None  # a successor has one
     if is_kept(device.memory_file):
-        store = await device._in_thread(partial(
-            Store.adopt, mapped.take(device.memory_file), backing=device.backing_store.backing,
-            reserve=device._config.reserve, headroom=device.host_memory.headroom))
+        # Not in a thread beside the loop: nothing runs there yet, and two more changes of threads take 20 to 50
+        # ms where others want the CPUs.
+        store = Store.adopt(
+            mapped.take(device.memory_file), backing=device.backing_store.backing,
+            reserve=device._config.reserve, headroom=device.host_memory.headroom)
         try:
             device._lane.set_store(store)
         except BaseException:

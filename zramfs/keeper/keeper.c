@@ -14,6 +14,7 @@
  *
  * Everything is allocated, touched and locked at the start. OOM score and PR_SET_IO_FLUSHER are those of who
  * starts it. */
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -389,6 +390,10 @@ static void touch_memory(void)
 static void protect_process(const char *rundir)
 {
 	int fd = open(rundir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	struct sched_param first = { .sched_priority = 1 };	/* before all that is not real-time */
+	/* Little work, which others wait for. What it starts runs as others do. Without CAP_SYS_NICE nothing
+	 * changes. */
+	sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &first);
 	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
 	prctl(PR_SET_NAME, "zramfs-keeper", 0, 0, 0);
 	tzset();
