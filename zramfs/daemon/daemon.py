@@ -89,9 +89,10 @@ def serve_device(
     """
     log_to_stderr()
     expect_kernel_pages()
-    with StopSignals(*STOP_SIGNALS).taken() as signals, stacks.written_on(signal.SIGUSR1):
+    with StopSignals(*STOP_SIGNALS).taken() as signals, stacks.written_on(signal.SIGUSR1) as write_stacks:
         daemon = _Daemon(
             config, on_ready, teardown, may_end, notifier, signals, line, inherited, announce, put_back)
+        daemon.write_stacks = write_stacks
         while True:
             try:
                 return trio.run(daemon.run)
@@ -116,6 +117,7 @@ class _Daemon:
         self.config = config
         self.notifier = notifier
         self.signals = signals
+        self.write_stacks: Callable[[], None] = lambda: None  # on a signal, from then on
         self.on_ready = on_ready
         self.teardown = teardown
         self.may_end = may_end
@@ -173,6 +175,7 @@ class _Daemon:
         return not self.is_stopping or self.restarts <= ENDS
 
     async def start(self, nursery: trio.Nursery) -> None:
+        self.take_signals()
         await self.start_lane()
         await self.start_tree()
         helpers = self.start_tasks(nursery)
@@ -187,6 +190,7 @@ class _Daemon:
         await self.device.take_over(saved["settings"], kept.backing, inherited.mapped)
         lane.start()
         make_haste(False)
+        self.take_signals()
         self.lane = lane
         self.is_ready = True
         self.disk.adopt(saved["disk"])
@@ -208,6 +212,10 @@ class _Daemon:
         self.tree.resume()
         if not self.is_stopping:
             self.start_notifier(nursery, self.start_tasks(nursery))
+
+    def take_signals(self) -> None:
+        self.signals.start()
+        self.write_stacks()
 
     def start_notifier(self, nursery: trio.Nursery, helpers: HelperTasks) -> None:
         if self.notifier:

@@ -149,16 +149,15 @@ class Place:
         is_prepared = False
         settle_objects()  # in fork_standby() it would take 10 ms of the pause
         pauses = iter(LOOK_PAUSES)
-        pause = next(pauses)
+        pause: float | None = None  # until it is a standby: there is nothing to look at
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         turn = -1
         while True:
-            ready = dict(poll.poll(pause * 1000))
+            ready = dict(poll.poll(pause and pause * 1000))
             if not ready:
                 pause = next(pauses, pause)
-                if is_prepared:
-                    look(self._fds[:-1])
+                look(self._fds[:-1])
             # First: what is kept may have changed just before.
             if self._sock.fileno() in ready:
                 told, fds = _receive(self._sock)
@@ -173,6 +172,7 @@ class Place:
                     if not is_prepared:
                         prepare(self._fds[:-1])
                         is_prepared = True
+                        pause = next(pauses)
                         with contextlib.suppress(OSError):
                             self._sock.send(_MESSAGE.pack(_STANDBY, 0))
                     poll.register(turn, select.POLLIN)
