@@ -4,7 +4,8 @@
     python -m tests.support.fake_daemon DIR        becomes a keeper and the first daemon
     python -m tests.support.fake_daemon DIR next   is started by the keeper
 
-DIR has plan.json: standby, survives (bits of SERVING), hang_ms, never (the first one does not serve). While
+DIR has plan.json: standby, survives (bits of SERVING), hang_ms, never (the first one does not serve), threads
+(beside the first one, of the first daemon), ends (they do, after a second), holds (a file that it has open, and nobody else of these). While
 there is a file DIR/fails, no successor serves. DIR/fails_late is for one of them, which has a standby by
 then.
 Each event is a line in DIR/events: its name, the pid, and a number. SIGTERM ends it in order, with status 7.
@@ -16,6 +17,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from tests.support.child import live_for_a_test
@@ -49,6 +51,11 @@ class FakeDaemon:
         self.kept = [null, page, text]
         self.stand_by(keeper)
         keeper.keep(self.kept)
+        if "holds" in self.plan:
+            os.open(self.plan["holds"], os.O_RDONLY)
+        for _ in range(self.plan.get("threads", 0)):
+            pause = 1.0 if self.plan.get("ends") else None
+            threading.Thread(target=threading.Event().wait, args=(pause,), daemon=True).start()
         if not self.plan.get("never"):
             self.serve(keeper)
 

@@ -186,13 +186,15 @@ def _may_fork(config: DeviceConfig) -> bool:
 
 
 def _fork_spare(place: Place, config: DeviceConfig, mapped: MappedMemory) -> Spare | None:
-    """Here and not in the pause, of which a fork is 3 ms of CPU time and 20 to 120 ms on a machine with 14 busy
+    """Here and not in the pause: a fork takes 3 ms of CPU time, and 20 to 120 ms on a machine with 14 busy
     programs on two CPUs."""
+    from zramfs.daemon.keeper_line import Place
+
     try:
         forked = place.fork_spare()
     except OSError:  # the next look tries again
         return None
-    if isinstance(forked, type(place)):
+    if isinstance(forked, Place):
         mapped.drop()  # it is the parent's, and there are no page tables for it here
         raise _Forked(forked, config)
     return forked
