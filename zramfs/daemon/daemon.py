@@ -83,9 +83,8 @@ def serve_device(
 
     Returns 0 after an orderly end; CUT_OFF if something had to be cut off from its users; FAILED if the lane
     had broken, or a step of the end failed. Raises ZramfsError (or on_ready's exception) when the start
-    fails. Whatever happens, no mount is left. SIGUSR1 writes the stacks of all threads to stderr.
-
-    To be called in the main thread of a process that serves nothing else: pyfuse3 has one tree.
+    fails. Whatever happens, no mount is left. SIGUSR1 writes the stacks of all threads to stderr. To be
+    called in the main thread of a process that serves nothing else: pyfuse3 has one tree.
     """
     log_to_stderr()
     expect_kernel_pages()
