@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -55,6 +56,14 @@ __attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
 	line[n] = '\n';
 	if (write(2, line, n + 1) < 0)
 		return;		/* a full disk is no reason to end */
+}
+
+/* Before all that is not real-time: little work, which others wait for. What is started runs as others do.
+ * Without CAP_SYS_NICE nothing changes. */
+static void make_haste(bool on)
+{
+	struct sched_param priority = { .sched_priority = on };
+	sched_setscheduler(0, (on ? SCHED_RR : SCHED_OTHER) | SCHED_RESET_ON_FORK, &priority);
 }
 
 static void close_fd(int *fd)
