@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import select
 import signal
 import struct
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.keeper.keeper_test import Kept, alive, kept, own_ends
+from tests.keeper.keeper_test import Kept, kept, own_ends
 from tests.support.whole import wait_until
 from zramfs.host import fusermount
 
@@ -97,10 +98,12 @@ def test_the_next_daemon_does_not_wait_until_the_old_one_has_given_everything_ba
     place.mkdir()
     with kept(place, standby=True, threads=3, holds=str(sticky.path)) as keeper:
         server = keeper.wait_for("serving")
-        standby = keeper.wait_for_standby()
+        standby, end = keeper.wait_for_standby(), os.pidfd_open(server)
         os.kill(server, signal.SIGKILL)
         assert keeper.wait_for("serving", 2) == standby
-        assert sticky.flushed.wait(20) and alive(server), "it is still about to close its files"
+        assert sticky.flushed.wait(20)
+        assert select.select([end], [], [], 0)[0] == [], "one of its threads is still about to close its files"
+        os.close(end)
         assert f"the daemon, process {server}, was ended by signal 9" in keeper.log
         with keeper.page(standby) as page:
             assert own_ends(page) == 0
