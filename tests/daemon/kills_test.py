@@ -85,7 +85,8 @@ def test_verified_load_on_the_file_meets_no_error(tmp_path: Path, kills: int, st
                  "--buffer_compress_percentage=50", "--refill_buffers", "--allow_file_create=0"],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
             try:
-                wait_until(lambda: killer.is_done(kills) or load.poll() is not None, "all kills", 90)
+                wait_until(lambda: killer.is_done(kills) or load.poll() is not None, "all kills",
+                           90 * max(1, kills // KILLS))
             finally:
                 load.send_signal(signal.SIGINT)
                 said = load.communicate(timeout=30)[0]

@@ -5,7 +5,7 @@
     python -m tests.support.fake_daemon DIR next   is started by the keeper
 
 DIR has plan.json: standby, survives (bits of SERVING), hang_ms, never (the first one does not serve), threads
-(beside the first one, of the first daemon), ends (they do, after a second), holds (a file that it has open, and nobody else of these). While
+(of the first daemon, more of them), ends (these do, after a second), holds (a file that it has open). While
 there is a file DIR/fails, no successor serves. DIR/fails_late is for one of them, which has a standby by
 then.
 Each event is a line in DIR/events: its name, the pid, and a number. SIGTERM ends it in order, with status 7.

@@ -188,6 +188,7 @@ class _Daemon:
         self.device = Device(config, lane, kept.memory)
         await self.device.take_over(saved["settings"], kept.backing, inherited.mapped)
         lane.start()
+        took = (time.monotonic() - inherited.since) * 1e3
         make_haste(False)
         self.take_signals()
         self.lane = lane
@@ -195,7 +196,7 @@ class _Daemon:
         self.disk.adopt(saved["disk"])
         self.tree_mount.adopt(saved["tree"])
         self.succession.begin(self.device, True)
-        log.info("%s: the lane serves again", config.name)
+        log.info("%s: the lane serves again, %.1f ms after its turn came", config.name, took)
         if lane.blamed:
             log.error("%s: %d requests were being worked on at three deaths in a row: they are answered with "
                       "an I/O error", config.name, lane.blamed)

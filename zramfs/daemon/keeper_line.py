@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -55,11 +56,13 @@ class Kept:
 
 @dataclass
 class Inherited:
-    """What a predecessor has left. mapped: its memory file, as far as this process has it mapped."""
+    """What a predecessor has left. mapped: its memory file, as far as this process has it mapped. since: by
+    the monotonic clock, when it was this process's turn."""
 
     kept: Kept
     papers: dict[str, Any]
     mapped: MappedMemory = field(default_factory=MappedMemory)
+    since: float = field(default_factory=time.monotonic)
 
     @classmethod
     def of(cls, fds: list[int]) -> Inherited:

@@ -137,6 +137,7 @@ class Place:
     def of_keeper(cls) -> Place:
         """Of a process that the keeper has started."""
         os.set_inheritable(SUCCESSOR_FD, False)
+        settle_objects()  # here, and not in the pause
         return cls(socket.socket(fileno=SUCCESSOR_FD), os.getppid())
 
     def wait_turn(
@@ -147,7 +148,6 @@ class Place:
         instead: see orphaned(). prepare: called once, with what is kept until then; afterwards the process
         counts as a standby. look: called with it every LOOK_PAUSES seconds."""
         is_prepared = False
-        settle_objects()  # in fork_standby() it would take 10 ms of the pause
         pauses = iter(LOOK_PAUSES)
         pause: float | None = None  # until it is a standby: there is nothing to look at
         poll = select.poll()
