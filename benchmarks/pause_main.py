@@ -55,7 +55,7 @@ class Device:
     """One with `size` random bytes and a standby, made by a Python interpreter's zramfs."""
 
     def __init__(self, python: str, place: Path, size: int) -> None:
-        self.words = [python, "-m", "zramfs.cli"]
+        self.words = [python, "-P", "-m", "zramfs.cli"]  # its own, and not what lies here
         self.place = place
         command([*self.words, "create", place, "--size", str(2 * size), "--standby"])
         found = rundir.find(str(place))
