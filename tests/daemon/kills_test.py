@@ -323,7 +323,7 @@ def test_a_standby_has_a_replacement_before_its_turn_and_it_is_the_next_standby(
         for _ in range(3):
             spare = spare_pid(z.directory)
             kill_daemon(z.directory)
-            wait_until(lambda spare=spare: state(z.directory).standby_pid == spare, "the spare is the standby")
+            wait_until(lambda spare=spare: state(z.directory).standby_pid == spare, "it is the standby")
 
 
 def test_a_replacement_ends_with_its_standby_and_a_killed_one_does_not_count(tmp_path: Path) -> None:

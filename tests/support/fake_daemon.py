@@ -6,8 +6,8 @@
 
 DIR has plan.json: standby, survives (bits of SERVING), hang_ms, never (the first one does not serve), threads
 (of the first daemon, more of them), ends (these do, after a second), holds (a file that it has open). While
-there is a file DIR/fails, no successor serves. DIR/fails_late is for one of them, which has a standby by
-then.
+there is a file DIR/fails, no successor serves, and while there is DIR/stuck, none that is started gets ready.
+DIR/fails_late is for one of them, which has a standby by then.
 Each event is a line in DIR/events: its name, the pid, and a number. SIGTERM ends it in order, with status 7.
 """
 from __future__ import annotations
@@ -111,6 +111,9 @@ class FakeDaemon:
 def main() -> None:
     daemon = FakeDaemon(Path(sys.argv[1]))
     if sys.argv[2:] == ["next"]:
+        while (daemon.place / "stuck").exists():
+            daemon.note("stuck")
+            signal.pause()
         daemon.succeed(Place.of_keeper())
     else:
         daemon.first()

@@ -12,8 +12,7 @@
  * which its pidfd tells, or before, as soon as all its threads are past their last instruction (fence.h). What a
  * daemon has said before that is still read.
  *
- * Everything is allocated, touched and locked at the start. OOM score and PR_SET_IO_FLUSHER are those of who
- * starts it. */
+ * All memory is taken and locked at the start. OOM score and PR_SET_IO_FLUSHER are those of who starts it. */
 #include <stdlib.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -30,7 +29,8 @@ enum {
 	LOOKS = 6,		/* at the requests in hand, within HANG_MS; stacks are written before the last */
 	DEATHS = 5,		/* without serving, within DEATHS_MS: the device ends */
 	DEATHS_MS = 60000,
-	START_MS = 120000,	/* a start that takes longer has failed */
+	START_MS = 120000,	/* a start that takes longer has failed; */
+	STARTS = 4,		/* of a standby, so many times HANG_MS */
 	STANDBY_MS = 200,	/* pause before a standby is started: the takeover comes first */
 	STANDBY_MOST_MS = 60000,
 	ENDS_MS = 1,		/* pause between looks at a daemon that ends */
@@ -171,7 +171,7 @@ static void handle_message(const struct message *m, int *fds, int count)
 	}
 }
 
-/* What a process has said so far. A standby says that it is ready, and nothing else. */
+/* What a process has said. A standby says that it is ready. */
 static void hear_process(struct process *from)
 {
 	struct message m;
@@ -322,6 +322,11 @@ static bool lacks_standby(void)
 
 static void renew_standby(uint64_t now)
 {
+	if (standby.pid && !standby.is_ready && now - standby.since > STARTS * LOOKS * look_ms) {
+		say("the standby, process %d, has not become ready, and is ended", (int)standby.pid);
+		kill(standby.pid, SIGKILL);
+		standby.since = now;
+	}
 	if (process_ended(&standby)) {
 		say("the standby, process %d, has ended", (int)standby.pid);
 		standby_pause = now - standby.since < STANDBY_MOST_MS && standby_pause < STANDBY_MOST_MS
@@ -359,7 +364,6 @@ static bool server_is_past(void)
 	return server_ends && !ending && server.serves && bits & SURVIVES && process_is_past(&server);
 }
 
-/* Until something happens. */
 static void wait_for_events(int signals)
 {
 	struct pollfd wait[8 + WATCHED] = {
