@@ -113,6 +113,22 @@ def test_a_standby_that_dies_is_replaced(tmp_path: Path) -> None:
         assert keeper.wait_for("serving", 2) == other
 
 
+def test_a_standby_that_never_becomes_ready_is_ended_and_replaced(tmp_path: Path) -> None:
+    with kept(tmp_path, standby=True, hang_ms=1000) as keeper:
+        server = keeper.wait_for("serving")
+        standby = keeper.wait_for_standby()
+        (tmp_path / "stuck").touch()
+        os.kill(standby, signal.SIGKILL)
+        stuck = keeper.wait_for("stuck")
+        (tmp_path / "stuck").unlink()
+        wait_until(lambda: keeper.events("standby")[-1][1] not in (0, standby), "another standby", 60)
+        other = keeper.events("standby")[-1][1]
+        assert other != stuck
+        assert keeper.log.count(f"the standby, process {stuck}, has not become ready, and is ended") == 1
+        os.kill(server, signal.SIGKILL)
+        assert keeper.wait_for("serving", 2) == other
+
+
 def test_a_daemon_and_its_standby_killed_at_once_are_replaced(tmp_path: Path) -> None:
     with kept(tmp_path, standby=True) as keeper:
         server, standby = keeper.wait_for("serving"), keeper.wait_for_standby()

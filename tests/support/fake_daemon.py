@@ -5,9 +5,10 @@
     python -m tests.support.fake_daemon DIR next   is started by the keeper
 
 DIR has plan.json: standby, survives (bits of SERVING), hang_ms, never (the first one does not serve), program
-(that the keeper is to become upon SIGUSR2). While
-there is a file DIR/fails, no successor serves. DIR/fails_late is for one of them, which has a standby by
-then.
+(that the keeper is to become upon SIGUSR2), threads (of the first daemon, more of them), ends (these do,
+after a second), holds (a file that it has open). While there is a file DIR/fails, no successor serves, and
+while there is DIR/stuck, none that is started gets ready. DIR/fails_late is for one of them, which has a
+standby by then.
 Each event is a line in DIR/events: its name, the pid, and a number. SIGTERM ends it in order, with status 7.
 """
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from tests.support.child import live_for_a_test
@@ -50,6 +52,11 @@ class FakeDaemon:
         self.kept = [null, page, text]
         self.stand_by(keeper)
         keeper.keep(self.kept)
+        if "holds" in self.plan:
+            os.open(self.plan["holds"], os.O_RDONLY)
+        for _ in range(self.plan.get("threads", 0)):
+            pause = 1.0 if self.plan.get("ends") else None
+            threading.Thread(target=threading.Event().wait, args=(pause,), daemon=True).start()
         if not self.plan.get("never"):
             self.serve(keeper)
 
@@ -114,6 +121,9 @@ class FakeDaemon:
 def main() -> None:
     daemon = FakeDaemon(Path(sys.argv[1]))
     if sys.argv[2:] == ["next"]:
+        while (daemon.place / "stuck").exists():
+            daemon.note("stuck")
+            signal.pause()
         daemon.succeed(Place.of_keeper())
     else:
         daemon.first()

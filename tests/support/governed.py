@@ -118,11 +118,17 @@ def ram_disk(point: Path, fstype: str, size: int, limit: int, *options: str) -> 
 
 def check(disk: Full) -> None:
     """The file system's own check, of what is on the device once it is unmounted."""
-    run("umount", disk.point)
-    mount = Path(f"/proc/fs/{disk.fstype}/{Path(disk.loop).name}")
-    wait_until(lambda: not mount.exists() and can_claim(disk.loop), "the file system has ended", 40)
+    end_file_system(disk.point, disk.fstype, disk.loop)
     done = run(*FSCK[disk.fstype], disk.loop, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def end_file_system(point: Path, fstype: str, loop: str) -> None:
+    """Unmounts it, and waits for its end. A warden looks at the mount when it takes the file system (umount:
+    EBUSY), and holds that for a moment after the unmount (fsck: EBUSY, or a log that is not yet written)."""
+    wait_until(lambda: run("umount", point, check=False).returncode == 0, f"{point} is unmounted", 40)
+    mount = Path(f"/proc/fs/{fstype}/{Path(loop).name}")
+    wait_until(lambda: not mount.exists() and can_claim(loop), "the file system has ended", 40)
 
 
 def abort(minor: int) -> None:

@@ -55,6 +55,9 @@ def dead_sentence(directory: Path) -> str:
     found = rundir.find(str(directory))
     state = found.read() if found else None
     place = state.where if state else directory
+    if state is not None and state.alive():
+        return (f"{place}: the daemon died before it answered, and another process takes over with the data; "
+                "what it was told may not be done, so look, and say it again")
     return f"{place}: the daemon is dead, and its data is lost; `zramfs stop {place}` cleans up"
 
 

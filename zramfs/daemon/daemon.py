@@ -24,6 +24,7 @@ from allocator.background import prepare_thread
 from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
 from zramfs.host import stacks
+from zramfs.host.haste import make_haste
 from zramfs.host.log import log_to_stderr
 from zramfs.host.readable import wait_until_readable
 from zramfs.host.work_thread import run_in_thread
@@ -82,15 +83,15 @@ def serve_device(
 
     Returns 0 after an orderly end; CUT_OFF if something had to be cut off from its users; FAILED if the lane
     had broken, or a step of the end failed. Raises ZramfsError (or on_ready's exception) when the start
-    fails. Whatever happens, no mount is left. SIGUSR1 writes the stacks of all threads to stderr.
-
-    To be called in the main thread of a process that serves nothing else: pyfuse3 has one tree.
+    fails. Whatever happens, no mount is left. SIGUSR1 writes the stacks of all threads to stderr. To be
+    called in the main thread of a process that serves nothing else: pyfuse3 has one tree.
     """
     log_to_stderr()
     expect_kernel_pages()
-    with StopSignals(*STOP_SIGNALS).taken() as signals, stacks.written_on(signal.SIGUSR1):
+    with StopSignals(*STOP_SIGNALS).taken() as signals, stacks.written_on(signal.SIGUSR1) as write_stacks:
         daemon = _Daemon(
             config, on_ready, teardown, may_end, notifier, signals, line, inherited, announce, put_back)
+        daemon.write_stacks = write_stacks
         while True:
             try:
                 return trio.run(daemon.run)
@@ -115,6 +116,7 @@ class _Daemon:
         self.config = config
         self.notifier = notifier
         self.signals = signals
+        self.write_stacks: Callable[[], None] = lambda: None  # on a signal, from then on
         self.on_ready = on_ready
         self.teardown = teardown
         self.may_end = may_end
@@ -172,6 +174,7 @@ class _Daemon:
         return not self.is_stopping or self.restarts <= ENDS
 
     async def start(self, nursery: trio.Nursery) -> None:
+        self.take_signals()
         await self.start_lane()
         await self.start_tree()
         helpers = self.start_tasks(nursery)
@@ -181,16 +184,19 @@ class _Daemon:
     async def take_over(self, nursery: trio.Nursery, inherited: Inherited) -> None:
         """The lane first: whoever does I/O waits for it."""
         config, kept, saved = self.config, inherited.kept, inherited.papers
-        self.disk.adopt(saved["disk"])
-        self.tree_mount.adopt(saved["tree"])
         lane = Lane(kept.connection, threads=config.threads, poll_us=poll_us(), page=kept.page, takeover=True)
         self.device = Device(config, lane, kept.memory)
         await self.device.take_over(saved["settings"], kept.backing, inherited.mapped)
         lane.start()
+        took = (time.monotonic() - inherited.since) * 1e3
+        make_haste(False)
+        self.take_signals()
         self.lane = lane
         self.is_ready = True
+        self.disk.adopt(saved["disk"])
+        self.tree_mount.adopt(saved["tree"])
         self.succession.begin(self.device, True)
-        log.info("%s: the lane serves again", config.name)
+        log.info("%s: the lane serves again, %.1f ms after its turn came", config.name, took)
         if lane.blamed:
             log.error("%s: %d requests were being worked on at three deaths in a row: they are answered with "
                       "an I/O error", config.name, lane.blamed)
@@ -206,6 +212,10 @@ class _Daemon:
         self.tree.resume()
         if not self.is_stopping:
             self.start_notifier(nursery, self.start_tasks(nursery))
+
+    def take_signals(self) -> None:
+        self.signals.start()
+        self.write_stacks()
 
     def start_notifier(self, nursery: trio.Nursery, helpers: HelperTasks) -> None:
         if self.notifier:

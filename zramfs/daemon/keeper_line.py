@@ -6,6 +6,7 @@ import errno
 import logging
 import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from zramfs.host import memory_file
 from zramfs.host.readable import wait_until_readable
 from zramfs.host.work_thread import run_in_thread
 from zramfs.keeper import client
-from zramfs.keeper.client import PROGRAM, Keeper, Place, expect_program, fork_standby
+from zramfs.keeper.client import PROGRAM, Keeper, Place, Spare, expect_program, fork_standby
 from zramfs.lane.lane import PAGE_BYTES
 
 from .papers import Papers
@@ -28,7 +29,7 @@ from .papers import Papers
 log = logging.getLogger(__package__)
 __all__ = [
     "PROGRAM", "Inherited", "Keeper", "KeeperLine", "Kept", "LineSettings", "MappedMemory", "Place",
-    "expect_program",
+    "Spare", "expect_program",
 ]
 
 RESTART_PAUSE = 1.0  # seconds between two tries to start a keeper
@@ -64,11 +65,13 @@ class Kept:
 
 @dataclass
 class Inherited:
-    """What a predecessor has left. mapped: its memory file, as far as this process has it mapped."""
+    """What a predecessor has left. mapped: its memory file, as far as this process has it mapped. since: by
+    the monotonic clock, when it was this process's turn."""
 
     kept: Kept
     papers: dict[str, Any]
     mapped: MappedMemory = field(default_factory=MappedMemory)
+    since: float = field(default_factory=time.monotonic)
 
     @classmethod
     def of(cls, fds: list[int]) -> Inherited:
@@ -116,6 +119,10 @@ class KeeperLine:
     def fork_standby(self) -> Place | None:
         """As there: a place in the process that stands by, and None here."""
         return fork_standby(self._keeper)
+
+    def register_spare(self, spare: Spare) -> bool:
+        """As Spare.register()."""
+        return spare.register(self._keeper)
 
     def keep(self, kept: Kept) -> None:
         self._kept = kept

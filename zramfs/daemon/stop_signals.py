@@ -18,34 +18,46 @@ from zramfs.host.readable import wait_until_readable
 
 class StopSignals:
     """To be entered in the main thread, before others are begun; the signals are blocked inside, also for the
-    programs that are started, which are short."""
+    programs that are started, which are short. start(): they are taken from then on, also those that have
+    come before. Its thread needs a moment of CPU time, which a daemon that takes over does not wait for."""
 
     def __init__(self, *numbers: signal.Signals) -> None:
         self._numbers = frozenset(numbers)
         self._pending = dict.fromkeys(self._numbers, False)
         self._wake_fd = -1
+        self._thread: threading.Thread | None = None
         self._over = False
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[StopSignals]:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        # The thread itself is to take no other signal, from its first moment on.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        thread = threading.Thread(target=self._take, name="signals", daemon=True)
-        thread.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before | self._numbers)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
         # A thread that a library began before takes signals too; by default one would end the process.
         handlers = {number: signal.signal(number, self._note) for number in self._numbers}
         try:
             yield self
         finally:
             self._over = True
-            signal.pthread_kill(thread.ident or 0, min(self._numbers))
-            thread.join()
+            if self._thread is not None:
+                signal.pthread_kill(self._thread.ident or 0, min(self._numbers))
+                self._thread.join()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(self._wake_fd)
+
+    def start(self) -> None:
+        """In the main thread. Without effect the second time."""
+        if self._thread is not None:
+            return
+        # The thread itself is to take no other signal, from its first moment on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            thread = threading.Thread(target=self._take, name="signals", daemon=True)
+            thread.start()
+            self._thread = thread
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _take(self) -> None:
         while not self._over:

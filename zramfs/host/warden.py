@@ -189,6 +189,10 @@ class Warden:
             self._withholding.join()
         if self._space is not None:
             self._space.close()
+        if self._directory >= 0:
+            # Here, and not at the end of the interpreter: somebody may wait for the end of the file system.
+            os.close(self._directory)
+            self._directory = -1
 
     def answer(self, line: str) -> dict[str, object]:
         request: dict[str, Any] = json.loads(line)

@@ -150,6 +150,7 @@ class Place:
     def of_keeper(cls) -> Place:
         """Of a process that the keeper has started."""
         os.set_inheritable(SUCCESSOR_FD, False)
+        settle_objects()  # here, and not in the pause
         return cls(socket.socket(fileno=SUCCESSOR_FD), os.getppid())
 
     def wait_turn(
@@ -160,18 +161,16 @@ class Place:
         instead: see orphaned(). prepare: called once, with what is kept until then; afterwards the process
         counts as a standby. look: called with it every LOOK_PAUSES seconds."""
         is_prepared = False
-        settle_objects()  # in fork_standby() it would take 10 ms of the pause
         pauses = iter(LOOK_PAUSES)
-        pause = next(pauses)
+        pause: float | None = None  # until it is a standby: there is nothing to look at
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         turn = -1
         while True:
-            ready = dict(poll.poll(pause * 1000))
+            ready = dict(poll.poll(pause and pause * 1000))
             if not ready:
                 pause = next(pauses, pause)
-                if is_prepared:
-                    look(self._fds[:-1])
+                look(self._fds[:-1])
             # First: what is kept may have changed just before.
             if self._sock.fileno() in ready:
                 told, fds = _receive(self._sock)
@@ -186,6 +185,7 @@ class Place:
                     if not is_prepared:
                         prepare(self._fds[:-1])
                         is_prepared = True
+                        pause = next(pauses)
                         with contextlib.suppress(OSError):
                             self._sock.send(_MESSAGE.pack(_STANDBY, 0))
                     poll.register(turn, select.POLLIN)
@@ -193,15 +193,48 @@ class Place:
                 os.close(self._fds.pop())
                 return self._fds, Keeper(self._sock, self._keeper_pid)
 
+    def fork_spare(self) -> Place | Spare:
+        """Forks a process that is to be the next standby once this one has taken over. Returns its place in
+        there, and it here. It shares all memory with this one until either writes to it. To be called while
+        the process has one thread. Raises OSError."""
+        return _fork_place(self._keeper_pid, lambda: self._sock.detach())
+
     def orphaned(self) -> tuple[list[int], Keeper]:
         """As wait_turn(), after that has returned None and nobody else is left to take over: what was kept,
         none if the keeper died too early for that, and the line to a keeper that is gone."""
         return self._fds[:-1], Keeper(self._sock, self._keeper_pid)
 
 
+class Spare:
+    """A process that waits in a Place, and of which the keeper does not know yet. It ends with this one."""
+
+    def __init__(self, pid: int, sock: socket.socket) -> None:
+        self._pid = pid
+        self._sock = sock
+
+    def register(self, keeper: Keeper) -> bool:
+        """Makes it the standby. False, and nothing has changed, if it has ended: its pid may be another
+        process's."""
+        with self._sock as sock:
+            if select.select([sock], [], [], 0)[0]:  # it says nothing before it is told something
+                return False
+            keeper.register(self._pid, sock)
+            keeper.standby_pid = self._pid
+            return True
+
+
 def fork_standby(keeper: Keeper) -> Place | None:
     """Forks a process that shares all memory with this one until either writes to it. Returns its place in
     there, and None here. The keeper is its parent. To be called while the process has one thread."""
+    forked = _fork_place(keeper.pid, keeper.detach)
+    if isinstance(forked, Place):
+        return forked
+    forked.register(keeper)
+    return None
+
+
+def _fork_place(keeper_pid: int, detach: Callable[[], object]) -> Place | Spare:
+    """detach: called in the new process, where the descriptors of the old one are closed."""
     settle_objects()
     ours, theirs = _pair()
     read_end, write_end = os.pipe()
@@ -220,17 +253,14 @@ def fork_standby(keeper: Keeper) -> Place | None:
         os.closerange(3, theirs.fileno())
         os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
         ours.detach()
-        keeper.detach()
-        return Place(theirs, keeper.pid)
+        detach()
+        return Place(theirs, keeper_pid)
     os.close(write_end)
     theirs.close()
     os.waitpid(middle, 0)
     (pid,) = struct.unpack("=i", os.read(read_end, 4))
     os.close(read_end)
-    keeper.register(pid, ours)
-    keeper.standby_pid = pid
-    ours.close()
-    return None
+    return Spare(pid, ours)
 
 
 def settle_objects() -> None:

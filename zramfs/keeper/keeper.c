@@ -6,14 +6,14 @@
  *
  * SOCKET: its end of a socket pair to the daemon, process PID, which serves or is about to. PIDFD to FD:
  * what another version of this program has left in this very process: the daemon's pidfd, the last SERVING, and
- * what is kept. RUNDIR: locked as long as the keeper lives. HANG_MS: a request in hand for longer ends the daemon. COMMAND: starts another
- * daemon, which finds its socket as descriptor 3.
+ * what is kept. RUNDIR: locked as long as the keeper lives. HANG_MS: a request in hand for longer ends the
+ * daemon. COMMAND: starts another daemon, which finds its socket as descriptor 3.
  *
- * One end of a daemon is told by its pidfd, which is readable when its last thread is gone: then nobody
- * writes to the memory any more. What a daemon has said before that end is still read.
+ * The next daemon begins when nobody writes to the memory any more: when the last thread of the old one is gone,
+ * which its pidfd tells, or before, as soon as all its threads are past their last instruction (fence.h). What a
+ * daemon has said before that is still read.
  *
- * Everything is allocated, touched and locked at the start. OOM score and PR_SET_IO_FLUSHER are those of who
- * starts it. */
+ * All memory is taken and locked at the start. OOM score and PR_SET_IO_FLUSHER are those of who starts it. */
 #include <stdlib.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -21,23 +21,25 @@
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 
-#include "../lane/kept_page.h"
+#include "fence.h"
+#include "kept.h"
 #include "processes.h"
 
 enum {
-	PAGE_AT = 1,		/* of kept_page.h, among what is kept */
 	LOOKS = 6,		/* at the requests in hand, within HANG_MS; stacks are written before the last */
 	DEATHS = 5,		/* without serving, within DEATHS_MS: the device ends */
 	DEATHS_MS = 60000,
-	START_MS = 120000,	/* a start that takes longer has failed */
+	START_MS = 120000,	/* a start that takes longer has failed; */
+	STARTS = 4,		/* of a standby, so many times HANG_MS */
 	STANDBY_MS = 200,	/* pause before a standby is started: the takeover comes first */
 	STANDBY_MOST_MS = 60000,
+	ENDS_MS = 1,		/* pause between looks at a daemon that ends */
 	STACK = 32768,		/* bytes that are made resident */
 };
 
 static struct process server, standby;
-static int kept[KEPT], nr_kept;
-static struct kept_page *page;
+static bool server_ends;	/* one of its threads has ended, and the others are about to */
+static int predecessor = -1;	/* pidfd of one that still gives its memory back */
 static uint32_t bits;		/* of the last SERVING */
 static bool ever_served, ending, hung;
 static int stop_signal;
@@ -46,30 +48,7 @@ static uint64_t first_death;	/* of a row without serving, */
 static unsigned int deaths;	/* which is so long */
 static uint64_t standby_due, standby_pause = STANDBY_MS;
 static uint64_t look_ms, look_due;
-static uint64_t seen[KEPT_HANDS][2];	/* of each hand, at the last look */
-static unsigned int same[KEPT_HANDS];	/* looks in a row that have found it so */
 static char **own_words, **command;
-
-static void drop_kept(void)
-{
-	if (page)
-		munmap(page, KEPT_HEAD);
-	page = NULL;
-	while (nr_kept)
-		close(kept[--nr_kept]);
-}
-
-static void take_kept(const int *fds, int count)
-{
-	drop_kept();
-	memcpy(kept, fds, (size_t)count * sizeof(int));
-	nr_kept = count;
-	/* Locked at once, by MCL_FUTURE. */
-	page = mmap(NULL, KEPT_HEAD, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
-		    count > PAGE_AT ? kept[PAGE_AT] : -1, 0);
-	if (page == MAP_FAILED)
-		page = NULL;
-}
 
 /* The descriptors for a process that is to take over at once or later. */
 static void pass_kept(struct process *to)
@@ -81,15 +60,32 @@ static void pass_kept(struct process *to)
 		send_message(to->sock, KEEP, nr_kept, fds, nr_kept + 1);
 }
 
-/* Of all children, also of those that a daemon left to us. */
+/* Of all children, also of those that a daemon left to us. Without haste: the kernel turns in circles here until
+ * the threads of the child, which have no haste, have left /proc (190 ms a death on busy CPUs). */
 static void reap_children(void)
 {
+	siginfo_t info = { 0 };
 	int status, pid;
+	if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) || !info.si_pid)
+		return;
+	make_haste(false);
 	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
 		if (pid == server.pid) {
-			server.reaped = true;
+			server.has_status = true;
 			server.status = status;
 		}
+	make_haste(true);
+}
+
+/* How the server has ended, which is reaped later: its successor comes first. */
+static void note_status(void)
+{
+	siginfo_t info = { 0 };
+	if (server.has_status || waitid(P_PID, (id_t)server.pid, &info, WEXITED | WNOHANG | WNOWAIT)
+	    || !info.si_pid)
+		return;
+	server.has_status = true;
+	server.status = info.si_code == CLD_EXITED ? info.si_status << 8 : info.si_status;
 }
 
 /* The connection ends with its last descriptor, and a standby has one too. */
@@ -103,7 +99,7 @@ static void end_standby(void)
 static _Noreturn void end_keeper(void)
 {
 	end_standby();
-	_exit(!server.reaped ? 1 : WIFEXITED(server.status) ? WEXITSTATUS(server.status)
+	_exit(!server.has_status ? 1 : WIFEXITED(server.status) ? WEXITSTATUS(server.status)
 	      : 128 + WTERMSIG(server.status));
 }
 
@@ -186,6 +182,7 @@ static void handle_message(const struct message *m, int *fds, int count)
 			kill(server.pid, stop_signal);
 	}
 	if (m->what == SERVING) {
+		process_watch_threads(&server);
 		bits = (uint32_t)m->value;
 		if (!(bits & WANTS_STANDBY))
 			end_standby();
@@ -196,7 +193,7 @@ static void handle_message(const struct message *m, int *fds, int count)
 	}
 }
 
-/* What a process has said so far. A standby says that it is ready, and nothing else. */
+/* What a process has said. A standby says that it is ready. */
 static void hear_process(struct process *from)
 {
 	struct message m;
@@ -234,6 +231,9 @@ static void replace_server(void)
 	uint64_t one = 1;
 	const char *which = "the standby";
 	hear_process(&standby);
+	close_fd(&predecessor);
+	predecessor = server.pidfd;
+	server.pidfd = -1;
 	process_forget(&server);
 	if (standby.is_ready && !process_ended(&standby)) {
 		server = standby;
@@ -255,14 +255,14 @@ static void replace_server(void)
 
 static void server_ended(void)
 {
-	bool killed = server.reaped && WIFSIGNALED(server.status);
+	bool killed = server.has_status && WIFSIGNALED(server.status);
 	/* A SIGKILL from elsewhere says nothing about a request, or about the next daemon. */
 	bool by_itself = hung || !killed || WTERMSIG(server.status) != SIGKILL;
 	hear_process(&server);
 	if (ending || !ever_served)
 		end_keeper();
 	say("the daemon, process %d, %s %d", (int)server.pid, killed ? "was ended by signal" : "ended with status",
-	    killed ? WTERMSIG(server.status) : server.reaped ? WEXITSTATUS(server.status) : -1);
+	    killed ? WTERMSIG(server.status) : server.has_status ? WEXITSTATUS(server.status) : -1);
 	if (!(bits & SURVIVES) || !nr_kept) {
 		say("nothing can take over from it: the device is gone, and its data is lost");
 		end_keeper();
@@ -271,40 +271,9 @@ static void server_ended(void)
 		count_death();
 	if (page && by_itself)
 		page->own_ends++;
-	memset(same, 0, sizeof(same));
+	forget_hands();
 	hung = false;
 	replace_server();
-}
-
-/* Stopped by a signal, or by a debugger. */
-static bool server_stands_still(void)
-{
-	static char text[512];
-	int fd, got;
-	snprintf(text, sizeof(text), "/proc/%d/stat", (int)server.pid);
-	fd = open(text, O_RDONLY | O_CLOEXEC);
-	got = (int)read(fd, text, sizeof(text) - 1);
-	close(fd);
-	text[got > 0 ? got : 0] = 0;
-	return strstr(text, ") T") || strstr(text, ") t");
-}
-
-/* For how many looks in a row the same hand has had the same request and moved nothing in it, the longest
- * one. One that may wait for the backing store does not count. */
-static unsigned int look_at_hands(void)
-{
-	unsigned int longest = 0;
-	for (int i = 0; i < KEPT_HANDS; i++) {
-		uint64_t unique = __atomic_load_n(&page->hands[i].unique, __ATOMIC_RELAXED);
-		uint64_t steps = __atomic_load_n(&page->hands[i].steps, __ATOMIC_RELAXED);
-		bool waits = __atomic_load_n(&page->hands[i].waits, __ATOMIC_RELAXED);
-		same[i] = unique && !waits && unique == seen[i][0] && steps == seen[i][1] ? same[i] + 1 : 0;
-		seen[i][0] = unique;
-		seen[i][1] = steps;
-		if (same[i] > longest)
-			longest = same[i];
-	}
-	return longest;
 }
 
 static void watch_server(uint64_t now)
@@ -314,7 +283,9 @@ static void watch_server(uint64_t now)
 	if (now < look_due)
 		return;
 	look_due = now + look_ms;
-	if (starts && now - server.since > START_MS && !server_stands_still()) {
+	if (server.serves)
+		process_watch_threads(&server);
+	if (starts && now - server.since > START_MS && !process_stands_still(&server)) {
 		say("process %d has not served within %d s, and is ended", (int)server.pid, START_MS / 1000);
 		kill(server.pid, SIGKILL);
 		server.since = now;
@@ -322,8 +293,8 @@ static void watch_server(uint64_t now)
 	if (!page || !server.serves || !(bits & SURVIVES))
 		return;
 	longest = look_at_hands();
-	if (longest >= LOOKS - 1 && server_stands_still())
-		memset(same, 0, sizeof(same));
+	if (longest >= LOOKS - 1 && process_stands_still(&server))
+		forget_hands();
 	else if (longest == LOOKS - 1) {
 		say("the daemon, process %d, has worked on one request for %llu s: its stacks follow",
 		    (int)server.pid, (unsigned long long)(look_ms * longest / 1000));
@@ -342,6 +313,11 @@ static bool lacks_standby(void)
 
 static void renew_standby(uint64_t now)
 {
+	if (standby.pid && !standby.is_ready && now - standby.since > STARTS * LOOKS * look_ms) {
+		say("the standby, process %d, has not become ready, and is ended", (int)standby.pid);
+		kill(standby.pid, SIGKILL);
+		standby.since = now;
+	}
 	if (process_ended(&standby)) {
 		say("the standby, process %d, has ended", (int)standby.pid);
 		standby_pause = now - standby.since < STANDBY_MOST_MS && standby_pause < STANDBY_MOST_MS
@@ -366,23 +342,45 @@ static void handle_signal(int number)
 		kill(server.pid, number);
 }
 
+/* Whether somebody else may take over. */
+static bool server_is_past(void)
+{
+	if (process_ended(&server)) {
+		/* The end first, then the status: no end is without one. */
+		note_status();
+		return true;
+	}
+	server_ends = process_ends(&server) || (server_ends && process_may_end(&server));
+	/* Where nobody takes over, whoever waits for the end of the device waits for its memory as well. */
+	return server_ends && !ending && server.serves && bits & SURVIVES && process_is_past(&server);
+}
+
+static void wait_for_events(int signals)
+{
+	struct pollfd wait[8 + WATCHED] = {
+		{ .fd = signals, .events = POLLIN }, { .fd = server.sock, .events = POLLIN },
+		{ .fd = server.pidfd, .events = POLLIN }, { .fd = standby.pidfd, .events = POLLIN },
+		{ .fd = standby.sock, .events = POLLIN }, { .fd = predecessor, .events = POLLIN },
+	};
+	nfds_t count = 6;
+	for (int i = 0; i < server.watched; i++)
+		wait[count++] = (struct pollfd){ .fd = server.threads[i], .events = POLLIN };
+	poll(wait, count, server_ends ? ENDS_MS : lacks_standby() ? STANDBY_MS / 2 : (int)look_ms);
+	if (wait[5].revents)
+		close_fd(&predecessor);
+}
+
 static _Noreturn void keep_device(int signals)
 {
 	struct signalfd_siginfo info;
 	for (;;) {
-		struct pollfd wait[] = {
-			{ .fd = signals, .events = POLLIN }, { .fd = server.sock, .events = POLLIN },
-			{ .fd = server.pidfd, .events = POLLIN }, { .fd = standby.pidfd, .events = POLLIN },
-			{ .fd = standby.sock, .events = POLLIN },
-		};
-		poll(wait, sizeof(wait) / sizeof(wait[0]), lacks_standby() ? STANDBY_MS / 2 : (int)look_ms);
+		wait_for_events(signals);
 		while (read(signals, &info, sizeof(info)) == sizeof(info))
 			handle_signal((int)info.ssi_signo);
 		hear_process(&server);
 		hear_process(&standby);
-		/* The end first, then the status: no end is without one. */
-		if (process_ended(&server)) {
-			reap_children();
+		if (server_is_past()) {
+			server_ends = false;
 			server_ended();
 			continue;
 		}
@@ -403,6 +401,7 @@ static void touch_memory(void)
 static void protect_process(const char *rundir)
 {
 	int fd = open(rundir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	make_haste(true);
 	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
 	prctl(PR_SET_NAME, "zramfs-keeper", 0, 0, 0);
 	tzset();
@@ -436,6 +435,7 @@ int main(int argc, char **argv)
 	sigaddset(&mask, SIGINT);
 	sigaddset(&mask, SIGHUP);
 	sigprocmask(SIG_SETMASK, &mask, NULL);
+	fence_try();
 	signals = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
 	protect_process(argv[3]);
 	if (signals < 0 || !process_adopt(&server, (pid_t)atoi(argv[2]), sock, pidfd))

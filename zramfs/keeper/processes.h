@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -17,13 +18,17 @@
 
 #include "messages.h"
 
-enum { PIDFD_OPEN = 434 };	/* system call; the number is the same on all architectures but alpha */
+enum {
+	PIDFD_OPEN = 434,	/* system call; the number is the same on all architectures but alpha */
+	WATCHED = 4,		/* threads of a process whose end is told, at most */
+};
 
 struct process {
 	pid_t pid;		/* 0 = none */
 	int pidfd, sock, wake;
-	bool reaped;		/* status holds */
-	int status;
+	bool has_status;
+	int status;		/* as waitpid() gives it */
+	int threads[WATCHED], watched;	/* pidfds, and how many there are: fence.h */
 	bool serves, is_ready;	/* ready: a standby with nothing left to do */
 	uint64_t since;		/* ms */
 };
@@ -54,6 +59,14 @@ __attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
 		return;		/* a full disk is no reason to end */
 }
 
+/* Before all that is not real-time: little work, which others wait for. What is started runs as others do.
+ * Without CAP_SYS_NICE nothing changes. */
+static void make_haste(bool on)
+{
+	struct sched_param priority = { .sched_priority = on };
+	sched_setscheduler(0, (on ? SCHED_RR : SCHED_OTHER) | SCHED_RESET_ON_FORK, &priority);
+}
+
 static void close_fd(int *fd)
 {
 	if (*fd >= 0)
@@ -61,8 +74,15 @@ static void close_fd(int *fd)
 	*fd = -1;
 }
 
+static void process_drop_threads(struct process *p)
+{
+	while (p->watched)
+		close(p->threads[--p->watched]);
+}
+
 static void process_forget(struct process *p)
 {
+	process_drop_threads(p);
 	close_fd(&p->sock);
 	close_fd(&p->pidfd);
 	close_fd(&p->wake);
@@ -149,6 +169,19 @@ static bool process_ended(struct process *p)
 {
 	struct pollfd look = { .fd = p->pidfd, .events = POLLIN };
 	return p->pid && poll(&look, 1, 0) > 0;
+}
+
+/* Stopped by a signal, or by a debugger. */
+static bool process_stands_still(struct process *p)
+{
+	static char text[512];
+	int fd, got;
+	snprintf(text, sizeof(text), "/proc/%d/stat", (int)p->pid);
+	fd = open(text, O_RDONLY | O_CLOEXEC);
+	got = (int)read(fd, text, sizeof(text) - 1);
+	close(fd);
+	text[got > 0 ? got : 0] = 0;
+	return strstr(text, ") T") || strstr(text, ") t");
 }
 
 #endif

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from zramfs import __version__
 from zramfs.errors import ZramfsError
 from zramfs.host import limits, locks, mounts, process, safety
+from zramfs.host.haste import make_haste
 from zramfs.host.log import log_to_stderr
 from zramfs.lifecycle.stop import clean_up, may_end, teardown
 from zramfs.model.config import DeviceConfig
@@ -25,12 +26,21 @@ from . import remount, rundir
 from .rundir import Rundir
 
 if TYPE_CHECKING:
-    from zramfs.daemon.keeper_line import Inherited, KeeperLine, LineSettings, MappedMemory, Place
+    from zramfs.daemon.keeper_line import Inherited, KeeperLine, LineSettings, MappedMemory, Place, Spare
     from zramfs.daemon.service import Notifier
 
 log = logging.getLogger(__name__)
 
 ORPHAN_PAUSE = 0.05  # seconds; a daemon without a keeper starts another one within a tenth of that
+
+
+class _Forked(BaseException):
+    """Raised in a process that was just forked, up to where it begins to wait: each generation would keep the
+    stack of the one before it, and the three hundredth would have none left."""
+
+    def __init__(self, place: Place, config: DeviceConfig) -> None:
+        self.place = place
+        self.config = config
 
 
 def _load_daemon() -> ModuleType:
@@ -60,7 +70,8 @@ def serve(
     status = daemon.FAILED
     try:
         _enter(new, config)
-        _fork_standby(new, config, line)
+        if place := _fork_standby(config, line):
+            _stand_by(new, place, config)
         new.update(**_pids(line))
 
         def ready() -> None:
@@ -94,7 +105,10 @@ def serve_stored(new: Rundir, fds: dict[str, int]) -> int | None:
     safety.enter_keeper()
     line = KeeperLine.fork(_line_settings(new, config))
     _make_safe(new, config)
-    return _take_over(new, inherited, line)
+    try:
+        return _take_over(new, inherited, line)
+    except _Forked as forked:
+        _stand_by(new, forked.place, forked.config)
 
 
 def successor_command(new: Rundir) -> list[str]:
@@ -122,36 +136,79 @@ def succeed() -> NoReturn:
 
 def _stand_by(new: Rundir, place: Place, config: DeviceConfig | None) -> NoReturn:
     """config: None in a process that has not made its settings yet."""
-    from zramfs.daemon.keeper_line import Inherited, KeeperLine, Kept, MappedMemory
-    from zramfs.daemon.papers import unpacked_config
-
-    mapped = MappedMemory()
-
-    def prepare(kept: list[int]) -> None:
-        if config is None:
-            papers = Inherited.of(kept).papers
-            _expect_readable(papers)
-            _make_safe(new, unpacked_config(papers["config"]))
-
-    status = 1
+    status: int | None = None
     try:
-        if config is not None:
-            _make_safe(new, config)
-        turn = place.wait_turn(prepare, lambda kept: mapped.look(Kept(*kept).memory))
-        fds, keeper = turn or place.orphaned()
-        if not fds or turn is None and not _is_last(new, keeper.pid):
-            os._exit(0)
-        inherited = Inherited.of(fds)
-        if not inherited.papers:  # it has ended in order
-            os._exit(0)
-        inherited.mapped = mapped
-        config = config or unpacked_config(inherited.papers["config"])
-        status = _take_over(new, inherited, KeeperLine(keeper, _line_settings(new, config)))
+        while status is None:
+            try:
+                status = _wait_and_take_over(new, place, config)
+            except _Forked as forked:
+                place, config = forked.place, forked.config
     except BaseException as error:
         log.error("taking over %s failed: %s", new.path, error, exc_info=error)
     finally:
         logging.shutdown()
-        os._exit(status)
+        os._exit(1 if status is None else status)
+
+
+def _wait_and_take_over(new: Rundir, place: Place, config: DeviceConfig | None) -> int:
+    """The status to end with. Raises _Forked in another process."""
+    from zramfs.daemon.keeper_line import Inherited, KeeperLine, Kept, MappedMemory
+    from zramfs.daemon.papers import unpacked_config
+
+    mapped = MappedMemory()
+    spare: Spare | None = None
+
+    def prepare(kept: list[int]) -> None:
+        nonlocal config
+        if config is None:
+            papers = Inherited.of(kept).papers
+            _expect_readable(papers)
+            config = unpacked_config(papers["config"])
+            _make_safe(new, config)
+
+    def look(kept: list[int]) -> None:
+        nonlocal spare
+        make_haste(False)
+        assert config is not None  # prepare() comes first
+        if spare is None and _may_fork(config):
+            spare = _fork_spare(place, config, mapped)
+        mapped.look(Kept(*kept).memory)
+        make_haste(True)
+
+    if config is not None:
+        _make_safe(new, config)
+    make_haste(True)
+    turn = place.wait_turn(prepare, look)
+    fds, keeper = turn or place.orphaned()
+    if not fds or turn is None and not _is_last(new, keeper.pid):
+        return 0
+    inherited = Inherited.of(fds)
+    if not inherited.papers:  # it has ended in order
+        return 0
+    inherited.mapped = mapped
+    config = config or unpacked_config(inherited.papers["config"])
+    return _take_over(new, inherited, KeeperLine(keeper, _line_settings(new, config)), spare)
+
+
+def _may_fork(config: DeviceConfig) -> bool:
+    """A fork makes this process need memory where it writes to its own: not for swap, which has to give some
+    just then. One that is locked would be there twice at once."""
+    return not config.reserve and not config.lock
+
+
+def _fork_spare(place: Place, config: DeviceConfig, mapped: MappedMemory) -> Spare | None:
+    """Here and not in the pause: a fork takes 3 ms of CPU time, and 20 to 120 ms on a machine with 14 busy
+    programs on two CPUs."""
+    from zramfs.daemon.keeper_line import Place
+
+    try:
+        forked = place.fork_spare()
+    except OSError:  # the next look tries again
+        return None
+    if isinstance(forked, Place):
+        mapped.drop()  # it is the parent's, and there are no page tables for it here
+        raise _Forked(forked, config)
+    return forked
 
 
 def _expect_readable(papers: dict[str, Any]) -> None:
@@ -174,16 +231,19 @@ def _is_last(new: Rundir, keeper_pid: int) -> bool:
     return new.path.is_dir()
 
 
-def _take_over(new: Rundir, inherited: Inherited, line: KeeperLine) -> int:
+def _take_over(new: Rundir, inherited: Inherited, line: KeeperLine, spare: Spare | None = None) -> int:
+    """Raises _Forked in another process."""
     from zramfs.daemon import daemon
     from zramfs.daemon.papers import unpacked_config
     from zramfs.daemon.service import Notifier
 
     config = unpacked_config(inherited.papers["config"])
     rundir.keep(new)
-    if not config.reserve:
-        # For swap it would need memory at the moment when swap has to give some: the keeper starts one later.
-        _fork_standby(new, config, line, inherited.mapped)
+    # For swap the keeper starts one later.
+    if not config.reserve and not (spare and line.register_spare(spare)) and (
+            place := _fork_standby(config, line)):
+        inherited.mapped.drop()  # it is the parent's, and there are no page tables for it here
+        raise _Forked(place, config)
     told = inherited.papers["notifier"]
 
     def ready() -> None:
@@ -225,13 +285,9 @@ def _wants_standby(config: DeviceConfig) -> bool:
     return config.standby or config.reserve > 0
 
 
-def _fork_standby(
-    new: Rundir, config: DeviceConfig, line: KeeperLine, mapped: MappedMemory | None = None,
-) -> None:
-    if _wants_standby(config) and (place := line.fork_standby()):
-        if mapped is not None:
-            mapped.drop()  # it is the parent's, and there are no page tables for it here
-        _stand_by(new, place, config)
+def _fork_standby(config: DeviceConfig, line: KeeperLine) -> Place | None:
+    """Its place in the process that stands by, and None here."""
+    return line.fork_standby() if _wants_standby(config) else None
 
 
 def _enter(new: Rundir, config: DeviceConfig) -> None:
