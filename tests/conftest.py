@@ -36,12 +36,13 @@ SWAP = {
     "machine/filesystems_test.py", "machine/ltp_test.py", "machine/scripts_test.py",
     "machine/swap_kills_test.py", "machine/swap_load_test.py", "machine/systemd_test.py",
 }
-# And the second takes these. The first three drop the caches of the machine, upon which the kernel compacts
-# its own zram devices. The others compare ours with those.
+# And the second takes these. The first three, upgrades and sharing drop the caches of the machine, upon which
+# the kernel compacts its own zram devices. The others compare ours with those.
 CACHES = {
     "lifecycle/ramdisk_test.py", "machine/governor_test.py", "machine/writeback_test.py",
     "machine/differences_test.py", "machine/differential_test.py", "machine/differential_random_test.py",
-    "benchmarks/fragmentation_test.py", "benchmarks/run_test.py",
+    "lifecycle/upgrade_test.py", "machine/sharing_test.py", "benchmarks/fragmentation_test.py",
+    "benchmarks/run_test.py",
 }
 # It alone takes minutes, and would be the last to end if it came when its layer does.
 LONGEST = "packaging/packages_test.py"
@@ -97,9 +98,11 @@ def pytest_configure(config: pytest.Config) -> None:
         leftovers.sweep(leftovers.of_dead_runs)
         leftovers.sweep_directories()
         config.stash[GUARDIAN] = Guardian()  # before the name is in the environment: it is no leftover
-    # In the background a shell has us ignore Ctrl-C, which every program that we start would inherit.
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # In the background a shell has us ignore Ctrl-C, and nohup a hang-up, which every program that we start
+    # would inherit.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
     # Ours must behave as on a machine where nobody has set this: what is written late fails late.
     os.environ.pop("PYTHONUNBUFFERED", None)
     # A program that compiles its modules at each start takes half as long again.

@@ -126,10 +126,11 @@ def test_what_was_written_before_a_kill_is_read_after_it(tmp_path: Path, kills: 
 def test_a_file_system_on_loop_loses_nothing(tmp_path: Path, kills: int, fstype: str) -> None:
     point = tmp_path / "fast"
     kills //= 3
-    # By the kernel log's own clock, which is not exactly that of anything else.
-    since = max((at for at, _ in kernel_log()), default=0.0)
     zramfs("ramdisk", point, "--size", "512M", "--fs", fstype, "--standby")
     loop = state(point).loop
+    # Now: another test may have had the loop device just before. And by the kernel log's own clock, which is
+    # not exactly that of anything else.
+    since = max((at for at, _ in kernel_log()), default=0.0)
     try:
         with Killer.at_work(point, PAUSES) as killer:
             for _ in range(1000):

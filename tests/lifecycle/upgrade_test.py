@@ -191,7 +191,7 @@ def test_a_ram_disk_keeps_its_files_and_its_file_system(tmp_path: Path, base: Pa
             file.write(" and after")
             file.flush()
             expect_upgraded(point, before, other)
-            drop_caches()
+            drop_caches(point)
             assert (point / "open").read_text() == "before and after"
         assert manifest(point / "copy") == expected
         assert state(point).loop == before.loop

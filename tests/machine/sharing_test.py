@@ -43,7 +43,7 @@ def test_two_copies_of_a_tree_cost_at_most_a_tenth_more_than_one(tmp_path: Path)
             assert shared["orig_data_size"] >= two["orig_data_size"]
             ratio = shared["mem_used_total"] / one["mem_used_total"]
             assert ratio <= 1.1, f"two copies take {ratio:.3f} times the memory of one"
-            drop_caches()
+            drop_caches(point)
             assert manifest(point / "one") == manifest(point / "two") == expected
             # One of them goes, and the other one keeps its files.
             shutil.rmtree(point / "one")
@@ -51,7 +51,7 @@ def test_two_copies_of_a_tree_cost_at_most_a_tenth_more_than_one(tmp_path: Path)
             assert manifest(point / "two") == expected
         run("e2fsck", "-f", "-n", block, timeout=120)
         with mounted(block, tmp_path / "mnt") as point:
-            drop_caches()
+            drop_caches(point)
             assert manifest(point / "two") == expected
             last = settled(z, point, "share idle=all")
             assert last["mem_used_total"] <= 1.1 * one["mem_used_total"]

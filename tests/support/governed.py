@@ -81,9 +81,9 @@ class Full:
             assert hashlib.sha256(path.read_bytes()).digest() == digest, path
 
     def alarms(self) -> list[str]:
-        name = Path(self.loop).name
+        own = re.compile(rf"\b{Path(self.loop).name}\b")
         lines = [line for stamp, line in kernel_log() if stamp > self.since]
-        return [line for line in lines if name in line and any(alarm in line for alarm in ALARMS)]
+        return [line for line in lines if own.search(line) and any(alarm in line for alarm in ALARMS)]
 
 
 def kernel_log() -> list[tuple[float, str]]:
