@@ -300,6 +300,13 @@ def test_a_version_that_cannot_stand_by_leaves_the_old_one_serving(
         assert state(z.directory).release == __version__
 
 
+def serves_next(pid: str) -> bool:
+    try:
+        return b"succeed()" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class Gated:
     """An upgrade to a version whose next daemon waits before it is ready, which is where it stands then."""
 
@@ -318,9 +325,10 @@ class Gated:
 
     @staticmethod
     def waiting(before: State) -> list[int]:
-        """Children of the keeper beside the daemon."""
+        """Children of the keeper beside the daemon that are to serve: at its start it has another one for a
+        moment, by which it tries its fence."""
         children = Path(f"/proc/{before.keeper_pid}/task/{before.keeper_pid}/children").read_text().split()
-        return [int(each) for each in children if int(each) != before.pid]
+        return [int(each) for each in children if int(each) != before.pid and serves_next(each)]
 
     def end(self) -> subprocess.CompletedProcess[str]:
         self.gate.touch()
