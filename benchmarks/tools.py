@@ -81,9 +81,13 @@ def command(words: Sequence[str | Path], seconds: float = COMMAND_SECONDS, **env
     """
     shown = " ".join(str(word) for word in words)
     try:
-        done = subprocess.run([str(word) for word in words], capture_output=True, text=True,
-                              timeout=seconds, start_new_session=True, stdin=subprocess.DEVNULL,
-                              env=os.environ | environment)
+        while True:
+            done = subprocess.run([str(word) for word in words], capture_output=True, text=True,
+                                  timeout=seconds, start_new_session=True, stdin=subprocess.DEVNULL,
+                                  env=os.environ | environment)
+            # One that came between its fork and its own session: it has not begun.
+            if done.returncode != -signal.SIGINT:
+                break
     except subprocess.TimeoutExpired:
         raise BenchmarkError(f"`{shown}` did not end within {seconds:.0f} s") from None
     if done.returncode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from tests.support.commands import child, failure, kill_daemon, nothing_left, ro
 from tests.support.paths import python_environment
 from tests.support.whole import MIB, ZRAMFS, Device, device, loop, opened, run, zramfs
 from zramfs.lifecycle import rundir
+from zramfs.lifecycle import stop as stop_module
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
 
@@ -56,6 +58,29 @@ def test_stop_names_the_process_that_uses_the_device_and_changes_nothing(
             assert len(said.splitlines()) == 2
         with opened(made.disk) as fd:
             assert os.pread(fd, 4, 0) == b"kept"
+    nothing_left(directory, base)
+
+
+def test_who_only_looks_at_a_device_does_not_keep_it_from_being_stopped(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As udev and losetup do. In this process, so that the first look comes while somebody has it open."""
+    directory = tmp_path / "device"
+    zramfs("create", directory, "--size", MIB)
+    found = rundir.find(str(directory))
+    asked, look = [], stop_module._users
+    with child("f = open(sys.argv[1], 'rb')", state_of(directory).disk) as pid:
+
+        def users(*words: object) -> list[str]:
+            asked.append(seen := look(*words))
+            os.kill(pid, signal.SIGKILL)
+            return seen
+
+        monkeypatch.setattr(stop_module, "_users", users)
+        monkeypatch.setattr(stop_module, "LOOKS_TIMEOUT", 30.0)
+        stop_module.expect_unused(found, found.read())
+    assert asked[0] != [] and asked[-1] == []
+    zramfs("stop", directory)
     nothing_left(directory, base)
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -38,6 +39,7 @@ END_TIMEOUT = 30.0
 SILENCE = 3.0  # seconds that a wait may take before it is announced; on a loaded machine an end takes 1 to 2
 # A file system that nobody holds is gone when umount2 returns, but for somebody who had just a look at it.
 GONE_TIMEOUT = 2.0
+LOOKS_TIMEOUT = 1.0  # seconds
 # Seconds after which a governor that has not let go is taken to wait for a thaw; it takes 0.1 s, on btrfs 1.
 FROZEN_AFTER = 3.0
 
@@ -262,7 +264,18 @@ def _way_out(state: State) -> str:
 
 
 def expect_unused(old: Rundir, state: State | None) -> None:
-    """Raises EBUSY with everything that keeps the device in use, apart from its own parts."""
+    """Raises EBUSY with everything that keeps the device in use, apart from its own parts. Who only looks at
+    it (udev, `losetup --find`, blkid) is gone within LOOKS_TIMEOUT."""
+    end = time.monotonic() + LOOKS_TIMEOUT
+    while phrases := _users(old, state):
+        if time.monotonic() > end:
+            where = state.where if state else str(old.path)
+            listed = "".join(f"\n  {phrase}" for phrase in phrases)
+            raise ZramfsError(errno.EBUSY, f"{where} is in use, so nothing was changed:{listed}")
+        time.sleep(0.1)
+
+
+def _users(old: Rundir, state: State | None) -> list[str]:
     lane = mounts.mount_at(old.disk)
     standing = loops.find(old.disk, lane.dev if lane and state and state.alive() else None)
     own: list[str] = []
@@ -291,10 +304,7 @@ def expect_unused(old: Rundir, state: State | None) -> None:
             "--lazy) while frozen or in use, or the kernel itself uses it"
             for device in own
             if not ramdisk.places(device) and not loops.wait_unclaimed(device, GONE_TIMEOUT)]
-    if phrases:
-        where = state.where if state else str(old.path)
-        listed = "".join(f"\n  {phrase}" for phrase in phrases)
-        raise ZramfsError(errno.EBUSY, f"{where} is in use, so nothing was changed:{listed}")
+    return phrases
 
 
 def own_place(state: State, device: str) -> Path | None:
