@@ -182,7 +182,7 @@ def test_written_back_pages_behind_the_end_free_their_blocks(tmp_path: Path) -> 
     store = Store(8 * MIB, grows_to=8 * MIB, backing=backing_file(tmp_path))
     store.write(0, block("half random", 1, 8 * MIB))
     task = WritebackRun(store)
-    task.select(0, 8 * MIB // PAGE)
+    task.select(0, 8 * MIB // PAGE, ns=1 << 40)
     while task.left:
         task.write()
     task.finish()
@@ -210,7 +210,7 @@ def test_work_on_pages_that_are_cut_off_meanwhile_ends_in_order(tmp_path: Path) 
     resize(store, 8 * MIB)
     store.write(4 * MIB, data[4 * MIB:])
     back = WritebackRun(store)
-    back.select(0, 8 * MIB // PAGE)
+    back.select(0, 8 * MIB // PAGE, ns=1 << 40)
     resize(store, 4 * MIB, discard=True)
     while back.left:
         back.write()

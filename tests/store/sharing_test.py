@@ -388,7 +388,7 @@ def test_recompression_units_and_write_back_leave_shared_pages_alone(tmp_path: P
     assert make_units(store).pages == 0
     store.mark_idle()
     run = WritebackRun(store, 4)
-    run.select(0, N, "idle")
+    run.select(0, N, "idle", ns=1 << 40)
     while run.left:
         run.write()
     run.finish()
