@@ -40,14 +40,20 @@ class _Pause:
 
 
 class _Count:
-    """Hands on what was done since the last call. total: all that was ever done."""
+    """Hands on what was done since the last time, and pauses. total: all that was ever done."""
 
-    def __init__(self, total: Callable[[], Progress], did: Did) -> None:
+    def __init__(self, total: Callable[[], Progress], did: Did, pause: _Pause) -> None:
         self._total = total
         self._did = did
+        self._pause = pause
         self._counted = total()
 
-    def __call__(self) -> None:
+    async def __call__(self) -> None:
+        self.count()
+        await self._pause()
+
+    def count(self) -> None:
+        """Without a pause: of a round that was cut short, the last slice too."""
         before, self._counted = self._counted, self._total()
         now = self._counted
         self._did(Progress(now.tried - before.tried, now.pages - before.pages, now.bytes - before.bytes))
@@ -115,36 +121,26 @@ class IdleWork:
             done = self._post.recompression
             return Progress(done.tried, done.won, done.bytes_saved)
 
-        count = _Count(total, did)
-
-        async def count_and_pause() -> None:
-            count()
-            await pause()
-
+        count = _Count(total, did, pause)
         try:
             await self._post.mark_idle(store, policy.idle, pause)
-            await self._post.recompress(store, priority, RecompressArguments(idle=True), count_and_pause)
+            await self._post.recompress(store, priority, RecompressArguments(idle=True), count)
         finally:
-            count()  # of a round that was cut short, the last slice too
+            count.count()
         self._compactor.poke()
 
     async def _make_units(self, wanted: UnitArguments, did: Did, rest: Rest) -> None:
-        store, pause = self._store(), _Pause(rest)
+        store = self._store()
 
         def total() -> Progress:
             done = self._post.units
             return Progress(done.tried, done.packed, done.bytes_saved)
 
-        count = _Count(total, did)
-
-        async def count_and_pause() -> None:
-            count()
-            await pause()
-
+        count = _Count(total, did, _Pause(rest))
         try:
-            await self._post.make_units(store, wanted, count_and_pause)
+            await self._post.make_units(store, wanted, count)
         finally:
-            count()
+            count.count()
         self._compactor.poke()
 
     async def _write_back_idle(
