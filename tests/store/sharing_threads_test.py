@@ -6,53 +6,23 @@ import random
 import time
 
 from tests.store.store_threads_test import eager_switches, run
-from tests.support.page_kinds import block, hard, noise, prose
+from tests.support.page_kinds import prose
+from tests.support.page_users import CHUNK, USERS, PageUser, size_changes
 from tests.support.share_tools import share
 from tests.support.unit_tools import make_units
 from zramfs.codecs.codec import Codec
 from zramfs.store.recompress import Recompression
-from zramfs.store.resize import resize
 from zramfs.store.store import Store
 
 __all__ = ["eager_switches"]
 
 PAGE = 4096
 PAGES = 300
-USERS = 3
-KINDS = (prose, prose, prose, hard, noise, lambda seed: block("zeros", seed, PAGE))
-
-
-class User:
-    """Has every USERS-th page. All users write the same few contents, so that their pages share."""
-
-    def __init__(self, store: Store, first: int, contents: int = 6) -> None:
-        self.store, self.rng, self.contents = store, random.Random(first), contents
-        self.pages = {number: bytes(PAGE) for number in range(first, PAGES, USERS)}
-
-    def job(self) -> None:
-        rng = self.rng
-        number = rng.choice(list(self.pages))
-        action = rng.random()
-        if action < 0.3:
-            self.pages[number] = rng.choice(KINDS)(rng.randrange(self.contents))
-            self.store.write(number * PAGE, self.pages[number])
-        elif action < 0.35:
-            self.pages[number] = self.pages[number][:500] + b"changed" + self.pages[number][507:]
-            self.store.write(number * PAGE + 500, b"changed")
-        elif action < 0.45:
-            self.store.zero(number * PAGE, PAGE)
-            self.pages[number] = bytes(PAGE)
-        else:
-            assert self.store.read(number * PAGE, PAGE) == self.pages[number]
-
-    def verify(self) -> None:
-        for number, content in self.pages.items():
-            assert self.store.read(number * PAGE, PAGE) == content
 
 
 def test_pages_share_and_part_beside_all_that_uses_them() -> None:
     store = Store(PAGES * PAGE, secondary=[Codec("zstd", 1)])
-    users = [User(store, first) for first in range(USERS)]
+    users = [PageUser(store, first, PAGES, 6, 0.3) for first in range(USERS)]
     joined = alone = 0
 
     def post_process() -> None:
@@ -112,23 +82,9 @@ def test_pages_that_many_read_while_their_object_comes_and_goes_are_always_the_s
 
 
 def test_a_device_that_becomes_smaller_and_larger_beside_the_sharing_keeps_its_sums() -> None:
-    chunk = 512 * PAGE
-    store = Store(2 * chunk, grows_to=2 * chunk)
-    user = User(store, 0)
-
-    def fill() -> None:
-        number = random.randrange(512, 1024)
-        try:
-            store.write(number * PAGE, prose(number % 9))
-        except OSError:
-            time.sleep(0.0005)
-
-    def change() -> None:
-        resize(store, chunk, discard=True)
-        time.sleep(0.001)
-        resize(store, 2 * chunk)
-        time.sleep(0.01)
-
+    store = Store(2 * CHUNK * PAGE, grows_to=2 * CHUNK * PAGE)
+    user = PageUser(store, 0, PAGES, 6, 0.3)
+    fill, change = size_changes(store)
     run(user.job, fill, fill, change, lambda: share(store) and None)
     user.verify()
     store.check(3)

@@ -3,26 +3,14 @@
 recompression, write-back, compaction, other sizes and adoptions keeps every page, and every sum."""
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
-
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import rule
 
-from tests.support.backing_tools import backing_file
 from tests.support.page_kinds import block, hard, noise, prose
-from zramfs.codecs.codec import Codec
-from zramfs.store.backing import Backing
-from zramfs.store.recompress import Recompression
-from zramfs.store.resize import resize
-from zramfs.store.store import Store
+from tests.support.store_machine import PAGE, StoreMachine
 from zramfs.store.unit_making import UnitMaking
-from zramfs.store.writeback import WritebackRun
 
-PAGE = 4096
-CHUNK = 512  # pages
 FIRST, END = 470, 555  # the pages that are used; a smaller size ends among them
 MAKERS = {"prose": prose, "hard": hard, "noise": noise, "text": lambda seed: block("text", seed, PAGE),
           "zeros": lambda seed: bytes(PAGE), "odd word": lambda seed: block("odd word", seed, PAGE)}
@@ -30,26 +18,10 @@ SLOT = st.integers(FIRST, END - 1)
 SLOTS = st.sets(SLOT, min_size=1, max_size=24)
 
 
-class UnitsMachine(RuleBasedStateMachine):
+class UnitsMachine(StoreMachine):
     """Pages that may be idle: read or written pages are not, whatever else is done to them."""
 
-    @initialize(limited=st.booleans())
-    def begin(self, limited: bool) -> None:
-        self.place = Path(tempfile.mkdtemp(prefix="units-"))
-        backing = backing_file(self.place / "backing")
-        self.fd = os.memfd_create("units")
-        self.store = Store(2 * CHUNK * PAGE, fd=self.fd, secondary=[Codec("zstd", 3)],
-                           backing=Backing(str(backing)))
-        self.model = bytearray(2 * CHUNK * PAGE)
-        if limited:
-            self.store.set_mem_limit(40 * PAGE)
-
-    def teardown(self) -> None:
-        if hasattr(self, "store"):
-            self.store.close()
-            os.close(self.fd)
-            (self.place / "backing").unlink()
-            self.place.rmdir()
+    USED, LIMIT, KEPT = range(FIRST, END), 40, ("units", "unit_pages", "unit_dead", "unit_bytes")
 
     @rule(slots=SLOTS, kind=st.sampled_from(sorted(MAKERS)), seed=st.integers(0, 3))
     def write(self, slots: set[int], kind: str, seed: int) -> None:
@@ -65,39 +37,17 @@ class UnitsMachine(RuleBasedStateMachine):
     def write_a_part(self, slot: int, off: int) -> None:
         self.put(slot * PAGE + off, b"changed!")
 
-    def put(self, off: int, data: bytes) -> None:
-        try:
-            self.store.write(off, data)
-        except OSError:
-            return
-        self.model[off:off + len(data)] = data
-
     @rule(slots=SLOTS)
     def discard(self, slots: set[int]) -> None:
-        for slot in self.inside(slots):
-            self.store.zero(slot * PAGE, PAGE)
-            self.model[slot * PAGE:(slot + 1) * PAGE] = bytes(PAGE)
-
-    def inside(self, slots: set[int]) -> list[int]:
-        return sorted(slot for slot in slots if slot * PAGE < self.store.disksize)
-
-    @rule(chunks=st.sampled_from([1, 2]))
-    def resize(self, chunks: int) -> None:
-        resize(self.store, chunks * CHUNK * PAGE, discard=True)
-        self.model[chunks * CHUNK * PAGE:] = bytes((2 - chunks) * CHUNK * PAGE)
+        self.discard_pages(slots)
 
     @rule(slots=SLOTS, times=st.integers(1, 2))
     def read(self, slots: set[int], times: int) -> None:
-        for slot in self.inside(slots) * times:
-            assert self.store.read(slot * PAGE, PAGE) == self.model[slot * PAGE:(slot + 1) * PAGE]
+        self.read_pages(self.inside(slots) * times)
 
     @rule(slot=SLOT)
     def peek(self, slot: int) -> None:
-        assert self.store.peek(slot) in (None, self.model[slot * PAGE:(slot + 1) * PAGE])
-
-    @rule()
-    def mark_idle(self) -> None:
-        self.store.mark_idle()
+        assert self.store.peek(slot) in (None, self.page(slot))
 
     @rule(idle=st.booleans(), level=st.sampled_from([None, 1, 9]), steps=st.sampled_from([1, 3, 1000]),
           joins=st.booleans(), thorough=st.booleans())
@@ -128,45 +78,9 @@ class UnitsMachine(RuleBasedStateMachine):
         done = making.finish()
         assert done.groups == done.kept + done.no_room
 
-    @rule()
-    def recompress(self) -> None:
-        job = Recompression(self.store, 1)
-        while job.select(1 << 30) or job.step(1 << 30):
-            pass
-        job.finish()
-
     @rule(low=SLOT, n=st.integers(1, 40), mode=st.sampled_from(["idle", None]))
     def write_back(self, low: int, n: int, mode: str | None) -> None:
-        run = WritebackRun(self.store, 4)
-        run.select(low, low + n, mode)
-        while run.left:
-            run.write()
-        run.finish()
-
-    @rule()
-    def compact(self) -> None:
-        self.store.compact()
-        self.store.migration.run()
-
-    @rule()
-    def adopt(self) -> None:
-        before = self.store.stats()
-        self.store.leave()
-        kept = os.open(self.place / "backing", os.O_RDWR)
-        self.store = Store.adopt(self.fd, backing=Backing(str(self.place / "backing"), kept=kept))
-        os.close(kept)
-        assert self.store.recovered.lost == 0
-        after = self.store.stats()
-        for name in ("units", "unit_pages", "unit_dead", "unit_bytes", "compr_data_size", "orig_data_size"):
-            assert getattr(after, name) == getattr(before, name), name
-
-    @invariant()
-    def everything_holds(self) -> None:
-        if hasattr(self, "store"):
-            self.store.check(3)
-            for slot in range(FIRST, END):
-                found = self.store.peek(slot)
-                assert found is None or found == self.model[slot * PAGE:(slot + 1) * PAGE], slot
+        self.write_pages_back(low, low + n, mode)
 
 
 TestUnits = UnitsMachine.TestCase
