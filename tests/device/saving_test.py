@@ -63,7 +63,8 @@ def slow_save(device: ServedDevice, path: Path) -> Iterator[list[OSError]]:
 
     thread = threading.Thread(target=save, daemon=True)
     thread.start()
-    wait_until(lambda: metric(device, 'save_pages{device="%s",kind="taken"}') > 0, "it has taken a page")
+    running, taken = 'save_running{device="%s"}', 'save_pages{device="%s",kind="taken"}'
+    wait_until(lambda: metric(device, running) == 1 and metric(device, taken) > 0, "it has taken a page")
     try:
         yield answers
     finally:

@@ -301,8 +301,11 @@ def test_a_version_that_cannot_stand_by_leaves_the_old_one_serving(
 
 
 def serves_next(pid: str) -> bool:
+    """Whether the process is one that is to take over. Not so a fork of the keeper, which is told what to run by
+    the same words and tries its fence on a child."""
     try:
-        return b"succeed()" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        program, *arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return not program.endswith(PROGRAM.name.encode()) and any(b"succeed()" in each for each in arguments)
     except (FileNotFoundError, ProcessLookupError):
         return False
 
