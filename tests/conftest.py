@@ -244,7 +244,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         if len(os.listdir("/proc/self/fd")) > MOST_DESCRIPTORS:
             gc.collect()  # an arena or a device in a circle of references keeps its own until then
         mine = leftovers.owner_name()
-        found = leftovers.sweep(lambda owner: owner == mine)
+        found = leftovers.sweep(lambda owner: owner == mine, patience=30.0)
         if found:
             pytest.fail(f"{item.path.name} left behind: " + "; ".join(map(str, found)), pytrace=False)
     return result

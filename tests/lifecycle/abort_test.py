@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.apart import apart
 from tests.support.child import stands_still
 from tests.support.commands import failure, kill_daemon, nothing_left, state_of
 from tests.support.users import NOBODY, fuse_for_everybody, zramfs_as_nobody
@@ -20,7 +21,7 @@ from tests.support.whole import MIB, ZRAMFS, device, run, wait_until, zramfs
 from zramfs.host import fuse_connections, mounts
 from zramfs.lifecycle import rundir
 
-pytestmark = [pytest.mark.requires("root", "fuse", "unshare"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.requires("root", "fuse", "unshare"), pytest.mark.timeout(120)]
 # A read past the page cache, whose error is its exit status.
 READ = """
 import mmap, os, sys
@@ -68,17 +69,17 @@ def stuck(directory: Path, disk: Path) -> Iterator[tuple[int, subprocess.Popen]]
 ], ids=["no-fusectl", "fusectl"])
 def test_a_reader_of_a_device_that_hangs_is_freed(tmp_path: Path, base: Path, setup: str) -> None:
     directory = tmp_path / "device"
-    # In a namespace of its own, where nobody else mounts or unmounts.
+    # In a namespace of its own, where nobody else mounts or unmounts, and which holds nobody else's mounts.
     tell = "sed -n 's/.* - fusectl .*/fusectl is mounted/p' /proc/self/mountinfo"
     command = f'{setup.format(place=fuse_connections.PLACE)}; {tell}; "$@" || exit; echo after; {tell}'
-    prefix = ["unshare", "--mount", "sh", "-c", command, "sh"]
+    prefix = apart("sh", "-c", command, "sh")
     zramfs("create", directory, "--size", "1M", "--name", "z")
     try:
         with stuck(directory, base / "z/disk") as (pid, reader):
-            done = run(*prefix, *ZRAMFS, "abort", "z", timeout=20, env=dict(os.environ))
+            done = run(*prefix, *ZRAMFS, "abort", "z", timeout=60, env=dict(os.environ))
             assert f"aborted {base}/z/disk (connection " in done.stderr
             assert f", {directory} (connection " in done.stderr
-            assert reader.wait(10) in (errno.ECONNABORTED, errno.ENOTCONN, errno.EIO)
+            assert reader.wait(60) in (errno.ECONNABORTED, errno.ENOTCONN, errno.EIO)
             os.kill(pid, signal.SIGCONT)
             wait_until(lambda: not rundir.find("z").is_served(), "the daemon has ended")
         before, _, after = done.stdout.partition("after\n")

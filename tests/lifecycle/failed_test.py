@@ -44,6 +44,7 @@ def fail(directory: Path, connections: Path) -> Rundir:
     state = found.read()
     (connections / str(os.minor(os.stat(state.disk).st_dev)) / "abort").write_text("1")
     wait_until(lambda: not state.alive(), "the daemon has ended", 40)
+    wait_until(lambda: not found.is_served(), "and its keeper, which has the lock", 40)
     return found
 
 

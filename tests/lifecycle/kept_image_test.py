@@ -2,6 +2,7 @@
 """RAM disks that are kept in an image, and file systems that are saved while they are mounted."""
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -90,14 +91,21 @@ def test_a_signal_saves_it_too(tmp_path: Path, point: Path, in_use: bool) -> Non
 
 def test_a_daemon_that_is_killed_while_it_saves_has_the_next_one_save(tmp_path: Path, point: Path) -> None:
     image = tmp_path / "image"
-    ram_disk(point, image)
-    for number in range(40):
-        (point / f"file{number}").write_bytes(noise(number, MIB))
-    state = state_of(point)
-    os.kill(state.keeper_pid, signal.SIGTERM)
-    wait_until(Path(f"{image}.tmp").exists, "it saves", 20)
-    os.kill(state.pid, signal.SIGKILL)
-    assert not image.exists(), "killed before the image was whole"
+    for _ in range(20):
+        ram_disk(point, image)
+        for number in range(40):
+            (point / f"file{number}").write_bytes(noise(number, MIB))
+        state = state_of(point)
+        os.kill(state.keeper_pid, signal.SIGTERM)
+        wait_until(lambda: image.exists() or Path(f"{image}.tmp").exists(), "it saves", 20)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(state.pid, signal.SIGKILL)
+        if in_time := not image.exists():
+            break
+        # The save was faster than this process, which a busy machine had let wait.
+        wait_until(lambda: not rundir.find(str(point)), "it has ended", 30)
+        image.unlink()
+    assert in_time, "killed before the image was whole"
     wait_until(lambda: not rundir.find(str(point)), "the next one has saved it and ended", 30)
     ram_disk(point, image)
     for number in range(40):
@@ -234,7 +242,7 @@ def is_frozen(point: Path) -> bool:
     with subprocess.Popen([sys.executable, "-c", "import sys; open(sys.argv[1], 'w').write('x')",
                            point / "probe"]) as probe:
         try:
-            probe.wait(1)
+            probe.wait(30)  # a start of Python takes seconds on a busy machine
         except subprocess.TimeoutExpired:
             return True
         finally:
@@ -254,12 +262,12 @@ def test_a_file_system_is_thawed_whatever_becomes_of_its_freezer(
     assert place.mountpoint == point
 
     async def freeze() -> None:
+        began = time.monotonic()  # before, or a pause of this process would be missing in what it waits
         async with frozen([place]):
             if how == "it is killed":
                 pid, = set(process.runs_of(freezer.__name__)) & set(process.children_of(os.getpid()))
                 os.kill(pid, signal.SIGKILL)
             elif how == "nothing happens":
-                began = time.monotonic()
                 await trio.to_thread.run_sync((point / "file").write_text, "waits for the end of the freeze")
                 assert 1.5 < time.monotonic() - began < 60
 

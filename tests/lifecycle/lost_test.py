@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.apart import apart
 from tests.support.commands import failure, kill_daemon, nothing_left, rows, state_of
 from tests.support.whole import MIB, ZRAMFS, Device, device, opened, run, wait_until, zramfs
 from zramfs.host import locks, mounts, process
@@ -115,7 +116,7 @@ def test_a_device_is_not_taken_for_dead_in_another_pid_namespace(tmp_path: Path,
     with opened(Device(place).disk) as fd:
         os.pwrite(fd, b"kept", 0)
     for words in (["stop", place], ["create", place, "--size", "1M"]):
-        done = run("unshare", "--pid", "--fork", "--mount-proc", *ZRAMFS, *words, check=False,
+        done = run(*apart("unshare", "--pid", "--fork", "--mount-proc", *ZRAMFS, *words), check=False,
                    env=dict(os.environ))
         assert done.returncode == 1
         assert f"{place} is served by a process that is not to be seen from here" in done.stderr
@@ -128,8 +129,8 @@ def test_a_device_is_not_taken_for_dead_in_another_pid_namespace(tmp_path: Path,
 @pytest.mark.requires("root", "unshare")
 def test_a_device_of_another_pid_namespace_is_stopped_from_outside(tmp_path: Path, base: Path) -> None:
     place = tmp_path / "place"
-    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c",
-               f'{" ".join(ZRAMFS)} create "$1" --size 1M && echo there && exec cat', "sh", str(place)]
+    command = apart("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c",
+                    f'{" ".join(ZRAMFS)} create "$1" --size 1M && echo there && exec cat', "sh", place)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                           env=dict(os.environ)) as inside:
         try:
@@ -141,7 +142,7 @@ def test_a_device_of_another_pid_namespace_is_stopped_from_outside(tmp_path: Pat
             assert inside.poll() is None
         finally:
             inside.stdin.close()
-            inside.wait(20)
+            inside.wait(60)
     nothing_left(place, base)
 
 

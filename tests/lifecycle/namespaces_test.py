@@ -120,12 +120,12 @@ def test_a_file_of_a_mount_that_was_detached_is_named(disk: Path) -> None:
         said = failure("stop", disk)
         assert f"(pid {pid}) has " in said and " open, of a mount that was detached\n" in said
         assert loops.is_claimed(device)
-    assert loops.wait_unclaimed(device, 5)
+    assert loops.wait_unclaimed(device, 60)
 
 
 def test_a_frozen_file_system_is_thawed_and_stopped(disk: Path, base: Path) -> None:
     # Whoever calls sync() waits for it meanwhile.
-    watchdog = threading.Timer(15, lambda: ramdisk.thaw(disk))
+    watchdog = threading.Timer(40, lambda: ramdisk.thaw(disk))
     watchdog.start()
     try:
         ramdisk.freeze(disk)

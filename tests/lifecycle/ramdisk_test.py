@@ -336,6 +336,7 @@ def test_stop_cleans_up_after_a_daemon_that_died(disk: Path, base: Path) -> None
     gone(disk, base)
 
 
+@pytest.mark.timeout(300)
 def test_eight_at_once_and_more_than_there_are_loop_nodes(tmp_path: Path, base: Path) -> None:
     """losetup's find-and-claim races, and loop devices beyond the eight a kernel starts with."""
     points = [tmp_path / f"disk{i}" for i in range(10)]
@@ -345,7 +346,7 @@ def test_eight_at_once_and_more_than_there_are_loop_nodes(tmp_path: Path, base: 
     ]
     try:
         for process in starting:
-            _, said = process.communicate(timeout=100)
+            _, said = process.communicate(timeout=200)
             assert process.returncode == 0, said
         devices = {state_of(point).loop for point in points}
         assert len(devices) == len(points)

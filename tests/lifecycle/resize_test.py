@@ -6,8 +6,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.capabilities import require
+from tests.support.child import has_ended
 from tests.support.commands import child, failure, kill_daemon, rows, state_of
-from tests.support.governed import sync_file_system
+from tests.support.governed import end_file_system, sync_file_system
 from tests.support.whole import (
     MIB,
     ZRAMFS,
@@ -98,7 +101,7 @@ def load(point: Path) -> Iterator[None]:
         while not over.is_set() and not (ended and ended[-1].returncode):
             ended.append(subprocess.run(
                 [*FIO, f"--filename={point}/load"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                text=True, env=tool_environment(), timeout=60, check=False))
+                text=True, env=tool_environment(), timeout=100, check=False))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -106,7 +109,7 @@ def load(point: Path) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join(60)
+        thread.join(100)
     assert ended and not thread.is_alive()
     assert all(each.returncode == 0 for each in ended), ended[-1]
 
@@ -128,7 +131,7 @@ def test_a_file_system_grows_while_fio_writes_and_verifies(tmp_path: Path, fs: s
         assert Device(Path(state_of(point).directory)).io_stat()["failed_writes"] == 0
         block = state_of(point).loop
         ramdisk.let_go(Path(state_of(point).directory))
-        run("umount", point)
+        end_file_system(point, fs, block)
         run(*FSCK[fs], block, timeout=60)
         run("mount", block, point)
 
@@ -348,15 +351,38 @@ def test_each_step_that_fails_leaves_layers_that_fit_each_other(
         assert (point / "file").read_text() == "kept"
 
 
+# In place of e2fsck: has the device for itself, says so, and begins when it may, if its parent still lives.
+GATED_CHECK = """#!{python} -S
+import os, sys, time
+parent, device = os.getppid(), os.open(sys.argv[-1], os.O_RDWR | os.O_EXCL)
+open({there!r}, "w").close()
+while not os.path.exists({go!r}):
+    time.sleep(0.01)
+os.close(device)
+if os.getppid() == parent:
+    os.execv({real!r}, sys.argv)
+"""
+
+
 @pytest.mark.parametrize("victim", ["command", "worker"])
 def test_a_kill_of_either_process_leaves_the_file_system_mounted(tmp_path: Path, victim: str) -> None:
     with ram_disk(tmp_path / "disk", "ext4", "400M") as point:
         (point / "file").write_text("kept")
         loop = state_of(point).loop
-        command = subprocess.Popen([*ZRAMFS, "resize", point, "300M", "--unmount"], stderr=subprocess.PIPE)
-        wait_until(lambda: not ramdisk.places(loop), "it is unmounted", 30)
+        there, go, program = tmp_path / "there", tmp_path / "go", tmp_path / "bin/e2fsck"
+        program.parent.mkdir()
+        program.write_text(GATED_CHECK.format(
+            python=sys.executable, there=str(there), go=str(go), real=shutil.which("e2fsck")))
+        program.chmod(0o755)
+        command = subprocess.Popen(
+            [*ZRAMFS, "resize", point, "300M", "--unmount"], stderr=subprocess.PIPE,
+            env={**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"})
+        wait_until(lambda: there.exists() or command.poll() is not None, "it is unmounted, and checked", 30)
+        assert ramdisk.places(loop) == []
         [worker] = process.children_of(command.pid)
         os.kill(command.pid if victim == "command" else worker, signal.SIGKILL)
+        wait_until(lambda: has_ended(command.pid if victim == "command" else worker), "its end", 30)
+        go.touch()
         wait_until(lambda: not os.path.exists(f"/proc/{worker}"), "the end of the work", 60)
         said = command.communicate(timeout=60)[1].decode()
         wait_until(lambda: ramdisk.places(loop) == [point], "it is mounted again", 60)

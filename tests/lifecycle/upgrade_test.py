@@ -19,6 +19,7 @@ import pytest
 from tests.support.child import kill_wholly, stopped
 from tests.support.commands import failure, nothing_left
 from tests.support.commands import kill_daemon as kill_device
+from tests.support.governed import end_file_system
 from tests.support.killer import found, kill_daemon, state
 from tests.support.versions import Version, finish
 from tests.support.whole import (
@@ -195,7 +196,7 @@ def test_a_ram_disk_keeps_its_files_and_its_file_system(tmp_path: Path, base: Pa
             assert (point / "open").read_text() == "before and after"
         assert manifest(point / "copy") == expected
         assert state(point).loop == before.loop
-        run("umount", point)
+        end_file_system(point, "ext4", before.loop)
         run("e2fsck", "-fn", before.loop)
         run("mount", before.loop, point)
     finally:
@@ -301,8 +302,8 @@ def test_a_version_that_cannot_stand_by_leaves_the_old_one_serving(
 
 
 def serves_next(pid: str) -> bool:
-    """Whether the process is one that is to take over. Not so a fork of the keeper, which is told what to run by
-    the same words and tries its fence on a child."""
+    """Whether the process is one that is to take over. Not so a fork of the keeper, which is told what to run
+    by the same words and tries its fence on a child."""
     try:
         program, *arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         return not program.endswith(PROGRAM.name.encode()) and any(b"succeed()" in each for each in arguments)

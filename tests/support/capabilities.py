@@ -59,7 +59,7 @@ def _fuse() -> str:
 def _loop() -> str:
     if reason := _first(_root(), _command("losetup"), _openable("/dev/loop-control")):
         return reason
-    free = subprocess.run(["losetup", "--find"], capture_output=True, text=True, timeout=10)
+    free = subprocess.run(["losetup", "--find"], capture_output=True, text=True, timeout=60)
     return "" if free.returncode == 0 else f"no free loop device: {free.stderr.strip()}"
 
 
@@ -109,7 +109,7 @@ def _file_system(name: str, *commands: str) -> str:
     if reason := _first(_root(), *(_command(command) for command in commands)):
         return reason
     if f"\t{name}\n" not in Path("/proc/filesystems").read_text():
-        subprocess.run(["modprobe", name], capture_output=True, timeout=30, check=False)
+        subprocess.run(["modprobe", name], capture_output=True, timeout=60, check=False)
     known = f"\t{name}\n" in Path("/proc/filesystems").read_text()
     return "" if known else f"the kernel has no file system {name}"
 
@@ -144,7 +144,7 @@ def _systemd_container() -> str:
         return reason
     trial = subprocess.run(
         ["unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--fork",
-         "mount", "-t", "tmpfs", "tmpfs", tempfile.gettempdir()], capture_output=True, text=True, timeout=10,
+         "mount", "-t", "tmpfs", "tmpfs", tempfile.gettempdir()], capture_output=True, text=True, timeout=60,
     )
     return "" if trial.returncode == 0 else f"no namespaces for a systemd of its own: {trial.stderr.strip()}"
 

@@ -30,6 +30,7 @@ RUN_DIRECTORIES = Path("/run/zramfs")
 # A zram device bears no name. An empty file OWNER.zramN stands for each that a run has added.
 ZRAM_MARKS = Path("/run")
 _STEP_SECONDS = 20
+_GOING = ("process", "loop", "run directory")  # kinds that may go by themselves
 SPARED: set[int] = set()  # processes of this run that are there to its end
 
 
@@ -224,13 +225,14 @@ def _restore_watermark(wanted: Callable[[str], bool]) -> None:
                 watermark.release(Path(user))
 
 
-def sweep(wanted: Callable[[str], bool]) -> list[Leftover]:
-    """Takes down everything whose owner is wanted; answers what there was."""
+def sweep(wanted: Callable[[str], bool], patience: float = 2.0) -> list[Leftover]:
+    """Takes down everything whose owner is wanted; answers what there was. patience: seconds for what goes by
+    itself."""
     _restore_watermark(wanted)
     first = find(wanted)
-    for _ in range(20):  # a keeper ends just after its daemon
-        if not first or any(leftover.kind != "process" for leftover in first):
-            break
+    end = time.monotonic() + patience
+    # A keeper ends just after its daemon, and a loop device when whoever looked at it has closed it.
+    while first and all(leftover.kind in _GOING for leftover in first) and time.monotonic() < end:
         time.sleep(0.1)
         first = find(wanted)
     if not first:

@@ -47,7 +47,7 @@ log = logging.getLogger(__package__)
 T = TypeVar("T")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-ANSWER_TIMEOUT = 10.0  # seconds for the first answer of a mount that was just made
+ANSWER_TIMEOUT = 30.0  # seconds for the first answer of a mount that was just made
 # Longer than most gaps between the requests of one client; 50 and 200 measured the same at depth 1 to 16.
 POLL_US = 100
 END_TIMEOUT = 10.0  # seconds for the lane's threads to end after their unmount

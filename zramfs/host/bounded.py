@@ -14,13 +14,34 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from zramfs.errors import ZramfsError
 
 # A server that lives answers in well under a millisecond; a stopped or stuck one never does.
 ANSWER_TIMEOUT = 2.0
+_SLICE = 0.1  # seconds of a wait, after which this process knows how late it is itself
+_LEAST = 0.02  # seconds for an answer that was waited for behind others
+
+
+class Patience:
+    """Seconds to wait for others. What this process itself is late does not count: a machine that stands
+    still, or has too much to do, holds up those as well that are to answer."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def wait(self, fds: Sequence[int]) -> list[int]:
+        """Those that are readable; none when the time is up."""
+        while True:
+            began = time.monotonic()
+            asked = min(max(self._end - began, 0.0), _SLICE)
+            if readable := select.select(fds, [], [], asked)[0]:
+                return readable
+            if asked < _SLICE:
+                return []
+            self._end += max(0.0, time.monotonic() - began - asked)
 
 
 class Call:
@@ -59,12 +80,12 @@ class Call:
             self.result(time.monotonic())
 
     def result(self, deadline: float | None = None) -> Any:
-        """Waits until `deadline` (time.monotonic); then TimeoutError. Call once."""
+        """Waits until `deadline` (time.monotonic), as Patience does; then TimeoutError. Call once."""
         chunks = []
+        patience = None if deadline is None else Patience(max(deadline - time.monotonic(), _LEAST))
         try:
             while True:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                if not select.select([self._fd], [], [], left)[0]:
+                if patience and not patience.wait([self._fd]):
                     raise TimeoutError(errno.ETIMEDOUT, "no answer in time")
                 if not (chunk := os.read(self._fd, 65536)):
                     break

@@ -15,7 +15,7 @@ from pathlib import Path
 from .mounts import mount_id, mounts
 
 _TRIES = 3
-_PAUSE = 0.01
+_PAUSE = 0.01  # seconds
 
 
 def holders(directory: Path) -> list[int]:
@@ -46,13 +46,15 @@ def _is_on(place: str, dev: str, inode: int) -> bool:
     return f"{int(major, 16)}:{int(minor, 16)}" == dev and int(number) == inode
 
 
-def is_locked(directory: Path) -> bool:
+def is_locked(directory: Path, patience: float = 0.0) -> bool:
     """Whether any process has a lock on it, of whatever pid namespace. Another one that looks at the same
-    time has it for a moment, and is not meant."""
-    for _ in range(_TRIES):
+    time has it for a moment, and is not meant; nor is one that lets go within `patience` seconds."""
+    end, tries = time.monotonic() + patience, 0
+    while tries < _TRIES or time.monotonic() < end:
         if not _try_lock(directory):
             return False
         time.sleep(_PAUSE)
+        tries += 1
     return True
 
 

@@ -33,7 +33,7 @@ _MOST_FDS = 9
 # Seconds between looks of a process that waits: before the first one, when its predecessor serves, and before
 # each other.
 LOOK_PAUSES = (1.0, 10.0)
-HELLO_TIMEOUT = 10.0  # seconds; the keeper is there in a few milliseconds
+HELLO_TIMEOUT = 30.0  # seconds; the keeper is there in a few milliseconds, where the machine goes on
 
 
 class Keeper:

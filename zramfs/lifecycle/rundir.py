@@ -76,9 +76,10 @@ class Rundir(NamedTuple):
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
             return None
 
-    def is_served(self) -> bool:
-        """True while any process holds it, also one of another pid namespace; see keep()."""
-        return locks.is_locked(self.path)
+    def is_served(self, patience: float = 0.0) -> bool:
+        """True while any process holds it, also one of another pid namespace; see keep(). patience: seconds
+        for a keeper to end, which outlives its daemon."""
+        return locks.is_locked(self.path, patience)
 
     def write(self, state: State) -> None:
         """Replaces state.json in one step: a reader sees the old or the new one, complete. Raises

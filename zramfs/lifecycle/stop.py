@@ -39,7 +39,7 @@ END_TIMEOUT = 30.0
 SILENCE = 3.0  # seconds that a wait may take before it is announced; on a loaded machine an end takes 1 to 2
 # A file system that nobody holds is gone when umount2 returns, but for somebody who had just a look at it.
 GONE_TIMEOUT = 2.0
-LOOKS_TIMEOUT = 1.0  # seconds
+LOOKS, LOOKS_TIMEOUT = 5, 1.0  # so many looks and seconds, whatever a busy machine makes of either
 # Seconds after which a governor that has not let go is taken to wait for a thaw; it takes 0.1 s, on btrfs 1.
 FROZEN_AFTER = 3.0
 
@@ -163,7 +163,7 @@ def _expect_programs(state: State) -> None:
 
 def expect_unserved(old: Rundir, state: State | None) -> None:
     """Raises ZramfsError(EBUSY) if a process serves the device that cannot be seen from here."""
-    if old.is_served():
+    if old.is_served(LOOKS_TIMEOUT):
         raise ZramfsError(
             errno.EBUSY,
             f"{state.where if state else old.path} is served by a process that is not to be seen from here, "
@@ -266,9 +266,10 @@ def _way_out(state: State) -> str:
 def expect_unused(old: Rundir, state: State | None) -> None:
     """Raises EBUSY with everything that keeps the device in use, apart from its own parts. Who only looks at
     it (udev, `losetup --find`, blkid) is gone within LOOKS_TIMEOUT."""
-    end = time.monotonic() + LOOKS_TIMEOUT
+    looks, end = 0, time.monotonic() + LOOKS_TIMEOUT
     while phrases := _users(old, state):
-        if time.monotonic() > end:
+        looks += 1
+        if looks >= LOOKS and time.monotonic() > end:
             where = state.where if state else str(old.path)
             listed = "".join(f"\n  {phrase}" for phrase in phrases)
             raise ZramfsError(errno.EBUSY, f"{where} is in use, so nothing was changed:{listed}")

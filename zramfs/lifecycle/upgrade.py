@@ -32,7 +32,7 @@ PATIENCE = 300.0  # seconds for another upgrade of the same device
 TRIAL_TIMEOUT = 120.0  # seconds to load all of a daemon; it takes half a second
 # Seconds for the daemon's answer: more than it waits for its keeper (20), a standby (120), the way back (20).
 ORDER_TIMEOUT = 180.0
-CONNECT_TIMEOUT = 5.0  # seconds for a daemon to take orders
+CONNECT_TIMEOUT = 20.0  # seconds for a daemon to take orders; it does so within 0.1 s on an idle machine
 # Seconds for the first answer of the next daemon. Five may die within a minute before the device is given up.
 LANE_TIMEOUT = 120.0
 TREE_TIMEOUT = 20.0  # seconds for its tree, which is there a second after the lane

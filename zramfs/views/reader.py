@@ -6,7 +6,6 @@ back, because nothing can end it (see bounded.py).
 """
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -55,12 +54,9 @@ class Reader:
 
 def wait_answers(readers: Collection[Reader], patience: float) -> list[Reader]:
     """Asks all of them at once, and waits at most `patience` seconds: those whose answer is there."""
-    deadline = time.monotonic() + patience
+    until = bounded.Patience(patience)
     waiting = {reader.ask().fileno(): reader for reader in readers}
     answered = []
-    while waiting:
-        readable, _, _ = select.select(list(waiting), [], [], max(0.0, deadline - time.monotonic()))
-        if not readable:
-            break
+    while waiting and (readable := until.wait(list(waiting))):
         answered += [waiting.pop(fd) for fd in readable]
     return answered
