@@ -125,6 +125,46 @@ def test_alive_means_this_process_since_this_boot() -> None:
     assert not replace(state, boot_id="00000000-0000-0000-0000-000000000000").alive()
 
 
+def test_a_device_whose_daemon_dies_meanwhile_is_served_by_its_keeper(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Rundir(base / "n")
+    place.path.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "60"]) as daemon:
+        place.write(a_state(
+            pid=daemon.pid, pid_start=process.process_start(daemon.pid), keeper_pid=os.getpid()))
+
+        def holders(path: Path) -> list[int]:
+            # It dies behind the look. Until it has been waited for, it is one that has let go of nothing yet.
+            daemon.kill()
+            os.waitid(os.P_PID, daemon.pid, os.WEXITED | os.WNOWAIT)
+            return [daemon.pid, os.getpid()]
+
+        monkeypatch.setattr(rundir.locks, "holders", holders)
+        state = place.read()
+        assert state is not None and state.alive() and state.pid == os.getpid()
+
+
+def test_a_daemon_that_dies_between_two_looks_is_looked_for_again(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Rundir(base / "n")
+    place.path.mkdir(parents=True)
+    place.write(a_state(pid=1 << 22, pid_start=1))
+    seen: list[list[int]] = []
+
+    def holders(path: Path) -> list[int]:
+        seen.append([1 << 22] if not seen else [os.getpid()])
+        return seen[-1]
+
+    monkeypatch.setattr(rundir.locks, "holders", holders)
+    # The first look finds that it lives, and nothing after that does.
+    monkeypatch.setattr(
+        rundir, "process_start", lambda pid: 1 if len(seen) == 1 else process.process_start(pid))
+    state = place.read()
+    assert state is not None and state.alive() and len(seen) == 2
+
+
 def test_state_survives_and_bad_states_are_none(tmp_path: Path) -> None:
     mine = Rundir(tmp_path)
     assert mine.read() is None

@@ -23,6 +23,7 @@ from .output import leave
 _PR_SET_PDEATHSIG = 1
 # A tree that is still mounted, but whose daemon is gone, answers these.
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+_PATIENCE = 1.0  # seconds
 
 
 def ask_device(directory: Path, action: Callable[[], Any], timeout: float | None) -> Any:
@@ -55,7 +56,8 @@ def dead_sentence(directory: Path) -> str:
     found = rundir.find(str(directory))
     state = found.read() if found else None
     place = state.where if state else directory
-    if state is not None and state.alive():
+    # It may have died since it was read. A keeper that has given up goes within the patience.
+    if found is not None and state is not None and (state.alive() or found.is_served(_PATIENCE)):
         return (f"{place}: the daemon died before it answered, and another process takes over with the data; "
                 "what it was told may not be done, so look, and say it again")
     return f"{place}: the daemon is dead, and its data is lost; `zramfs stop {place}` cleans up"

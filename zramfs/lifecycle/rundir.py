@@ -31,10 +31,12 @@ from typing import Any, NamedTuple
 from zramfs.errors import ZramfsError
 from zramfs.host import locks, mounts, safe_paths
 from zramfs.host.paths import AS_PATH, ROOT_BASE, escape, resolve
+from zramfs.host.process import process_start
 
 from .device_state import State, correct, rebuild
 
 _LOCK_TIMEOUT = 30.0
+_LOOKS = 5  # at who serves: each needs another death within microseconds
 _LAST_LINES = 8  # of the log of a daemon that failed: its reason, and the steps of its end
 
 
@@ -59,11 +61,22 @@ class Rundir(NamedTuple):
 
     def read(self) -> State | None:
         """None when there is no complete state and nobody serves: nobody finished to start here."""
+        state, holders = self._look()
+        # A daemon that dies while this looks is not the device's end: the next look finds who has it then.
+        for _ in range(_LOOKS):
+            if state is None or state.phase != "ready" or not holders or state.alive():
+                break
+            state, holders = self._look()
+        return state
+
+    def _look(self) -> tuple[State | None, list[int]]:
+        """And who has the run directory locked."""
         state = self.read_file()
         if not self.path.is_dir():
-            return state
-        holders = locks.holders(self.path)
-        return rebuild(self.path, holders) if state is None else correct(state, holders)
+            return state, []
+        # The first thread of a killed daemon is dead before the others let go of the lock.
+        holders = [pid for pid in locks.holders(self.path) if process_start(pid) is not None]
+        return rebuild(self.path, holders) if state is None else correct(state, holders), holders
 
     def read_file(self) -> State | None:
         """What the daemon has written, whoever serves by now."""
