@@ -165,6 +165,25 @@ def test_a_daemon_that_dies_between_two_looks_is_looked_for_again(
     assert state is not None and state.alive() and len(seen) == 2
 
 
+def test_what_is_said_last_is_not_overwritten_by_what_was_true_before_it(base: Path) -> None:
+    place = Rundir(base / "n")
+    place.path.mkdir(parents=True)
+    place.write(a_state())
+    keeper = [1]
+    waits = threading.Thread(target=lambda: place.update(lambda: {"keeper_pid": keeper[0]}))
+
+    def renewed() -> dict[str, int]:
+        waits.start()
+        time.sleep(0.2)  # so that the other one waits for its turn; if not, this proves less
+        keeper[0] = 2
+        return {"keeper_pid": keeper[0]}
+
+    place.update(renewed)
+    waits.join(60)
+    state = place.read()
+    assert state is not None and state.keeper_pid == 2
+
+
 def test_state_survives_and_bad_states_are_none(tmp_path: Path) -> None:
     mine = Rundir(tmp_path)
     assert mine.read() is None

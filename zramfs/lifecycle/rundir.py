@@ -23,7 +23,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,14 +107,15 @@ class Rundir(NamedTuple):
             raise ZramfsError(
                 error.errno or errno.EIO, f"cannot write {temporary}: {error.strerror}") from None
 
-    def update(self, **changes: Any) -> State:
-        """One at a time: the daemon and the command that builds on it both have things to say."""
+    def update(self, ask: Callable[[], dict[str, Any]] = dict, **changes: Any) -> State:
+        """One at a time: the daemon and the command that builds on it both have things to say. ask: says what
+        else changes, when the turn has come. What was found out before it may be out of date by then."""
         with self._alone():
             state = self.read()
             if state is None:
                 raise ZramfsError(
                     errno.ENOENT, f"{self.path}/state.json is gone: somebody removed the device")
-            state = replace(state, **changes)
+            state = replace(state, **changes, **ask())
             self.write(state)
             return state
 

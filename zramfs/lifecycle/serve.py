@@ -72,7 +72,7 @@ def serve(
         _enter(new, config)
         if place := _fork_standby(config, line):
             _stand_by(new, place, config)
-        new.update(**_pids(line))
+        new.update(partial(_pids, line))
 
         def ready() -> None:
             _become_resident(config)
@@ -248,7 +248,7 @@ def _take_over(new: Rundir, inherited: Inherited, line: KeeperLine, spare: Spare
 
     def ready() -> None:
         _become_resident(config)
-        new.update(**_pids(line))
+        new.update(partial(_pids, line))
 
     status = daemon.serve_device(
         config, ready, partial(teardown, new), _end_asker(new), notifier=Notifier(*told) if told else None,
