@@ -72,7 +72,7 @@ def touch(arena: Arena, frames: list[int]) -> None:
         arena.frame(frame)[:] = bytes([frame & 0xFF]) * FRAME
 
 
-def until(least: int, reached: Callable[[], bool], limit: float = 30) -> Iterator[int]:
+def until(least: int, reached: Callable[[], bool], limit: float = 60) -> Iterator[int]:
     """Counts rounds, at least so many, until something has come to pass in other threads."""
     end = time.monotonic() + limit
     n = 0
