@@ -272,6 +272,6 @@ def test_ctrl_c_takes_everything_down(tmp_path: Path, words: tuple[str, ...], li
     ((*COMPACTION, "--size", "5000000"), "expected whole MiB, at least 8"),
 ])
 def test_bad_options_are_refused_with_what_was_expected(words: tuple[str, ...], said: str) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert said in " ".join(done.stderr.split())
