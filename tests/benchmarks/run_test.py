@@ -96,7 +96,7 @@ def test_rates_are_those_of_the_samples(short_run: ShortRun) -> None:
         assert cell["requests_per_second"] == pytest.approx(cell["bytes_per_second"] / cell["block"])
         for sample in samples:
             assert sample["bytes"] % cell["block"] == 0
-            assert 0.15 < sample["seconds"] < 20
+            assert 0.15 < sample["seconds"] < 120
             # No CPU can be spent outside of the run: a bound on what is counted.
             assert 0 <= sample["server_cpu"] <= (os.cpu_count() or 1) * (sample["seconds"] + 2)
         # From the slowest that would still be a working device to memory's own speed.

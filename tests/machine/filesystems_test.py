@@ -28,6 +28,7 @@ from tests.support.whole import (
     tool_environment,
     wait_until,
 )
+from zramfs.host import swaps
 
 pytestmark = [pytest.mark.requires("fuse", "loop"), pytest.mark.timeout(300)]
 
@@ -146,6 +147,8 @@ def test_swap_brings_every_page_back(tmp_path: Path, memory_group: Path) -> None
                     break
             assert child.returncode == 0
             assert int(output) * KIB > 64 * MIB, "the kernel swapped too little out for this to be a test"
+            if above := [area for area in swaps.swap_areas() if area.priority > 32000]:
+                pytest.skip(f"another program's swap takes the pages: {above[0].path}")
             # The peak: what the child has freed at its end was discarded since.
             assert z.mm_stat()["mem_used_max"] > 32 * MIB
             assert z.io_stat()["failed_writes"] == z.io_stat()["failed_reads"] == 0
