@@ -33,6 +33,7 @@ MIB = 1 << 20
 SPARE = 1.06
 CHUNK = 128 << 10  # bytes a write, as dd or cp makes them
 QUIET_SECONDS = 2.0  # without a change: the compactor has come to rest
+LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,10 @@ def tell(tree: Path, line: str) -> None:
 
 
 def settle(tree: Path, began: float, wait: float, interrupt: Interrupt) -> float:
-    """Waits until the compactor rests, at most `wait` seconds: the seconds until its last change."""
-    last, since = "", began
+    """Waits until the compactor rests, at most `wait` seconds: the seconds until its last change.
+
+    It rests after looks of LOOK_SECONDS for QUIET_SECONDS: on a machine that stood still it did as well."""
+    last, since, quiet = "", began, 0.0
     while (now := time.monotonic()) < began + wait:
         interrupt.check()
         seen = "".join(
@@ -178,10 +181,11 @@ def settle(tree: Path, began: float, wait: float, interrupt: Interrupt) -> float
             if line.startswith(("pages_migrated", "pages_compacted", "bytes_returned"))
         )
         if seen != last:
-            last, since = seen, now
-        elif now - since >= QUIET_SECONDS:
+            last, since, quiet = seen, now, 0.0
+        elif quiet >= QUIET_SECONDS:
             break
-        time.sleep(0.1)
+        time.sleep(LOOK_SECONDS)
+        quiet += LOOK_SECONDS
     return since - began
 
 

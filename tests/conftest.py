@@ -13,12 +13,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import pytest_timeout
 
 from tests.support import capabilities, leftovers, scale, shares, zygote
 from tests.support.guardian import Guardian
 
+# A busy machine is no failure, and neither is one that is slow to draw examples.
+hypothesis.settings.register_profile(
+    "zramfs", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("zramfs")
 # The directories of tests/ in the order in which they run: the lowest layer first, so that the first failure
 # is the nearest to its cause.
 LAYERS = (

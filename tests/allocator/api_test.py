@@ -138,6 +138,6 @@ def test_stubtest_finds_the_stubs_true(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "mypy.stubtest", "allocator", "--allowlist", allowed, "--concise"],
         cwd=ROOT, env={**os.environ, "MYPY_CACHE_DIR": str(tmp_path / "cache")}, capture_output=True,
-        text=True, timeout=110,
+        text=True, timeout=200,
     )
     assert run.returncode == 0, run.stdout + run.stderr

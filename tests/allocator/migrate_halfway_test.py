@@ -284,7 +284,11 @@ def test_many_threads_at_once(nr_pageblocks: int) -> None:
     over = threading.Event()
 
     def worker(seed: int) -> None:
-        for n in until(20, lambda: sum(migration.stats().migrated for migration in migrations) > 100):
+        def reached() -> bool:
+            migrated = sum(migration.stats().migrated for migration in migrations)
+            return migrated > 100 and crowd.operations > 10_000
+
+        for n in until(20, reached):
             crowd.work(0.05, seed + 2 * n)
         over.set()
 

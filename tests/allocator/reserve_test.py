@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import pytest
 
@@ -15,6 +18,7 @@ from tests.support.pool_tools import pattern
 
 FRAME = 4096
 BLOCK = PAGEBLOCK_FRAMES * FRAME
+T = TypeVar("T")
 
 
 def until(what, seconds: float = 60) -> None:
@@ -22,6 +26,16 @@ def until(what, seconds: float = 60) -> None:
     while not what():
         assert time.monotonic() < end, "did not happen in time"
         time.sleep(0.001)
+
+
+def patient(allocate: Callable[[], T]) -> T:
+    """Of an arena with enough memory: it refuses when the keeper gets no CPU for 0.1 s, on a busy machine."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            return allocate()
+        except MemoryError:
+            assert time.monotonic() < end
 
 
 def full(arena: Arena, blocks: int) -> bool:
@@ -62,7 +76,7 @@ def test_what_is_taken_is_replaced() -> None:
 def test_an_arena_gives_its_last_pageblock_from_the_reserve() -> None:
     arena = Arena(0, 4)
     reserve = Reserve(arena, 2 * BLOCK)
-    frames = [arena.alloc(9) for _ in range(4)]
+    frames = [patient(partial(arena.alloc, 9)) for _ in range(4)]
     with pytest.raises(MemoryError):
         arena.alloc()
     assert arena.stats().reserve == 0
@@ -78,14 +92,8 @@ def test_whoever_finds_it_empty_waits_for_the_keeper() -> None:
     """Faster than it can be filled: everything that is handed out is resident all the same."""
     arena = Arena(0, 256)
     reserve = Reserve(arena, 2 * BLOCK)
-    end = time.monotonic() + 30
-    taken = 0
-    while taken < 200:
-        try:
-            arena.alloc(9)
-            taken += 1
-        except MemoryError:  # the keeper got no CPU for 0.1 s: a busy machine
-            assert time.monotonic() < end
+    for _ in range(200):
+        patient(partial(arena.alloc, 9))
     assert arena.stats().reserve_misses > 0
     assert resident(arena) >= 200
     reserve.close()
@@ -161,7 +169,7 @@ def test_a_pool_on_it_at_work() -> None:
     for step in range(30_000):
         if len(sizes) < 6000 and dice.random() < 0.6:
             sizes[step] = dice.randrange(64, 4097)
-            pool.malloc(step, pattern(step, sizes[step]))
+            patient(partial(pool.malloc, step, pattern(step, sizes[step])))
         elif sizes:
             tag = dice.choice(list(sizes)) if step % 50 == 0 else next(iter(sizes))
             pool.free(tag)

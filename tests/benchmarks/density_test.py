@@ -57,7 +57,7 @@ def test_a_short_run_measures_every_way_on_the_same_data(tmp_path: Path):
     ran = subprocess.run(
         [*RUN, "--size", "8M", "--data", "process", "--ways", "zram lz4", "--ways", "zramfs lz4",
          "--ways", "zramfs zstd:3", "--output", tmp_path],
-        capture_output=True, text=True, timeout=100, env=os.environ,
+        capture_output=True, text=True, timeout=200, env=os.environ,
     )
     assert ran.returncode == 0, ran.stderr
     found = json.loads((tmp_path / "results.json").read_text())

@@ -66,7 +66,7 @@ def test_a_cell_that_fails_ends_the_run_and_one_that_differs_is_named(tmp_path: 
     def check(path: Path, *options: str) -> tuple[int, str]:
         done = subprocess.run(
             [sys.executable, ROOT / "scripts/notebook", *options, path], capture_output=True, text=True,
-            timeout=60, env=python_environment())
+            timeout=200, env=python_environment())
         return done.returncode, done.stdout + done.stderr
 
     assert check(page("print(1)", "1\n"), "--check") == (0, "1 cells agree\n")

@@ -96,7 +96,7 @@ def test_rates_are_those_of_the_samples(short_run: ShortRun) -> None:
         assert cell["requests_per_second"] == pytest.approx(cell["bytes_per_second"] / cell["block"])
         for sample in samples:
             assert sample["bytes"] % cell["block"] == 0
-            assert 0.15 < sample["seconds"] < 20
+            assert 0.15 < sample["seconds"] < 120
             # No CPU can be spent outside of the run: a bound on what is counted.
             assert 0 <= sample["server_cpu"] <= (os.cpu_count() or 1) * (sample["seconds"] + 2)
         # From the slowest that would still be a working device to memory's own speed.
@@ -195,7 +195,7 @@ def test_half_compressible_pages_are_neither_filled_nor_repeated() -> None:
 def test_real_pages_are_a_sound_file_system() -> None:
     capabilities.require("mkfs.ext4", "e2fsck")
     image = pages.image("real", 8 * MIB)
-    subprocess.run(["/usr/sbin/e2fsck", "-fn", image], check=True, capture_output=True, timeout=30)
+    subprocess.run(["/usr/sbin/e2fsck", "-fn", image], check=True, capture_output=True, timeout=60)
     found = _pages_of(image)
     assert sum(page == page[:8] * 512 for page in found) < len(found) // 10
 
@@ -250,6 +250,6 @@ def test_cpu_is_counted_per_gigabyte() -> None:
     (("--size", "big"), "'big' is not a size"),
 ])
 def test_bad_options_are_refused_with_what_was_expected(words: tuple[str, str], said: str) -> None:
-    done = subprocess.run([*RUN, *words], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*RUN, *words], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert said in " ".join(done.stderr.split())

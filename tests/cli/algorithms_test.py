@@ -12,7 +12,7 @@ from tests.support.whole import MIB, device, opened, zramfs
 from zramfs.cli.mount import parse_options
 from zramfs.model.config import Algorithm
 
-pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(240)]
 
 PAGE = 4096
 

@@ -24,7 +24,7 @@ from zramfs.device.commands import COMMANDS
 
 SCRIPTS = ROOT / "completions"
 TAB = "\t"
-SECONDS = 20.0
+SECONDS = 60.0
 # How a shell is started without anybody's settings, and takes the script as its installation would.
 SHELLS = {
     "bash": (["bash", "--norc", "--noprofile", "-i"], "bind 'set bell-style none'; . {scripts}/zramfs"),

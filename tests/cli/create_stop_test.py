@@ -17,7 +17,7 @@ from tests.support.whole import MIB, ZRAMFS, Device, device, opened, run, wait_u
 from zramfs.errors import ZramfsError
 from zramfs.host import detach, mounts
 
-pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(autouse=True)
@@ -226,7 +226,7 @@ def test_foreground_serves_until_it_is_told_to_end(tmp_path: Path, base: Path) -
                 assert state_of(directory).keeper_pid == process.pid
                 wait_until(lambda: state_of(directory).phase == "ready", "the device is ready")
                 process.send_signal(how)
-                assert process.wait(20) == 0
+                assert process.wait(60) == 0
             finally:
                 process.kill()
             assert f"{directory} is ready" in process.stderr.read()

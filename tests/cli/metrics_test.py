@@ -25,8 +25,8 @@ from tests.support.commands import failure, kill_daemon, state_of
 from tests.support.paths import ROOT
 from tests.support.whole import MIB, ZRAMFS, Device, device, opened, run, tool_environment, wait_until, zramfs
 
-pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
-SECONDS = 20
+pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(240)]
+SECONDS = 60
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,8 @@ def test_dead_and_hanging_devices_are_down(two: tuple[Device, Device]) -> None:
     assert by_device(done.stdout, "zramfs_disksize_bytes") == {}
     what = f"its daemon is dead, and its data is lost; `zramfs stop {first.directory}` cleans up"
     assert what in done.stderr
-    assert "second: it has not answered for 2 s" in done.stderr and done.stderr.count("warning: ") == 2
+    assert re.search(r"second: it has not answered for \d+ s", done.stderr)
+    assert done.stderr.count("warning: ") == 2
     assert by_device(zramfs("metrics").stdout, "zramfs_up") == {"first": 0, "second": 1}
 
 

@@ -17,7 +17,7 @@ from zramfs import __version__
 from zramfs.cli.status import COLUMNS, DEFAULT, Row, print_devices
 from zramfs.text.sizes import format_size
 
-pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(autouse=True)
@@ -163,11 +163,16 @@ def test_status_formats(filled: Device) -> None:
 def test_status_of_all_columns(filled: Device) -> None:
     [shown] = rows("--output-all", "-b")
     assert list(shown) == [name.lower() for name in COLUMNS]
-    assert 0 < shown["longest"] < 1 and shown["state"] == "ready"
+    assert 0 < shown["longest"] < 60 and shown["state"] == "ready"
     text = zramfs("status", "-n", "--raw", "-o", "LONGEST").stdout
-    assert re.fullmatch(r"[0-9.]+\\x20(us|ms)\n", text)
-    [number] = zramfs("status", "-nb", "-o", "longest").stdout.split()
-    assert float(number) == shown["longest"]
+    assert re.fullmatch(r"[0-9.]+\\x20(us|ms|s)\n", text)
+    # On a busy machine the look itself may be the longest by now.
+    for _ in range(20):
+        [before] = rows("-b", "-o", "longest")
+        [number] = zramfs("status", "-nb", "-o", "longest").stdout.split()
+        if float(number) == before["longest"]:
+            break
+    assert float(number) == before["longest"]
 
 
 def test_status_of_several_devices_in_the_order_in_which_they_are_named(tmp_path: Path) -> None:

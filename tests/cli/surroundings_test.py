@@ -14,7 +14,7 @@ from tests.support.commands import nothing_left
 from tests.support.whole import ZRAMFS, run, zramfs
 from zramfs.host import mounts
 
-pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 from tests.support.killer import kill_daemon
 from tests.support.whole import MIB, ZRAMFS, device, opened, wait_until, zramfs
 
-pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(240)]
 
 
 def test_whoever_saves_is_told_and_the_old_image_is_whole(
@@ -24,7 +24,7 @@ def test_whoever_saves_is_told_and_the_old_image_is_whole(
             os.pwrite(fd, os.urandom(8 * MIB), 0)
             zramfs("save", tmp_path / "z", image)
             before = image.read_bytes()
-            saving = subprocess.Popen([*ZRAMFS, "save", "--rate", "1M", str(tmp_path / "z"), str(image)],
+            saving = subprocess.Popen([*ZRAMFS, "save", "--rate", "64K", str(tmp_path / "z"), str(image)],
                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             wait_until(lambda: len(list(tmp_path.glob("image*"))) == 2, "a part of the new image", 30)
             kill_daemon(z.directory)

@@ -11,11 +11,14 @@ import shutil
 import socket
 import sys
 import threading
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from tests.support.commands import systemd_units
@@ -97,11 +100,48 @@ def device(size: int = 1 << 20) -> Device:
     return Device(DeviceConfig(directory=Path("/mnt/z0"), rundir=Path("/run/z0"), size=size), FakeLane())
 
 
+class Passing:
+    """Time that passes while no thread is on its way: threads are real, whatever the clock says. hanging: set
+    once one of them is not to be waited for. A test names the clock as well: pytest-trio sees no other."""
+
+    def __init__(self, clock: MockClock) -> None:
+        self._clock = clock
+        self._under_way = 0
+        self.hanging = threading.Event()
+
+    def counted(self, run: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+        async def run_counted(*arguments: object, **more: object) -> object:
+            self._under_way += 1
+            try:
+                return await run(*arguments, **more)
+            finally:
+                self._under_way -= 1
+
+        return run_counted
+
+    async def seconds(self, count: int) -> None:
+        for each in range(count + 1):
+            await trio.testing.wait_all_tasks_blocked()
+            while self._under_way and not self.hanging.is_set():
+                time.sleep(0.001)
+                await trio.testing.wait_all_tasks_blocked()
+            if each < count:
+                self._clock.jump(1)
+
+
+@pytest.fixture
+def passing(mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> Passing:
+    made = Passing(mock_clock)
+    monkeypatch.setattr(trio.to_thread, "run_sync", made.counted(trio.to_thread.run_sync))
+    monkeypatch.setattr(service, "run_in_thread", made.counted(service.run_in_thread))
+    return made
+
+
 async def test_the_watchdog_is_fed_only_while_the_lane_answers(
-    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock, passing: Passing
 ) -> None:
     """statvfs stands for the lane; it hangs in the way a FUSE server does that has stopped."""
-    answers, hanging = threading.Event(), threading.Event()
+    answers, hanging = threading.Event(), passing.hanging
     answers.set()
 
     def statvfs(path: object) -> None:
@@ -111,24 +151,27 @@ async def test_the_watchdog_is_fed_only_while_the_lane_answers(
         answers.wait()
 
     monkeypatch.setattr(service.os, "statvfs", statvfs)
-    # Threads are real, so the clock must not jump while one is on its way.
-    autojump_clock.autojump_threshold = 0.05
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Notifier(address(manager), watchdog=40.0).watch, device(), Path("/run/z0/disk"))
-        await trio.sleep(35)
+        await passing.seconds(35)
         assert received(manager).count("WATCHDOG=1") == 4
         answers.clear()
-        await trio.sleep(100)
+        await passing.seconds(100)
         assert hanging.is_set()
         assert "WATCHDOG=1" not in received(manager)
+        hanging.clear()
         answers.set()
-        await trio.sleep(15)
-        assert received(manager).count("WATCHDOG=1") >= 1
+        for _ in range(1000):  # the thread that hung has yet to say that it hangs no more
+            await passing.seconds(15)
+            if answered := received(manager).count("WATCHDOG=1"):
+                break
+            time.sleep(0.01)
+        assert answered
         nursery.cancel_scope.cancel()
 
 
 async def test_a_probe_that_fails_is_one_missed_sign_of_life(
-    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock,
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock, passing: Passing,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """systemd ends a service that stops sending, and with it the data of a lane that is well."""
@@ -140,9 +183,10 @@ async def test_a_probe_that_fails_is_one_missed_sign_of_life(
             raise failing.pop()
 
     monkeypatch.setattr(service.os, "statvfs", statvfs)
-    autojump_clock.autojump_threshold = 0.05
-    with trio.move_on_after(75):
-        await Notifier(address(manager), watchdog=40.0).watch(device(), Path("/run/z0/disk"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Notifier(address(manager), watchdog=40.0).watch, device(), Path("/run/z0/disk"))
+        await passing.seconds(75)
+        nursery.cancel_scope.cancel()
     # At 0, 10 and 20 s it fails; from 30 to 70 s it is answered.
     assert received(manager).count("WATCHDOG=1") == 5
     assert sum("cannot be asked" in record.message for record in caplog.records) == 1
@@ -153,14 +197,13 @@ def one_more(latency: Latency) -> Latency:
 
 
 async def test_requests_of_users_are_signs_of_life(
-    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock, passing: Passing
 ) -> None:
     """The path of the disk may be hidden by another mount; what the lane answers counts."""
     def statvfs(path: object) -> None:
         raise OSError(errno.ENOENT, "gone")
 
     monkeypatch.setattr(service.os, "statvfs", statvfs)
-    autojump_clock.autojump_threshold = 0.05
     busy = device()
     lane = busy._lane
 
@@ -173,31 +216,31 @@ async def test_requests_of_users_are_signs_of_life(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_requests)
         nursery.start_soon(Notifier(address(manager), watchdog=40.0).watch, busy, Path("/run/z0/disk"))
-        await trio.sleep(95)
+        await passing.seconds(95)
         nursery.cancel_scope.cancel()
     assert received(manager).count("WATCHDOG=1") == 9
 
 
 async def test_a_lane_that_has_ended_is_no_failure_of_the_task(
-    manager: socket.socket, tmp_path: Path, autojump_clock: MockClock
+    manager: socket.socket, tmp_path: Path, mock_clock: MockClock, passing: Passing
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05
-    with trio.move_on_after(100):
-        await Notifier(address(manager), watchdog=4.0).watch(device(), tmp_path / "gone")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Notifier(address(manager), watchdog=4.0).watch, device(), tmp_path / "gone")
+        await passing.seconds(100)
+        nursery.cancel_scope.cancel()
     assert "WATCHDOG=1" not in received(manager)
 
 
 async def test_the_status_is_told_when_it_changes(
-    manager: socket.socket, autojump_clock: MockClock
+    manager: socket.socket, mock_clock: MockClock, passing: Passing
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05
     watched = device(0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Notifier(address(manager)).watch, watched, Path("/run/z0/disk"))
-        await trio.sleep(20)
+        await passing.seconds(20)
         assert received(manager) == ["STATUS=not set up: it has no size yet"]
         await watched.command("disksize=4G")
-        await trio.sleep(20)
+        await passing.seconds(20)
         assert received(manager) == ["STATUS=0B of 4G stored in 0B"]
         nursery.cancel_scope.cancel()
 

@@ -130,14 +130,22 @@ def test_it_is_given_away_piece_by_piece_and_taken_again(wire: Wire, memory: Mem
 
 
 def test_a_kernel_that_sends_requests_is_not_stuck(wire: Wire, memory: Memory) -> None:
-    with ballast(wire, memory.path) as made:
-        memory.free(3844)
-        end = time.monotonic() + 1.5
-        while time.monotonic() < end:
-            wire.write(0, os.urandom(PAGE))
-            time.sleep(0.02)
-        assert made.stats == FULL
-        wait_until(lambda: made.stats.released > 0, "no request comes any more")
+    for _ in range(20):
+        memory.free(20000)
+        with ballast(wire, memory.path) as made:
+            memory.free(3844)
+            longest, last = 0.0, time.monotonic()
+            end = last + 1.5
+            while last < end:
+                wire.write(0, os.urandom(PAGE))
+                time.sleep(0.02)
+                longest, last = max(longest, time.monotonic() - last), time.monotonic()
+            if made.stats == FULL:
+                wait_until(lambda made=made: made.stats.released > 0, "no request comes any more")
+                return
+            # Three looks, a tenth of a second apart, have seen none: a busy machine let this thread wait.
+            assert longest > 0.25, made.stats
+    pytest.fail("this thread has had to wait again and again")
 
 
 @pytest.mark.parametrize(("dma32", "dma"), [(4878, 0), (20000, 0), (4878, 980)])
@@ -173,10 +181,14 @@ def test_more_zones_than_any_machine_has(wire: Wire, memory: Memory) -> None:
 
 
 def test_the_machine_s_own_account_is_understood(wire: Wire) -> None:
-    """It has memory enough, or the test would not get here."""
-    with ballast(wire, Path("/proc/zoneinfo")) as made:
-        time.sleep(1)
-        assert made.stats == FULL
+    """It has memory enough, or the test would not get here; but while another test raises the kernel's own
+    reserve, it may be short of that for a moment."""
+    for _ in range(30):
+        with ballast(wire, Path("/proc/zoneinfo")) as made:
+            time.sleep(1)
+            if made.stats == FULL:
+                return
+    pytest.fail(f"{made.stats}, with {Path('/proc/zoneinfo').read_text()}")
 
 
 def test_an_account_that_cannot_be_read(wire: Wire, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_units_come_and_go_beside_readers_and_writers(served: ServedDevice) -> N
         rng, mine, done = random.Random(first), {n: bytes(PAGE) for n in range(first, PAGES, 3)}, 0
         fd = os.open(served.disk, os.O_RDWR)
         try:
-            while time.monotonic() < stop:
+            while time.monotonic() < stop or done <= 50:
                 number = rng.choice(list(mine))
                 if rng.random() < 0.4:
                     mine[number] = rng.choice(kinds)
@@ -87,7 +87,7 @@ def test_units_come_and_go_beside_readers_and_writers(served: ServedDevice) -> N
     for thread in threads:
         thread.start()
     rounds = 0
-    while time.monotonic() < stop or rounds < 2:
+    while any(thread.is_alive() for thread in threads) or rounds < 2:
         served.write("control", "units idle=all level=1\ncompact\n")
         rounds += 1
     for thread in threads:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import signal
 import subprocess
 import threading
 import time
@@ -22,9 +23,10 @@ from tests.support.steps import Writer, at_work, in_turn
 from tests.support.whole import punch_hole, wait_until
 from zramfs.host import fusermount
 
-pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(240)]
 PAGE = 4096
 MIB = 1 << 20
+RATE = 128 << 10  # bytes a second
 
 
 class DiskFile:
@@ -52,12 +54,12 @@ def opened(device: ServedDevice) -> Iterator[int]:
 
 @contextlib.contextmanager
 def slow_save(device: ServedDevice, path: Path) -> Iterator[list[OSError]]:
-    """One at 1 MiB/s, in a thread. What it was answered with."""
+    """One that is so slow that a busy machine does not miss it, in a thread. What it was answered with."""
     answers: list[OSError] = []
 
     def save() -> None:
         try:
-            device.write("control", f"save=rate=1M {path}")
+            device.write("control", f"save=rate={RATE} {path}")
         except OSError as error:
             answers.append(error)
 
@@ -68,7 +70,8 @@ def slow_save(device: ServedDevice, path: Path) -> Iterator[list[OSError]]:
     try:
         yield answers
     finally:
-        thread.join(30)
+        thread.join(90)
+        assert not thread.is_alive()
 
 
 def metric(device: ServedDevice, name: str) -> float:
@@ -114,34 +117,46 @@ def test_what_is_saved_is_one_instant_of_what_programs_write(tmp_path: Path) -> 
 def test_fio_verifies_what_it_writes_while_saves_run(tmp_path: Path) -> None:
     with served_device(tmp_path / "device", size=64 * MIB) as device:
         command = [
-            "fio", "--name=verify", f"--filename={device.disk}", "--size=48M",
+            "fio", "--name=load", f"--filename={device.disk}", "--size=48M",
             "--rw=randwrite", "--bs=4k-64k", "--ioengine=libaio", "--iodepth=16", "--direct=1",
             "--verify=crc32c", "--verify_fatal=1",
-            "--do_verify=1", "--verify_backlog=500", "--time_based", "--runtime=2", "--group_reporting"]
+            "--do_verify=1", "--verify_backlog=500", "--verify_state_save=0", "--time_based",
+            "--runtime=10000", "--group_reporting"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                               cwd=tmp_path) as fio:
-            saves = 0
-            while fio.poll() is None:
-                device.write("control", f"save={tmp_path / 'image'}")
-                assert len(content(tmp_path / "image")) == 64 * MIB
-                saves += 1
-            assert fio.returncode == 0, fio.stdout.read()
+            try:
+                wait_until(lambda: fio.poll() is not None or written(device) > 1000, "fio writes")
+                saves, end = 0, time.monotonic() + 2
+                while fio.poll() is None and (saves < 2 or time.monotonic() < end):
+                    device.write("control", f"save={tmp_path / 'image'}")
+                    assert len(content(tmp_path / "image")) == 64 * MIB
+                    saves += 1
+            finally:
+                fio.send_signal(signal.SIGINT)
+                said = fio.communicate(timeout=60)[0]
+            assert fio.returncode in (0, 128) and "verify:" not in said, said  # 128: by our SIGINT
         assert saves >= 2
+
+
+def written(device: ServedDevice) -> int:
+    """Requests so far."""
+    return int(device.read("zram/stat").split()[4])
 
 
 def test_a_rate_is_kept_and_progress_is_shown(tmp_path: Path) -> None:
     with served_device(tmp_path / "device", size=16 * MIB) as device, opened(device) as fd:
-        os.pwrite(fd, random.Random(1).randbytes(3 * MIB), 0)
+        # The first MiB at once, and then twelve seconds, of which a busy machine may keep us waiting some.
+        os.pwrite(fd, random.Random(1).randbytes(20 * RATE), 0)
         began = time.monotonic()
         with slow_save(device, tmp_path / "image") as answers:
             assert metric(device, 'save_running{device="%s"}') == 1
             row = next(line for line in device.read("control").splitlines() if line.startswith("saved"))
             assert f"to {tmp_path}/image: " in row and " %, " in row
             os.pwrite(fd, b"meanwhile" * 1000, 0)
-        assert answers == [] and 1.5 < time.monotonic() - began < 60
+        assert answers == [] and 8 < time.monotonic() - began < 90
         assert metric(device, 'save_running{device="%s"}') == 0
         assert metric(device, 'saves_total{device="%s",result="saved"}') == 1
-        assert content(tmp_path / "image")[:3 * MIB] == random.Random(1).randbytes(3 * MIB)
+        assert content(tmp_path / "image")[:20 * RATE] == random.Random(1).randbytes(20 * RATE)
 
 
 def test_a_killed_save_leaves_the_old_image_whole(tmp_path: Path) -> None:
@@ -176,7 +191,7 @@ def test_reset_cuts_a_save_short(tmp_path: Path) -> None:
             assert caught.value.errno == errno.EBUSY
             began = time.monotonic()
             device.write("control", "reset")
-            assert time.monotonic() - began < 6, "all of it takes eight seconds"
+            assert time.monotonic() - began < 40, "all of it takes a minute"
         # Python writes the line again after EINTR, and then the device has no size.
         assert [error.errno for error in answers] == [errno.EINVAL]
         assert "save was cut short by reset" in (device.rundir / "log").read_text()
@@ -191,7 +206,7 @@ def test_a_device_that_ends_cuts_a_save_short(tmp_path: Path) -> None:
             began = time.monotonic()
             device.process.terminate()
             device.process.wait(60)
-            assert time.monotonic() - began < 7, "all of it takes eight seconds"
+            assert time.monotonic() - began < 40, "all of it takes a minute"
     assert not list(tmp_path.glob("image*"))
 
 

@@ -31,7 +31,7 @@ def test_nothing_is_wrong_with_a_page(page: Path) -> None:
         ["mandoc", "-T", "lint", "-W", "warning", page],
         ["groff", "-t", "-man", "-ww", "-z", "-T", "utf8", page],
     ):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout + done.stderr) == (0, ""), command
 
 

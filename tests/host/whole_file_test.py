@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.whole import wait_until
 from zramfs.errors import ZramfsError
 from zramfs.host.whole_file import replace_file
 
@@ -28,6 +29,7 @@ def test_a_reader_finds_the_old_text_or_the_new_one_and_never_a_part(tmp_path: P
     thread = threading.Thread(target=read)
     thread.start()
     try:
+        wait_until(lambda: seen, "it reads")
         for number in range(200):
             replace_file(file, texts[number % 2], 0o644)
     finally:

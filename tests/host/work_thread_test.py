@@ -84,12 +84,13 @@ def test_an_error_is_that_of_the_work_and_a_cancelled_task_waits_for_it() -> Non
 
 def test_a_task_that_waits_for_its_turn_can_be_cancelled() -> None:
     async def main() -> None:
-        limiter = trio.CapacityLimiter(1)
+        limiter, over = trio.CapacityLimiter(1), threading.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_in_thread, lambda: time.sleep(0.3), limiter)
+            nursery.start_soon(run_in_thread, over.wait, limiter)
             await trio.testing.wait_all_tasks_blocked()
             with trio.move_on_after(0.05) as scope:
                 await run_in_thread(lambda: pytest.fail("it was cancelled"), limiter)
+            over.set()
             assert scope.cancelled_caught
 
     trio.run(main)

@@ -22,6 +22,7 @@ from tests.support.child import Child, kill_wholly, stopped
 from tests.support.paths import python_environment
 from tests.support.whole import wait_until
 from zramfs.host import locks
+from zramfs.host.process import children_of
 from zramfs.keeper.client import PROGRAM
 
 HAND_AT, HAND_BYTES = 64, 64
@@ -72,7 +73,7 @@ def kept(place: Path, **plan: object) -> Iterator[Kept]:
     finally:
         if keeper.process.poll() is None:
             keeper.process.kill()
-            keeper.process.wait(20)
+            keeper.process.wait(60)
         for name in ("serving", "waiting", "new-keeper"):
             for pid, number in keeper.events(name):
                 with contextlib.suppress(ProcessLookupError):
@@ -211,39 +212,57 @@ def test_a_daemon_whose_keeper_dies_starts_another_one_which_works_as_well(tmp_p
             os.kill(pid, signal.SIGKILL)
             keeper.wait_for("new-keeper", time_)
         keeper.wait_for("unneeded")  # the old keeper's standby
-        standby = keeper.wait_for_standby(keeper.events("unneeded")[0][0])
+        last = keeper.events("new-keeper")[-1][1]
+        # The ones between may have had a standby, too.
+        wait_until(lambda: keeper.events("standby")[-1][1] in children_of(last), "a standby")
+        standby = keeper.events("standby")[-1][1]
         os.kill(server, signal.SIGKILL)
         assert keeper.wait_for("serving", 2) == standby
-        last = keeper.events("new-keeper")[-1][1]
         assert tmp_path.exists() and last in locks.holders(tmp_path)
         os.kill(last, signal.SIGTERM)
         wait_until(lambda: len(keeper.events("ending")) == 1 and not alive(last), "the end in order")
 
 
 def test_a_request_in_hand_for_too_long_ends_the_daemon_with_its_stacks(tmp_path: Path) -> None:
-    with kept(tmp_path, hang_ms=600) as keeper:
-        server = keeper.wait_for("serving")
-        with keeper.page(server) as page:
-            put_hand(page, 3, unique=44)
-            began = time.monotonic()
-            keeper.wait_for("serving", 2)
-            assert time.monotonic() - began > 0.5
-            assert keeper.events("stacks") == [(server, 0)]
+    with kept(tmp_path, hang_ms=1200) as keeper:
+        for time_ in range(1, 11):
+            server = keeper.wait_for("serving", time_)
+            with keeper.page(server) as page:
+                put_hand(page, 3, unique=44)
+                began = time.monotonic()
+                keeper.wait_for("serving", time_ + 1)
+                put_hand(page, 3, unique=0)
+            assert time.monotonic() - began > 1
             assert "has worked on one request for" in keeper.log
+            # It has 200 ms to write them, which a busy machine may need for others.
+            if (server, 0) in keeper.events("stacks"):
+                return
+        pytest.fail("none of ten daemons has written its stacks")
 
 
 @pytest.mark.parametrize("harmless", ["waits", "changes", "moves"])
 def test_a_request_that_waits_or_moves_on_and_one_after_another_are_no_hang(
     tmp_path: Path, harmless: str
 ) -> None:
-    with kept(tmp_path, hang_ms=300) as keeper:
-        server = keeper.wait_for("serving")
-        with keeper.page(server) as page:
-            for number in range(2, 102):
-                put_hand(page, 0, unique=number if harmless == "changes" else 44, waits=harmless == "waits",
-                         steps=number if harmless == "moves" else 0)
-                time.sleep(0.01)
-        assert not keeper.events("stacks") and len(keeper.events("serving")) == 1
+    for attempt in range(20):
+        place = tmp_path / str(attempt)
+        place.mkdir()
+        with kept(place, hang_ms=300) as keeper:
+            server = keeper.wait_for("serving")
+            longest, last = 0.0, time.monotonic()
+            with keeper.page(server) as page:
+                for number in range(2, 103):
+                    put_hand(page, 0, unique=number if harmless == "changes" else 44,
+                             waits=harmless == "waits", steps=number if harmless == "moves" else 0)
+                    longest, last = max(longest, time.monotonic() - last), time.monotonic()
+                    time.sleep(0.01)
+                put_hand(page, 0, unique=0)
+                longest = max(longest, time.monotonic() - last)
+            if not keeper.events("stacks") and len(keeper.events("serving")) == 1:
+                return
+        # It did hang: a busy machine has let this process wait.
+        assert harmless != "waits" and longest > 0.15, longest
+    pytest.fail("this process has had to wait again and again")
 
 
 def test_a_daemon_that_is_stopped_does_not_hang(tmp_path: Path) -> None:
@@ -259,7 +278,7 @@ def test_a_daemon_that_is_stopped_does_not_hang(tmp_path: Path) -> None:
 
 
 def test_ends_by_the_daemons_own_fault_are_counted_and_a_kill_from_outside_is_none(tmp_path: Path) -> None:
-    with kept(tmp_path, hang_ms=300) as keeper:
+    with kept(tmp_path, hang_ms=2000) as keeper:
         own = 0
         ends = (signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT, None, signal.SIGKILL)
         for time_, number in enumerate(ends, 1):
@@ -360,7 +379,7 @@ def test_the_keeper_says_what_it_expects_when_it_is_called_by_hand() -> None:
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -117,7 +117,7 @@ def test_attributes_are_those_of_a_block_device_sized_file():
         assert before["size"] == 11 * PAGE and before["blocks"] == 0 and before["blksize"] == PAGE
         assert before["mode"] == 0o100600 and before["nlink"] == 1 and before["ino"] == 1
         assert (before["uid"], before["gid"]) == (os.getuid(), os.getgid())
-        assert abs(before["mtime"] - time.time()) < 5
+        assert abs(before["mtime"] - time.time()) < 60
         wire.write(0, os.urandom(3 * PAGE))
         after = wire.attributes()
         assert after["blocks"] == 3 * PAGE // 512
@@ -148,7 +148,7 @@ def test_owner_mode_and_times_are_kept():
             assert times == [1, U64 - 3, 5, 2, 4, 999_999_999]
         wire.call(Op.SETATTR, setattr_in(valid=ATIME | ATIME_NOW | MTIME | MTIME_NOW))
         now = wire.attributes()
-        assert all(abs(now[name] - time.time()) < 5 for name in ("atime", "mtime", "ctime"))
+        assert all(abs(now[name] - time.time()) < 60 for name in ("atime", "mtime", "ctime"))
         assert now["mode"] == 0o100664
 
 

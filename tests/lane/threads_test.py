@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +64,8 @@ def test_requests_are_answered_while_the_interpreter_stands_still():
             wire.send(Op.READ, read_in(0, PAGE))
         HOLDING_THE_GIL.usleep(200_000)
         for _ in range(20):
+            wait = struct.pack("=ihh", wire.kernel.fileno(), select.POLLIN, 0)
+            assert HOLDING_THE_GIL.poll(wait, 1, 60_000) == 1
             assert wire.kernel.recv(2 * PAGE, socket.MSG_DONTWAIT)[16:] == b"data" * 1024
 
 
@@ -67,12 +73,13 @@ def test_several_threads_serve_at_once():
     """A long write does not hold up what comes behind it: zstd 19 works on this one for 10 ms."""
     for threads in (1, 2):
         with wired(16 * MIB, algo="zstd", level=19, threads=threads) as wire:
-            overtaken = 0
-            for _ in range(10):
+            overtaken, rounds, end = 0, 0, time.monotonic() + 60
+            # The second thread needs a CPU to overtake with, which a busy machine may not have at once.
+            while rounds < 10 or (threads > 1 and overtaken < 3 and time.monotonic() < end):
                 slow = wire.send(Op.WRITE, write_in(0, 1 << 17) + os.urandom(1 << 17))
                 fast = wire.send(Op.GETATTR, bytes(16))
                 overtaken += [wire.receive().unique for _ in range(2)] == [fast, slow]
-            # The second thread needs a CPU to overtake with, which a busy machine may not have at once.
+                rounds += 1
             assert overtaken == 0 if threads == 1 else overtaken >= 3
 
 
@@ -91,14 +98,19 @@ def waits() -> dict[str, int]:
 def test_one_client_keeps_one_thread_warm_and_many_get_them_all():
     with wired(threads=3) as wire:
         wire.attributes()
-        before = waits()
-        for n in range(300):
-            wire.write(n * PAGE % MIB, b"little" * 100)
-            wire.read(n * PAGE % MIB, PAGE)
+
+        def stays_warm() -> bool:
+            before = waits()
+            for n in range(300):
+                wire.write(n * PAGE % MIB, b"little" * 100)
+                wire.read(n * PAGE % MIB, PAGE)
+            now = waits()
+            # In turns it would be 200 each. A request that was held up for a moment calls another thread, and
+            # on a busy machine many are.
+            return sum(now[name] - before[name] for name in ("zramfs-lane1", "zramfs-lane2")) < 150
+
+        wait_until(stays_warm, "one thread serves one client")
         after = waits()
-        # In turns it would be 200 each. A request that was held up for a moment calls another thread.
-        others = sum(after[name] - before[name] for name in ("zramfs-lane1", "zramfs-lane2"))
-        assert others < 150
 
         def flood() -> bool:
             for _ in range(100):
@@ -140,6 +152,7 @@ def status_kib(field: str) -> int:
 @PLAIN
 @pytest.mark.requires("root")  # others may have a low RLIMIT_MEMLOCK
 def test_buffers_are_locked_in_memory():
+    gc.collect()  # what earlier tests left for it may have some locked
     before = status_kib("VmLck")
     with wired(threads=4) as wire:
         assert wire.lane.stats().unlocked_bytes == 0

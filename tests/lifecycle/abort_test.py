@@ -21,7 +21,7 @@ from tests.support.whole import MIB, ZRAMFS, device, run, wait_until, zramfs
 from zramfs.host import fuse_connections, mounts
 from zramfs.lifecycle import rundir
 
-pytestmark = [pytest.mark.requires("root", "fuse", "unshare"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("root", "fuse", "unshare"), pytest.mark.timeout(240)]
 # A read past the page cache, whose error is its exit status.
 READ = """
 import mmap, os, sys

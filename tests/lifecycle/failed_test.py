@@ -18,7 +18,7 @@ from tests.support.whole import device, wait_until, zramfs
 from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import Rundir
 
-pytestmark = [pytest.mark.requires("fuse", "root"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("fuse", "root"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(autouse=True)

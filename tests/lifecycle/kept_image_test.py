@@ -25,7 +25,7 @@ from zramfs.device.freeze import frozen, mounted_on
 from zramfs.host import freezer, mounts, process
 from zramfs.lifecycle import rundir
 
-pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(autouse=True)

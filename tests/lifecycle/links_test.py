@@ -16,7 +16,7 @@ from zramfs.host import mounts
 from zramfs.lifecycle import ramdisk
 
 NOBODY = 65534
-pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(autouse=True)

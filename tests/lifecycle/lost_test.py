@@ -15,7 +15,7 @@ from tests.support.whole import MIB, ZRAMFS, Device, device, opened, run, wait_u
 from zramfs.host import locks, mounts, process
 from zramfs.lifecycle import rundir
 
-pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from zramfs.errors import ZramfsError
 from zramfs.host import in_use, loops, mounts
 from zramfs.lifecycle import ramdisk, rundir, stop
 
-pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4", "unshare"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4", "unshare"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(autouse=True)

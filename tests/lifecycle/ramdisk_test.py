@@ -23,7 +23,7 @@ from zramfs.errors import ZramfsError
 from zramfs.host import mounts, programs
 from zramfs.lifecycle import ramdisk, rundir
 
-pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(autouse=True)

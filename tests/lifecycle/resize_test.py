@@ -38,7 +38,7 @@ from zramfs.host import loops, process
 from zramfs.host.machine import Machine
 from zramfs.lifecycle import file_system_size, ramdisk, resize, rundir
 
-pytestmark = [pytest.mark.requires("root", "fuse", "loop"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("root", "fuse", "loop"), pytest.mark.timeout(240)]
 LIVE_EXT4 = Machine().capable("CAP_SYS_RESOURCE")
 FSCK = {"ext4": ("e2fsck", "-fn"), "xfs": ("xfs_repair", "-n"), "btrfs": ("btrfs", "check", "--readonly")}
 

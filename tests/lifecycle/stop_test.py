@@ -17,10 +17,11 @@ from tests.support.child import stopped
 from tests.support.commands import child, failure, kill_daemon, nothing_left, rows, state_of
 from tests.support.paths import python_environment
 from tests.support.whole import MIB, ZRAMFS, Device, device, loop, opened, run, zramfs
+from zramfs.errors import ZramfsError
 from zramfs.lifecycle import rundir
 from zramfs.lifecycle import stop as stop_module
 
-pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +83,20 @@ def test_who_only_looks_at_a_device_does_not_keep_it_from_being_stopped(
     assert asked[0] != [] and asked[-1] == []
     zramfs("stop", directory)
     nothing_left(directory, base)
+
+
+def test_who_looks_at_a_device_has_several_looks_to_go_away_also_on_a_machine_that_stood_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stall takes all the time at the first look, and nobody who looks could go away meanwhile."""
+    looks = iter([["udev"]] * 3 + [[]])
+    monkeypatch.setattr(stop_module, "_users", lambda *_: next(looks))
+    monkeypatch.setattr(stop_module, "LOOKS_TIMEOUT", 0.0)
+    stop_module.expect_unused(rundir.Rundir(tmp_path), None)
+    assert list(looks) == []
+    monkeypatch.setattr(stop_module, "_users", lambda *_: ["a program"])
+    with pytest.raises(ZramfsError, match="a program"):
+        stop_module.expect_unused(rundir.Rundir(tmp_path), None)
 
 
 def test_stop_called_from_within_says_that_the_shell_is_there(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from zramfs.host import loops, swaps, watermark
 from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import State
 
-pytestmark = [pytest.mark.requires("root", "fuse", "loop", "swap"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("root", "fuse", "loop", "swap"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ from zramfs.host.process import process_start
 from zramfs.keeper.client import PROGRAM
 from zramfs.lifecycle.rundir import State
 
-pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(300)]
 
 # In the process that is to take over: it waits until the file is there.
 GATE = """

@@ -2,7 +2,9 @@
 """File systems and swap on a loop device on zramfs: real files in, everything back out."""
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,9 +26,11 @@ from tests.support.whole import (
     mounted,
     run,
     tool_environment,
+    wait_until,
 )
+from zramfs.host import swaps
 
-pytestmark = [pytest.mark.requires("fuse", "loop"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.requires("fuse", "loop"), pytest.mark.timeout(300)]
 
 FSCK = {
     "ext4": ("e2fsck", "-f", "-n"),
@@ -79,7 +83,7 @@ def test_discarding_mount_frees_memory_without_fstrim(tmp_path: Path) -> None:
             assert before > 64 * MIB
             (point / "random").unlink()
             sync_file_system(point)
-            assert z.mm_stat()["mem_used_total"] < 16 * MIB
+            wait_until(lambda: z.mm_stat()["mem_used_total"] < 16 * MIB, "the discards have arrived")
 
 
 # ---- swap ------------------------------------------------------------------------------------------
@@ -111,7 +115,12 @@ def memory_group() -> Iterator[Path]:
         (group / limit).write_text(str(64 * MIB))
         yield group
     finally:
-        group.rmdir()
+        def gone() -> bool:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+            return not group.exists()
+
+        wait_until(gone, f"{group} is empty")
 
 
 @pytest.mark.requires("swap", "memcg")
@@ -121,19 +130,25 @@ def test_swap_brings_every_page_back(tmp_path: Path, memory_group: Path) -> None
         # Below every other swap area: the group has no other one to go to that is as fast to fill up.
         run("swapon", "--discard", "--priority", "32000", block)
         try:
-            # A shell, so that the group is entered before there is anything to swap.
-            child = subprocess.Popen(
-                ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', memory_group,
-                 sys.executable, "-c", _SWAPPER, str(160 * MIB // 4096)],
-                stdout=subprocess.PIPE, text=True, env=tool_environment(),
-            )
-            try:
-                output, _ = child.communicate(timeout=60)
-            finally:
-                child.kill()
-                child.wait()
+            # Once more where the kernel kills it for lack of memory: see Filler in support/swap_load.py.
+            for _ in range(3):
+                # A shell, so that the group is entered before there is anything to swap.
+                child = subprocess.Popen(
+                    ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', memory_group,
+                     sys.executable, "-c", _SWAPPER, str(160 * MIB // 4096)],
+                    stdout=subprocess.PIPE, text=True, env=tool_environment(),
+                )
+                try:
+                    output, _ = child.communicate(timeout=150)
+                finally:
+                    child.kill()
+                    child.wait()
+                if child.returncode != -signal.SIGKILL:
+                    break
             assert child.returncode == 0
             assert int(output) * KIB > 64 * MIB, "the kernel swapped too little out for this to be a test"
+            if above := [area for area in swaps.swap_areas() if area.priority > 32000]:
+                pytest.skip(f"another program's swap takes the pages: {above[0].path}")
             # The peak: what the child has freed at its end was discarded since.
             assert z.mm_stat()["mem_used_max"] > 32 * MIB
             assert z.io_stat()["failed_writes"] == z.io_stat()["failed_reads"] == 0

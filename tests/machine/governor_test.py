@@ -26,11 +26,11 @@ from tests.support.governed import (
     ram_disk,
     sync_file_system,
 )
-from tests.support.whole import MIB, can_claim, opened, run, wait_until, zramfs
+from tests.support.whole import MIB, can_claim, opened, run, unmount, wait_until, zramfs
 from zramfs.host import bdi, loops
 from zramfs.lifecycle import rundir
 
-pytestmark = [pytest.mark.requires("root", "fuse", "loop"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("root", "fuse", "loop"), pytest.mark.timeout(240)]
 # xfs takes no less than 300 MiB.
 SIZES = {"ext4": 256 * MIB, "xfs": 320 * MIB, "btrfs": 256 * MIB}
 LIMIT = 40 * MIB
@@ -159,7 +159,7 @@ def test_overwriting_by_what_does_not_compress_waits_for_room_and_loses_nothing(
         assert "; it is frozen, and writers wait: raise mem_limit" in disk.device.read("control")
         assert 'zramfs_governor_state{device="' in disk.device.read("metrics")
         disk.device.write("control", f"mem_limit={3 * LIMIT}")
-        writer.join(40)
+        writer.join(60)
         assert not writer.is_alive()
         os.fsync(fd)
     wait_until(lambda: disk.state() == "on", "it goes on")
@@ -191,7 +191,7 @@ def test_overwriting_on_btrfs_is_enospc_since_it_needs_new_blocks(tmp_path: Path
             writer.join(20)
             if writer.is_alive():  # it was faster than that, and is frozen
                 disk.device.write("control", f"mem_limit={3 * LIMIT}")
-                writer.join(30)
+                writer.join(60)
             assert not writer.is_alive()
         disk.expect_whole()
 
@@ -215,13 +215,13 @@ def test_a_limit_lowered_under_load_is_enospc_for_new_data_and_no_more(disk: Ful
     writer.start()
     try:
         wait_until(lambda: disk.used() > 25 * MIB, "25 MiB are stored", 30)
-        used = disk.used()
         disk.device.write("control", f"mem_limit={15 * MIB}")
-        assert full.wait(20)
+        used = disk.used()  # what was written until then, however long this thread had to wait
+        assert full.wait(60)
         time.sleep(0.5)
     finally:
         stop.set()
-        writer.join(30)
+        writer.join(60)
     assert disk.used() < used + RESERVE
     disk.expect_whole()
     assert disk.governor()["freezes"] == "0"
@@ -233,7 +233,7 @@ def test_what_waits_in_the_page_cache_is_bounded_and_the_bound_ends_with_the_mou
     number = Path(f"/sys/block/{Path(disk.loop).name}/dev").read_text().strip()
     strict = Path(f"/sys/class/bdi/{number}/strict_limit")
     assert strict.read_text() == "1\n"
-    run("umount", disk.point)
+    unmount(disk.point)
     wait_until(lambda: can_claim(disk.loop), "the file system has ended", 40)
     wait_until(lambda: strict.read_text() == "0\n", "the bound is gone")
     assert bdi.waiting(disk.loop) > 100 * MIB
@@ -290,7 +290,7 @@ def test_what_a_killed_warden_left_frozen_is_thawed(disk: Full) -> None:
         daemon = state_of(disk.point).pid
         for warden in children(daemon):
             os.kill(warden, signal.SIGKILL)
-        writer.join(40)
+        writer.join(60)
         assert not writer.is_alive()
     wait_until(lambda: disk.state() == "on", "another governs", 20)
     disk.expect_whole()
@@ -340,7 +340,7 @@ def test_stop_does_not_wait_for_what_somebody_froze(tmp_path: Path, fstype: str)
     run("fsfreeze", "--freeze", point)
     begin = time.monotonic()
     zramfs("stop", point)
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 28, "a warden is waited for for 30"
 
 
 def test_everybody_may_fill_the_example_configurations_directory(
@@ -365,7 +365,7 @@ def test_everybody_may_fill_the_example_configurations_directory(
         filling = 'n=0; while head -c 30000 /dev/urandom > "$0/$n"; do n=$((n + 1)); done'
         done = subprocess.run(
             ["sh", "-c", filling, str(point)], user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[],
-            capture_output=True, text=True, timeout=60)
+            capture_output=True, text=True, timeout=180)
         assert "No space left on device" in done.stderr
         sync_file_system(point)
         forget_pages()
@@ -380,5 +380,8 @@ def test_everybody_may_fill_the_example_configurations_directory(
 
 
 def children(pid: int) -> list[int]:
-    lists = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(word) for each in lists for word in each.read_text().split()]
+    found = []
+    for each in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            found += [int(word) for word in each.read_text().split()]
+    return found

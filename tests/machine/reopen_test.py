@@ -70,7 +70,7 @@ def test_a_mapping_right_after_a_set_up_is_as_long_as_the_device(tmp_path: Path)
                    for n, kind in enumerate(KINDS)}
         try:
             changes, end = 0, time.monotonic() + 60
-            while changes < 300 and time.monotonic() < end:
+            while changes < 300 and (time.monotonic() < end or changes < 100):
                 if disk.call("claim"):
                     changes += 1
                     disk.call("resize", 0)
@@ -80,7 +80,6 @@ def test_a_mapping_right_after_a_set_up_is_as_long_as_the_device(tmp_path: Path)
                 time.sleep(0.004)
                 ended = {name: each.returncode for name, each in clients.items() if each.poll() is not None}
                 assert not ended, f"after {changes} changes; {-signal.SIGBUS} is SIGBUS"
-            assert changes >= 100
         finally:
             for each in clients.values():
                 each.kill()

@@ -102,7 +102,7 @@ stat -c '%A %s' $Z/mm_stat $Z/mem_limit $Z/disksize
 wc -lc $Z/mm_stat $Z/io_stat
 find $Z/ -maxdepth 1 -name 'mem_*' -printf '%f %m\n' | sort
 cp $Z/disksize $TMP/saved; cmp $TMP/saved $Z/disksize && echo same
-timeout 0.3 tail -f $Z/initstate; echo "tail: $?"
+timeout 2 tail -f $Z/initstate; echo "tail: $?"
 (exec 3< $Z/disksize; read -r a <&3; echo $a)
 python3 -c 'import sys; print(open(sys.argv[1]).readlines())' $Z/initstate
 """
@@ -141,7 +141,7 @@ echo 25M > $Z/mem_limit; [ "$(awk '{ print $4 }' $Z/mm_stat)" -eq 26214400 ]
 DEV=$(disk); mkfs.ext4 -q $DEV; mkdir -p $TMP/m; mount -t ext4 $DEV $TMP/m
 b=0; while dd conv=notrunc if=/dev/zero of=$TMP/m/file oflag=append count=64 bs=1024 2> /dev/null
 do b=$((b + 64)); done
-[ $b -gt 10000 ]; sync
+[ $b -gt 10000 ]; sync -f $TMP/m/file
 used=$(awk '{ print $3 }' $Z/mm_stat); [ $used -gt 0 ]
 v=$((100 * 1024 * b / used)); [ $v -ge 100 ] && echo "ratio above 1"
 umount $TMP/m; release $DEV; until echo 1 2> /dev/null > $Z/reset; do sleep 0.05; done
@@ -160,7 +160,7 @@ def test_a_script_ends_alike(pair: Pair, name: str, tmp_path: Path) -> None:
     ends = []
     for twin, prelude in zip(pair, (KERNEL, OURS), strict=True):
         done = run("bash", "-c", f"export Z={twin.attributes} TMP={tmp_path}\n{prelude}{SCRIPTS[name]}",
-                   check=False)
+                   check=False, timeout=150)
         said = (done.stdout + done.stderr).replace(f"{twin.attributes}", "$Z")
         ends.append((done.returncode, said.splitlines()))
     assert ends[1] == ends[0]

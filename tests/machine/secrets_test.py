@@ -17,7 +17,7 @@ from tests.support.paths import python_environment
 from tests.support.users import as_nobody
 from tests.support.whole import MIB, Device, device, opened, run
 
-pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(240)]
 
 SECRET = b"a sentence that nobody else may read; "
 

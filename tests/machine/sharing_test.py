@@ -19,7 +19,7 @@ from tests.support.whole import (
     run,
 )
 
-pytestmark = [pytest.mark.requires("fuse", "loop", "ext4"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.requires("fuse", "loop", "ext4"), pytest.mark.timeout(300)]
 
 
 def settled(z: Device, point: Path, *commands: str) -> dict[str, int]:

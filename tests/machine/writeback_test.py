@@ -61,20 +61,24 @@ def test_verified_load_while_pages_leave_and_come_back(tmp_path: Path, kind: str
     ):
         assert device.read("zram/backing_dev") == f"{back}\n"
         with writing_back(device) as rounds:
-            for name, how in (
-                ("pages", ("--bs=4k", "--ioengine=io_uring", "--iodepth=16")),
-                ("parts", ("--bsrange=512-16k", "--bs_unaligned=1", "--ioengine=psync")),
-            ):
-                run("fio", f"--name={name}", f"--filename={device.disk}", "--size=32M", "--rw=randrw",
-                    "--direct=1", "--verify=crc32c", "--verify_fatal=1",
-                    "--buffer_compress_percentage=50", "--refill_buffers",
-                    "--verify_backlog=256", "--io_size=48M", *how, cwd=tmp_path)
-        used, reads, writes = bd_stat(device)
+            for _ in range(10):
+                for name, how in (
+                    ("pages", ("--bs=4k", "--ioengine=io_uring", "--iodepth=16")),
+                    ("parts", ("--bsrange=512-16k", "--bs_unaligned=1", "--ioengine=psync")),
+                ):
+                    run("fio", f"--name={name}", f"--filename={device.disk}", "--size=32M", "--rw=randrw",
+                        "--direct=1", "--verify=crc32c", "--verify_fatal=1",
+                        "--buffer_compress_percentage=50", "--refill_buffers",
+                        "--verify_backlog=256", "--io_size=48M", *how, cwd=tmp_path, timeout=150)
+                used, reads, writes = bd_stat(device)
+                put_off = [line for line in device.read("metrics").splitlines()
+                           if line.startswith("zramfs_put_off_requests_total")]
+                # On a busy machine it may be written back seldom: then fio goes on.
+                if rounds[0] > 3 and reads > 1000 and writes > 1000 and float(put_off[0].split()[-1]) > 100:
+                    break
         assert rounds[0] > 3 and reads > 1000 and writes > 1000 and used > 100
         assert device.io_stat()["failed_reads"] == device.io_stat()["failed_writes"] == 0
         assert "0 + 0 failed" in device.read("control")
-        put_off = [line for line in device.read("metrics").splitlines()
-                   if line.startswith("zramfs_put_off_requests_total")]
         assert float(put_off[0].split()[-1]) > 100
 
 
@@ -111,8 +115,14 @@ def test_a_file_system_whose_pages_were_all_written_back(tmp_path: Path) -> None
 
 
 def test_a_signal_in_the_middle_of_write_back(tmp_path: Path) -> None:
-    back = backing_file(tmp_path / "back", 512 * MIB)
-    served = ServedDevice(tmp_path, size=300 * MIB, writeback=str(back))
+    """Once more where a busy machine let this process wait until all was written back."""
+    assert any(ends_in_the_middle(tmp_path / str(number)) for number in range(5))
+
+
+def ends_in_the_middle(place: Path) -> bool:
+    place.mkdir()
+    back = backing_file(place / "back", 512 * MIB)
+    served = ServedDevice(place, size=300 * MIB, writeback=str(back))
     try:
         served.hear("READY")
         run("dd", "if=/dev/urandom", f"of={served.disk}", "bs=1M", "count=200", "conv=notrunc", "status=none")
@@ -121,11 +131,13 @@ def test_a_signal_in_the_middle_of_write_back(tmp_path: Path) -> None:
                                stderr=subprocess.PIPE, text=True, env={**os.environ, "LC_ALL": "C"})
         whole.wait_until(lambda: int(served.read("zram/bd_stat").split()[2]) > 0, "write-back to begin")
         assert served.stop() == 0, served.log
-        assert "Interrupted system call" in job.communicate(timeout=10)[1]
-        assert "was cut short by the end of the device" in served.log
+        said = job.communicate(timeout=60)[1]
+        assert "Interrupted system call" in said or job.returncode == 0
+        assert ("was cut short by the end of the device" in served.log) == (said != "")
     finally:
         served.end()
     assert back.stat().st_blocks == 0
+    return said != ""
 
 
 def test_what_create_refuses(tmp_path: Path) -> None:

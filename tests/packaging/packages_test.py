@@ -82,7 +82,7 @@ def test_the_wheel_works_in_a_virtual_environment_elsewhere(built: Packages, tmp
     venv = tmp_path / "venv"
     run("/usr/bin/python3", "-m", "venv", venv, env=BARE)
     pip = [venv / "bin/pip", "--disable-pip-version-check", "install", "--quiet", "--no-index"]
-    run(*pip, "--find-links", built.directory / "wheels", built.file("*.whl"), env=BARE, timeout=120)
+    run(*pip, "--find-links", built.directory / "wheels", built.file("*.whl"), env=BARE, timeout=600)
     script = f'{USE} use "$1" "$2"'
     words = ["sh", "-c", script, "sh", venv / "bin/zramfs", tmp_path / "z"]
     used = run(*words, env=environment(tmp_path), cwd="/")
@@ -104,7 +104,7 @@ def test_the_build_says_what_it_lacks(tmp_path: Path) -> None:
         text=True,
         capture_output=True,
         env={**os.environ, "PKG_CONFIG_LIBDIR": str(tmp_path)},
-        timeout=60,
+        timeout=200,
     )
     assert done.returncode != 0
     assert "zramfs needs liblz4 >= 1.9.0" in done.stderr
@@ -192,7 +192,7 @@ for file in /mnt/stays/* /mnt/stays/*/*; do
 done
 echo compact >/mnt/stays/control
 kill -TERM $pid
-for try in $(seq 100); do [ -e /run/zramfs/mnt-stays ] || break; sleep 0.05; done
+for try in $(seq 1200); do [ -e /run/zramfs/mnt-stays ] || break; sleep 0.05; done
 ! ls /run/zramfs/mnt-stays /mnt/stays 2>/dev/null
 grep -A 9 Traceback <&3 || true
 """
@@ -204,5 +204,5 @@ def test_the_debian_package_installs_works_and_goes_from_under_a_device(
 ) -> None:
     words = apart("sh", "-c", ELSEWHERE, "sh", tmp_path, built.file("zramfs_*.deb"), INSTALL)
     kept = {name: value for name, value in environment(tmp_path).items() if name != "ZRAMFS_RUN_DIR"}
-    done = run(*words, env=kept, timeout=120, cwd="/")
+    done = run(*words, env=kept, timeout=600, cwd="/")
     assert done.stdout.splitlines() == [*USED, "/usr/share/man/man1/zramfs.1.gz"]

@@ -38,7 +38,7 @@ def setup(place: Path, manager: str, uid: int) -> tuple[subprocess.CompletedProc
     shutil.copy(ROOT / "scripts/setup", script)
     done = subprocess.run(
         [tools / "bash", script], env={"PATH": str(tools), "HOME": "/"}, capture_output=True, text=True,
-        stdin=subprocess.DEVNULL, timeout=60, check=False)
+        stdin=subprocess.DEVNULL, timeout=200, check=False)
     return done, calls.read_text().splitlines() if calls.exists() else []
 
 

@@ -77,7 +77,7 @@ def fio_for(seconds: float, target: Path | str, options: tuple[str, ...]) -> Non
     end = time.monotonic() + seconds
     while True:
         seed = random.randrange(1 << 31)
-        run("fio", *_COMMON, *options, f"--filename={target}", f"--randseed={seed}", timeout=100)
+        run("fio", *_COMMON, *options, f"--filename={target}", f"--randseed={seed}", timeout=200)
         if time.monotonic() > end:
             return
 
@@ -117,7 +117,9 @@ class Worker(threading.Thread):
     def run(self) -> None:
         try:
             with opened(self.z.disk) as fd:
-                while time.monotonic() < self.until:
+                # And on a busy machine until the pool has been full, which may take longer.
+                while time.monotonic() < self.until or (
+                        not self.stored_after_refusal and time.monotonic() < self.until + 100):
                     self.step(fd)
                 for page in range(self.pages):
                     self.check(fd, page)

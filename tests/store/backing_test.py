@@ -76,7 +76,7 @@ def test_a_store_takes_it_and_closes_it(tmp_path: Path) -> None:
 def test_a_block_device_is_opened_exclusively(tmp_path: Path) -> None:
     path = backing_file(tmp_path / "file")
     loop = subprocess.run(["losetup", "--find", "--show", path], capture_output=True, text=True, check=True,
-                          timeout=20).stdout.strip()
+                          timeout=60).stdout.strip()
     try:
         held = os.open(loop, os.O_RDONLY | os.O_EXCL)
         refused(loop, errno.EBUSY)
@@ -95,7 +95,7 @@ def test_a_block_device_is_opened_exclusively(tmp_path: Path) -> None:
         store.check(3)
         store.close()
     finally:
-        subprocess.run(["losetup", "--detach", loop], check=True, timeout=20)
+        subprocess.run(["losetup", "--detach", loop], check=True, timeout=60)
 
 
 def test_the_size_is_what_it_was_when_it_was_opened(tmp_path: Path) -> None:

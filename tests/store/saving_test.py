@@ -73,8 +73,12 @@ def test_a_save_is_the_state_at_one_instant_whatever_goes_on(tmp_path: Path) -> 
 
     kept = rounds = 0
     with at_work(step, step, *(writer.advance for writer in alone), post_process, tidy):
-        until = time.monotonic() + 2.5
-        while time.monotonic() < until or rounds < 4:
+        began = time.monotonic()
+        while True:
+            lasted, stats = time.monotonic() - began, store.stats()
+            enough = kept > 300 and stats.written_back and stats.pages_compacted and made
+            if lasted > 2.5 and rounds >= 4 and enough or lasted > 100:
+                break
             path = tmp_path / f"image{rounds}"
             before = [writer.step for writer in ordered + alone]
             with saving(store, path) as rest:
@@ -171,7 +175,7 @@ def test_a_writer_without_room_waits_for_the_save(tmp_path: Path) -> None:
         thread.start()
         assert not done.wait(1), "it must wait: there is room for 16 MiB"
         run = rest()
-        thread.join(30)
+        thread.join(100)
         assert run.kept > 4096 - 100
     assert store.read(0, 32 * MIB) == noise(2) * 8192
     assert content(tmp_path / "image")[:32 * MIB] == old
@@ -186,7 +190,7 @@ def test_a_save_that_takes_nothing_fails_and_the_writer_goes_on(tmp_path: Path) 
         began = time.monotonic()
         store.write(0, noise(2) * 8192)
         # 8192 pages: if each waited it would be hours.
-        assert 4.5 < time.monotonic() - began < 90, "it waits five seconds, and only once"
+        assert 4.5 < time.monotonic() - began < 200, "it waits five seconds, and only once"
         with pytest.raises(OSError, match="overwritten faster than they could be saved") as caught:
             rest()
         assert caught.value.errno == errno.ENOSPC

@@ -47,7 +47,8 @@ def test_pages_share_and_part_beside_all_that_uses_them() -> None:
         assert max(stats.shared_pages, stats.shared_objects, stats.shared_bytes) < 1 << 40
         time.sleep(0.001)
 
-    run(*(user.job for user in users), post_process, housekeeping, seconds=3)
+    run(*(user.job for user in users), post_process, housekeeping, seconds=3,
+        enough=lambda: joined > 20)
     assert joined > 20
     for user in users:
         user.verify()

@@ -152,7 +152,7 @@ def test_the_end_zeroes_what_is_still_used_on_a_device(wipe: bool, tmp_path: Pat
     path = backing_file(tmp_path / "store")
     device = subprocess.run(
         ["losetup", "--find", "--show", "--direct-io=off", path], check=True, capture_output=True, text=True,
-        timeout=20).stdout.strip()
+        timeout=60).stdout.strip()
     try:
         store = Store(16 * MIB, wipe=wipe, backing=Backing(device, wipe=wipe))
         try:
@@ -165,4 +165,4 @@ def test_the_end_zeroes_what_is_still_used_on_a_device(wipe: bool, tmp_path: Pat
             store.close()
         assert (trims, before, on_disk(Path(device))) == (wipe, 300, 0 if wipe else 300)
     finally:
-        subprocess.run(["losetup", "--detach", device], check=True, timeout=20)
+        subprocess.run(["losetup", "--detach", device], check=True, timeout=60)

@@ -23,7 +23,7 @@ from pathlib import Path
 from tests.support.paths import python_environment
 
 TIMEOUT = 60.0  # seconds for everything that a child is waited for; of a busy machine ten can be a stall
-LIFETIME = 100.0  # seconds until a Talker ends by itself with its stacks; below pytest's limit for a test
+LIFETIME = 200.0  # seconds until a Talker ends by itself with its stacks; below pytest's limit for a test
 _ANSWER = "= "
 
 

@@ -112,7 +112,7 @@ class Container:
         """Inside, with what it says."""
         done = subprocess.run(
             ["nsenter", "-t", str(self.pid), "-m", "-p", "-u", "-i", "-n", "-C", "--", *words], text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, env=tool_environment(), check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=99, env=tool_environment(), check=False,
         )
         assert not check or done.returncode == 0, done.stdout
         return done.stdout
@@ -124,7 +124,7 @@ class Container:
         """As the machine's button: systemd stops everything in order."""
         if self.process.poll() is None:
             os.kill(self.pid, signal.SIGRTMIN + 4)
-            self.process.wait(60)
+            self.process.wait(100)
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ def forget_pages() -> None:
 @contextlib.contextmanager
 def ram_disk(point: Path, fstype: str, size: int, limit: int, *options: str) -> Iterator[Full]:
     """Ends with umount, the file system's own check, and `zramfs stop`. What hangs on the way is freed by an
-    abort of the connection after 20 s."""
+    abort of the connection after 50 s."""
     zramfs("ramdisk", point, "--size", size, "--mem-limit", limit, "--fs", fstype, *options)
     state = state_of(point)
     since = max((stamp for stamp, _ in kernel_log()), default=0.0)
@@ -108,7 +108,7 @@ def ram_disk(point: Path, fstype: str, size: int, limit: int, *options: str) -> 
         yield disk
         check(disk)
     finally:
-        watchdog = threading.Timer(20, abort, [minor])
+        watchdog = threading.Timer(50, abort, [minor])
         watchdog.start()
         try:
             zramfs("stop", point, timeout=60)

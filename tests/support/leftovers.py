@@ -30,6 +30,7 @@ RUN_DIRECTORIES = Path("/run/zramfs")
 # A zram device bears no name. An empty file OWNER.zramN stands for each that a run has added.
 ZRAM_MARKS = Path("/run")
 _STEP_SECONDS = 20
+_NOBODY = 65534  # whose run directories the tests of ordinary users make
 _GOING = ("process", "loop", "run directory")  # kinds that may go by themselves
 SPARED: set[int] = set()  # processes of this run that are there to its end
 
@@ -254,12 +255,16 @@ def of_dead_runs(owner: str) -> bool:
 
 
 def sweep_directories() -> None:
-    """Removes the memory groups and the directories of dead runs, unless one is still in use."""
+    """Removes the memory groups and the directories of dead runs, and the place of an ordinary user's
+    devices, unless one is still in use."""
     for parent in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):
         for group in parent.glob("zramfs_test_*"):
             if of_dead_runs(group.name):
                 with contextlib.suppress(OSError):
                     group.rmdir()
+    # Not by the tests themselves, since those of another share may be about to make a device in it.
+    with contextlib.suppress(OSError):
+        Path(f"/tmp/zramfs-{_NOBODY}").rmdir()
     points = [point for point, _, _ in _mounts()]
     for directory in Path(tempfile.gettempdir()).glob("zramfs_test_*"):
         owner = owner_of(directory.name)

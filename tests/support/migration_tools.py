@@ -72,7 +72,7 @@ def touch(arena: Arena, frames: list[int]) -> None:
         arena.frame(frame)[:] = bytes([frame & 0xFF]) * FRAME
 
 
-def until(least: int, reached: Callable[[], bool], limit: float = 30) -> Iterator[int]:
+def until(least: int, reached: Callable[[], bool], limit: float = 120) -> Iterator[int]:
     """Counts rounds, at least so many, until something has come to pass in other threads."""
     end = time.monotonic() + limit
     n = 0
@@ -82,7 +82,7 @@ def until(least: int, reached: Callable[[], bool], limit: float = 30) -> Iterato
         n += 1
 
 
-def in_threads(*jobs: Callable[[], None], over: threading.Event | None = None, limit: float = 60) -> None:
+def in_threads(*jobs: Callable[[], None], over: threading.Event | None = None, limit: float = 200) -> None:
     """Each in a thread of its own, to the end; the first exception is raised here. over is set when
     one fails, so that those that wait for it end too."""
     failures: list[BaseException] = []

@@ -168,6 +168,7 @@ class LaneServer:
             line = sys.stdin.readline()
             if not line:
                 break
+            live_for_a_test()  # it may serve all tests of a file
             answer(self.run(*line.split()))
         if not self.lane.join(TIMEOUT):
             faulthandler.dump_traceback()

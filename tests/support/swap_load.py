@@ -81,7 +81,7 @@ class Filler:
             self._words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=tool_environment())
 
     def _begins_anew(self) -> bool:
-        if self._lives == 0 or self.process.wait(10) != -signal.SIGKILL:
+        if self._lives == 0 or self.process.wait(60) != -signal.SIGKILL:
             return False
         self._begin()
         return True
@@ -93,7 +93,7 @@ class Filler:
         self.lines.append(line.rstrip("\n"))
         assert line and line[0].isdigit(), f"ended with {self.process.poll()}, having said {self.lines}"
 
-    def finish(self, timeout: float = 100) -> None:
+    def finish(self, timeout: float = 200) -> None:
         """Lets it end after the pass that is under way, and holds it to what it found."""
         output, _ = self.process.communicate(timeout=timeout)
         if self._begins_anew():
@@ -130,8 +130,11 @@ def faults(pid: int) -> dict[str, int]:
     """Page faults so far of each thread of a daemon that serves its disk."""
     found = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
-        fields = (task / "stat").read_text().rpartition(")")[2].split()
-        name = (task / "comm").read_text().strip()
+        try:
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            name = (task / "comm").read_text().strip()
+        except (FileNotFoundError, ProcessLookupError):  # one of Python's, which has ended
+            continue
         if name.startswith(("zramfs-lane", "zramfs-slow")):
             found[name] = int(fields[7]) + int(fields[9])
     return found

@@ -20,7 +20,7 @@ from zramfs.lane.lane import Lane
 from zramfs.store.store import Store
 
 PAGE, MIB = 4096, 1 << 20
-TIMEOUT = 20.0  # seconds for any reply
+TIMEOUT = 60.0  # seconds for any reply
 SO_SNDBUFFORCE = 32  # root may have messages above net.core.wmem_max
 
 FORGET_LIKE = (2, 36, 42)  # no reply: FORGET, INTERRUPT, BATCH_FORGET

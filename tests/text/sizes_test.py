@@ -108,7 +108,7 @@ def test_format_as_lsblk(tmp_path: Path, sectors: int) -> None:
     file.touch()
     os.truncate(file, sectors * 512)
     device = subprocess.run(
-        ["losetup", "--find", "--show", file], capture_output=True, text=True, check=True, timeout=20
+        ["losetup", "--find", "--show", file], capture_output=True, text=True, check=True, timeout=60
     ).stdout.strip()
     try:
         shown = subprocess.run(
@@ -116,10 +116,10 @@ def test_format_as_lsblk(tmp_path: Path, sectors: int) -> None:
             capture_output=True,
             text=True,
             check=True,
-            timeout=20,
+            timeout=60,
         ).stdout.strip()
     finally:
-        subprocess.run(["losetup", "--detach", device], check=True, timeout=20)
+        subprocess.run(["losetup", "--detach", device], check=True, timeout=60)
     assert format_size(sectors * 512) == shown
 
 

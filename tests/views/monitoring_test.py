@@ -188,7 +188,7 @@ def evaluated(place: Path, input_series: list[dict[str, str]], firing: dict[int,
         {"interval": "1m", "input_series": input_series, "promql_expr_test": expected}]}
     file = place / "test.yml"
     file.write_text(json.dumps(test))  # which is YAML too
-    done = subprocess.run(["promtool", "test", "rules", file], text=True, capture_output=True, timeout=60,
+    done = subprocess.run(["promtool", "test", "rules", file], text=True, capture_output=True, timeout=200,
                           env=tool_environment())
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
@@ -253,6 +253,6 @@ def test_every_alert_has_a_trouble_in_the_tests() -> None:
 
 @pytest.mark.requires("promtool")
 def test_promtool_takes_the_rules() -> None:
-    done = subprocess.run(["promtool", "check", "rules", RULES], text=True, capture_output=True, timeout=60,
+    done = subprocess.run(["promtool", "check", "rules", RULES], text=True, capture_output=True, timeout=200,
                           env=tool_environment())
     assert done.returncode == 0 and f"SUCCESS: {len(alerts())} rules found" in done.stdout, done

@@ -439,7 +439,7 @@ def test_without_matplotlib_the_sentence_says_what_to_install() -> None:
         "try: report.expect_able()\n"
         "except OSError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "pip install 'zramfs[report]'" in done.stdout, done
 
 

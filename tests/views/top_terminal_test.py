@@ -26,8 +26,8 @@ from tests.support.child import stopped
 from tests.support.commands import failure, kill_daemon, state_of
 from tests.support.whole import MIB, ZRAMFS, Device, device, opened, run, zramfs
 
-pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(120)]
-SECONDS = 15  # for whatever a screen is waited for
+pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(240)]
+SECONDS = 60  # for whatever a screen is waited for
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ class Terminal:
         end = time.monotonic() + SECONDS
         while self.process.poll() is None and time.monotonic() < end:
             self._take(0.05)
-        status = self.process.wait(1)
+        status = self.process.wait(SECONDS)
         while self._take(0):
             pass
         assert termios.tcgetattr(self.slave) == self.modes
@@ -251,8 +251,11 @@ def test_no_colour(made: Device, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lines_where_there_is_no_terminal(made: Device) -> None:
     with writing(made):
-        done = zramfs("top", made.directory, "--interval", "0.3", "--count", "3")
-    heading, *lines = done.stdout.splitlines()
+        for _ in range(20):  # a busy machine may let the writer wait for longer than an interval
+            done = zramfs("top", made.directory, "--interval", "0.3", "--count", "3")
+            heading, *lines = done.stdout.splitlines()
+            if all(line.split()[2] != "0" for line in lines):
+                break
     assert done.stderr == "" and len(lines) == 3
     assert heading.split() == [
         "time", "read/s", "write/s", "rMiB/s", "wMiB/s", "r99%", "w99%", "data", "memory", "ratio", "errors"

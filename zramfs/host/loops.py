@@ -14,6 +14,7 @@ from pathlib import Path
 from zramfs.errors import ZramfsError
 
 from . import programs, system_calls
+from .bounded import Patience
 from .paths import AS_PATH
 from .programs import run
 
@@ -182,16 +183,21 @@ def _backing_devices(timeout: float = 2.0) -> dict[str, str]:
     losetup = subprocess.Popen(
         [program, "--list", "--json", "--output", "NAME,BACK-MAJ:MIN"], stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, env=programs.environment())
-    try:
-        output, _ = losetup.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        losetup.kill()
-        assert losetup.stdout is not None
-        losetup.stdout.close()
-        # Inside a request that the server has read but not answered, it does not die either.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            losetup.wait(0.1)
-        return {}
+    assert losetup.stdout is not None
+    patience, output = Patience(timeout), b""
+    with losetup.stdout as said:
+        while patience.wait([said.fileno()]):
+            if chunk := os.read(said.fileno(), 65536):
+                output += chunk
+                continue
+            losetup.wait()
+            break
+        else:
+            losetup.kill()
+            # Inside a request that the server has read but not answered, it does not die either.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                losetup.wait(0.1)
+            return {}
     listed = json.loads(output)["loopdevices"] if output.strip() else []
     return {row["name"]: (row["back-maj:min"] or "").strip() for row in listed}
 
