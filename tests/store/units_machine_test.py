@@ -21,7 +21,8 @@ SLOTS = st.sets(SLOT, min_size=1, max_size=24)
 class UnitsMachine(StoreMachine):
     """Pages that may be idle: read or written pages are not, whatever else is done to them."""
 
-    USED, LIMIT, KEPT = range(FIRST, END), 40, ("units", "unit_pages", "unit_dead", "unit_bytes")
+    USED, LIMIT, KEPT = range(FIRST, END), 40, ("units", "unit_pages", "unit_dead", "unit_bytes", "written_back")
+    ROOM = [16, 40, 4096]  # noqa: RUF012 - as in the base class
 
     @rule(slots=SLOTS, kind=st.sampled_from(sorted(MAKERS)), seed=st.integers(0, 3))
     def write(self, slots: set[int], kind: str, seed: int) -> None:
@@ -78,9 +79,19 @@ class UnitsMachine(StoreMachine):
         done = making.finish()
         assert done.groups == done.kept + done.no_room
 
-    @rule(low=SLOT, n=st.integers(1, 40), mode=st.sampled_from(["idle", None]))
-    def write_back(self, low: int, n: int, mode: str | None) -> None:
-        self.write_pages_back(low, low + n, mode)
+    @rule(low=SLOT, n=st.integers(1, 40), mode=st.sampled_from(["idle", None]), batch=st.sampled_from([2, 8, 32]),
+          budget=st.sampled_from([1 << 30, 9, 2]))
+    def write_back(self, low: int, n: int, mode: str | None, batch: int, budget: int) -> None:
+        before, blocks = self.store.stats(), self.store.backing.stats()
+        run = self.write_pages_back(low, low + n, mode, batch=batch, budget=budget)
+        after = self.store.stats()
+        assert after.written_back - before.written_back == run.pages
+        assert (run.passed, run.failed) == (0, 0) and run.units * 2 <= run.pages
+        assert self.store.backing.stats().writes - blocks.writes <= budget
+
+    @rule(most=st.integers(0, 50))
+    def trim(self, most: int) -> None:
+        self.store.backing.trim(most)
 
 
 TestUnits = UnitsMachine.TestCase
