@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Units on the backing store: they leave memory as wholes, and their pages are read, overwritten, discarded, adopted
-and damaged there."""
+"""Units on the backing store: they leave memory as wholes, and their pages are read, overwritten, discarded,
+adopted and damaged there."""
 from __future__ import annotations
 
 import errno
@@ -176,13 +176,13 @@ def test_the_budget_counts_blocks_and_a_unit_goes_when_its_last_one_is_written(t
                 ends.append((store.backing.stats().writes, run.pages))
         run.finish()
         where = sorted(set(extents(store).values()))
-        assert ends == [(-(-(offset + extent) // PAGE), 16 * (i + 1)) for i, (offset, extent) in enumerate(where)]
+        assert ends == [(-(-(offset + extent) // PAGE), 16 * n) for n, (offset, extent) in enumerate(where, 1)]
         assert store.backing.stats().writes == store.backing.stats().used
         expect(store)
 
 
 @pytest.mark.parametrize("writes", range(0, 9, 2))
-def test_a_run_that_is_cut_short_leaves_units_in_memory_or_on_the_backing_store(tmp_path: Path, writes: int) -> None:
+def test_a_run_that_is_cut_short_leaves_each_unit_in_one_place(tmp_path: Path, writes: int) -> None:
     with with_units(tmp_path / "file") as store:
         run = WritebackRun(store)
         run.select(0, 64)
@@ -265,8 +265,9 @@ def test_reading_in_order_reads_and_unpacks_each_unit_once(tmp_path: Path) -> No
         before, unpacked_before = store.backing.stats().reads, store.stats().units_unpacked
         for number in range(64):
             assert store.read(number * PAGE, PAGE) == page(number)
-        spans = [(offset + extent - 1) // PAGE - offset // PAGE + 1 for offset, extent in set(extents(store).values())]
-        assert store.backing.stats().reads - before == sum(spans)
+        where = set(extents(store).values())
+        spans = sum((offset + extent - 1) // PAGE - offset // PAGE + 1 for offset, extent in where)
+        assert store.backing.stats().reads - before == spans
         assert store.stats().units_unpacked - unpacked_before == 4
         for number in random.Random(1).sample(range(64), 64):
             assert store.read(number * PAGE, PAGE) == page(number)
@@ -313,7 +314,7 @@ def test_a_group_can_have_several_units_there_and_one_in_memory(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("trims", [False, True])
-def test_what_was_unpacked_is_not_used_for_another_unit_in_the_same_place(tmp_path: Path, trims: bool) -> None:
+def test_what_was_unpacked_is_not_used_for_another_unit_in_its_place(tmp_path: Path, trims: bool) -> None:
     """The next unit of the group, as long as the last one, comes to lie where that has been."""
 
     def content(seed: int) -> Callable[[int], bytes]:

@@ -83,7 +83,7 @@ def test_a_device_that_becomes_smaller_and_larger_beside_the_making_keeps_its_su
     store.check(3)
 
 
-def test_units_go_to_the_backing_store_and_wear_there_beside_all_that_uses_their_pages(tmp_path: Path) -> None:
+def test_units_go_to_the_backing_store_and_wear_there_beside_all_that_uses_them(tmp_path: Path) -> None:
     """The blocks are few, so that each is used again and again."""
     backing = Backing(str(backing_file(tmp_path / "backing", 300 * PAGE)))
     store = Store(PAGES * PAGE, secondary=[Codec("zstd", 1)], backing=backing)

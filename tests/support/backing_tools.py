@@ -64,7 +64,8 @@ def tmpfs(point: Path, size: int) -> Iterator[Path]:
 
 
 def extents(store: Store) -> dict[int, tuple[int, int]]:
-    """Page -> (byte offset, bytes) of its object or unit, from the slot table by the drawing in backing.pxd."""
+    """Page -> (byte offset, bytes) of its object or unit, from the slot table by the drawings in
+    backing.pxd."""
     file = MemoryFile(store.migration.arena.fileno())
     found = {}
     for slot in range(store.disksize // PAGE):

@@ -34,7 +34,8 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize(limited=st.booleans(), data=st.data())
     def begin(self, limited: bool, data: st.DataObject) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="machine-"))
-        backing = backing_file(self.place / "backing", data.draw(st.sampled_from(self.ROOM), label="room") * PAGE)
+        room = data.draw(st.sampled_from(self.ROOM), label="room")
+        backing = backing_file(self.place / "backing", room * PAGE)
         self.fd = os.memfd_create("machine")
         self.store = Store(2 * CHUNK * PAGE, fd=self.fd, secondary=[Codec("zstd", 3)],
                            backing=Backing(str(backing)))

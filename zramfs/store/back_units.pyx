@@ -27,8 +27,8 @@ cdef inline uint64_t unit_sum(const backing_t* b, uint64_t group, const back_uni
                     <uint32_t>sizeof(back_unit_t) - SUMMED + head.size)
 
 
-cdef void back_unit_make(const backing_t* b, uint64_t group, uint32_t members, const uint8_t* stream, uint32_t nbytes,
-                         uint8_t* dst) noexcept nogil:
+cdef void back_unit_make(const backing_t* b, uint64_t group, uint32_t members, const uint8_t* stream,
+                         uint32_t nbytes, uint8_t* dst) noexcept nogil:
     cdef back_unit_t* head = <back_unit_t*>dst
     cdef uint32_t extent = back_extent(back_stream_size(nbytes))
     memset(dst + extent - (1u << UNIT_SHIFT), 0, 1u << UNIT_SHIFT)
@@ -40,21 +40,23 @@ cdef void back_unit_make(const backing_t* b, uint64_t group, uint32_t members, c
 # ---- reading ------------------------------------------------------------------------------------
 
 cdef const back_unit_t* unit_fetch(backing_t* b, unit_cache_t* c, uint64_t group, uint64_t v) noexcept nogil:
-    """The unit that the value of a slot names, verified, in c.stream. NULL: it can't be read, or is not there."""
+    """The unit that the value of a slot names, verified, in c.stream. NULL: it can't be read, or is not
+    there."""
     cdef uint64_t offset = back_offset(v)
     cdef uint32_t size = back_size(v), start = <uint32_t>(offset & (BLOCK - 1))
     cdef uint64_t n = (start + back_extent(size) + BLOCK - 1) & ~<uint64_t>(BLOCK - 1)
     cdef const back_unit_t* head = <const back_unit_t*>(c.stream + start)
     if n > UNIT_BYTES or not backing_read(b, offset - start, n, c.stream):
         return NULL
-    if (head.magic == BACK_UNIT_MAGIC and head.size <= UNIT_MOST_STREAM and back_stream_size(head.size) == size
-            and head.sum == unit_sum(b, group, head)):
+    if (head.magic == BACK_UNIT_MAGIC and head.size <= UNIT_MOST_STREAM
+            and back_stream_size(head.size) == size and head.sum == unit_sum(b, group, head)):
         return head
     add64(&b.record.read_errors, 1)
     return NULL
 
 
-cdef int unit_begin(backing_t* b, units_t* u, unit_cache_t* c, uint64_t group, uint64_t v, int i) noexcept nogil:
+cdef int unit_begin(backing_t* b, units_t* u, unit_cache_t* c, uint64_t group, uint64_t v,
+                    int i) noexcept nogil:
     """Begins a unit anew: in entry i, or in the oldest if that is -1. The entry, or -EIO."""
     cdef const back_unit_t* head
     # Before the stream that was there is overwritten.
@@ -76,8 +78,8 @@ cdef int back_unit_read(backing_t* b, units_t* u, unit_cache_t* c, uint64_t slot
     cdef uint64_t group = group_of(slot)
     cdef uint32_t at
     cdef int i = entry_find(c, group, place_serial(v))
-    # The blocks are pinned: a unit that was in its place when the entry was made, and is not there any more, has
-    # let a block be used again before that.
+    # The blocks are pinned: a unit that was in its place when the entry was made, and is not there any more,
+    # has let a block be used again before that.
     if i < 0 or c.entry[i].reuses != load64(&b.reuses):
         i = unit_begin(b, u, c, group, v, i)
     if i < 0:
@@ -108,8 +110,8 @@ cdef bint blocks_try_take(backing_t* b, uint64_t first, uint64_t count) noexcept
 
 
 cdef int64_t backing_take_run(backing_t* b, uint64_t count) noexcept nogil:
-    """As backing_take(): from the cursor, once around. Looks before it takes, so that no block of a run that is
-    too short is taken."""
+    """As backing_take(): from the cursor, once around. Looks before it takes, so that no block of a run that
+    is too short is taken."""
     cdef uint64_t _turn, block = b.cursor if b.cursor < b.nr_blocks else 0, end, run = 0
     for _turn in range(b.nr_groups + 1):
         end = min(((block >> GROUP_SHIFT) + 1) << GROUP_SHIFT, b.nr_blocks)

@@ -20,24 +20,24 @@
 
     slot of a page in a unit that was written back
      63                        24 23 22 21       10 9 0
-    +----------------------------+--+--+-----------+---+     A unit is written as it is (back_units.pxd). Each of
-    | byte offset / 16 of the    |0 |1 | bytes / 16|...|     its slots names all of it, and the number of the slot
-    | unit                       |  |  | of it     |   |     says which of its pages it means.
+    +----------------------------+--+--+-----------+---+     A unit is written as it is (back_units.pxd). Each
+    | byte offset / 16 of the    |0 |1 | bytes / 16|...|     of its slots names all of it, and the number of
+    | unit                       |  |  | of it     |   |     the slot says which of its pages it means.
     +----------------------------+--+--+-----------+---+
 
-An object lies in at most two blocks, so that reading it is one read of 4 or 8 KiB; a unit in at most 16. The header
-of an object is a 64-bit sum of its bytes, its slot, its size and a key that each backing store draws by lot; of a raw
-page's sum the slot keeps 21 bits. Both are verified when it is read: a damaged or misplaced block, or
-one that another device has left there, is EIO. (Two kinds of damage pass: that of a raw page with a
+An object lies in at most two blocks, so that reading it is one read of 4 or 8 KiB; a unit in at most 16. The
+header of an object is a 64-bit sum of its bytes, its slot, its size and a key that each backing store draws
+by lot; of a raw page's sum the slot keeps 21 bits. Both are verified when it is read: a damaged or misplaced
+block, or one that another device has left there, is EIO. (Two kinds of damage pass: that of a raw page with a
 chance of 1 in 2 million, and an older page of the same slot, size and place, if the device lost a write
 silently.) The store is of no use without the slots, and has no block that describes it.
 
 A block's word: what live pages count in it (bits 0 to 12), pins (16 to 30), and STALE, that the file still
-holds data there (31). A page with an object of its own counts the bytes that the object takes in the block. A page
-in a unit counts 1 in each block of the unit, so that no block of it is free before its last page has gone. (The
-parts of units in a block are longer than their pages are many: the sum is at most 4096.) A pin is a read under way, or the write-back that is filling the
-block. A block is free when it counts neither; nothing is written into a block a second time before
-that, so a read never meets a change.
+holds data there (31). A page with an object of its own counts the bytes that the object takes in the block. A
+page in a unit counts 1 in each block of the unit, so that no block of it is free before its last page has
+gone. (The parts of units in a block are longer than their pages are many: the sum is at most 4096.) A pin is
+a read under way, or the write-back that is filling the block. A block is free when it counts neither; nothing
+is written into a block a second time before that, so a read never meets a change.
 
 Sums that hold at rest (Backing.check):
     [B1] live count of a block = sum over the slots of what they count in it
@@ -139,13 +139,15 @@ cdef void backing_add(backing_t* b, uint64_t offset, uint32_t size) noexcept nog
 cdef void backing_remove(backing_t* b, uint64_t offset, uint32_t size) noexcept nogil
 # Blocks from `first` on: 0 or a negative errno.
 cdef int backing_write(backing_t* b, uint64_t first, uint64_t count, const uint8_t* data) noexcept nogil
-# Whole blocks to io, which is page aligned: n bytes at a byte offset. False: the device refuses, which is counted.
+# Whole blocks to io, which is page aligned: n bytes at a byte offset. False: the device refuses, which is
+# counted.
 cdef bint backing_read(backing_t* b, uint64_t offset, uint64_t n, uint8_t* io) noexcept nogil
 # Keeps the blocks of a slot's object from being used for another one. The caller holds the slot, or
 # has it pinned.
 cdef void backing_pin(backing_t* b, uint64_t v) noexcept nogil
 cdef void backing_unpin(backing_t* b, uint64_t v) noexcept nogil
-# The bytes of a pinned object, but for that of a unit, verified; NULL: -EIO. io: FETCH_BYTES, page aligned; they lie in there.
+# The bytes of a pinned object, but for that of a unit, verified; NULL: -EIO. io: FETCH_BYTES, page aligned;
+# they lie in there.
 cdef const uint8_t* backing_fetch(backing_t* b, uint64_t slot, uint64_t v, uint8_t* io) noexcept nogil
 # Takes the page that a slot named until then out of its blocks.
 cdef void backing_release(backing_t* b, uint64_t v) noexcept nogil

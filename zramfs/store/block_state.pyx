@@ -4,8 +4,8 @@
     index, time of the last access in seconds since boot, flags
               300           75.000000 .wh..n
     s same-filled  w written back  h huge (stored raw, there too)  i idle  n incompressible
-    r recompressed, or compressed together with its neighbours (units.pxd), there too; a page that shares its object
-    (shared.pxd) has the flags r and i alone
+    r recompressed, or compressed together with its neighbours (units.pxd), there too; a page that shares its
+    object (shared.pxd) has the flags r and i alone
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf

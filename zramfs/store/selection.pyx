@@ -87,8 +87,8 @@ cdef uint32_t slot_copy(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* d
 
 cdef uint32_t unit_copy(store_t* st, store_ctx_t* ctx, uint64_t group, uint32_t* which,
                         uint32_t* members) noexcept nogil:
-    """No unit is made meanwhile. So the slots that are selected still are in this unit, and one of them, locked,
-    keeps it."""
+    """No unit is made meanwhile. So the slots that are selected still are in this unit, and one of them,
+    locked, keeps it."""
     cdef uint64_t first = group << UNIT_SHIFT_PAGES, v
     cdef uint32_t size = 0, place, still = 0
     if chunk_pin(st, first >> CHUNK_SHIFT):

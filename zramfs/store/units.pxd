@@ -154,8 +154,8 @@ cdef bint entry_reaches(const unit_cache_t* c, int i, uint32_t at) noexcept nogi
 # That page: 0 or -EIO.
 cdef int entry_read(unit_cache_t* c, int i, uint32_t at, uint8_t* dst) noexcept nogil
 
-# The stream of a unit to c.stream, and which pages it has: its bytes. 0: it is damaged. The caller holds a slot of the
-# unit.
+# The stream of a unit to c.stream, and which pages it has: its bytes. 0: it is damaged. The caller holds a
+# slot of the unit.
 cdef uint32_t unit_stream(units_t* u, unit_cache_t* c, uint64_t group, uint32_t* members) noexcept nogil
 
 # For whoever makes units. The size of the objects' classes, which is what a unit of this stream takes.

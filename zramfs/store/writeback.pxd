@@ -10,9 +10,10 @@
                                                  whole blocks only; the part that is begun stays for
                                                  the next batch, and is written at the end
 
-A unit (units.pxd) goes as a whole, as it is, if more than half of the pages in it were selected: its stream becomes
-an object, and its pages change their slots one after the other. The blocks lie behind each other. Where the device has
-no such place, or the batch is too small, the pages go as single ones, each compressed by itself.
+A unit (units.pxd) goes as a whole, as it is, if more than half of the pages in it were selected: its stream
+becomes an object, and its pages change their slots one after the other. The blocks lie behind each other.
+Where the device has no such place, or the batch is too small, the pages go as single ones, each compressed by
+itself.
 
 A page stays in memory until its last byte is written. Only then does its slot change, if no thread has
 used the page since it was selected. A write that fails leaves all its pages where they were.
@@ -34,7 +35,7 @@ cdef struct placed_t:
 cdef struct writeback_t:
     store_t* st
     store_ctx_t* ctx
-    candidates_t selected       # the number of a slot; of a unit: of its group's first one, and `which` above it
+    candidates_t selected       # numbers of slots; of a unit: of its group's first one, with `which` above it
     uint64_t slot               # taken from there, and not yet looked at
     uint32_t which              # pages of a unit that are left; 0: it is a page by itself
     bint singly                 # they go as single pages

@@ -48,13 +48,14 @@ cdef bint candidate_add(writeback_t* job, uint64_t slot, uint32_t size, bint in_
 
 
 cdef bint candidate_add_unit(writeback_t* job) noexcept nogil:
-    """The pages of a unit that wait, if there are any. False: there is no memory, and they are not selected."""
+    """The pages of a unit that wait, if there are any. False: there is no memory, and they are not
+    selected."""
+    cdef uint64_t first = job.unit << UNIT_SHIFT_PAGES
     cdef uint32_t seen = job.seen
     job.seen = 0
-    if seen == 0 or candidates_add(&job.selected, job.unit << UNIT_SHIFT_PAGES | <uint64_t>seen << WHICH_SHIFT,
-                                   UNIT_SHARE):
+    if seen == 0 or candidates_add(&job.selected, first | <uint64_t>seen << WHICH_SHIFT, UNIT_SHARE):
         return True
-    pages_unselect(job, job.unit << UNIT_SHIFT_PAGES, seen)
+    pages_unselect(job, first, seen)
     return False
 
 
@@ -221,8 +222,8 @@ cdef bint page_place(writeback_t* job, uint64_t slot) noexcept nogil:
 # ---- units --------------------------------------------------------------------------------------------
 
 cdef bint batch_make_room_for_unit(writeback_t* job, uint32_t extent) noexcept nogil:
-    """As batch_make_room(), but all of its blocks have to lie behind each other. False: nothing more is allowed;
-    or job.singly is set, because there is no such place."""
+    """As batch_make_room(), but all of its blocks have to lie behind each other. False: nothing more is
+    allowed; or job.singly is set, because there is no such place."""
     cdef int64_t first
     if job.fill + extent > job.batch << BLOCK_SHIFT:
         batch_flush(job, False)
@@ -245,8 +246,8 @@ cdef bint batch_make_room_for_unit(writeback_t* job, uint32_t extent) noexcept n
 
 
 cdef bint unit_place(writeback_t* job) noexcept nogil:
-    """Puts the unit that was taken into the batch, as a whole, or sets job.singly. False if there is no room for
-    it at the moment."""
+    """Puts the unit that was taken into the batch, as a whole, or sets job.singly. False if there is no room
+    for it at the moment."""
     cdef store_ctx_t* ctx = job.ctx
     cdef uint64_t group = group_of(job.slot)
     cdef uint32_t which = job.which, members = 0, nbytes = unit_copy(job.st, ctx, group, &which, &members)
@@ -256,8 +257,8 @@ cdef bint unit_place(writeback_t* job) noexcept nogil:
     job.which = which
     if which == 0:
         return True
-    # With half of its pages gone, it takes as much as the rest takes with the primary algorithm (.20 and .36 of 4
-    # KiB a page, by zstd 3 and lz4). A block less, because the batch may have begun one.
+    # With half of its pages gone, it takes as much as the rest takes with the primary algorithm (.20 and .36
+    # of 4 KiB a page, by zstd 3 and lz4). A block less, because the batch may have begun one.
     if (nbytes == 0 or 2 * popcount(which) <= popcount(members) or job.no_run
             or back_extent(size) > (job.batch - 1) << BLOCK_SHIFT):
         job.singly = True
