@@ -176,7 +176,8 @@ def test_the_budget_counts_blocks_and_a_unit_goes_when_its_last_one_is_written(t
                 ends.append((store.backing.stats().writes, run.pages))
         run.finish()
         where = sorted(set(extents(store).values()))
-        assert ends == [(-(-(offset + extent) // PAGE), 16 * n) for n, (offset, extent) in enumerate(where, 1)]
+        last = [-(-(offset + extent) // PAGE) for offset, extent in where]
+        assert ends == [(writes, 16 * n) for n, writes in enumerate(last, 1)]
         assert store.backing.stats().writes == store.backing.stats().used
         expect(store)
 
@@ -430,7 +431,8 @@ def test_damage_costs_the_pages_of_one_unit(tmp_path: Path, place: str) -> None:
             unreadable(store, number)
         with pytest.raises(OSError, match="error"):
             store.write(16 * PAGE + 5, b"a part")
-        assert (store.stats().failed_reads, store.backing.stats().read_errors) == (before[0] + 16, before[1] + 17)
+        after = store.stats().failed_reads, store.backing.stats().read_errors
+        assert after == (before[0] + 16, before[1] + 17)
         for number in {*range(64)} - {*range(16, 32)}:
             assert store.read(number * PAGE, PAGE) == page(number)
         for number in range(16, 32):
@@ -468,8 +470,8 @@ def test_a_slot_that_was_damaged_costs_its_page(tmp_path: Path) -> None:
     blocks = store.backing.stats().blocks
     word, other = file.slot_word(0), file.slot_word(20)
     damaged = {
-        0: word ^ 1 << 12, 1: word & ~(0x1FFF << 10) | 1 << 22, 2: word & (1 << 24) - 1 | (blocks * 256 - 1) << 24,
-        3: word | 2 << 4, 4: other,
+        0: word ^ 1 << 12, 1: word & ~(0x1FFF << 10) | 1 << 22,
+        2: word & (1 << 24) - 1 | (blocks * 256 - 1) << 24, 3: word | 2 << 4, 4: other,
     }
     for number, value in damaged.items():
         file.set_slot_word(number, value)

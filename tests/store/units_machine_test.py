@@ -21,7 +21,8 @@ SLOTS = st.sets(SLOT, min_size=1, max_size=24)
 class UnitsMachine(StoreMachine):
     """Pages that may be idle: read or written pages are not, whatever else is done to them."""
 
-    USED, LIMIT, KEPT = range(FIRST, END), 40, ("units", "unit_pages", "unit_dead", "unit_bytes", "written_back")
+    USED, LIMIT = range(FIRST, END), 40
+    KEPT = ("units", "unit_pages", "unit_dead", "unit_bytes", "written_back")
     ROOM = [16, 40, 4096]  # noqa: RUF012 - as in the base class
 
     @rule(slots=SLOTS, kind=st.sampled_from(sorted(MAKERS)), seed=st.integers(0, 3))
