@@ -180,7 +180,8 @@ def test_a_kill_beside_units_on_the_backing_store_leaves_each_page_old_or_new(tm
     place = backing_file(tmp_path / "backing")
     ops: list[Op] = [
         ["write back", 0, 32, 32], ["write", 5 * PAGE, "text", 1, PAGE],
-        ["write", 6 * PAGE + 9, "random", 1, 99], ["zero", 20 * PAGE, PAGE], ["units"], ["write back", 0, 32, 32], ["zero", 0, 32 * PAGE],
+        ["write", 6 * PAGE + 9, "random", 1, 99], ["zero", 20 * PAGE, PAGE], ["units"],
+        ["write back", 0, 32, 32], ["zero", 0, 32 * PAGE],
     ]
     assert each_point(WITH_UNITS, ops, old_or_new(place), size=SIZE, backing=place) > 80
 
