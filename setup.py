@@ -96,6 +96,7 @@ EXTENSIONS = [
     extension("zramfs.codecs.stream", *COMPRESSORS),
     extension("zramfs.store.backing"),
     extension("zramfs.store.units"),
+    extension("zramfs.store.back_units"),
     extension("zramfs.store.shared"),
     extension("zramfs.store.slots"),
     extension("zramfs.store.selection"),

@@ -169,8 +169,21 @@ def test_a_kill_beside_units_leaves_each_page_old_or_new(setup: list[Op], op: Op
 @pytest.mark.requires("cc", "unsanitized")
 def test_a_kill_in_a_write_back_of_units_changes_no_page(tmp_path: Path) -> None:
     place = backing_file(tmp_path / "backing")
-    ops: list[Op] = [["write back", 16, 28], ["upkeep"], ["write", 17 * PAGE + 9, "text", 8, 100], ["units"]]
+    # The first half of a unit goes as single pages, another one as a whole, all but one page of it.
+    ops: list[Op] = [["write back", 16, 24], ["upkeep"], ["write back", 1, 16, 32],
+                     ["write", 17 * PAGE + 9, "text", 8, 100], ["units"]]
     assert each_point(WITH_UNITS, ops, old_or_new(place), size=SIZE, backing=place) > 50
+
+
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_beside_units_on_the_backing_store_leaves_each_page_old_or_new(tmp_path: Path) -> None:
+    place = backing_file(tmp_path / "backing")
+    ops: list[Op] = [
+        ["write back", 0, 32, 32], ["write", 5 * PAGE, "text", 1, PAGE],
+        ["write", 6 * PAGE + 9, "random", 1, 99], ["zero", 20 * PAGE, PAGE], ["units"],
+        ["write back", 0, 32, 32], ["zero", 0, 32 * PAGE],
+    ]
+    assert each_point(WITH_UNITS, ops, old_or_new(place), size=SIZE, backing=place) > 80
 
 
 # Pages of which most have equals: three times the same ones. One does not compress, one is same-filled.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import rule
+from hypothesis.stateful import initialize, rule
 
 from tests.support.page_kinds import block, hard, noise, prose
 from tests.support.store_machine import PAGE, StoreMachine
@@ -21,7 +21,9 @@ SLOTS = st.sets(SLOT, min_size=1, max_size=24)
 class UnitsMachine(StoreMachine):
     """Pages that may be idle: read or written pages are not, whatever else is done to them."""
 
-    USED, LIMIT, KEPT = range(FIRST, END), 40, ("units", "unit_pages", "unit_dead", "unit_bytes")
+    USED, LIMIT = range(FIRST, END), 40
+    KEPT = ("units", "unit_pages", "unit_dead", "unit_bytes", "written_back")
+    ROOM = [16, 40, 4096]  # noqa: RUF012 - as in the base class
 
     @rule(slots=SLOTS, kind=st.sampled_from(sorted(MAKERS)), seed=st.integers(0, 3))
     def write(self, slots: set[int], kind: str, seed: int) -> None:
@@ -49,11 +51,16 @@ class UnitsMachine(StoreMachine):
     def peek(self, slot: int) -> None:
         assert self.store.peek(slot) in (None, self.page(slot))
 
-    @rule(idle=st.booleans(), level=st.sampled_from([None, 1, 9]), steps=st.sampled_from([1, 3, 1000]),
-          joins=st.booleans(), thorough=st.booleans())
-    def make_units(self, idle: bool, level: int | None, steps: int, joins: bool, thorough: bool) -> None:
+    @initialize(level=st.sampled_from([None, 1, 9]))
+    def choose_a_level(self, level: int | None) -> None:
+        """One for all: what was tried in vain with one level is not tried again with another."""
+        self.level = level
+
+    @rule(idle=st.booleans(), steps=st.sampled_from([1, 3, 1000]), joins=st.booleans(),
+          thorough=st.booleans())
+    def make_units(self, idle: bool, steps: int, joins: bool, thorough: bool) -> None:
         before = self.store.stats()
-        making = UnitMaking(self.store, idle=idle, level=level, joins=joins, thorough=thorough)
+        making = UnitMaking(self.store, idle=idle, level=self.level, joins=joins, thorough=thorough)
         for _ in range(steps):
             if not making.step(1):
                 break
@@ -67,20 +74,30 @@ class UnitsMachine(StoreMachine):
         """When nobody uses the device, two passes leave nothing to do: a dead place that is left is in a unit
         that would become no smaller."""
         for _ in range(3):
-            making = UnitMaking(self.store, joins=False, thorough=False)
+            making = UnitMaking(self.store, joins=False, thorough=False, level=self.level)
             while making.step(1 << 30):
                 pass
             done = making.finish()
         assert done.groups == done.no_room
-        making = UnitMaking(self.store, joins=False)
+        making = UnitMaking(self.store, joins=False, level=self.level)
         while making.step(1 << 30):
             pass
         done = making.finish()
         assert done.groups == done.kept + done.no_room
 
-    @rule(low=SLOT, n=st.integers(1, 40), mode=st.sampled_from(["idle", None]))
-    def write_back(self, low: int, n: int, mode: str | None) -> None:
-        self.write_pages_back(low, low + n, mode)
+    @rule(low=SLOT, n=st.integers(1, 40), mode=st.sampled_from(["idle", None]),
+          batch=st.sampled_from([2, 8, 32]), budget=st.sampled_from([1 << 30, 9, 2]))
+    def write_back(self, low: int, n: int, mode: str | None, batch: int, budget: int) -> None:
+        before, blocks = self.store.stats(), self.store.backing.stats()
+        run = self.write_pages_back(low, low + n, mode, batch=batch, budget=budget)
+        after = self.store.stats()
+        assert after.written_back - before.written_back == run.pages
+        assert (run.passed, run.failed) == (0, 0) and run.units * 2 <= run.pages
+        assert self.store.backing.stats().writes - blocks.writes <= budget
+
+    @rule(most=st.integers(0, 50))
+    def trim(self, most: int) -> None:
+        self.store.backing.trim(most)
 
 
 TestUnits = UnitsMachine.TestCase

@@ -338,19 +338,19 @@ def test_recompression_leaves_pages_of_units_alone() -> None:
     assert holds(store)
 
 
-def test_pages_of_units_are_written_back_singly(tmp_path: Path) -> None:
+def test_pages_of_units_that_a_batch_has_no_room_for_are_written_back_singly(tmp_path: Path) -> None:
     store = filled(backing=Backing(str(backing_file(tmp_path / "backing"))))
     store.write(3 * PAGE, hard(3))
     make_units(store)
     store.mark_idle()
     store.read(4 * PAGE, PAGE)
     pages = store.stats().mem_used_total
-    run = WritebackRun(store, 8)
+    run = WritebackRun(store, 2)
     run.select(0, 32, "idle")
     while run.left:
         run.write()
     run.finish()
-    assert (run.pages, run.failed, store.stats().written_back) == (31, 0, 31)
+    assert (run.pages, run.units, run.failed, store.stats().written_back) == (31, 0, 0, 31)
     assert store.stats().units_unpacked == 1 + 2, "for the read, and each unit once for all its pages"
     assert kinds(store)[3:6] == ["written_back", "unit", "written_back"]
     assert store.stats().mem_used_total < pages

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 
 from tests.store.store_threads_test import eager_switches, run
+from tests.support.backing_tools import backing_file, write_back
 from tests.support.page_kinds import prose
 from tests.support.page_users import CHUNK, USERS, PageUser, size_changes
 from tests.support.unit_tools import make_units
 from zramfs.codecs.codec import Codec
+from zramfs.store.backing import Backing
 from zramfs.store.store import Store
 
 __all__ = ["eager_switches"]
@@ -78,3 +81,38 @@ def test_a_device_that_becomes_smaller_and_larger_beside_the_making_keeps_its_su
     run(user.job, fill, fill, change, lambda: make_units(store) and None)
     user.verify()
     store.check(3)
+
+
+def test_units_go_to_the_backing_store_and_wear_there_beside_all_that_uses_them(tmp_path: Path) -> None:
+    """The blocks are few, so that each is used again and again."""
+    backing = Backing(str(backing_file(tmp_path / "backing", 300 * PAGE)))
+    store = Store(PAGES * PAGE, secondary=[Codec("zstd", 1)], backing=backing)
+    users = [PageUser(store, first, PAGES, 20, 0.25) for first in range(USERS)]
+    for user in users:
+        for number in user.pages:
+            user.pages[number] = prose(number % 20)
+            store.write(number * PAGE, user.pages[number])
+    gone = 0
+
+    def go() -> None:
+        nonlocal gone
+        make_units(store)
+        for first in range(0, PAGES, 64):
+            gone += write_back(store, (first, first + 64)).units
+        store.backing.trim()
+
+    def housekeeping() -> None:
+        store.compact()
+        stats = store.stats()
+        assert stats.corrupt == stats.failed_reads == store.backing.stats().read_errors == 0
+        time.sleep(0.001)
+
+    run(*(user.job for user in users), go, housekeeping, seconds=3)
+    go()
+    assert gone > 0
+    for user in users:
+        user.verify()
+    store.check(3)
+    store.zero(0, PAGES * PAGE)
+    assert store.backing.stats().used == store.stats().written_back == 0
+    store.close()

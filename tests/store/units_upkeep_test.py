@@ -241,6 +241,20 @@ def test_memory_does_not_creep_where_pages_are_overwritten_discarded_and_read(se
     assert (last.made, last.dissolved, last.kept) == (0, 0, 0)
 
 
+def test_a_unit_that_a_page_cannot_join_is_made_anew_without_it() -> None:
+    """The page is noise, and a unit with it takes more than both do. Its dead place goes all the same."""
+    store = filled(1)
+    make_units(store)
+    store.write(6 * PAGE, noise(6))
+    done = make_units(store)
+    assert (done.groups, done.made, done.pages, done.packed, done.kept) == (1, 1, 0, 15, 0)
+    assert (store.stats().unit_pages, store.stats().unit_dead) == (15, 0)
+    done = make_units(store, thorough=False)
+    assert done.groups == 0
+    store.check(3)
+    assert store.read(6 * PAGE, PAGE) == noise(6)
+
+
 # ---- with write-back --------------------------------------------------------------------------------
 
 def test_pages_of_units_are_written_back_by_themselves_and_upkeep_packs_what_they_leave(

@@ -64,7 +64,8 @@ def tmpfs(point: Path, size: int) -> Iterator[Path]:
 
 
 def extents(store: Store) -> dict[int, tuple[int, int]]:
-    """Page -> (byte offset, bytes) of its object, from the slot table by the drawing in backing.pxd."""
+    """Page -> (byte offset, bytes) of its object or unit, from the slot table by the drawings in
+    backing.pxd."""
     file = MemoryFile(store.migration.arena.fileno())
     found = {}
     for slot in range(store.disksize // PAGE):
@@ -73,6 +74,8 @@ def extents(store: Store) -> dict[int, tuple[int, int]]:
             continue
         if word >> 23 & 1:
             found[slot] = (word >> 32) * PAGE, PAGE
+        elif word >> 22 & 1:
+            found[slot] = (word >> 24) * 16, (word >> 10 & 0xFFF) * 16
         else:
             size = word >> 10 & 0x1FFF
             found[slot] = (word >> 24) * 16, -(-(size + 8) // 16) * 16

@@ -79,7 +79,7 @@ def apply(store: Store, op: Op) -> None:
                 pass
             sharing.finish()
         case "write back":
-            run = WritebackRun(store, 4)
+            run = WritebackRun(store, *op[3:] or [4])
             run.select(op[1], op[2], None)
             while run.left:
                 run.write()

@@ -24,16 +24,18 @@ CHUNK = 512  # pages
 
 class StoreMachine(RuleBasedStateMachine):
     """USED: the pages that are used; a smaller size ends among them. LIMIT: pages of the pool, where it is
-    limited. KEPT: the sums that an adoption leaves as they are."""
+    limited. ROOM: blocks of the backing store. KEPT: the sums that an adoption leaves as they are."""
 
     USED: ClassVar[range]
     LIMIT: ClassVar[int]
+    ROOM: ClassVar[list[int]] = [4096]
     KEPT: ClassVar[tuple[str, ...]]
 
-    @initialize(limited=st.booleans())
-    def begin(self, limited: bool) -> None:
+    @initialize(limited=st.booleans(), data=st.data())
+    def begin(self, limited: bool, data: st.DataObject) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="machine-"))
-        backing = backing_file(self.place / "backing")
+        room = data.draw(st.sampled_from(self.ROOM), label="room")
+        backing = backing_file(self.place / "backing", room * PAGE)
         self.fd = os.memfd_create("machine")
         self.store = Store(2 * CHUNK * PAGE, fd=self.fd, secondary=[Codec("zstd", 3)],
                            backing=Backing(str(backing)))
@@ -71,12 +73,15 @@ class StoreMachine(RuleBasedStateMachine):
         for slot in slots:
             assert self.store.read(slot * PAGE, PAGE) == self.page(slot)
 
-    def write_pages_back(self, low: int, high: int, mode: str | None) -> None:
-        run = WritebackRun(self.store, 4)
+    def write_pages_back(
+        self, low: int, high: int, mode: str | None, *, batch: int = 4, budget: int = 1 << 30,
+    ) -> WritebackRun:
+        run = WritebackRun(self.store, batch)
         run.select(low, high, mode)
-        while run.left:
-            run.write()
+        while run.left and budget:
+            budget -= run.write(budget)
         run.finish()
+        return run
 
     @rule(chunks=st.sampled_from([1, 2]))
     def resize(self, chunks: int) -> None:
@@ -118,6 +123,9 @@ class StoreMachine(RuleBasedStateMachine):
     def everything_holds(self) -> None:
         if hasattr(self, "store"):
             self.store.check(3)
-            for slot in self.USED:
+            for slot in self.inside(set(self.USED)):
                 found = self.store.peek(slot)
-                assert found is None or found == self.page(slot), slot
+                if found is None:
+                    # On the backing store, where a read leaves it.
+                    found = self.store.read(slot * PAGE, PAGE)
+                assert found == self.page(slot), slot

@@ -220,8 +220,8 @@ class BackingStore:
             await finish_job(self._job_thread, run.finish)
             self.done += WritebackStats(runs=1, pages=run.pages, passed=run.passed, failed=run.failed)
             log.log(logging.INFO if run.pages or run.failed else logging.DEBUG,
-                    "writeback: %d pages written back, %d used meanwhile, %d failed",
-                    run.pages, run.passed, run.failed)
+                    "writeback: %d pages written back, in them %d whole units; %d used meanwhile, %d failed",
+                    run.pages, run.units, run.passed, run.failed)
         if run.error == errno.ENOSPC:
             raise ZramfsError(
                 errno.ENOSPC, f"the backing store is full after {run.pages} pages; the others stay")

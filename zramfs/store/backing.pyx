@@ -80,21 +80,25 @@ cdef inline uint64_t place_bits(uint64_t v) noexcept nogil:
 
 # ---- blocks -----------------------------------------------------------------------------------
 
-cdef bint block_try_take(backing_t* b, uint64_t block) noexcept nogil:
-    cdef uint32_t word = load32(&b.blocks[block])
+cdef bint backing_try_take(backing_t* b, uint64_t block) noexcept nogil:
+    cdef uint32_t word
+    if block >= b.nr_blocks:
+        return False
+    word = load32(&b.blocks[block])
     max64(&b.record.high, block + 1)
     if word & COUNTS or not cas32(&b.blocks[block], word, STALE | PIN):
         return False
     if word & STALE:
         sub32(&b.groups[block >> GROUP_SHIFT], GROUP_STALE)
         sub64(&b.stale, 1)
+        add64(&b.reuses, 1)
     add32(&b.groups[block >> GROUP_SHIFT], 1)
     add64(&b.used, 1)
     return True
 
 
 cdef void block_put(backing_t* b, uint64_t block, uint32_t amount) noexcept nogil:
-    """Takes live bytes or a pin off; the last to do so frees the block."""
+    """Takes a live count or a pin off; the last to do so frees the block."""
     if sub32(&b.blocks[block], amount) & COUNTS:
         return
     # Somebody else may have taken it by now: the sums are right again when both have counted.
@@ -105,7 +109,7 @@ cdef void block_put(backing_t* b, uint64_t block, uint32_t amount) noexcept nogi
 
 cdef int64_t backing_take(backing_t* b, uint64_t wanted) noexcept nogil:
     cdef uint64_t _turn, group, block, end
-    if wanted < b.nr_blocks and block_try_take(b, wanted):
+    if backing_try_take(b, wanted):
         return <int64_t>wanted
     # From where the last search ended, once around: one group more than there are, for the part of
     # the first one that lies before the cursor.
@@ -115,7 +119,7 @@ cdef int64_t backing_take(backing_t* b, uint64_t wanted) noexcept nogil:
         end = min((group + 1) << GROUP_SHIFT, b.nr_blocks)
         if load32(&b.groups[group]) & LIVE < GROUP_BLOCKS:
             while block < end:
-                if block_try_take(b, block):
+                if backing_try_take(b, block):
                     b.cursor = block + 1
                     return <int64_t>block
                 block += 1
@@ -127,41 +131,37 @@ cdef void backing_unpin_block(backing_t* b, uint64_t block) noexcept nogil:
     block_put(b, block, PIN)
 
 
-cdef inline uint32_t in_first(uint64_t offset, uint32_t extent) noexcept nogil:
-    """Bytes of an object that lie in its first block."""
-    cdef uint32_t room = BLOCK - <uint32_t>(offset & (BLOCK - 1))
-    return extent if extent < room else room
+cdef inline uint64_t last_block(uint64_t offset, uint32_t size) noexcept nogil:
+    return (offset + back_extent(size) - 1) >> BLOCK_SHIFT
 
 
-cdef void backing_add(backing_t* b, uint64_t offset, uint32_t extent) noexcept nogil:
-    cdef uint32_t first = in_first(offset, extent)
-    add32(&b.blocks[offset >> BLOCK_SHIFT], first)
-    if extent > first:
-        add32(&b.blocks[(offset >> BLOCK_SHIFT) + 1], extent - first)
+cdef void backing_add(backing_t* b, uint64_t offset, uint32_t size) noexcept nogil:
+    cdef uint64_t block = offset >> BLOCK_SHIFT, last = last_block(offset, size)
+    while block <= last:
+        add32(&b.blocks[block], back_share(offset, size, block))
+        block += 1
 
 
-cdef void backing_remove(backing_t* b, uint64_t offset, uint32_t extent) noexcept nogil:
-    cdef uint32_t first = in_first(offset, extent)
-    block_put(b, offset >> BLOCK_SHIFT, first)
-    if extent > first:
-        block_put(b, (offset >> BLOCK_SHIFT) + 1, extent - first)
+cdef void backing_remove(backing_t* b, uint64_t offset, uint32_t size) noexcept nogil:
+    cdef uint64_t block = offset >> BLOCK_SHIFT, last = last_block(offset, size)
+    while block <= last:
+        block_put(b, block, back_share(offset, size, block))
+        block += 1
 
 
 cdef void backing_release(backing_t* b, uint64_t v) noexcept nogil:
-    backing_remove(b, back_offset(v), back_extent(back_size(v)))
+    backing_remove(b, back_offset(v), back_size(v))
 
 
 cdef void backing_pin(backing_t* b, uint64_t v) noexcept nogil:
-    cdef uint64_t offset = back_offset(v), block = offset >> BLOCK_SHIFT
-    cdef uint64_t last = (offset + back_extent(back_size(v)) - 1) >> BLOCK_SHIFT
+    cdef uint64_t block = back_offset(v) >> BLOCK_SHIFT, last = last_block(back_offset(v), back_size(v))
     while block <= last:
         add32(&b.blocks[block], PIN)
         block += 1
 
 
 cdef void backing_unpin(backing_t* b, uint64_t v) noexcept nogil:
-    cdef uint64_t offset = back_offset(v), block = offset >> BLOCK_SHIFT
-    cdef uint64_t last = (offset + back_extent(back_size(v)) - 1) >> BLOCK_SHIFT
+    cdef uint64_t block = back_offset(v) >> BLOCK_SHIFT, last = last_block(back_offset(v), back_size(v))
     while block <= last:
         block_put(b, block, PIN)
         block += 1
@@ -186,16 +186,18 @@ cdef int backing_write(backing_t* b, uint64_t first, uint64_t count, const uint8
     return 0
 
 
-cdef bint read_blocks(backing_t* b, uint64_t offset, uint64_t n, uint8_t* io) noexcept nogil:
+cdef bint backing_read(backing_t* b, uint64_t offset, uint64_t n, uint8_t* io) noexcept nogil:
     cdef uint64_t had = 0
     cdef ssize_t got
     while had < n:
         got = pread(b.fd, io + had, n - had, <int64_t>(offset + had))
         if got < 0 and errno == EINTR:
             continue
-        if got <= 0:
-            return False            # 0: the file was cut
+        if got <= 0:                # 0: the file was cut
+            add64(&b.record.read_errors, 1)
+            return False
         had += <uint64_t>got
+    add64(&b.record.reads, n >> BLOCK_SHIFT)
     return True
 
 
@@ -204,10 +206,8 @@ cdef const uint8_t* backing_fetch(backing_t* b, uint64_t slot, uint64_t v, uint8
     cdef uint32_t size = back_size(v), start = <uint32_t>(offset & (BLOCK - 1))
     cdef uint64_t n = (start + back_extent(size) + BLOCK - 1) & ~<uint64_t>(BLOCK - 1)
     cdef const uint8_t* data = io + start if size == BLOCK else io + start + BACK_HEADER
-    if not read_blocks(b, offset - start, n, io):
-        add64(&b.record.read_errors, 1)
+    if not backing_read(b, offset - start, n, io):
         return NULL
-    add64(&b.record.reads, n >> BLOCK_SHIFT)
     total = back_sum(b, slot, data, size)
     if (place_bits(back_place(offset, size, total)) == place_bits(v) if size == BLOCK
             else (<const uint64_t*>(io + start))[0] == total):
@@ -253,6 +253,7 @@ cdef uint64_t trim_group(backing_t* b, uint64_t group, uint64_t most) noexcept n
         n = block - first
         sub32(&b.groups[group], <uint32_t>n * GROUP_STALE)
         sub64(&b.stale, n)
+        add64(&b.reuses, 1)
         done += n
         while first < block:
             store32(&b.blocks[first], 0)
@@ -427,7 +428,7 @@ cdef class Backing:
                 word = load32(&b.blocks[block])
                 if word & COUNTS != live[block]:
                     raise CheckError(
-                        f"[B1] block {block}: {live[block]} bytes in the slots, {word:#x} in its word")
+                        f"[B1] block {block}: the slots count {live[block]}, its word {word:#x}")
                 if word & COUNTS:
                     found += 1
                     used += 1

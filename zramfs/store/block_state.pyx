@@ -4,8 +4,8 @@
     index, time of the last access in seconds since boot, flags
               300           75.000000 .wh..n
     s same-filled  w written back  h huge (stored raw, there too)  i idle  n incompressible
-    r recompressed, or compressed together with its neighbours (units.pxd); a page that shares its object
-    (shared.pxd) has the flags r and i alone
+    r recompressed, or compressed together with its neighbours (units.pxd), there too; a page that shares its
+    object (shared.pxd) has the flags r and i alone
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
@@ -14,7 +14,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 from allocator.prim cimport load32, load64
 from zramfs.store.access_times cimport last_access
-from zramfs.store.backing cimport BACK_HUGE
+from zramfs.store.backing cimport BACK_HUGE, back_is_unit
 from zramfs.store.slots cimport *
 from zramfs.store.store cimport Store
 
@@ -30,7 +30,7 @@ cdef int format_line(store_t* st, uint64_t slot, uint64_t v, char* line) noexcep
         <int>(c's' if kind == SAME or kind == SAME_OBJ else c'.'),
         <int>(c'w' if kind == WRITTEN_BACK else c'.'),
         <int>(c'h' if huge else c'.'), <int>(c'i' if v & SLOT_IDLE else c'.'),
-        <int>(c'r' if slot_prio(v) or kind == UNIT else c'.'),
+        <int>(c'r' if slot_prio(v) or kind == UNIT or kind == WRITTEN_BACK and back_is_unit(v) else c'.'),
         <int>(c'n' if v & SLOT_INCOMPRESSIBLE else c'.'))
 
 

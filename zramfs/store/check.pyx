@@ -9,7 +9,9 @@ from allocator.pool cimport pool_stats
 from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_map, zs_unmap
 from allocator.zspage cimport header_ptr, loc_idx, loc_zspage
-from zramfs.store.backing cimport BACK_HUGE, Backing, back_extent, back_offset, back_size
+from zramfs.store.backing cimport (
+    BACK_HUGE, Backing, back_extent, back_is_unit, back_offset, back_share, back_size,
+)
 from zramfs.store.shared cimport *
 from zramfs.store.slots cimport *
 from zramfs.store.units cimport *
@@ -210,7 +212,7 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
                     or flags & SLOT_IDLE and slot_type(v) == WRITTEN_BACK):
                 fail_slots(f"slot {slot} of type {slot_type(v)} has the flags {flags:#x}")
             compressed = (slot_type(v) == OBJ or slot_type(v) == SHARED
-                          or slot_type(v) == WRITTEN_BACK and not v & BACK_HUGE)
+                          or slot_type(v) == WRITTEN_BACK and not v & BACK_HUGE and not back_is_unit(v))
             if ctx.codec[slot_prio(v)] == NULL or slot_prio(v) and not compressed:
                 fail_slots(f"slot {slot} of type {slot_type(v)} has the priority {slot_prio(v)}")
             if level >= 3 and slot_type(v) != WRITTEN_BACK and slot_load(st, ctx, slot, v, ctx.page) != 0:
@@ -242,8 +244,7 @@ cdef int check_store(store_t* st, store_ctx_t* ctx, Backing backing, int level) 
 
 
 cdef int check_backing(store_t* st, Backing backing) except -1:
-    cdef uint64_t nbytes = st.backing.nr_blocks * sizeof(uint32_t), slot, v, found = 0, offset
-    cdef uint32_t extent, first
+    cdef uint64_t nbytes = st.backing.nr_blocks * sizeof(uint32_t), slot, v, found = 0, offset, block, last
     cdef uint32_t* live = <uint32_t*>map_sparse(nbytes, -1)
     if live == NULL:
         raise MemoryError(f"no memory to count {st.backing.nr_blocks} blocks")
@@ -255,13 +256,13 @@ cdef int check_backing(store_t* st, Backing backing) except -1:
             if slot_type(v) != WRITTEN_BACK:
                 continue
             found += 1
-            offset, extent = back_offset(v), back_extent(back_size(v))
-            first = min(extent, <uint32_t>(PAGE - (offset & (PAGE - 1))))
-            if offset + extent > st.backing.nr_blocks << PAGE_SHIFT:
+            offset = back_offset(v)
+            block, last = offset >> PAGE_SHIFT, (offset + back_extent(back_size(v)) - 1) >> PAGE_SHIFT
+            if last >= st.backing.nr_blocks:
                 fail_slots(f"slot {slot} lies at {offset} of the backing store, which is shorter")
-            live[offset >> PAGE_SHIFT] += first
-            if extent > first:
-                live[(offset >> PAGE_SHIFT) + 1] += extent - first
+            while block <= last:
+                live[block] += back_share(offset, back_size(v), block)
+                block += 1
         if found != st.written_back:
             fail_slots(f"{found} pages written back in the slot table, {st.written_back} counted")
         backing.check(live)

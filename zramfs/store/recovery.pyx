@@ -19,8 +19,8 @@ from allocator.layout cimport LOC_NONE
 from allocator.prim cimport *
 from allocator.recovery cimport pool_recover, pool_recovery_t
 from zramfs.store.backing cimport (
-    BACK_HUGE, BLOCK, BLOCK_SHIFT, COUNTS, GROUP_SHIFT, GROUP_STALE, STALE, back_extent, back_offset,
-    back_size, backing_add, backing_t,
+    BACK_HUGE, BLOCK, BLOCK_SHIFT, COUNTS, GROUP_SHIFT, GROUP_STALE, STALE, back_extent, back_is_unit,
+    back_offset, back_size, backing_add, backing_t,
 )
 from zramfs.store.shared cimport NO_CELL, SHARED_TAG
 from zramfs.store.shared_recovery cimport (
@@ -55,7 +55,7 @@ cdef inline uint64_t lost_slot() noexcept nogil:
 cdef bint back_sound(store_t* st, uint64_t v) noexcept nogil:
     """The object of a page that was written back can lie where the slot says."""
     cdef uint32_t size = back_size(v)
-    return (st.backing != NULL and size != 0 and (v & BACK_HUGE or size < BLOCK)
+    return (st.backing != NULL and size != 0 and (v & BACK_HUGE or size != BLOCK)
             and back_offset(v) + back_extent(size) <= st.backing.nr_blocks << BLOCK_SHIFT)
 
 
@@ -72,7 +72,7 @@ cdef bint slot_sound(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
         return slot_cell(slot, v) != NO_CELL and st.codec[prio].algo != 0
     if kind == WRITTEN_BACK:
         return (back_sound(st, v) and not v & SLOT_IDLE
-                and (prio == 0 or not v & BACK_HUGE and st.codec[prio].algo != 0))
+                and (prio == 0 or not v & BACK_HUGE and not back_is_unit(v) and st.codec[prio].algo != 0))
     return kind == HUGE and prio == 0 or kind == OBJ and (prio == 0 or st.codec[prio].algo != 0)
 
 
@@ -103,7 +103,7 @@ cdef void slot_recover(recovery_t* job, uint64_t slot) noexcept nogil:
         # Below it lies every object, and a write-back takes new blocks from there on.
         max64(&st.backing.record.high,
               (back_offset(v) + back_extent(back_size(v)) + BLOCK - 1) >> BLOCK_SHIFT)
-        backing_add(st.backing, back_offset(v), back_extent(back_size(v)))
+        backing_add(st.backing, back_offset(v), back_size(v))
     job.objects += has_object(v) and not slot_lost(v)
 
 

@@ -8,7 +8,7 @@ from libc.string cimport memcpy
 from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_map, zs_unmap
 from zramfs.codecs.codec cimport codec_compress
-from zramfs.store.backing cimport back_size, backing_fetch, backing_pin, backing_unpin
+from zramfs.store.backing cimport back_is_unit, back_size, backing_fetch, backing_pin, backing_unpin
 from zramfs.store.image_entry cimport *
 from zramfs.store.shared cimport shared_fetch
 from zramfs.store.slots cimport *
@@ -81,8 +81,15 @@ cdef uint64_t page_pack(saving_t* run, uint64_t entry, uint8_t* data) noexcept n
 
 cdef uint64_t back_take(saving_t* run, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil:
     """The same for a page on the backing store whose blocks page_take() has pinned."""
-    cdef const uint8_t* p = backing_fetch(run.st.backing, slot, v, run.ctx.io)
+    cdef const uint8_t* p
     cdef uint32_t size = back_size(v)
+    cdef int r
+    if back_is_unit(v):
+        r = back_load(run.st, run.ctx, slot, v, dst)
+        backing_unpin(run.st.backing, v)
+        return page_pack(run, image_entry(slot, IMAGE_RAW, 0, PAGE), dst) if r == 0 else (
+            image_entry(slot, IMAGE_LOST, 0, 0))
+    p = backing_fetch(run.st.backing, slot, v, run.ctx.io)
     if p != NULL:
         memcpy(dst, p, size)
     backing_unpin(run.st.backing, v)

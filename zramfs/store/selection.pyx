@@ -7,12 +7,7 @@ from libc.string cimport memcpy
 from allocator.prim cimport add64, load64, make_resident
 from allocator.zsmalloc cimport zs_map, zs_unmap
 from zramfs.store.slots cimport *
-from zramfs.store.units cimport unit_read
-
-cdef enum:
-    # Bytes: what a page of a unit counts as when write-back looks for the largest objects. It is the same for
-    # all of them, so that the pages of a unit go one after the other.
-    UNIT_SHARE = 512
+from zramfs.store.units cimport UNIT_PAGES, UNIT_SHIFT_PAGES, unit_read, unit_stream
 
 
 cdef uint32_t object_size(store_t* st, store_ctx_t* ctx, uint64_t v) noexcept nogil:
@@ -34,9 +29,11 @@ cdef inline bint slot_wanted(uint64_t v, uint32_t want) noexcept nogil:
             and (not want & WANT_INCOMPRESSIBLE or v & SLOT_INCOMPRESSIBLE))
 
 
-cdef uint32_t slot_select(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t want) noexcept nogil:
+cdef uint32_t slot_select(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t want,
+                          bint* in_unit) noexcept nogil:
     cdef uint32_t size = 0
     cdef uint64_t v
+    in_unit[0] = False
     # Looked at first without the lock: most slots are not wanted.
     if chunk_pin(st, slot >> CHUNK_SHIFT) and slot_wanted(load64(&st.slots[slot]), want):
         v = slot_lock(st, slot)
@@ -44,6 +41,7 @@ cdef uint32_t slot_select(store_t* st, store_ctx_t* ctx, uint64_t slot, uint32_t
             size = object_size(st, ctx, v)
             if size != 0:
                 v |= SLOT_POST
+                in_unit[0] = slot_type(v) == UNIT
         slot_unlock(st, slot, v)
     chunk_unpin(st, slot >> CHUNK_SHIFT)
     return size
@@ -84,6 +82,26 @@ cdef uint32_t slot_copy(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* d
                 zs_unmap(st.pool, v >> LOC_SHIFT)
         slot_unlock(st, slot, v)
     chunk_unpin(st, slot >> CHUNK_SHIFT)
+    return size
+
+
+cdef uint32_t unit_copy(store_t* st, store_ctx_t* ctx, uint64_t group, uint32_t* which,
+                        uint32_t* members) noexcept nogil:
+    """No unit is made meanwhile. So the slots that are selected still are in this unit, and one of them,
+    locked, keeps it."""
+    cdef uint64_t first = group << UNIT_SHIFT_PAGES, v
+    cdef uint32_t size = 0, place, still = 0
+    if chunk_pin(st, first >> CHUNK_SHIFT):
+        for place in range(<uint32_t>UNIT_PAGES):
+            if which[0] >> place & 1:
+                v = slot_lock(st, first + place)
+                if slot_type(v) == UNIT and v & SLOT_POST:
+                    if still == 0:
+                        size = unit_stream(&st.units, ctx.units, group, members)
+                    still |= 1u << place
+                slot_unlock(st, first + place, v)
+    chunk_unpin(st, first >> CHUNK_SHIFT)
+    which[0] = still & members[0] if size != 0 else still
     return size
 
 

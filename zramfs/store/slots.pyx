@@ -11,8 +11,9 @@ from allocator.populate cimport arena_populate_user
 from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_free, zs_malloc_over, zs_map, zs_unmap, zs_write
 from zramfs.store.backing cimport (
-    BACK_SIZE_SHIFT, backing_fetch, backing_pin, backing_release, backing_unpin, back_size,
+    BACK_SIZE_SHIFT, back_is_unit, backing_fetch, backing_pin, backing_release, backing_unpin, back_size,
 )
+from zramfs.store.back_units cimport back_unit_read
 from zramfs.codecs.codec cimport codec_compress, codec_decompress
 from zramfs.store.page cimport boot_seconds, fill_words, same_filled
 from zramfs.store.shared cimport shared_fetch, shared_leave, shared_moved, shared_pin
@@ -201,7 +202,10 @@ cdef int shared_page_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t
 
 
 cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil:
-    cdef const uint8_t* p = backing_fetch(st.backing, slot, v, ctx.io)
+    cdef const uint8_t* p
+    if back_is_unit(v):
+        return back_unit_read(st.backing, &st.units, ctx.units, slot, v, dst)
+    p = backing_fetch(st.backing, slot, v, ctx.io)
     return object_unpack(ctx, v, p, back_size(v), dst) if p != NULL else -EIO
 
 

@@ -44,6 +44,19 @@ _Static_assert(sizeof(unit_head_t) == 16 && offsetof(unit_head_t, members) == 2 
 	       "the head is read by another build: see UNIT_MAGIC");
 /* Behind it: the locations of the parts, 8 bytes each, and the rest of the stream. */
 
+/* On the backing store (back_units.pxd) this head stands before the stream. */
+#define BACK_UNIT_MAGIC 0x7511 /* the low byte is the version */
+
+typedef struct {
+	uint64_t sum;      /* of the rest of the head and of the stream: back_sum() with the head's tag as slot */
+	uint16_t magic;
+	uint16_t members;
+	uint32_t size;     /* bytes of the stream */
+} back_unit_t;
+_Static_assert(sizeof(back_unit_t) == 16 && offsetof(back_unit_t, magic) == 8 &&
+	       offsetof(back_unit_t, members) == 10 && offsetof(back_unit_t, size) == 12,
+	       "the head is read by another build: see BACK_UNIT_MAGIC");
+
 /* Tags of a unit's objects (48 bits). The number of a slot has at most 36.
  *   47   46            37 36      32 31                0
  *   +---+----------------+----------+------------------+

@@ -235,11 +235,23 @@ cdef void last_page_dissolve(making_t* job, uint64_t slot) noexcept nogil:
         job.no_room += 1
 
 
+cdef bint unit_has_dead_places(making_t* job, uint64_t group) noexcept nogil:
+    cdef uint64_t w
+    cdef const unit_head_t* head = unit_look(&job.st.units, job.ctx.units, group, &w)
+    return head != NULL and head.members != word_live(w)
+
+
+cdef void group_pack_alone(making_t* job, uint64_t first) noexcept nogil:
+    """Pages that were to join save nothing in the unit. Without them it may become smaller all the same."""
+    cdef bint joins = job.joins
+    group_unselect(job, first, SLOT_ALONE)
+    job.joins = False
+    group_pack(job, first)
+    job.joins = joins
+
+
 cdef void group_pack(making_t* job, uint64_t first) noexcept nogil:
     cdef uint32_t members, size
-    if not group_is_worth(job, first):
-        return
-    job.groups += 1
     if not group_copy(job, first):
         # It can't be read the next time either.
         group_keep(job, first)
@@ -252,10 +264,12 @@ cdef void group_pack(making_t* job, uint64_t first) noexcept nogil:
             last_page_dissolve(job, first + popcount(job.staying - 1))
         return
     size = packer_run(job.packer, job.pages, popcount(members) * PAGE, job.stream, UNIT_MOST_STREAM)
-    if size == 0 or unit_cost(&job.st.units, size) >= job.cost:
+    if size != 0 and unit_cost(&job.st.units, size) < job.cost:
+        unit_make(job, first, size)
+    elif job.joining != 0 and job.staying != 0 and unit_has_dead_places(job, group_of(first)):
+        group_pack_alone(job, first)
+    else:
         group_keep(job, first)
-        return
-    unit_make(job, first, size)
 
 
 cdef bint making_slice(making_t* job, uint64_t until) noexcept nogil:
@@ -270,7 +284,8 @@ cdef bint making_slice(making_t* job, uint64_t until) noexcept nogil:
         else:
             job.group += 1
             # With the chunk pinned the device may have become smaller: see store_write().
-            if chunk_pin(st, chunk) and chunk < chunk_count(st):
+            if chunk_pin(st, chunk) and chunk < chunk_count(st) and group_is_worth(job, first):
+                job.groups += 1
                 group_pack(job, first)
             chunk_unpin(st, chunk)
         if now_ns() >= until:

@@ -36,6 +36,12 @@ cdef extern from "unit.h" nogil:
         unsigned short members
         uint32_t size
         uint64_t serial
+    const unsigned int BACK_UNIT_MAGIC
+    ctypedef struct back_unit_t:
+        uint64_t sum
+        unsigned short magic
+        unsigned short members
+        uint32_t size
     int popcount "__builtin_popcount" (unsigned int bits) noexcept
 
 cdef enum:
@@ -69,7 +75,9 @@ cdef struct units_t:
 
 cdef struct cached_t:
     uint64_t group
-    uint64_t serial             # 0: nothing
+    uint64_t serial             # 0: nothing; of a unit on the backing store: where it lies (back_units.pyx)
+    uint64_t reuses             # of the backing store, before that was read
+    uint32_t members            # of the unit
     uint64_t used               # when, in reads of this cache
     uint64_t filled             # bytes of pages that are whole
     uint8_t* pages              # UNIT_BYTES
@@ -78,7 +86,7 @@ cdef struct cached_t:
 cdef struct unit_cache_t:       # one thread's; made with its context
     bint begun                  # the unpacker is
     unpacker_t unpacker
-    int unpacking               # the entry whose stream the unpacker is at; -1 = none
+    int unpacking               # the entry whose stream is in `stream`, and the unpacker at it; -1 = none
     uint64_t reads
     cached_t entry[UNIT_CACHED]
     uint8_t* stream             # UNIT_BYTES
@@ -133,6 +141,22 @@ cdef int unit_read(units_t* u, unit_cache_t* c, uint64_t slot, uint8_t* dst) noe
 # to store UNIT.
 cdef void unit_leave(units_t* u, uint64_t slot) noexcept nogil
 cdef void unit_join(units_t* u, uint64_t slot) noexcept nogil
+
+# The steps of reading, for units that lie elsewhere (back_units.pyx). The entry of a unit; -1: none.
+cdef int entry_find(unit_cache_t* c, uint64_t group, uint64_t serial) noexcept nogil
+# Forgets what entry i has (-1: the oldest one), and what is in c.stream. The entry.
+cdef int entry_clear(unit_cache_t* c, int i) noexcept nogil
+# Begins to unpack a stream in c.stream. The entry, or -EIO.
+cdef int entry_begin(units_t* u, unit_cache_t* c, int i, uint64_t group, uint64_t serial, uint32_t members,
+                     const uint8_t* stream, uint32_t size) noexcept nogil
+# Whether the page at the byte `at` of the plain text can be read without a new beginning.
+cdef bint entry_reaches(const unit_cache_t* c, int i, uint32_t at) noexcept nogil
+# That page: 0 or -EIO.
+cdef int entry_read(unit_cache_t* c, int i, uint32_t at, uint8_t* dst) noexcept nogil
+
+# The stream of a unit to c.stream, and which pages it has: its bytes. 0: it is damaged. The caller holds a
+# slot of the unit.
+cdef uint32_t unit_stream(units_t* u, unit_cache_t* c, uint64_t group, uint32_t* members) noexcept nogil
 
 # For whoever makes units. The size of the objects' classes, which is what a unit of this stream takes.
 cdef uint32_t unit_cost(units_t* u, uint32_t size) noexcept nogil

@@ -237,48 +237,38 @@ cdef int entry_find(unit_cache_t* c, uint64_t group, uint64_t serial) noexcept n
     return -1
 
 
-cdef int entry_oldest(unit_cache_t* c) noexcept nogil:
-    cdef int i, oldest = 0
-    for i in range(1, UNIT_CACHED):
-        if c.entry[i].used < c.entry[oldest].used:
-            oldest = i
-    return oldest
-
-
-cdef int stream_begin_locked(units_t* u, unit_cache_t* c, uint64_t group, uint64_t w, int i) noexcept nogil:
-    """Begins a unit anew: in entry i, or in the oldest if that is -1. The entry, or -EIO."""
-    cdef const unit_head_t* head = head_copy_locked(u, w, c.scratch, True)
+cdef int entry_clear(unit_cache_t* c, int i) noexcept nogil:
+    cdef int k
     if i < 0:
-        i = entry_oldest(c)
-    c.unpacking = -1
+        i = 0
+        for k in range(1, UNIT_CACHED):
+            if c.entry[k].used < c.entry[i].used:
+                i = k
     c.entry[i].serial = 0
+    c.unpacking = -1
+    return i
+
+
+cdef int entry_begin(units_t* u, unit_cache_t* c, int i, uint64_t group, uint64_t serial, uint32_t members,
+                     const uint8_t* stream, uint32_t size) noexcept nogil:
     if not c.begun:
         c.begun = unpacker_init(&c.unpacker, c.memory, unpacker_memory()) == 0
-    if head == NULL or not c.begun or stream_copy_locked(u, c, head) != 0:
+    if not c.begun:
         return -EIO
-    c.entry[i].group, c.entry[i].serial, c.entry[i].filled = group, head.serial, 0
-    unpacker_begin(&c.unpacker, c.stream, head.size, c.entry[i].pages, popcount(head.members) * UNIT_PART)
+    c.entry[i].group, c.entry[i].serial, c.entry[i].filled = group, serial, 0
+    c.entry[i].members = members
+    unpacker_begin(&c.unpacker, stream, size, c.entry[i].pages, popcount(members) * UNIT_PART)
     c.unpacking = i
     add64(&u.unpacked, 1)
     return i
 
 
-cdef int unit_read(units_t* u, unit_cache_t* c, uint64_t slot, uint8_t* dst) noexcept nogil:
-    cdef uint64_t group = group_of(slot)
-    cdef uint32_t at = 0
-    cdef int i = -1, r = -EIO
-    cdef uint64_t w = word_lock(u, group)
-    cdef const unit_head_t* head = head_copy_locked(u, w, c.scratch, False)
-    if head != NULL and head.members & place_bit(slot):
-        at = <uint32_t>popcount(head.members & (place_bit(slot) - 1)) * UNIT_PART
-        i = entry_find(c, group, head.serial)
-        if i < 0 or c.entry[i].filled < at + UNIT_PART and i != c.unpacking:
-            i = stream_begin_locked(u, c, group, w, i)
-        r = 0 if i >= 0 else -EIO
-    # What follows is done with the copy of the stream.
-    word_unlock(u, group, w)
-    if r != 0:
-        return r
+cdef bint entry_reaches(const unit_cache_t* c, int i, uint32_t at) noexcept nogil:
+    return c.entry[i].filled >= at + UNIT_PART or i == c.unpacking
+
+
+cdef int entry_read(unit_cache_t* c, int i, uint32_t at, uint8_t* dst) noexcept nogil:
+    cdef int r
     if c.entry[i].filled < at + UNIT_PART:
         r = unpacker_reach(&c.unpacker, at + UNIT_PART)
         c.entry[i].filled = c.unpacker.filled
@@ -290,3 +280,41 @@ cdef int unit_read(units_t* u, unit_cache_t* c, uint64_t slot, uint8_t* dst) noe
     c.entry[i].used = c.reads
     memcpy(dst, c.entry[i].pages + at, UNIT_PART)
     return 0
+
+
+cdef int stream_begin_locked(units_t* u, unit_cache_t* c, uint64_t group, uint64_t w, int i) noexcept nogil:
+    """Begins a unit anew: in entry i, or in the oldest if that is -1. The entry, or -EIO."""
+    cdef const unit_head_t* head = head_copy_locked(u, w, c.scratch, True)
+    i = entry_clear(c, i)
+    if head == NULL or stream_copy_locked(u, c, head) != 0:
+        return -EIO
+    return entry_begin(u, c, i, group, head.serial, head.members, c.stream, head.size)
+
+
+cdef uint32_t unit_stream(units_t* u, unit_cache_t* c, uint64_t group, uint32_t* members) noexcept nogil:
+    cdef uint64_t w = word_lock(u, group)
+    cdef const unit_head_t* head = head_copy_locked(u, w, c.scratch, True)
+    cdef uint32_t size = 0
+    c.unpacking = -1
+    if head != NULL and stream_copy_locked(u, c, head) == 0:
+        size = head.size
+        members[0] = head.members
+    word_unlock(u, group, w)
+    return size
+
+
+cdef int unit_read(units_t* u, unit_cache_t* c, uint64_t slot, uint8_t* dst) noexcept nogil:
+    cdef uint64_t group = group_of(slot)
+    cdef uint32_t at = 0
+    cdef int i = -1, r = -EIO
+    cdef uint64_t w = word_lock(u, group)
+    cdef const unit_head_t* head = head_copy_locked(u, w, c.scratch, False)
+    if head != NULL and head.members & place_bit(slot):
+        at = <uint32_t>popcount(head.members & (place_bit(slot) - 1)) * UNIT_PART
+        i = entry_find(c, group, head.serial)
+        if i < 0 or not entry_reaches(c, i, at):
+            i = stream_begin_locked(u, c, group, w, i)
+        r = 0 if i >= 0 else -EIO
+    # What follows is done with the copy of the stream.
+    word_unlock(u, group, w)
+    return entry_read(c, i, at, dst) if r == 0 else r

@@ -10,6 +10,11 @@
                                                  whole blocks only; the part that is begun stays for
                                                  the next batch, and is written at the end
 
+A unit (units.pxd) goes as a whole, as it is, if more than half of the pages in it were selected: its stream
+becomes an object, and its pages change their slots one after the other. The blocks lie behind each other.
+Where the device has no such place, or the batch is too small, the pages go as single ones, each compressed by
+itself.
+
 A page stays in memory until its last byte is written. Only then does its slot change, if no thread has
 used the page since it was selected. A write that fails leaves all its pages where they were.
 """
@@ -21,17 +26,23 @@ from zramfs.store.slots cimport store_ctx_t, store_t
 from zramfs.store.store cimport Store
 
 cdef struct placed_t:
-    uint64_t slot
+    uint64_t slot               # or the first one of the group of a unit
+    uint32_t which              # of a unit: bit k: the page of slot k goes; else 1
     uint64_t offset             # in bytes, on the backing store
-    uint32_t size               # of the object
-    uint64_t sum
+    uint32_t size               # of the object, see back_size()
+    uint64_t sum                # of a page
 
 cdef struct writeback_t:
     store_t* st
     store_ctx_t* ctx
-    candidates_t selected
+    candidates_t selected       # numbers of slots; of a unit: of its group's first one, with `which` above it
     uint64_t slot               # taken from there, and not yet looked at
+    uint32_t which              # pages of a unit that are left; 0: it is a page by itself
+    bint singly                 # they go as single pages
     bint taken                  # slot is valid
+    uint64_t unit               # select() has seen pages of this group's unit,
+    uint32_t seen               # and selected these of them
+    bint no_run                 # the device has no room for a unit as a whole
     # the batch: blocks that lie behind each other, pinned
     uint8_t* data               # batch blocks
     uint32_t batch              # at least 2: an object may straddle two
@@ -43,6 +54,7 @@ cdef struct writeback_t:
     uint64_t allowed            # blocks that may still be written
     # results
     uint64_t pages              # written back
+    uint64_t units              # as wholes
     uint64_t passed             # touched meanwhile
     uint64_t failed             # that stayed in memory because a write failed
     int error                   # of the last write that failed; negative errno
