@@ -84,5 +84,6 @@ def show(results: Results, console: Console) -> None:
     for cell in results.cells:
         base = results.cell(BASE, cell.data)
         ratio = f"{cell.share / base.share:.2f}" if base else ""
-        rows.add_row(cell.way, cell.data, f"{cell.share:.3f}", ratio, f"{cell.page_us:.0f}")
+        rows.add_row(cell.way, cell.data, f"{cell.share:.3f}", ratio,
+                     "" if cell.page_us is None else f"{cell.page_us:.0f}")
     titled(console, "Memory that the same data takes, and the CPU time until it is stored so", rows)
