@@ -50,9 +50,9 @@ BACKGROUND_IDLE = 10  # seconds
 WAYS = (
     Way("zram lz4", "zram"),
     Way("zramfs lz4", "zramfs"),
-    Way(f"zramfs, units zstd:{AUTO} while in use", "zramfs", Packing(AUTO).options,
+    Way("zramfs, units while in use", "zramfs", Packing(AUTO).options,
         (f"policy=recompress idle={BACKGROUND_IDLE}", f"policy=units idle={BACKGROUND_IDLE} level={AUTO}")),
-    Way(f"zramfs, shared and units zstd:{MAX} at rest", "zramfs", Packing(MAX).options,
+    Way("zramfs, packed at rest", "zramfs", Packing(MAX).options,
         packing=Packing(MAX, shared=True)),
 )
 

@@ -135,13 +135,15 @@ def show(results: Results, console: Console) -> None:
         found = [each for way in WAYS if (each := results.median(case, way.name))]
         if not found:
             continue
-        rows = table("", "stored MiB", "memory MiB", "÷ stored", "after use", "fill s", "use s", "client s",
-                     "server s", "machine s", "packing s")
+        base = results.median(case, WAYS[0].name)
+        rows = table("", "stored", "memory", "÷ stored", "÷ zram", "after use", "fill", "use", "client",
+                     "server", "all CPUs", "packing")
         for each in found:
             rows.add_row(
                 each.way, f"{each.rest.stored / MIB:.0f}", f"{each.rest.resident / MIB:.0f}",
                 f"{each.rest.resident / each.rest.stored:.3f}",
-                f"{each.after.resident / each.after.stored:.3f}",
+                f"{each.rest.resident / base.rest.resident:.2f}" if base else "",
+                f"{each.after.resident / MIB:.0f}",
                 f"{each.fill:.1f}", f"{each.use:.1f}", f"{each.client:.1f}", f"{each.server:.1f}",
                 f"{each.machine:.1f}", f"{each.packing:.1f}")
-        titled(console, TITLES[case], rows)
+        titled(console, f"{TITLES[case]} (MiB; seconds)", rows)

@@ -85,7 +85,7 @@ def _recompressed(way: str, zone: Zone, interrupt: Interrupt) -> Density:
 
 
 def _stored(way: str, zone: Zone, algo: str, options: tuple[str, ...], interrupt: Interrupt) -> Density:
-    with _device(zone, algo, *options) as server:
+    with device(zone, algo, *options) as server:
         empty = memory.resident(server.pids)
         before = load.server_cpu(server.pids)
         took = load.fill(peers.Peer("zramfs-file", server, server.path), zone, interrupt)
@@ -99,7 +99,7 @@ def _stored(way: str, zone: Zone, algo: str, options: tuple[str, ...], interrupt
 def _packed(way: str, zone: Zone, interrupt: Interrupt) -> Density:
     """At rest, with all of it packed."""
     packing = PACKINGS[way]
-    with _device(zone, "lz4", *packing.options) as server:
+    with device(zone, "lz4", *packing.options) as server:
         empty = memory.resident(server.pids)
         before = load.server_cpu(server.pids)
         took = load.fill(peers.Peer("zramfs-file", server, server.path), zone, interrupt)
@@ -111,7 +111,7 @@ def _packed(way: str, zone: Zone, interrupt: Interrupt) -> Density:
 def _in_use(way: str, zone: Zone, interrupt: Interrupt) -> Density:
     """A random part of the pages is in use before, while and after the others are packed."""
     packing = PACKINGS[way]
-    with _device(zone, "lz4", *packing.options) as server:
+    with device(zone, "lz4", *packing.options) as server:
         control(server, "access_times=on")
         empty = memory.resident(server.pids)
         load.fill(peers.Peer("zramfs-file", server, server.path), zone, interrupt)
@@ -125,7 +125,8 @@ def _in_use(way: str, zone: Zone, interrupt: Interrupt) -> Density:
 
 
 @contextlib.contextmanager
-def _device(zone: Zone, algo: str, *options: str) -> Iterator[peers.Server]:
+def device(zone: Zone, algo: str, *options: str) -> Iterator[peers.Server]:
+    """A zramfs device as large as the zone; options: of `zramfs create`."""
     with tempfile.TemporaryDirectory(prefix="zramfs-benchmark-", ignore_cleanup_errors=True) as scratch, \
             peers.zramfs(Path(scratch), zone.size, algo, *options) as server:
         yield server
@@ -135,7 +136,7 @@ PACKINGS = {
     f"zramfs, units zstd:{AUTO}": Packing(AUTO),
     f"zramfs, units zstd:{MAX}": Packing(MAX),
     f"zramfs, shared and units zstd:{MAX}": Packing(MAX, shared=True),
-    f"zramfs, units zstd:{AUTO}, {IN_USE:.0%} in use": Packing(AUTO),
+    f"zramfs, shared and units zstd:{AUTO}, {IN_USE:.0%} in use": Packing(AUTO, shared=True),
 }
 WAYS: dict[str, Callable[[str, Zone, Interrupt], Density]] = {
     BASE: _kernel,

@@ -36,7 +36,7 @@ class Results:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--size", callback=size_option, default="128M", show_default=True, help="Bytes of each corpus.")
+@click.option("--size", callback=size_option, default="256M", show_default=True, help="Bytes of each corpus.")
 @click.option("--data", callback=selection(CORPORA), help=f"Which ones: {','.join(CORPORA)}.  [all]")
 @click.option("--ways", type=click.Choice(list(WAYS)), multiple=True, help="Repeatable.  [all]")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path),

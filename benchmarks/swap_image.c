@@ -4,10 +4,10 @@
  *   swap_image IMAGE MIB USES
  *
  * Reads MIB of the image into memory, says "filled", and waits for a line. Then uses pages at random: nine of
- * ten uses go to a fifth of the memory (runs of 8 pages), one to any page. A use reads the whole page and verifies its
- * sum. Every fourth writes: one word of the page gets the value of another, so that it stays of its kind. After that
- * it says "used", waits for a line, verifies all pages in order, and says "verified". Behind each of these words stand
- * the seconds that it took. A wrong page ends it with 1 and the number of the page. */
+ * ten uses go to a fifth of the memory (runs of 8 pages), one to any page. A use reads the whole page and
+ * verifies its sum. Every fourth writes: one word of the page gets the value of another, so that it stays of its
+ * kind. After that it says "used", waits for a line, verifies all pages in order, and says "verified". Behind
+ * each of these words stand the seconds that it took. A wrong page ends it with 1 and the number of the page. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>
@@ -57,8 +57,11 @@ static void page_verify(const uint64_t *page, uint64_t sum, uint64_t number)
 	exit(1);
 }
 
-static void image_read(const char *name, uint8_t *to, uint64_t size)
+/* Each page is touched once, and not again before all others are there: what comes back from swap may keep its
+ * place there. */
+static void image_read(const char *name, uint64_t *memory, uint64_t *sums, uint64_t size)
 {
+	uint8_t *to = (uint8_t *)memory;
 	int fd = open(name, O_RDONLY | O_CLOEXEC);
 	if (fd < 0) {
 		perror(name);
@@ -69,6 +72,8 @@ static void image_read(const char *name, uint8_t *to, uint64_t size)
 			fprintf(stderr, "%s is shorter than %llu bytes\n", name, (unsigned long long)size);
 			exit(1);
 		}
+		for (uint64_t i = at / PAGE; i < (at + STEP) / PAGE; i++)
+			sums[i] = page_sum(memory + i * WORDS);
 		/* The page cache would take room in the cgroup. */
 		posix_fadvise(fd, (off_t)at, STEP, POSIX_FADV_DONTNEED);
 	}
@@ -122,12 +127,10 @@ int main(int argc, char **argv)
 		perror("memory");
 		return 1;
 	}
-	/* A page of swap may be a page: huge ones would be read in whole. */
+	/* Huge pages would come and go as a whole. */
 	madvise(memory, size, MADV_NOHUGEPAGE);
 	double began = now();
-	image_read(argv[1], (uint8_t *)memory, size);
-	for (uint64_t i = 0; i < pages; i++)
-		sums[i] = page_sum(memory + i * WORDS);
+	image_read(argv[1], memory, sums, size);
 	said("filled", began);
 	line_wait();
 	began = now();
