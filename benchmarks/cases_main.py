@@ -60,7 +60,7 @@ class Results:
 @click.option("--size", callback=size_option, default="1G", show_default=True, help="Memory of the program.")
 @click.option("--limit", callback=size_option, default="300M", show_default=True,
               help="Of its memory cgroup.")
-@click.option("--uses", type=click.IntRange(1), default=2_000_000, show_default=True,
+@click.option("--uses", type=click.IntRange(1), default=1_000_000, show_default=True,
               help="Pages that the program uses.")
 @click.option("--ways", type=click.Choice([way.name for way in WAYS]), multiple=True,
               help="Repeatable.  [all]")
@@ -136,8 +136,8 @@ def show(results: Results, console: Console) -> None:
         if not found:
             continue
         base = results.median(case, WAYS[0].name)
-        rows = table("", "stored", "memory", "÷ stored", "÷ zram", "after use", "fill", "use", "client",
-                     "server", "all CPUs", "packing")
+        rows = table("", "stored", "memory", "÷ stored", "÷ zram", "after", "fill", "use", "client", "server",
+                     "all CPUs", "pack")
         for each in found:
             rows.add_row(
                 each.way, f"{each.rest.stored / MIB:.0f}", f"{each.rest.resident / MIB:.0f}",
