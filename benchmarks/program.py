@@ -2,8 +2,10 @@
 """A program that works in phases: it says a word when one is over, and waits for a line before the next."""
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -29,8 +31,9 @@ class Program:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        # Not reaped yet, so the number of its session is still its own.
-        os.killpg(self._child.pid, 9)
+        # Until it is waited for, the number of its session is its own.
+        if self._child.returncode is None:
+            os.killpg(self._child.pid, signal.SIGKILL)
         self._child.communicate()
 
     @property
@@ -40,10 +43,11 @@ class Program:
         return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
     def go(self) -> None:
-        """The line that it waits for."""
+        """The line that it waits for. If it has ended, wait_word() says so."""
         assert self._child.stdin is not None
-        self._child.stdin.write(b"\n")
-        self._child.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.write(b"\n")
+            self._child.stdin.flush()
 
     def wait_word(self, word: str, interrupt: Interrupt) -> float:
         """The seconds behind `word`, once it is said. Raises BenchmarkError if anything else comes."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.support.child import process_state
 from tests.support.paths import ROOT
 from tests.support.whole import run
 
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import cases, cases_main  # noqa: E402
+from benchmarks.packing import AUTO, Packing  # noqa: E402
 from benchmarks.program import Program  # noqa: E402
 from benchmarks.tools import BenchmarkError, Interrupt  # noqa: E402
 
@@ -40,10 +42,12 @@ def test_a_tree_is_built_packed_and_read_back_from_a_new_mount(tmp_path: Path, p
     assert not results["left_out"]
     (found,) = results["outcomes"]
     assert (found["case"], found["way"]) == ("tree", PACKED)
-    # The tree, and what was compiled of it. With lz4 alone it takes 0.41 of this.
-    assert found["rest"]["stored"] > 10 * MIB
-    assert found["rest"]["resident"] < 0.38 * found["rest"]["stored"]
-    assert found["fill"] > 0 and found["use"] > 0 and found["client"] > 0 and found["packing"] > 0
+    # The tree, and what was compiled of it. At this size the fixed parts of the daemon are a tenth.
+    assert 10 * MIB < found["rest"]["stored"]
+    assert 0 < found["rest"]["resident"] < 0.7 * found["rest"]["stored"]
+    # 5000 pages, each by zstd 9: seconds of a core.
+    assert found["packing"] > 0.1
+    assert found["fill"] > 0 and found["use"] > 0 and found["client"] > 0
     assert PACKED in (tmp_path / "out/table.txt").read_text()
     assert not list(tmp_path.glob("zramfs-benchmark-*")) and not list((tmp_path / "run").glob("*"))
 
@@ -53,11 +57,12 @@ def test_a_program_that_is_larger_than_its_group_lives_on_packed_swap(
         tmp_path: Path, place: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in place.items():
         monkeypatch.setenv(name, value)
-    way = next(way for way in cases.WAYS if way.name == PACKED)
+    packing = Packing(AUTO, shared=True)
+    way = cases.Way("packed", "zramfs", packing.options, packing=packing)
     with Interrupt() as interrupt:
         # The program verifies every page before it ends.
-        found = cases.swap(way, 48 * MIB, 24 * MIB, 20000, interrupt)
-    assert found.rest.stored > 20 * MIB
+        found = cases.swap(way, 32 * MIB, 16 * MIB, 20000, interrupt)
+    assert found.rest.stored > 12 * MIB
     assert found.rest.resident < found.rest.stored
     assert found.server > 0 and found.packing > 0
     assert not list((tmp_path / "run").glob("*"))
@@ -110,6 +115,21 @@ def test_a_program_ends_with_all_that_it_has_started() -> None:
     with Interrupt() as interrupt, _program(text) as program:
         child = int(program.wait_word("one", interrupt))
     # Killed, and gone or about to be taken by init.
-    stat = Path(f"/proc/{child}/stat")
-    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX":
-        subprocess.run(["sleep", "0.05"], check=True)
+    while _is_alive(child):
+        time.sleep(0.05)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return process_state(pid) not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_program_that_is_gone_says_so_at_the_next_word() -> None:
+    with Interrupt() as interrupt, _program("print('one 1', flush=True)") as program:
+        program.wait_word("one", interrupt)
+        program._child.wait()
+        program.go()
+        with pytest.raises(BenchmarkError, match="ended before 'two'"):
+            program.wait_word("two", interrupt)
