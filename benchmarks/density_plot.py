@@ -4,7 +4,8 @@
     .venv/bin/python benchmarks/density_plot.py [RESULTS.JSON [PICTURE.PNG]]
 
 A panel for each kind of data, a bar for each way to store it: memory ÷ data. The figure at the end of a bar
-is how many times as much data as kernel zram with lz4 the way holds in the same memory.
+is how many times as much data as kernel zram with lz4 the way holds in the same memory. Prints the table for
+results.md, which a test holds to density.json.
 """
 from __future__ import annotations
 
@@ -52,6 +53,15 @@ def panels(results: dict) -> dict[str, list[Bar]]:
     return found
 
 
+def table(shown: dict[str, list[Bar]]) -> list[str]:
+    """Lines of Markdown: memory ÷ data, and in brackets the same divided by that of BASE."""
+    lines = [f"| | {' | '.join(shown)} |", "| --- |" + " --- |" * len(shown)]
+    for bars in zip(*shown.values(), strict=True):
+        cells = (f"{bar.share:.3f} ({1 / bar.capacity:.2f})".replace("0.", ".") for bar in bars)
+        lines.append(f"| {bars[0].way} | {' | '.join(cells)} |")
+    return lines
+
+
 def draw(shown: dict[str, list[Bar]], target: Path) -> None:
     """One panel beside the other."""
     figure, axes = plt.subplots(1, len(shown), figsize=(11, 3.8), sharey=True, squeeze=False)
@@ -73,7 +83,9 @@ def draw(shown: dict[str, list[Bar]], target: Path) -> None:
 def main() -> None:
     source = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "density.json"
     target = Path(sys.argv[2]) if len(sys.argv) > 2 else HERE / "density.png"
-    draw(panels(json.loads(source.read_text(encoding="utf-8"))), target)
+    shown = panels(json.loads(source.read_text(encoding="utf-8")))
+    draw(shown, target)
+    print("\n".join(table(shown)))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_a_tree_is_built_packed_and_read_back_from_a_new_mount(tmp_path: Path, p
     (found,) = results["outcomes"]
     assert (found["case"], found["way"]) == ("tree", PACKED)
     # The tree, and what was compiled of it. At this size the fixed parts of the daemon are a tenth.
-    assert 10 * MIB < found["rest"]["stored"]
+    assert found["rest"]["stored"] > 10 * MIB
     assert 0 < found["rest"]["resident"] < 0.7 * found["rest"]["stored"]
     # 5000 pages, each by zstd 9: seconds of a core.
     assert found["packing"] > 0.1
