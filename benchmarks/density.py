@@ -6,16 +6,22 @@ same daemon just created.
 """
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks import load, memory, peers, returned
+from benchmarks import load, memory, peers, returned, simulated
+from benchmarks.in_use import in_use
 from benchmarks.load import Zone
-from benchmarks.tools import Interrupt
+from benchmarks.packing import APART_SECONDS, AUTO, MAX, Packing, control, pack
+from benchmarks.tools import Interrupt, LeftOutError
 
 BASE = "zram lz4"
+KERNEL_ZSTD = "zram zstd"
+IN_USE = 0.20
 # A dictionary takes a minute to train, and recompression at level 9 takes 0.1 ms a page.
 LONG_SECONDS = 600.0
 
@@ -23,13 +29,13 @@ LONG_SECONDS = 600.0
 @dataclass(frozen=True)
 class Density:
     """One way to store one corpus. bytes: of the data, all pages; resident: of RAM that it costs; cpu:
-    seconds of all the processes until it is stored so."""
+    seconds of all the processes until it is stored so, None where they do other work beside."""
 
     way: str
     data: str
     bytes: int
     resident: int
-    cpu: float
+    cpu: float | None
 
     @property
     def share(self) -> float:
@@ -37,9 +43,9 @@ class Density:
         return self.resident / self.bytes
 
     @property
-    def page_us(self) -> float:
+    def page_us(self) -> float | None:
         """Microseconds of CPU a page."""
-        return self.cpu * 1e6 / (self.bytes / load.PAGE)
+        return None if self.cpu is None else self.cpu * 1e6 / (self.bytes / load.PAGE)
 
     def as_json(self) -> dict[str, object]:
         return asdict(self) | {"share": self.share, "page_us": self.page_us}
@@ -51,6 +57,15 @@ def _kernel(way: str, zone: Zone, interrupt: Interrupt) -> Density:
         used, stored = memory.mm_stat(server)
     tables = stored // load.PAGE * memory.KERNEL_TABLE_BYTES
     return Density(way, zone.data, zone.size, used + tables, took.client_cpu)
+
+
+def _kernel_zstd(way: str, zone: Zone, interrupt: Interrupt) -> Density:
+    """Measured where the kernel offers zstd, and otherwise worked out, under a name that says so."""
+    try:
+        return _kernel(way, zone, interrupt)
+    except LeftOutError:
+        found = simulated.kernel_zram(zone.image, zone.size, "zstd", interrupt)
+        return Density(f"{way}, simulated", zone.data, zone.size, found.pool + found.tables, found.cpu)
 
 
 def _ours(way: str, zone: Zone, interrupt: Interrupt) -> Density:
@@ -70,8 +85,7 @@ def _recompressed(way: str, zone: Zone, interrupt: Interrupt) -> Density:
 
 
 def _stored(way: str, zone: Zone, algo: str, options: tuple[str, ...], interrupt: Interrupt) -> Density:
-    with tempfile.TemporaryDirectory(prefix="zramfs-benchmark-", ignore_cleanup_errors=True) as scratch, \
-            peers.zramfs(Path(scratch), zone.size, algo, *options) as server:
+    with device(zone, algo, *options) as server:
         empty = memory.resident(server.pids)
         before = load.server_cpu(server.pids)
         took = load.fill(peers.Peer("zramfs-file", server, server.path), zone, interrupt)
@@ -82,13 +96,56 @@ def _stored(way: str, zone: Zone, algo: str, options: tuple[str, ...], interrupt
         return Density(way, zone.data, zone.size, memory.resident(server.pids) - empty, cpu)
 
 
+def _packed(way: str, zone: Zone, interrupt: Interrupt) -> Density:
+    """At rest, with all of it packed."""
+    packing = PACKINGS[way]
+    with device(zone, "lz4", *packing.options) as server:
+        empty = memory.resident(server.pids)
+        before = load.server_cpu(server.pids)
+        took = load.fill(peers.Peer("zramfs-file", server, server.path), zone, interrupt)
+        pack(server, packing, interrupt)
+        cpu = took.client_cpu + load.server_cpu(server.pids) - before
+        return Density(way, zone.data, zone.size, memory.resident(server.pids) - empty, cpu)
+
+
+def _in_use(way: str, zone: Zone, interrupt: Interrupt) -> Density:
+    """A random part of the pages is in use before, while and after the others are packed."""
+    packing = PACKINGS[way]
+    with device(zone, "lz4", *packing.options) as server:
+        control(server, "access_times=on")
+        empty = memory.resident(server.pids)
+        load.fill(peers.Peer("zramfs-file", server, server.path), zone, interrupt)
+        filled = time.monotonic()
+        time.sleep(APART_SECONDS)
+        with in_use(server.path, zone, IN_USE) as use:
+            use.wait_rounds(1)
+            pack(server, packing, interrupt, filled)
+            use.wait_rounds(1)
+            return Density(way, zone.data, zone.size, memory.resident(server.pids) - empty, None)
+
+
+@contextlib.contextmanager
+def device(zone: Zone, algo: str, *options: str) -> Iterator[peers.Server]:
+    """A zramfs device as large as the zone; options: of `zramfs create`."""
+    with tempfile.TemporaryDirectory(prefix="zramfs-benchmark-", ignore_cleanup_errors=True) as scratch, \
+            peers.zramfs(Path(scratch), zone.size, algo, *options) as server:
+        yield server
+
+
+PACKINGS = {
+    f"zramfs, units zstd:{AUTO}": Packing(AUTO),
+    f"zramfs, units zstd:{MAX}": Packing(MAX),
+    f"zramfs, shared and units zstd:{MAX}": Packing(MAX, shared=True),
+    f"zramfs, shared and units zstd:{AUTO}, {IN_USE:.0%} in use": Packing(AUTO, shared=True),
+}
 WAYS: dict[str, Callable[[str, Zone, Interrupt], Density]] = {
     BASE: _kernel,
     "zram lzo-rle": _kernel,
-    "zram zstd": _kernel,
+    KERNEL_ZSTD: _kernel_zstd,
     "zramfs lz4": _ours,
     "zramfs zstd:3": _ours,
     "zramfs lz4, then zstd:9 with a dictionary": _recompressed,
+    **{way: _in_use if way.endswith("in use") else _packed for way in PACKINGS},
 }
 
 

@@ -2,6 +2,7 @@
 """benchmarks/density: how much memory the same data takes, in kernel zram and in zramfs."""
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ class Results:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--size", callback=size_option, default="128M", show_default=True, help="Bytes of each corpus.")
+@click.option("--size", callback=size_option, default="256M", show_default=True, help="Bytes of each corpus.")
 @click.option("--data", callback=selection(CORPORA), help=f"Which ones: {','.join(CORPORA)}.  [all]")
 @click.option("--ways", type=click.Choice(list(WAYS)), multiple=True, help="Repeatable.  [all]")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path),
@@ -49,7 +50,8 @@ def main(size: int, data: list[str], ways: tuple[str, ...], output: Path) -> Non
     progress = Console(stderr=True)
     chosen = list(ways) or list(WAYS)
     results = Results(machine(), {"size_mib": size >> 20, "data": data, "ways": chosen,
-                                  "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+                                  "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                                  "load": round(os.getloadavg()[0], 1)})
     with told("benchmarks/density", progress):
         output.mkdir(parents=True, exist_ok=True)
         with Interrupt() as interrupt:
@@ -77,12 +79,14 @@ def _cell(results: Results, way: str, zone: Zone, interrupt: Interrupt) -> None:
 def show(results: Results, console: Console) -> None:
     facts = results.machine
     console.print(f"{facts['cpu']}, {facts['cpus']} CPUs, {facts['ram_mib']} MiB, Linux {facts['kernel']}; "
-                  f"{results.options['size_mib']} MiB of each kind of data", soft_wrap=True, highlight=False)
+                  f"load {results.options['load']} at the start; {results.options['size_mib']} MiB of each "
+                  "kind of data", soft_wrap=True, highlight=False)
     for name, why in results.left_out.items():
         console.print(f"left out: {name}: {why}", soft_wrap=True, markup=False, highlight=False)
     rows = table("", "data", "memory ÷ data", f"÷ {BASE}", "µs a page")
     for cell in results.cells:
         base = results.cell(BASE, cell.data)
         ratio = f"{cell.share / base.share:.2f}" if base else ""
-        rows.add_row(cell.way, cell.data, f"{cell.share:.3f}", ratio, f"{cell.page_us:.0f}")
+        rows.add_row(cell.way, cell.data, f"{cell.share:.3f}", ratio,
+                     "" if cell.page_us is None else f"{cell.page_us:.0f}")
     titled(console, "Memory that the same data takes, and the CPU time until it is stored so", rows)

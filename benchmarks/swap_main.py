@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import statistics
 import subprocess
 from collections.abc import Iterator
@@ -17,25 +16,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import peers
+from benchmarks import swapping
 from benchmarks.main import machine, size_option
 from benchmarks.tables import told
-from benchmarks.tools import (
-    BenchmarkError,
-    Interrupt,
-    LeftOutError,
-    built,
-    command,
-    need,
-    wait_until,
-)
-from zramfs.host import memcg
+from benchmarks.tools import BenchmarkError, Interrupt, built, need
 
 MIB = 1 << 20
 PEERS = ("zram", "zramfs")
 PASSES = 3  # of verifying
 SECONDS = 600  # for one program; the slowest of ours took 30
-PRIORITY = 32767
 PAGE_CLUSTER = Path("/proc/sys/vm/page-cluster")
 
 
@@ -125,10 +114,8 @@ def _page_cluster() -> Iterator:
 
 
 def _run(peer: str, cluster: int, size: int, limit: int, algo: str) -> Run:
-    with _area(peer, 2 * size, algo), _group(limit) as group:
-        # A shell, so that the group is entered before there is anything to swap.
-        words = ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(group), str(built("swap_fill")),
-                 str(size // MIB), str(PASSES), "random"]
+    with swapping.area(peer, 2 * size, algo), swapping.group(limit) as group:
+        words = swapping.within(group, built("swap_fill"), size // MIB, PASSES, "random")
         said = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False,
                               start_new_session=True)
         if said.returncode:
@@ -138,46 +125,3 @@ def _run(peer: str, cluster: int, size: int, limit: int, algo: str) -> Run:
     pages = size // 4096 // 4
     return Run(peer, cluster, size / MIB / rows[0][1], size / MIB / statistics.median(row[2] for row in rows),
                pages / statistics.median(row[3] for row in rows))
-
-
-@contextlib.contextmanager
-def _area(peer: str, size: int, algo: str) -> Iterator[None]:
-    if peer == "zram":
-        with peers.zram(size, algo) as server:
-            command(["mkswap", server.path])
-            command(["swapon", "--discard", "--priority", str(PRIORITY), server.path])
-            try:
-                yield
-            finally:
-                command(["swapoff", server.path])
-        return
-    name = f"benchmark{os.getpid()}"
-    peers.cli("swap", name, "--size", size, "--algo", algo, "--priority", PRIORITY)
-    try:
-        yield
-    finally:
-        peers.cli("stop", name)
-
-
-@contextlib.contextmanager
-def _group(limit: int) -> Iterator[Path]:
-    found = memcg.hierarchy()
-    if found is None:
-        raise LeftOutError("no memory cgroups are mounted here")
-    group = found.root / f"zramfs-benchmark-{os.getpid()}"
-    try:
-        group.mkdir()
-        file = "memory.limit_in_bytes" if found.version == 1 else "memory.max"
-        (group / file).write_text(str(limit))
-    except OSError as error:
-        raise LeftOutError(f"no memory cgroup can be made in {found.root}: {error.strerror}") from None
-    try:
-        yield group
-    finally:
-        wait_until(lambda: _removed(group), f"{group} is still in use and was not removed")
-
-
-def _removed(group: Path) -> bool:
-    with contextlib.suppress(OSError):
-        group.rmdir()
-    return not group.exists()

@@ -35,8 +35,8 @@ LAYERS = (
 # these, so that they never meet. They use swap, and the machine has one set of swap areas and one
 # vm.min_free_kbytes. Or they fill a memory group, which swap of others would make larger.
 SWAP = {
-    "cli/status_test.py", "configuration/apply_test.py", "daemon/kills_test.py", "daemon/shortage_test.py",
-    "lifecycle/lost_test.py",
+    "benchmarks/cases_test.py", "cli/status_test.py", "configuration/apply_test.py", "daemon/kills_test.py",
+    "daemon/shortage_test.py", "lifecycle/lost_test.py",
     "lifecycle/stop_test.py", "lifecycle/swap_test.py", "machine/data_path_test.py",
     "machine/filesystems_test.py", "machine/ltp_test.py", "machine/scripts_test.py",
     "machine/swap_kills_test.py", "machine/swap_load_test.py", "machine/systemd_test.py",

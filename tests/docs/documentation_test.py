@@ -2,6 +2,7 @@
 """The pages for people as a whole: links, the first lines of README, numbers of scenarios, the plot."""
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -82,3 +83,24 @@ def test_the_plot_of_the_results_is_drawn_from_the_table(tmp_path: Path) -> None
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="expected a table"):
         results_plot.rows("no table")
+
+
+def test_the_picture_of_density_is_drawn_from_the_results_that_the_table_shows(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (pip install zramfs[bench])")
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from benchmarks import density_plot
+
+    results = json.loads((ROOT / "benchmarks/density.json").read_text(encoding="utf-8"))
+    panels = density_plot.panels(results)
+    text = (ROOT / "benchmarks/results.md").read_text(encoding="utf-8")
+    text = text.partition("\n## Density\n")[2].partition("\n## ")[0]
+    assert [line for line in text.splitlines() if line.startswith("|")] == density_plot.table(panels)
+    bars = {bar.way: bar for bar in panels["text"]}
+    assert bars["zram lz4"].capacity == 1 < bars["zramfs, units zstd:9"].capacity
+    density_plot.draw(panels, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="expected results"):
+        density_plot.panels({"density": []})
+    with pytest.raises(ValueError, match="expected zram lz4 among the ways of text, found zramfs lz4"):
+        density_plot.panels({"density": [{"way": "zramfs lz4", "data": "text", "share": 0.3}]})

@@ -23,7 +23,7 @@ from pathlib import Path
 from zramfs.errors import ZramfsError
 from zramfs.text.sizes import format_size
 
-from . import memcg, memory_file, watermark
+from . import heap, memcg, memory_file, watermark
 from .machine import Machine
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ def enter(kind: str, *, force: bool = False, lock: bool = False) -> list[str]:
     needs. lock: a device of another kind has all its memory locked, as swap has. Returns sentences for the
     user. Raises ZramfsError(EPERM) when swap, or lock, can't have what it needs.
     """
+    heap.give_large_blocks_back()
     if kind == "swap":
         return _enter_swap(force)
     notes = []
