@@ -59,13 +59,8 @@ def test_a_corpus_that_the_machine_does_not_have_says_how_much_there_is(
 def test_a_short_run_measures_every_way_on_the_same_data(tmp_path: Path):
     ran = subprocess.run(
         [*RUN, "--size", "8M", "--data", "process", "--ways", "zram lz4", "--ways", "zramfs lz4",
-<<<<<<< HEAD
-         "--ways", "zramfs zstd:3", "--output", tmp_path],
-        capture_output=True, text=True, timeout=200, env=os.environ,
-=======
          "--ways", "zram zstd", "--ways", "zramfs, shared and units zstd:9", "--output", tmp_path],
         capture_output=True, text=True, timeout=300, env=os.environ,
->>>>>>> w7-bench
     )
     assert ran.returncode == 0, ran.stderr
     found = json.loads((tmp_path / "results.json").read_text())
