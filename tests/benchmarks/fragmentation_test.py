@@ -160,8 +160,9 @@ def test_a_quarter_of_the_memory_comes_back_unasked(compacted: Run) -> None:
     if capabilities.missing("zram"):
         assert compacted.results["left_out"].keys() == {"zram"}
     else:
-        # Of half compressible pages the kernel gives next to nothing back before it is told to.
-        assert shares["zram"][-2] < 0.15 < 0.25 < shares["zram"][-1]
+        # Of half compressible pages the kernel gives next to nothing back before it is told to. Of what comes
+        # seconds later nobody knows: whoever drops the caches of the machine has it compact as well.
+        assert shares["zram"][0] < 0.15 < 0.25 < shares["zram"][-1]
         last = {peer: course["points"][-1]["used"] for peer, course in courses.items()}
         assert last["zramfs"] == pytest.approx(last["zram"], rel=0.05)
 
