@@ -241,6 +241,9 @@ cdef void value_release(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
         size = zs_free(st.pool, v >> LOC_SHIFT)
         if size > 0 and kind != SAME_OBJ:
             sub64(&st.compr_bytes, <uint64_t>size)
+            if slot_prio(v) != 0:
+                sub64(&st.recompressed_pages, 1)
+                sub64(&st.recompressed_bytes, <uint64_t>size)
 
 
 cdef void slot_replace(store_t* st, uint64_t slot, uint64_t old, uint64_t new) noexcept nogil:
@@ -295,6 +298,9 @@ cdef int commit_locked(store_t* st, uint64_t slot, uint64_t old, const prepared_
         add64(&st.same_pages, 1)
     else:
         add64(&st.compr_bytes, page.size)
+        if slot_prio(page.bits) != 0:
+            add64(&st.recompressed_pages, 1)
+            add64(&st.recompressed_bytes, page.size)
     if page.type == HUGE:
         add64(&st.huge_pages, 1)
         add64(&st.record.huge_pages_since, 1)
