@@ -282,9 +282,9 @@ def _pages(s: Scrape) -> dict[str, float]:
 
 
 # Colour and mark of each kind, and its mark on a plain terminal.
-_MARKS = {"hot": ("red", "█", "#"), "huge": ("magenta", "▓", "%"), "recompressed": ("yellow", "▒", "+"),
-          "units": ("green", "█", "="), "shared": ("cyan", "▓", "o"), "same": ("blue", "▒", ":"),
-          "written_back": ("white", "░", "."), REST: (DIM, "░", "-")}
+_MARKS = {"hot": ("red", "█", "#"), "huge": ("magenta", "▞", "%"), "recompressed": ("yellow", "▓", "+"),
+          "units": ("green", "▒", "="), "shared": ("cyan", "▚", "o"), "same": ("blue", "░", ":"),
+          "written_back": ("white", "─", "."), REST: (DIM, "·", "-")}
 
 
 def is_mixed(device: Watched) -> bool:
@@ -314,6 +314,9 @@ class Contents:
                 legend.append("   " if legend else "")
                 legend.append(plain_mark if console.options.ascii_only else mark, style)
                 legend.append(f" {kind.replace('_', ' ')} " + (f"{share:.0f} %" if share >= 0.5 else "<1 %"))
+        style, mark, plain_mark = _MARKS[REST]
+        legend.append("   " + (plain_mark if console.options.ascii_only else mark), style)
+        legend.append(" rest of the pool")
         table = Table.grid(padding=(0, 1, 0, 0), expand=True)
         table.add_column(no_wrap=True)
         table.add_column(ratio=1)
