@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from zramfs.model.contents import KINDS, REST, STEPS
-from zramfs.text.sizes import PAGE, format_size
+from zramfs.text.sizes import PAGE, format_size, format_time
 
 from .output import print_table
 
-# Text of a device that answers, and that does not.
 Contents = dict[str, Any]
 
 
@@ -46,7 +45,7 @@ def print_contents(name: str, contents: Contents, in_bytes: bool) -> None:
                 [0, 0, 5, 5, 0, 0], show_headings=True)
     if steps := [each for each in contents["steps"] if each["cpu_seconds"] or each["pages"]]:
         print_table(["STEP", "PAGES", "SAVED", "CPU", ""], [
-            [each["step"], str(each["pages"]), size(each["bytes_saved"]), f"{each['cpu_seconds']:.1f}s",
+            [each["step"], str(each["pages"]), size(each["bytes_saved"]), format_time(each["cpu_seconds"]),
              STEPS[each["step"]]] for each in steps], [False, True, True, True, False], [0, 0, 5, 5, 0],
             show_headings=True)
 
