@@ -22,15 +22,16 @@ from zramfs.model.contents import KINDS, STEPS
 from zramfs.model.estimate import Estimate
 from zramfs.tree.memory_files import format_estimate
 
-FOUND = Estimate(data=8 << 30, memory=3 << 30, after=2 << 30, saved=1 << 30, error=10 << 20, cpu_ns=240 * 10**9,
-                 groups=131072, sampled_groups=1024, sampled_pages=16000, unit_pages=12000, shared_pages=800,
-                 own_ns=2 * 10**9, taken_at=1_800_000_000)
+FOUND = Estimate(
+    data=8 << 30, memory=3 << 30, after=2 << 30, saved=1 << 30, error=10 << 20, cpu_ns=240 * 10**9,
+    groups=131072, sampled_groups=1024, sampled_pages=16000, unit_pages=12000, shared_pages=800,
+    own_ns=2 * 10**9, taken_at=1_800_000_000)
 
 
 def test_the_sentences_say_the_cost_and_the_sample() -> None:
     cost, sample = sentences(FOUND)
-    assert cost == ("It would take 4 min of CPU. 75 % of the pages would be in units (zstd 9), and 5 % would share an "
-                    "object.")
+    assert cost == ("It would take 4 min of CPU. 75 % of the pages would be in units (zstd 9), and 5 % would "
+                    "share an object.")
     assert sample == "Tried on 62.5M of data in 1024 of 131072 groups of 16 pages, chosen by lot."
     short = dataclasses.replace(FOUND, cpu_ns=1_540_000_000, groups=1024, error=0)
     cost, sample = sentences(short)
@@ -85,7 +86,8 @@ def test_details_show_the_kinds_with_pages_their_sum_and_the_steps_that_were_tak
     assert (blank, name, head.split()) == ("", "z0", ["KIND", "PAGES", "DATA", "MEMORY", "RATIO"])
     assert [row.split()[0] for row in rows] == [*list(KINDS)[1:], "rest", "all", "STEP", "share", "units"]
     pages, memory = sum(10 * n for n in range(7)), sum(10 * n + 1 for n in range(1, 7)) + 100
-    assert rows[7].split() == ["all", str(pages), str(pages * 4096), str(memory), f"{pages * 4096 / memory:.2f}"]
+    ratio = f"{pages * 4096 / memory:.2f}"
+    assert rows[7].split() == ["all", str(pages), str(pages * 4096), str(memory), ratio]
     assert parse_contents("") is None
     assert json_of({"a": None, "b": found}) == [
         {"name": "a", "kinds": None, "rest": None, "steps": None}, {"name": "b", **found}]
@@ -97,21 +99,20 @@ def test_density_says_what_the_steps_then_make_of_a_device_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ZRAMFS_RUN_DIR", str(tmp_path / "run"))
-    with device(tmp_path / "z", 8 * MIB, "--recomp-algo", "zstd:9") as made:
-        with opened(made.disk) as fd:
-            os.pwrite(fd, mixed(1024, 3), 0)
-            shown = zramfs("density", made.directory).stdout.splitlines()
-            assert shown[0].split() == ["DATA", "MEMORY", "RATIO"] and [
-                row.split()[0] for row in shown[1:3]] == ["now", "then"]
-            assert len(shown) == 5 and "of CPU" in shown[3]
-            before, after = (float(re.findall(r"\d+\.\d\d", row)[-1]) for row in shown[1:3])
-            assert "step_units_pages 0\n" in made.read("memory/contents"), "nothing was changed"
-            zramfs("control", made.directory, "recompress", "share idle=all", "units idle=all level=9",
-                   "compact objects")
-            stat = made.mm_stat()
-            assert before < after == pytest.approx(stat["orig_data_size"] / stat["mem_used_total"], rel=0.1)
-            again = zramfs("density", made.directory).stdout
-            assert "There is nothing to win" in again and "then" not in again
-            details = zramfs("status", "--details", made.directory).stdout
-            assert re.search(r"^units +\d+ .* compressed together", details, re.MULTILINE)
+    with (device(tmp_path / "z", 8 * MIB, "--recomp-algo", "zstd:9") as made, opened(made.disk) as fd):
+        os.pwrite(fd, mixed(1024, 3), 0)
+        shown = zramfs("density", made.directory).stdout.splitlines()
+        assert shown[0].split() == ["DATA", "MEMORY", "RATIO"]
+        assert [row.split()[0] for row in shown[1:3]] == ["now", "then"]
+        assert len(shown) == 5 and "of CPU" in shown[3]
+        before, after = (float(re.findall(r"\d+\.\d\d", row)[-1]) for row in shown[1:3])
+        assert "step_units_pages 0\n" in made.read("memory/contents"), "nothing was changed"
+        zramfs("control", made.directory, "recompress", "share idle=all", "units idle=all level=9",
+               "compact objects")
+        stat = made.mm_stat()
+        assert before < after == pytest.approx(stat["orig_data_size"] / stat["mem_used_total"], rel=0.1)
+        again = zramfs("density", made.directory).stdout
+        assert "There is nothing to win" in again and "then" not in again
+        details = zramfs("status", "--details", made.directory).stdout
+        assert re.search(r"^units +\d+ .* compressed together", details, re.MULTILINE)
     assert "none" in failure("density", tmp_path / "none")

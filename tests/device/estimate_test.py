@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `estimate` of a device: what it takes, what it leaves in memory/estimate, how it is cut short."""
+"""The command `estimate` of a device: what it takes, what it leaves in memory/estimate, how it is cut
+short."""
 from __future__ import annotations
 
 import errno
@@ -17,6 +18,7 @@ from zramfs.device.commands import parse
 from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm
+from zramfs.model.contents import STEPS
 from zramfs.store.estimate import Estimating
 from zramfs.tree.files import tree_of
 
@@ -61,12 +63,13 @@ async def test_what_it_finds_is_what_the_commands_then_make_of_the_device() -> N
     stats = box.store.stats()
     assert (found["data"], found["memory"]) == (stats.orig_data_size, stats.mem_used_total)
     assert found["taken_at"] > 1_700_000_000 and found["own_ns"] > 0 and found["cpu_ns"] > 0
-    assert not any(shown(box.device, "contents")[f"step_{step}_pages"] for step in ("recompress", "share", "units"))
+    now = shown(box.device, "contents")
+    assert not any(now[f"step_{step}_pages"] for step in STEPS)
     for command in ("recompress", "share idle=all", "units idle=all level=9", "compact objects"):
         await box.device.command(command)
     assert box.store.stats().mem_used_total == pytest.approx(found["after"], rel=0.1)
     now = shown(box.device, "contents")
-    won = sum(now[f"step_{step}_bytes_saved"] for step in ("recompress", "share", "units"))
+    won = sum(now[f"step_{step}_bytes_saved"] for step in STEPS)
     assert won > 0.8 * found["saved"]
     await box.device.command("estimate=2M")
     assert shown(box.device, "estimate")["memory"] == box.store.stats().mem_used_total

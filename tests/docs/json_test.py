@@ -99,7 +99,8 @@ def test_status_with_details_and_density(made: Device) -> None:
     [contents] = printed("status", "z", "--details")["contents"]
     pages = {each["kind"]: each["pages"] for each in contents["kinds"]}
     assert contents["name"] == "z" and pages["same"] == 1 and sum(pages.values()) == 513
-    assert sum(each["bytes"] for each in contents["kinds"]) + contents["rest"] == made.mm_stat()["mem_used_total"]
+    memory = sum(each["bytes"] for each in contents["kinds"]) + contents["rest"]
+    assert memory == made.mm_stat()["mem_used_total"]
     steps = {each["step"]: each for each in contents["steps"]}
     assert steps["share"]["bytes_saved"] > 0 and steps["share"]["pages"] == pages["shared"]
 

@@ -21,8 +21,8 @@ from zramfs.store.store import Store
 
 PAGE = 4096
 SLOTS = 160
-KIND_OF = {"same": "same", "same_obj": "same", "huge": "huge", "written_back": "written_back", "unit": "units",
-           "shared": "shared"}
+KIND_OF = {"same": "same", "same_obj": "same", "huge": "huge", "written_back": "written_back",
+           "unit": "units", "shared": "shared"}
 
 
 def looked_up(store: Store) -> dict[str, int]:
@@ -106,10 +106,12 @@ def test_written_back_pages_and_those_that_are_overwritten_leave_their_kind(stor
     recompress(store)
     write_back(store, (0, 60))
     kinds = expect_sums(store)
-    assert kinds["written_back"] == Kind(looked_up(store)["written_back"], 0) and kinds["written_back"].pages > 0
+    assert kinds["written_back"] == Kind(looked_up(store)["written_back"], 0)
+    assert kinds["written_back"].pages > 0
     for number in range(SLOTS):
         store.write(number * PAGE, os.urandom(PAGE))
-    assert {kind: each.pages for kind, each in expect_sums(store).items() if each.pages} == {"huge": SLOTS}
+    kinds = expect_sums(store)
+    assert {kind: each.pages for kind, each in kinds.items() if each.pages} == {"huge": SLOTS}
     store.zero(0, SLOTS * PAGE)
     assert not any(each.pages or each.nbytes for each in expect_sums(store).values())
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The estimate of what density would win, against what recompression, sharing and units then make of a store."""
+"""The estimate of what density would win, against what recompression, sharing and units then make of a
+store."""
 from __future__ import annotations
 
 import functools

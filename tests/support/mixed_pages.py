@@ -7,6 +7,7 @@ import random
 from tests.support.page_kinds import block, hard, noise
 
 PAGE = 4096
+KINDS, SHARES = ("text", "copy", "records", "hard", "noise", "half", "same"), (6, 2, 4, 1, 1, 1, 1)
 
 
 def region(seed: int, pages: int) -> bytes:
@@ -20,14 +21,14 @@ def region(seed: int, pages: int) -> bytes:
 
 
 def mixed(pages: int, seed: int = 0) -> bytes:
-    """Regions of 8 to 64 pages: text, a second copy of an earlier region, records, bytes that hardly compress or not
-    at all, one repeated word."""
+    """Regions of 8 to 64 pages: text, a second copy of an earlier region, records, bytes that hardly compress
+    or not at all, one repeated word."""
     rng = random.Random(seed)
     out: list[bytes] = []
     texts: list[bytes] = []
     while sum(map(len, out)) < pages * PAGE:
         n = rng.randrange(8, 64)
-        kind = rng.choices(("text", "copy", "records", "hard", "noise", "half", "same"), (6, 2, 4, 1, 1, 1, 1))[0]
+        kind = rng.choices(KINDS, SHARES)[0]
         if kind == "text" or kind == "copy" and not texts:
             texts.append(region(rng.randrange(1 << 30), n))
             out.append(texts[-1])

@@ -314,7 +314,8 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     assert int(rows.pop("cpu_ms")) == int(1000 * got["unit_making_cpu_seconds_total",])
     assert not rows
 
-    rows = {name: int(value) for name, value in (line.split() for line in files["memory/contents"].splitlines())}
+    pairs = (line.split() for line in files["memory/contents"].splitlines())
+    rows = {name: int(value) for name, value in pairs}
     # What lies where is taken from counters, and the file of mm_stat has the sums.
     assert sum(rows[name] for name in rows if name.endswith("_pages") and "step" not in name) * PAGE == int(
         files["zram/mm_stat"].split()[0])
@@ -322,8 +323,10 @@ async def test_every_number_of_the_attribute_files_is_in_it():
         expect("contents_pages", rows.pop(f"{kind}_pages"), f"kind={kind}")
         expect("contents_bytes", rows.pop(f"{kind}_bytes"), f"kind={kind}")
     expect("contents_bytes", rows.pop("rest_bytes"), "kind=rest")
-    assert sum(value for (name, *_), value in got.items() if name == "contents_bytes") == got["mem_used_bytes",]
-    for step, name in (("recompress", "recompress_cpu"), ("share", "share_cpu"), ("units", "unit_making_cpu")):
+    total = sum(value for (name, *_), value in got.items() if name == "contents_bytes")
+    assert total == got["mem_used_bytes",]
+    for step, name in (("recompress", "recompress_cpu"), ("share", "share_cpu"),
+                       ("units", "unit_making_cpu")):
         expect(f"{name}_seconds_total", got[f"{name}_seconds_total",])
         assert rows.pop(f"step_{step}_cpu_ms") == int(1000 * got[f"{name}_seconds_total",])
     for step, name in (("recompress", "recompress"), ("share", "share"), ("units", "unit")):

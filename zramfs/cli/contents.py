@@ -20,7 +20,8 @@ def parse_contents(text: str) -> Contents | None:
     if not lines:
         return None
     return {
-        "kinds": [{"kind": name, "pages": lines[f"{name}_pages"], "bytes": lines[f"{name}_bytes"]} for name in KINDS],
+        "kinds": [{"kind": name, "pages": lines[f"{name}_pages"], "bytes": lines[f"{name}_bytes"]}
+                  for name in KINDS],
         "rest": lines[f"{REST}_bytes"],
         "steps": [{"step": name, "pages": lines[f"step_{name}_pages"],
                    "bytes_saved": lines[f"step_{name}_bytes_saved"],
@@ -41,8 +42,8 @@ def print_contents(name: str, contents: Contents, in_bytes: bool) -> None:
         ["all", str(pages), size(pages * PAGE), size(memory), _ratio(pages * PAGE, memory), ""],
     ]
     sys.stdout.write(f"\n{name}\n")
-    print_table(["KIND", "PAGES", "DATA", "MEMORY", "RATIO", ""], rows, [False, True, True, True, True, False],
-                [0, 0, 5, 5, 0, 0], show_headings=True)
+    print_table(["KIND", "PAGES", "DATA", "MEMORY", "RATIO", ""], rows,
+                [False, True, True, True, True, False], [0, 0, 5, 5, 0, 0], show_headings=True)
     if steps := [each for each in contents["steps"] if each["cpu_seconds"] or each["pages"]]:
         print_table(["STEP", "PAGES", "SAVED", "CPU", ""], [
             [each["step"], str(each["pages"]), size(each["bytes_saved"]), format_time(each["cpu_seconds"]),

@@ -33,14 +33,16 @@ def _sample(_ctx: click.Context, _param: click.Parameter, text: str) -> int:
 
 @click.command()
 @click.argument("dir", shell_complete=completion.devices)
-@click.option("--sample", default=format_size(DEFAULT_SAMPLE), metavar="SIZE", show_default=True, callback=_sample,
-              help="Pages to try it on; as many as there are, if they are fewer.")
+@click.option(
+    "--sample", default=format_size(DEFAULT_SAMPLE), metavar="SIZE", show_default=True, callback=_sample,
+    help="Pages to try it on; as many as there are, if they are fewer.",
+)
 @click.option("-J", "--json", "as_json", is_flag=True, help="As JSON.")
 def density(dir: str, sample: int, as_json: bool) -> None:
     """Say how dense the device DIR would be if all its pages were recompressed, shared and made units of.
 
-    Pages are compressed for trial only, and nothing on the device is changed. It may be in use. The error given
-    comes from the choice of the sample: with a larger one it is smaller.
+    Pages are compressed for trial only, and nothing on the device is changed. It may be in use. The error
+    given comes from the choice of the sample: with a larger one it is smaller.
     """
     directory = tree(dir)
     send(directory, f"estimate={sample}")
@@ -52,7 +54,8 @@ def density(dir: str, sample: int, as_json: bool) -> None:
     rows = [_row("now", found.data, found.memory, 0, found.ratio)]
     if found.is_worth:
         rows.append(_row("then", found.data, found.after, ERRORS * found.error, found.ratio_after))
-    print_table(["", "DATA", "MEMORY", "RATIO"], rows, [False, True, True, True], [0, 5, 5, 0], show_headings=True)
+    print_table(["", "DATA", "MEMORY", "RATIO"], rows, [False, True, True, True], [0, 5, 5, 0],
+                show_headings=True)
     click.echo("\n".join(sentences(found)))
 
 
@@ -68,8 +71,8 @@ def parse_estimate(text: str, directory: Path) -> Estimate:
         return Estimate(**{name: int(lines[name]) for name in Estimate.__slots__})
     except (ValueError, KeyError) as error:
         raise ZramfsError(
-            errno.EBADMSG, f"{directory}/memory/estimate does not read as expected ({error!r}); is the device "
-            "reset meanwhile, or its daemon of another version?") from None
+            errno.EBADMSG, f"{directory}/memory/estimate does not read as expected ({error!r}); was the "
+            "device reset meanwhile, or is its daemon of another version?") from None
 
 
 def as_values(found: Estimate) -> dict[str, Any]:
@@ -94,9 +97,9 @@ def sentences(found: Estimate) -> list[str]:
     if not found.is_worth:
         return ["There is nothing to win: the pages would take as much as they do.", *said]
     share = 100 / found.sampled_pages
-    said.insert(0, f"It would take {_seconds(found.cpu_ns)} of CPU. {share * found.unit_pages:.0f} % of the pages would "
-                   f"be in units (zstd {LEVEL}), and {share * found.shared_pages:.0f} % would share an object.")
-    return said
+    cost = (f"It would take {_seconds(found.cpu_ns)} of CPU. {share * found.unit_pages:.0f} % of the pages "
+            f"would be in units (zstd {LEVEL}), and {share * found.shared_pages:.0f} % would share an object.")
+    return [cost, *said]
 
 
 def _seconds(ns: int) -> str:

@@ -159,8 +159,8 @@ COLUMNS = {
     # In pages. zramctl shows them as if they were bytes, and scripts that read its output get the same here.
     "MIGRATED": Column("pages freed by compaction", lambda row: row.mm_stat(6), human=format_size),
     "HUGE-PAGES": Column("pages that do not compress", lambda row: row.mm_stat(7), is_number=True),
-    "HOT": Column("data of single pages that are as they were written", _metric("contents_pages", PAGE, kind="hot"),
-                  human=format_size, file="metrics"),
+    "HOT": Column("data of single pages that are as they were written",
+                  _metric("contents_pages", PAGE, kind="hot"), human=format_size, file="metrics"),
     "RECOMPRESSED": Column("pages that recompression has made smaller",
                            _metric("recompress_pages_total", result="won"), is_number=True, file="metrics"),
     "IN-UNITS": Column("data compressed together with its neighbours",
@@ -240,7 +240,7 @@ def _elsewhere(command: C) -> C:
               help="Columns, separated by commas; +LIST adds to the default ones.")
 @click.option("--output-all", is_flag=True, help="All columns.")
 @click.option("--details", is_flag=True,
-              help="Also what lies where on each device, and what recompress, share and units have won and cost.")
+              help="Also what lies where on each device, and what each step has won and cost.")
 @click.option("--raw", is_flag=True, help="Without alignment, blanks in values as \\x20.")
 def status(
     dirs: tuple[str, ...], in_bytes: bool, as_json: bool, noheadings: bool, output: list[str],
@@ -281,7 +281,8 @@ def _print_json(rows: Sequence[Row], output: Sequence[str], in_bytes: bool, deta
     """As util-linux's --json: {"zramfs": [{heading in lower case: value}]}."""
     keys = [heading.lower() for heading in output]
     shown: dict[str, Any] = {"zramfs": [
-        dict(zip(keys, (_json(COLUMNS[name], row, in_bytes) for name in output), strict=True)) for row in rows]}
+        dict(zip(keys, (_json(COLUMNS[name], row, in_bytes) for name in output), strict=True))
+        for row in rows]}
     if details:
         from . import contents
 

@@ -71,8 +71,8 @@ def _sample(text: str) -> int:
     size = _size(text) if text else DEFAULT_SAMPLE
     if not LEAST_SAMPLE <= size <= MOST_SAMPLE:
         raise ZramfsError(
-            errno.EINVAL, f"estimate takes a sample of {format_size(LEAST_SAMPLE)} to {format_size(MOST_SAMPLE)}, "
-            f"not {format_size(size)}")
+            errno.EINVAL, f"estimate takes a sample of {format_size(LEAST_SAMPLE)} to "
+            f"{format_size(MOST_SAMPLE)}, not {format_size(size)}")
     return size
 
 

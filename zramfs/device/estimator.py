@@ -51,6 +51,7 @@ class Estimator:
             raise ZramfsError(errno.ENOMEM, str(error)) from None
         self.last = found = replace(found, taken_at=int(time.time()))
         log.info(
-            "estimate: %s of data in %s of memory would take %s, give or take %s, for %.1f s of CPU; %d of %d groups "
-            "of 16 pages were tried", format_size(found.data), format_size(found.memory), format_size(found.after),
-            format_size(found.error), found.cpu_ns / 1e9, found.sampled_groups, found.groups)
+            "estimate: %s of data in %s of memory would take %s, with a standard error of %s, for %.1f s of "
+            "CPU; %d of %d groups of 16 pages were tried", format_size(found.data), format_size(found.memory),
+            format_size(found.after), format_size(found.error), found.cpu_ns / 1e9, found.sampled_groups,
+            found.groups)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies where: the pages of a device by how they are kept, and what each step that makes them smaller has won
-and cost."""
+"""What lies where: the pages of a device by how they are kept, and what each step that makes them smaller has
+won and cost."""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -45,8 +45,8 @@ class Step(NamedTuple):
 
 
 def kinds_of(s: StoreStats) -> dict[str, Kind]:
-    """By the names of KINDS: each page that is stored is of one kind. What is hot is what is left: the counters are
-    read one after the other, so that a page which becomes another kind meanwhile may be missed there."""
+    """By the names of KINDS: each page that is stored is of one kind. What is left is hot. The counters are
+    read one after the other, so a page that becomes another kind meanwhile may be missed there."""
     found = {
         "huge": Kind(s.huge_pages, s.huge_pages * PAGE),
         "recompressed": Kind(s.recompressed_pages, s.recompressed_bytes),

@@ -56,12 +56,12 @@ _NEAR = 4
 
 
 def room_behind(classes: Sequence[ClassStats], objects: Sequence[float], is_exact: bool) -> float:
-    """Bytes of the room in the last zspage of each size class. objects: how many each would have; is_exact: they
-    are counted, and not projected from a sample.
+    """Bytes of the room in the last zspage of each size class. objects: how many each would have; is_exact:
+    they are counted, and not projected from a sample.
 
-    In a sample most of the classes that would have a single object have none, and some have one that stands for
-    several. So each class is expected to have as many as its neighbours, and with n expected there is none with the
-    chance exp(-n).
+    In a sample most of the classes that would have a single object have none, and some have one that stands
+    for several. So each class is expected to have as many as its neighbours, and with n expected there is
+    none with the chance exp(-n).
     """
     total = 0.0
     for i, c in enumerate(classes):

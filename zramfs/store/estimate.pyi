@@ -5,7 +5,8 @@ from .store import Store
 
 class Estimating:
     def __init__(
-        self, store: Store, *, priority: int | None = None, level: int = 9, sample: int = ..., seed: int | None = None
+        self, store: Store, *, priority: int | None = None, level: int = 9, sample: int = ...,
+        seed: int | None = None,
     ) -> None: ...
     def step(self, ns: int) -> bool: ...
     def finish(self) -> None: ...

@@ -4,11 +4,12 @@
 """An estimate of what recompression, sharing and units would make of a store, from a sample (sample.pxd).
 Nothing changes: no slot, no mark, no access time. A page on the backing store stays there.
 
-The pages of each group in the sample are compressed, one by one and as a unit. What they would take is compared
-with what they take, where an object counts as its share of a zspage without holes. The result is the ratio of two
-sums over the sample, times what all objects take. Groups that take much become much smaller, so the ratio is
-known far better than either sum. Its error is the usual one of a ratio from a sample without replacement
-(Cochran, Sampling Techniques, 2.11).
+The pages of each group in the sample are compressed, one by one and as a unit. What they would take is
+compared with what they take, where an object counts as its share of a zspage without holes. The result is the
+ratio of two sums over the sample, times what all objects take. Groups that take much become much smaller, so the
+ratio is known far better than either sum. Its error is the usual one of a ratio from a sample without
+replacement (Cochran, Sampling Techniques, 2.11). What is behind the last object of each size class is added
+(zramfs/model/estimate.py).
 """
 cimport cython
 from libc.math cimport sqrt
@@ -246,8 +247,8 @@ cdef class Estimating:
     """One estimate of a store.
 
     priority: of the algorithm that recompresses; None = pages by themselves stay as they are. level: of zstd,
-    for the units; a store that wipes makes none. sample: bytes of pages that are compressed, at most; they are
-    chosen anew for each seed, None = by chance.
+    for the units; a store that wipes makes none. sample: bytes of pages that are compressed, at most; each
+    seed chooses others, None = by chance.
 
     To be driven so: step() until it answers False, then result(), and whatever happened finish(), before the
     store is closed. Each step gives the GIL up. It goes beside anything else that works on the store.
@@ -337,7 +338,8 @@ cdef class Estimating:
             data=stats.orig_data_size, memory=stats.mem_used_total, after=after,
             error=<uint64_t>(dense * ratio_error(job)), cpu_ns=<uint64_t>(job.try_ns * share) + job.sample_ns,
             groups=job.sample.groups, sampled_groups=job.tried, sampled_pages=job.pages_seen,
-            saved=<uint64_t>max((1 - ratio) * dense, 0.0), unit_pages=job.unit_pages, shared_pages=job.shared_pages, own_ns=job.sample_ns + job.try_ns)
+            saved=<uint64_t>max((1 - ratio) * dense, 0.0), unit_pages=job.unit_pages,
+            shared_pages=job.shared_pages, own_ns=job.sample_ns + job.try_ns)
 
 
 cdef double ratio_error(estimate_t* job) noexcept nogil:

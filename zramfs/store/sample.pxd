@@ -3,11 +3,11 @@
 
 Three walks, in slices. Nothing changes: no slot, no mark, no access time.
   1. The groups of 16 slots that have a page which takes memory are counted.
-  2. As many of them as are wanted are chosen, each choice with the same chance. The sum of each object of theirs
-     goes into a table.
+  2. As many of them as are wanted are chosen, each choice with the same chance. The sum of each object of
+     theirs goes into a table.
   3. All objects of the store are compared with that table. So the number of copies of a page in the sample is
-     exact, where the sample alone would hardly ever have two of them. Objects are compared as they are, without
-     unpacking. So equal pages that two algorithms have compressed are not found.
+     exact, where the sample alone would hardly ever have two of them. Objects are compared as they are,
+     without unpacking. So equal pages that two algorithms have compressed are not found.
 
 The table takes 32 bytes for each page of the sample, and is touched with no lock held.
 """
@@ -52,7 +52,8 @@ cdef inline bint may_share(uint64_t v) noexcept nogil:
 cdef inline bint takes_memory(uint64_t v) noexcept nogil:
     return may_share(v) or slot_type(v) == UNIT or slot_type(v) == SAME_OBJ
 
-cdef void sample_init(sample_t* s, store_t* st, uint8_t* object, uint64_t wanted, uint64_t seed) noexcept nogil
+cdef void sample_init(sample_t* s, store_t* st, uint8_t* object, uint64_t wanted,
+                      uint64_t seed) noexcept nogil
 cdef void sample_free(sample_t* s) noexcept nogil
 # Goes on until a moment: 1 = there is more to do, 0 = the sample is there, -1 = memory is short.
 cdef int sample_slice(sample_t* s, uint64_t until) noexcept nogil

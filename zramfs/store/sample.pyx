@@ -17,7 +17,8 @@ cdef enum:
     LOOK = 8                    # chunks between two looks at the clock: up to 2 ms
 
 
-cdef void sample_init(sample_t* s, store_t* st, uint8_t* object, uint64_t wanted, uint64_t seed) noexcept nogil:
+cdef void sample_init(sample_t* s, store_t* st, uint8_t* object, uint64_t wanted,
+                      uint64_t seed) noexcept nogil:
     memset(s, 0, sizeof(s[0]))
     s.st, s.object, s.wanted = st, object, wanted
     s.seed = s.lot = seed

@@ -114,11 +114,11 @@ def format_units(stats: DeviceStats) -> str:
 
 
 def format_contents(stats: DeviceStats) -> str:
-    """memory/contents: a name and a number a line, of each kind its pages and bytes, and of each step what it has
-    won and cost; empty while the device is not set up."""
+    """memory/contents: a name and a number a line, of each kind its pages and bytes, and of each step what it
+    has won and cost; empty while the device is not set up."""
     if stats.store is None:
         return ""
-    rows = {}
+    rows: dict[str, int] = {}
     for name, kind in kinds_of(stats.store).items():
         rows |= {f"{name}_pages": kind.pages, f"{name}_bytes": kind.nbytes}
     rows[f"{REST}_bytes"] = rest_of(stats.store)
@@ -129,7 +129,8 @@ def format_contents(stats: DeviceStats) -> str:
 
 
 def format_estimate(e: Estimate | None) -> str:
-    """memory/estimate: the fields of the last estimate, a name and a number a line; empty before the first."""
+    """memory/estimate: the fields of the last estimate, a name and a number a line; empty before the first
+    one."""
     return "".join(f"{each.name} {getattr(e, each.name)}\n" for each in fields(e)) if e else ""
 
 

@@ -142,13 +142,10 @@ def _rows_of_options(s: Scrape) -> list[tuple[str, str]]:
                                 f"{amount(s.number('reserve_misses_total'))} misses"))
     if pages := s.number("written_back_pages"):
         rows.append(("on disk", f"{amount(pages)} pages written back"))
-    rows += [
-        (name, f"{size(saved)} saved in {span(cpu)} of CPU") for name, saved, cpu in (
-            ("recompress", s.number("recompress_saved_bytes_total"), s.number("recompress_cpu_seconds_total")),
-            ("share", s.number("share_saved_bytes_total"), s.number("share_cpu_seconds_total")),
-            ("units", s.number("unit_saved_bytes_total"), s.number("unit_making_cpu_seconds_total")))
-        if saved
-    ]
+    for step, saved, cpu in (("recompress", "recompress", "recompress"), ("share", "share", "share"),
+                             ("units", "unit", "unit_making")):
+        if won := s.number(f"{saved}_saved_bytes_total"):
+            rows.append((step, f"{size(won)} saved in {span(s.number(f'{cpu}_cpu_seconds_total'))} of CPU"))
     for kind, idle in s.by("policy_idle_seconds", "policy").items():
         if idle:
             done = amount(s.number("policy_pages_total", policy=kind))

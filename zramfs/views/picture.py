@@ -191,8 +191,8 @@ def _contents(figure: SubFigure, samples: Sequence[Sample], names: Sequence[str]
     axis.set_axisbelow(True)
     figure.legend(
         handles=[_mark(KIND_COLOURS[kind], kind.replace("_", " "), form.ink.ground) for kind in shown],
-        loc="outside right upper" if not form.narrow else "outside lower center", ncols=3 if form.narrow else 1,
-        fontsize=8, frameon=False, handletextpad=0.4,
+        loc="outside lower center" if form.narrow else "outside right upper",
+        ncols=3 if form.narrow else 1, fontsize=8, frameon=False, handletextpad=0.4,
     )
 
 

@@ -260,7 +260,8 @@ def _contents(one: Sample) -> dict[str, str]:
 def _steps(one: Sample) -> dict[str, str]:
     rows = {}
     for step, words in STEPS.items():
-        pages, saved, ms = (one.contents.get(f"step_{step}_{name}", 0) for name in ("pages", "bytes_saved", "cpu_ms"))
+        pages, saved, ms = (
+            one.contents.get(f"step_{step}_{name}", 0) for name in ("pages", "bytes_saved", "cpu_ms"))
         rows[f"{words} ({step})"] = f"{pages}, {format_size(saved)} saved in {ms / 1000:.1f} s of CPU"
     return rows
 
