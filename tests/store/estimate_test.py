@@ -6,7 +6,9 @@ from __future__ import annotations
 import functools
 import math
 import os
+import random
 import statistics
+import threading
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,39 @@ def test_it_goes_on_beside_writes_discards_and_other_post_processing() -> None:
     work.finish()
     assert rounds > 50 and 0 < found.after <= found.memory
     store.check(3)
+
+
+def test_estimates_beside_a_thread_that_writes_reads_and_discards_change_nothing_of_what_is_there() -> None:
+    pages = 512
+    store = filled(contents()[:pages * PAGE])
+    model = [contents()[number * PAGE:(number + 1) * PAGE] for number in range(pages)]
+    make_units(store)
+    share(store)
+    wrong: list[int] = []
+
+    def use() -> None:
+        rng = random.Random(8)
+        for turn in range(3000):
+            number = rng.randrange(pages)
+            if turn % 3 == 0:
+                model[number] = model[rng.randrange(pages)]
+                store.write(number * PAGE, model[number])
+            elif turn % 3 == 1:
+                wrong.extend([number] * (store.read(number * PAGE, PAGE) != model[number]))
+            elif turn % 30 == 2:
+                model[number] = bytes(PAGE)
+                store.zero(number * PAGE, PAGE)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    rounds = 0
+    while thread.is_alive() or not rounds:
+        assert 0 < estimate(store, priority=1, sample=MIB).after <= 2 * pages * PAGE
+        rounds += 1
+    thread.join()
+    assert not wrong
+    store.check(3)
+    assert store.read(0, pages * PAGE) == b"".join(model)
 
 
 def test_what_it_refuses_and_that_it_can_end_at_any_step() -> None:

@@ -98,7 +98,8 @@ def sentences(found: Estimate) -> list[str]:
         return ["There is nothing to win: the pages would take as much as they do.", *said]
     share = 100 / found.sampled_pages
     cost = (f"It would take {_seconds(found.cpu_ns)} of CPU. {share * found.unit_pages:.0f} % of the pages "
-            f"would be in units (zstd {LEVEL}), and {share * found.shared_pages:.0f} % would share an object.")
+            f"would be in units (zstd {LEVEL}), and {share * found.shared_pages:.0f} % would share an "
+            "object.")
     return [cost, *said]
 
 

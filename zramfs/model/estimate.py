@@ -12,7 +12,9 @@ from zramfs.text.sizes import PAGE
 if TYPE_CHECKING:
     from allocator.stats import ClassStats
 
-DEFAULT_SAMPLE = 64 << 20  # bytes: 1.5 s of CPU with zstd 9, and an error of about 1 % of the memory
+# Bytes. Of 192 MiB of programs 64 MiB took 3.5 s of CPU with zstd 9, for a standard error of 0.5 % of the
+# memory; 8 MiB took 0.45 s, for 1.6 %.
+DEFAULT_SAMPLE = 64 << 20
 LEAST_SAMPLE, MOST_SAMPLE = 1 << 20, 1 << 30  # the most costs 8 MiB of memory meanwhile
 LEVEL = 9  # of the units, as of `density=max`
 ERRORS = 2  # standard errors to each side that 95 % of the estimates lie within

@@ -6,8 +6,8 @@ Nothing changes: no slot, no mark, no access time. A page on the backing store s
 
 The pages of each group in the sample are compressed, one by one and as a unit. What they would take is
 compared with what they take, where an object counts as its share of a zspage without holes. The result is the
-ratio of two sums over the sample, times what all objects take. Groups that take much become much smaller, so the
-ratio is known far better than either sum. Its error is the usual one of a ratio from a sample without
+ratio of two sums over the sample, times what all objects take. Groups that take much become much smaller, so
+the ratio is known far better than either sum. Its error is the usual one of a ratio from a sample without
 replacement (Cochran, Sampling Techniques, 2.11). What is behind the last object of each size class is added
 (zramfs/model/estimate.py).
 """
