@@ -80,7 +80,7 @@ def contents_text() -> str:
 def test_details_show_the_kinds_with_pages_their_sum_and_the_steps_that_were_taken(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = parse_contents(contents_text())
+    found = parse_contents(contents_text(), "/mnt/z0")
     print_contents("z0", found, True)
     blank, name, head, *rows = capsys.readouterr().out.splitlines()
     assert (blank, name, head.split()) == ("", "z0", ["KIND", "PAGES", "DATA", "MEMORY", "RATIO"])
@@ -88,7 +88,11 @@ def test_details_show_the_kinds_with_pages_their_sum_and_the_steps_that_were_tak
     pages, memory = sum(10 * n for n in range(7)), sum(10 * n + 1 for n in range(1, 7)) + 100
     ratio = f"{pages * 4096 / memory:.2f}"
     assert rows[7].split() == ["all", str(pages), str(pages * 4096), str(memory), ratio]
-    assert parse_contents("") is None
+    assert parse_contents("", "/mnt/z0") is None
+    for text in ("hot_pages x\n", "hot_pages\n", contents_text().replace("rest", "best"), "hot_pages 1 2\n"):
+        with pytest.raises(ZramfsError, match="^/mnt/z0/memory/contents does not read") as caught:
+            parse_contents(text, "/mnt/z0")
+        assert caught.value.errno == errno.EBADMSG
     assert json_of({"a": None, "b": found}) == [
         {"name": "a", "kinds": None, "rest": None, "steps": None}, {"name": "b", **found}]
 

@@ -2,10 +2,12 @@
 """`zramfs status --details`: what lies where on a device, and what each step has won and cost."""
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+from zramfs.errors import ZramfsError
 from zramfs.model.contents import KINDS, REST, STEPS
 from zramfs.text.sizes import PAGE, format_size, format_time
 
@@ -14,11 +16,19 @@ from .output import print_table
 Contents = dict[str, Any]
 
 
-def parse_contents(text: str) -> Contents | None:
-    """Of the file memory/contents; None for a device that is not set up, or whose daemon has no such file."""
-    lines = {name: int(value) for name, value in (line.split() for line in text.splitlines())}
-    if not lines:
-        return None
+def parse_contents(text: str, where: str) -> Contents | None:
+    """Of the file memory/contents below `where`; None for a device that is not set up, or whose daemon has no
+    such file. Raises ZramfsError(EBADMSG)."""
+    try:
+        lines = {name: int(value) for name, value in (line.split() for line in text.splitlines())}
+        return _contents(lines) if lines else None
+    except (ValueError, KeyError) as error:
+        raise ZramfsError(
+            errno.EBADMSG, f"{where}/memory/contents does not read as expected ({error!r}); is its daemon of "
+            "another version?") from None
+
+
+def _contents(lines: Mapping[str, int]) -> Contents:
     return {
         "kinds": [{"kind": name, "pages": lines[f"{name}_pages"], "bytes": lines[f"{name}_bytes"]}
                   for name in KINDS],

@@ -272,7 +272,7 @@ def status(
         from . import contents  # for those who ask for it, as the metrics
 
         for row in rows:
-            if found := contents.parse_contents(row.files.get(CONTENTS, "")):
+            if found := contents.parse_contents(row.files.get(CONTENTS, ""), str(row.directory)):
                 contents.print_contents(row.name, found, in_bytes)
     return int(unwell)
 
@@ -286,8 +286,8 @@ def _print_json(rows: Sequence[Row], output: Sequence[str], in_bytes: bool, deta
     if details:
         from . import contents
 
-        shown["contents"] = contents.json_of(
-            {row.name: contents.parse_contents(row.files.get(CONTENTS, "")) for row in rows})
+        shown["contents"] = contents.json_of({
+            row.name: contents.parse_contents(row.files.get(CONTENTS, ""), str(row.directory)) for row in rows})
     print_object(shown)
 
 
