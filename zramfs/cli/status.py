@@ -287,7 +287,8 @@ def _print_json(rows: Sequence[Row], output: Sequence[str], in_bytes: bool, deta
         from . import contents
 
         shown["contents"] = contents.json_of({
-            row.name: contents.parse_contents(row.files.get(CONTENTS, ""), str(row.directory)) for row in rows})
+            row.name: contents.parse_contents(row.files.get(CONTENTS, ""), str(row.directory))
+            for row in rows})
     print_object(shown)
 
 
