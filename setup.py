@@ -115,6 +115,8 @@ EXTENSIONS = [
     extension("zramfs.store.unit_making"),
     extension("zramfs.store.share_table"),
     extension("zramfs.store.sharing"),
+    extension("zramfs.store.sample"),
+    extension("zramfs.store.estimate"),
     extension("zramfs.store.writeback"),
     extension("zramfs.store.save_pages"),
     extension("zramfs.store.saving"),

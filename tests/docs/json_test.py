@@ -14,14 +14,14 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 
-from tests.support.page_kinds import noise
+from tests.support.page_kinds import PAGE, noise, prose
 from tests.support.paths import ROOT
 from tests.support.whole import MIB, Device, device, opened, zramfs
 from zramfs.cli import zramfs as group
 from zramfs.cli.log import parse_log
 
 SCHEMA = json.loads((ROOT / "docs/zramfs.schema.json").read_text())
-COMMANDS = ("status", "doctor", "check-config", "train", "control", "log")
+COMMANDS = ("status", "doctor", "check-config", "density", "train", "control", "log")
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +86,23 @@ def test_status_and_doctor(made: Device) -> None:
         [row] = printed("status", *words)["zramfs"]
         assert row["name"] == "z"
     assert printed("doctor")["able"] is True
+
+
+@pytest.mark.requires("fuse")
+def test_status_with_details_and_density(made: Device) -> None:
+    assert printed("density", "z")["is_worth"] is False
+    with opened(made.disk) as fd:
+        os.pwrite(fd, b"".join(prose(number % 40) for number in range(512)) + bytes(PAGE), 0)
+    got = printed("density", "z", "--sample", "1M")
+    assert got["is_worth"] and got["after"]["memory"] < got["memory"] and got["sample"]["pages"] == 256
+    zramfs("control", "z", "share idle=all", "units idle=all")
+    [contents] = printed("status", "z", "--details")["contents"]
+    pages = {each["kind"]: each["pages"] for each in contents["kinds"]}
+    assert contents["name"] == "z" and pages["same"] == 1 and sum(pages.values()) == 513
+    memory = sum(each["bytes"] for each in contents["kinds"]) + contents["rest"]
+    assert memory == made.mm_stat()["mem_used_total"]
+    steps = {each["step"]: each for each in contents["steps"]}
+    assert steps["share"]["bytes_saved"] > 0 and steps["share"]["pages"] == pages["shared"]
 
 
 @pytest.mark.requires("fuse")

@@ -314,6 +314,28 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     assert int(rows.pop("cpu_ms")) == int(1000 * got["unit_making_cpu_seconds_total",])
     assert not rows
 
+    pairs = (line.split() for line in files["memory/contents"].splitlines())
+    rows = {name: int(value) for name, value in pairs}
+    # What lies where is taken from counters, and the file of mm_stat has the sums.
+    assert sum(rows[name] for name in rows if name.endswith("_pages") and "step" not in name) * PAGE == int(
+        files["zram/mm_stat"].split()[0])
+    for kind in ("hot", "huge", "recompressed", "units", "shared", "same", "written_back"):
+        expect("contents_pages", rows.pop(f"{kind}_pages"), f"kind={kind}")
+        expect("contents_bytes", rows.pop(f"{kind}_bytes"), f"kind={kind}")
+    expect("contents_bytes", rows.pop("rest_bytes"), "kind=rest")
+    total = sum(value for (name, *_), value in got.items() if name == "contents_bytes")
+    assert total == got["mem_used_bytes",]
+    for step, name in (("recompress", "recompress_cpu"), ("share", "share_cpu"),
+                       ("units", "unit_making_cpu")):
+        expect(f"{name}_seconds_total", got[f"{name}_seconds_total",])
+        assert rows.pop(f"step_{step}_cpu_ms") == int(1000 * got[f"{name}_seconds_total",])
+    for step, name in (("recompress", "recompress"), ("share", "share"), ("units", "unit")):
+        assert rows.pop(f"step_{step}_bytes_saved") == got[f"{name}_saved_bytes_total",]
+    assert [rows.pop(f"step_{step}_pages") for step in ("recompress", "share", "units")] == [
+        got["recompress_pages_total", "result=won"], got["share_pages_total", "result=joined"],
+        got["unit_making_pages_total", "result=joined"]]
+    assert not rows and not files["memory/estimate"]
+
     rows = dict(line.split(" ", 1) for line in files["memory/governor"].splitlines())
     for state in ("off", "on", "braked", "frozen"):
         expect("governor_state", int(rows["state"] == state), f"state={state}")
@@ -397,6 +419,7 @@ ELSEWHERE = {
     "BackingSettings.path", "DeviceStats.proactiveness", "TaskStats.last_error", "GovernorStats.last_error",
     "GovernorStats.mountpoint", "GovernorStats.fstype", "UnitMakingStats.groups",
     "SaveStats.path", "SaveStats.last_error", "DeviceStats.restored", "DeviceStats.survival",
+    "DeviceStats.estimate",
 }
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import random
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from tests.support.paths import ROOT
 from zramfs.device.device import Device
 from zramfs.errors import ZramfsError
 from zramfs.model.config import DeviceConfig
+from zramfs.text.sizes import format_size
 from zramfs.tree.files import tree_of
 from zramfs.tree.tree import Directory
 from zramfs.views import sample
@@ -46,7 +48,7 @@ async def device() -> Iterator[Device]:
 def texts(device: Device) -> dict[str, str]:
     """As sample.texts() reads them, from the tree itself."""
     found = {}
-    for name in (*sample.FILES, sample.UNITS):
+    for name in (*sample.FILES, sample.UNITS, sample.CONTENTS):
         node = tree_of(device, Path("/run/z0/disk"))
         for part in name.split("/"):
             assert isinstance(node, Directory)
@@ -130,6 +132,42 @@ async def test_units_are_in_the_sample_and_have_a_table_where_there_are_some(dev
     assert ["pages", "0", str(stats.store.unit_pages)] in units
 
 
+async def test_what_lies_where_is_in_the_sample_and_on_the_page(device: Device) -> None:
+    from zramfs.views import report
+
+    await fill(device)
+    drawn = [report.Drawn("", b"\x89PNG x")]
+    before = sample.parse_sample(texts(device), "z0", "/mnt/z0")
+    await device.command("units idle=all")
+    after = sample.parse_sample(texts(device), "z0", "/mnt/z0")
+    stats = device.stats().store
+    assert after.kinds["units"] == (stats.unit_pages, stats.unit_bytes)
+    assert sum(pages for pages, _ in after.kinds.values()) * PAGE == stats.orig_data_size
+    assert sum(nbytes for _, nbytes in after.kinds.values()) == stats.mem_used_total
+    tables = Page(report.page(after, before, drawn)).tables
+    [row] = [row for table in tables for row in table if row[0].endswith("neighbours (units)")]
+    assert row[1] == "" and row[2].startswith(f"{format_size(stats.unit_pages * PAGE)} in ")
+    [row] = [row for table in tables for row in table if row[0] == "pages in units (units)"]
+    assert row[1] == "0, 0B saved in 0.0 s of CPU"
+    assert re.fullmatch(rf"{device.stats().unit_making.pages}, \S+ saved in [\d.]+ s of CPU", row[2])
+
+
+async def test_the_picture_has_a_chart_of_what_lies_where(device: Device) -> None:
+    pytest.importorskip("matplotlib")
+    from zramfs.views import picture
+
+    await fill(device)
+    one = sample.parse_sample(texts(device), "z0", "/mnt/z0")
+    old = replace(one, contents={})
+    with_it, without = (_size(picture.draw_pool(each)) for each in (one, old))
+    assert with_it[0] == without[0] and with_it[1] > without[1] + 100
+
+
+def _size(png: bytes) -> tuple[int, int]:
+    """Width and height, from its header."""
+    return struct.unpack(">II", png[16:24])
+
+
 async def test_a_device_of_a_daemon_without_units_and_its_json_can_be_read(
     device: Device, tmp_path: Path
 ) -> None:
@@ -138,11 +176,12 @@ async def test_a_device_of_a_daemon_without_units_and_its_json_can_be_read(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert sample.texts(tmp_path) == texts(device)
-    (tmp_path / sample.UNITS).unlink()
+    for name in (sample.UNITS, sample.CONTENTS):
+        (tmp_path / name).unlink()
     taken = sample.parse_sample(sample.texts(tmp_path), "z0", "/mnt/z0")
-    assert taken.units == {}
+    assert taken.units == taken.contents == taken.kinds == {}
     figures = json.loads(taken.to_json())
-    del figures["units"]
+    del figures["units"], figures["contents"]
     assert sample.from_json(json.dumps(figures), "x.json") == taken
 
 

@@ -24,7 +24,7 @@ from zramfs.tree import metrics
 from zramfs.views import scrape, watched
 from zramfs.views.charts import Curve, amount
 from zramfs.views.panels import fitted
-from zramfs.views.screen import View, screen
+from zramfs.views.screen import View, plan, screen
 from zramfs.views.watched import Place, Rates, Reading, Watched, errors, percentile
 
 
@@ -137,12 +137,56 @@ async def test_units_have_a_line_when_there_are_some():
     device = made(policies=(Units(1800),))
     await device.start()
     text = drawn([on(reading(device, 0.0))], height=30, color_system=None)
-    assert " pages in " not in text and re.search(r"policy +units 30min: 0 pages", text)
+    assert "saved in" not in text and re.search(r"policy +units 30min: 0 pages", text)
     for number in range(32):
         device.store.write(number * PAGE, prose(number % 8))
     await device.command("units idle=all")
     text = drawn([on(reading(device, 0.0))], height=30, color_system=None)
-    assert re.search(r"uni\S* +32 pages in [\d.]+K *\n.* [\d.]+K saved in [\d.]+ [um]?s of CPU", text), text
+    assert re.search(r"uni\S* +[\d.]+K saved in [\d.]+ [um]?s of CPU", text), text
+
+
+async def mixed_device() -> Watched:
+    """With recompressed pages, units, shared and same-filled ones."""
+    device = made(algorithms=(Algorithm("lz4"), Algorithm("zstd")))
+    await device.start()
+    for number in range(400):
+        device.store.write(number * PAGE, prose(number % 300) if number < 380 else bytes(PAGE))
+    for command in ("recompress max_pages=200", "share idle=all", "units idle=all"):
+        await device.command(command)
+    device.store.write(380 * PAGE, b"".join(prose(number) for number in range(1000, 1020)))
+    return on(reading(device, 0.0))
+
+
+async def test_what_lies_where_is_shown_where_pages_are_of_several_kinds():
+    device = await mixed_device()
+    text = drawn([device], color_system=None)
+    [legend] = [line for line in text.splitlines() if line.startswith("pages ")]
+    shares = dict(re.findall(r"(\w+) (\d+) %", legend))
+    assert set(shares) == {"hot", "units", "shared"} and 98 <= sum(map(int, shares.values())) <= 102
+    rows = text.splitlines()[text.splitlines().index(legend):][1:3]
+    assert [row.split()[0] for row in rows] == ["data", "memory"]
+    data, memory = (row.split(maxsplit=1)[1] for row in rows)
+    # The bars are as long as each other, each in the pieces that there are.
+    assert len(data) == len(memory) and data.strip() == data
+    assert data.count("▚") / len(data) == pytest.approx(int(shares["shared"]) / 100, abs=0.03)
+    assert memory.count("▚") < data.count("▚"), "shared pages take less than their share"
+    assert len(text.splitlines()) == 24 and "full up to" in text and "q quits" in text
+    plain = drawn([await two_readings()], color_system=None)
+    assert not [line for line in plain.splitlines() if line.startswith("pages ")], "they are all hot"
+
+
+@pytest.mark.parametrize("devices", [1, 2, 9])
+@pytest.mark.parametrize("height", range(4, 60))
+def test_what_lies_where_has_its_lines_or_is_left_out(devices: int, height: int) -> None:
+    shares = plan(devices, height, True)
+    without = plan(devices, height)
+    assert not without.has_contents
+    heading = 1 + shares.gap if shares.listed else 0
+    used = shares.listed + heading + 1 + (1 + shares.gap) + (4 + shares.gap) + 2
+    used += (shares.has_fullness + shares.has_contents) * (3 + shares.gap)
+    assert not shares.has_contents or height - used >= 8
+    if height >= 40:
+        assert shares.has_contents and shares.has_fullness
 
 
 async def test_without_block_characters_plain_ones_stand_for_them():

@@ -50,6 +50,7 @@ _COMMANDS = {
     "top": ("top", "top"),
     "metrics": ("metrics", "metrics"),
     "report": ("report", "report"),
+    "density": ("density", "density"),
     "train": ("train", "train"),
     "control": ("control", "control"),
     "log": ("log", "log"),

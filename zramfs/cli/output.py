@@ -65,12 +65,6 @@ def _escape(character: str) -> str:
     return character if plain else f"\\x{ord(character):02x}"
 
 
-def print_json(name: str, headings: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
-    """{name: [{heading in lower case: value}]}, as util-linux's --json."""
-    keys = [heading.lower() for heading in headings]
-    print_object({name: [dict(zip(keys, row, strict=True)) for row in rows]})
-
-
 def print_object(value: Mapping[str, Any]) -> None:
     """As JSON. docs/zramfs.schema.json has the shape of each command's."""
     print(json.dumps(value, indent=3, ensure_ascii=False))

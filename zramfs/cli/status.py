@@ -24,7 +24,7 @@ from zramfs.text.sizes import PAGE, format_size, format_time
 from . import completion
 from .devices import no_device
 from .fleet import mounted_on
-from .output import Value, print_json, print_raw, print_table, say
+from .output import Value, print_object, print_raw, print_table, say
 from .version import version
 
 if TYPE_CHECKING:
@@ -159,6 +159,8 @@ COLUMNS = {
     # In pages. zramctl shows them as if they were bytes, and scripts that read its output get the same here.
     "MIGRATED": Column("pages freed by compaction", lambda row: row.mm_stat(6), human=format_size),
     "HUGE-PAGES": Column("pages that do not compress", lambda row: row.mm_stat(7), is_number=True),
+    "HOT": Column("data of single pages that are as they were written",
+                  _metric("contents_pages", PAGE, kind="hot"), human=format_size, file="metrics"),
     "RECOMPRESSED": Column("pages that recompression has made smaller",
                            _metric("recompress_pages_total", result="won"), is_number=True, file="metrics"),
     "IN-UNITS": Column("data compressed together with its neighbours",
@@ -189,7 +191,7 @@ COLUMNS = {
 }
 DEFAULT = ["NAME", "ALGORITHM", "DISKSIZE", "DATA", "COMPR", "TOTAL", "STREAMS", "MOUNTPOINT"]
 ZRAMCTL_SIZE = 5  # characters that a size has at least, in its table
-GOVERNOR = "memory/governor"
+GOVERNOR, CONTENTS = "memory/governor", "memory/contents"
 FILES = ("zram/disksize", "zram/comp_algorithm", "zram/mm_stat")
 # zramctl's options that set devices up, how many words they take, and the command that does the same here.
 ELSEWHERE = {
@@ -237,10 +239,12 @@ def _elsewhere(command: C) -> C:
               shell_complete=completion.list_of(COLUMNS),
               help="Columns, separated by commas; +LIST adds to the default ones.")
 @click.option("--output-all", is_flag=True, help="All columns.")
+@click.option("--details", is_flag=True,
+              help="Also what lies where on each device, and what each step has won and cost.")
 @click.option("--raw", is_flag=True, help="Without alignment, blanks in values as \\x20.")
 def status(
     dirs: tuple[str, ...], in_bytes: bool, as_json: bool, noheadings: bool, output: list[str],
-    output_all: bool, raw: bool,
+    output_all: bool, details: bool, raw: bool,
 ) -> int:
     """Show the devices, or those on the directories DIR, as zramctl does.
 
@@ -249,7 +253,7 @@ def status(
     """
     rows = _rows(dirs)
     output = list(COLUMNS) if output_all else output
-    _ask(rows, [*FILES, *{file for name in output if (file := COLUMNS[name].file)}])
+    _ask(rows, [*FILES, *{file for name in output if (file := COLUMNS[name].file)}, *[CONTENTS] * details])
     for row in rows:
         if row.health not in ("ready", "starting"):
             say(f"warning: {row.name}: {_advice(row)}")
@@ -261,11 +265,31 @@ def status(
         swap = ["SWAP-USED"] if any(row.swap for row in rows) else []
         output = [*DEFAULT, *swap, *(["STATE"] if unwell else [])]
     if as_json:
-        values = [[_json(COLUMNS[name], row, in_bytes) for name in output] for row in rows]
-        print_json("zramfs", output, values)
+        _print_json(rows, output, in_bytes, details)
         return int(unwell)
     print_devices(rows, output, in_bytes=in_bytes, raw=raw, show_headings=not noheadings)
+    if details:
+        from . import contents  # for those who ask for it, as the metrics
+
+        for row in rows:
+            if found := contents.parse_contents(row.files.get(CONTENTS, ""), str(row.directory)):
+                contents.print_contents(row.name, found, in_bytes)
     return int(unwell)
+
+
+def _print_json(rows: Sequence[Row], output: Sequence[str], in_bytes: bool, details: bool) -> None:
+    """As util-linux's --json: {"zramfs": [{heading in lower case: value}]}."""
+    keys = [heading.lower() for heading in output]
+    shown: dict[str, Any] = {"zramfs": [
+        dict(zip(keys, (_json(COLUMNS[name], row, in_bytes) for name in output), strict=True))
+        for row in rows]}
+    if details:
+        from . import contents
+
+        shown["contents"] = contents.json_of({
+            row.name: contents.parse_contents(row.files.get(CONTENTS, ""), str(row.directory))
+            for row in rows})
+    print_object(shown)
 
 
 def print_devices(
@@ -350,9 +374,13 @@ def _ask_lane(disk: Path) -> None:
 
 
 def _read(directory: Path, files: Sequence[str]) -> dict[str, str]:
-    found = {name: (directory / name).read_text() for name in files}
-    with contextlib.suppress(FileNotFoundError):  # of a daemon that an older version started
-        found[GOVERNOR] = (directory / GOVERNOR).read_text()
+    found = {}
+    for name in (*files, GOVERNOR):
+        try:
+            found[name] = (directory / name).read_text()
+        except FileNotFoundError:
+            if name not in (GOVERNOR, CONTENTS):  # which daemons of older versions do not have
+                raise
     return found
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from zramfs.errors import ZramfsError
+from zramfs.model.estimate import DEFAULT_SAMPLE, LEAST_SAMPLE, MOST_SAMPLE
 from zramfs.model.policy import Policy, parse_policy
 from zramfs.text.kernel_numbers import U64_MAX, printable
 from zramfs.text.key_values import shown
-from zramfs.text.sizes import parse_size
+from zramfs.text.sizes import format_size, parse_size
 
 U32_MAX = 0xFFFFFFFF
 WRITE_LIMIT = 4096  # bytes that one write(2) may bring
@@ -64,6 +65,15 @@ def _size(text: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise ZramfsError(errno.EINVAL, str(error)) from None
+
+
+def _sample(text: str) -> int:
+    size = _size(text) if text else DEFAULT_SAMPLE
+    if not LEAST_SAMPLE <= size <= MOST_SAMPLE:
+        raise ZramfsError(
+            errno.EINVAL, f"estimate takes a sample of {format_size(LEAST_SAMPLE)} to "
+            f"{format_size(MOST_SAMPLE)}, not {format_size(size)}")
+    return size
 
 
 def _new_size(text: str) -> tuple[int, bool]:
@@ -182,6 +192,9 @@ COMMANDS = {
         Command("share", "KEY=VALUE",
                 "one object for idle pages with equal contents: idle=all|SECONDS; default: marked pages",
                 optional=True),
+        Command("estimate", "SIZE",
+                "try on a sample of this size what recompress, share and units would win; changes nothing",
+                _sample, optional=True),
         Command("idle", "all|SECONDS", "mark pages idle: all, or those not used for so long", age_of),
         Command("access_times", "on|off", "keep the time of each page's last access, for idle=SECONDS",
                 _switch),

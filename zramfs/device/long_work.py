@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that take long: `recompress`, `units`, `share`, `idle`, `writeback`, `compact` and
-`save`.
+"""The commands that take long: `recompress`, `units`, `share`, `idle`, `writeback`, `compact`, `save`
+and `estimate`.
 
 Each function here judges its command and makes nothing yet. What it returns is the work, which runs as a
 job (jobs.py) beside the commands that come meanwhile.
@@ -113,6 +113,15 @@ class LongWork:
 
         async def work() -> None:
             await self._device.saver.save(store, wanted)
+
+        return work
+
+    def estimate(self, sample: int) -> JobWork:
+        """sample: bytes. Raises ZramfsError(EINVAL); the work: see Estimator.estimate()."""
+        store = self._device.expect_store("nothing to estimate")
+
+        async def work() -> None:
+            await self._post.estimator.estimate(store, sample)
 
         return work
 

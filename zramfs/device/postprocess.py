@@ -21,13 +21,11 @@ from zramfs.text.key_values import number, pairs, shown
 
 from .algorithms import RecompressArguments
 from .commands import age_of
-from .jobs import AfterSlice, InThread, finish_job
+from .estimator import Estimator
+from .jobs import SLICE_NS, AfterSlice, InThread, finish_job
 
 log = logging.getLogger(__name__)
 
-# A slice runs in a worker thread without the GIL and holds no lock for longer than a page, so it delays
-# nobody; its length is how long `reset` waits for it. Going through a thread costs about 0.1 ms.
-SLICE_NS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -93,11 +91,13 @@ class PostProcessor:
         self.recompression = RecompressionStats()
         self.units = UnitMakingStats()
         self.sharing = SharingStats()
+        self.estimator = Estimator(in_thread)
 
     def forget(self) -> None:
         self.recompression = RecompressionStats()
         self.units = UnitMakingStats()
         self.sharing = SharingStats()
+        self.estimator.forget()
 
     async def mark_idle(
         self, store: Store, age: int | None, rest: AfterSlice = trio.lowlevel.checkpoint

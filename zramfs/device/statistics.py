@@ -41,5 +41,5 @@ def statistics_of(device: Device) -> DeviceStats:
         wipe=device._config.wipe,
         tasks=tuple(device.task_stats.values()),
         governor=device.governor.stats, survival=device.survival,
-        save=device.saver.stats, restored=device._restored,
+        save=device.saver.stats, restored=device._restored, estimate=device._post.estimator.last,
     )

@@ -11,6 +11,7 @@ from .config import Algorithm
 if TYPE_CHECKING:
     from allocator.stats import BalloonStats, CompactionStats, HeadroomStats
 
+    from .estimate import Estimate
     from .stats import (
         BackingSettings,
         BackingStats,
@@ -95,6 +96,7 @@ class DeviceStats:
     survival: str
     save: SaveStats
     restored: RestoreStats | None
+    estimate: Estimate | None = None  # the last one
 
 
 def since(now: LaneStats, before: LaneStats | None) -> LaneStats:

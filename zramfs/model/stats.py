@@ -74,6 +74,8 @@ class StoreStats:
     pages_compacted: int  # pool pages freed by object compaction since creation
     huge_pages: int  # pages stored raw, now
     huge_pages_since: int  # and since creation
+    recompressed_pages: int  # single pages that a secondary algorithm has compressed, now
+    recompressed_bytes: int  # of their objects; a part of compr_data_size
     # io_stat
     failed_reads: int  # pages
     failed_writes: int  # pages
@@ -159,6 +161,7 @@ class RecompressionStats:
     incompressible: int = 0  # of those, marked so that they are not tried again
     no_room: int = 0  # for whose new object the pool had no memory
     busy: int = 0  # used while they were being compressed, and left alone
+    cpu_ns: int = field(default=0, compare=False)
 
     def __add__(self, other: RecompressionStats) -> RecompressionStats:
         return RecompressionStats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -197,6 +200,7 @@ class SharingStats:
     no_room: int = 0  # for whose object the pool had no memory
     busy: int = 0  # used or discarded meanwhile: they stayed as they were
     table_bytes: int = 0  # that the table of sums may take at this moment
+    cpu_ns: int = field(default=0, compare=False)
 
     def __add__(self, other: SharingStats) -> SharingStats:
         """The table is that of the later one."""

@@ -181,7 +181,8 @@ cdef uint64_t check_shared(store_t* st) except? 0:
 
 cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
     """Long: one walk over the slots, for sums that belong together."""
-    cdef uint64_t chunk, slot, v, flags, stored = 0, same = 0, huge = 0, nbytes = 0, objects = 0
+    cdef uint64_t chunk, slot, v, flags, before, stored = 0, same = 0, huge = 0, nbytes = 0, objects = 0
+    cdef uint64_t recompressed = 0, recompressed_bytes = 0
     cdef uint32_t used
     for chunk in range(chunk_count(st)):
         if load32(&st.chunks[chunk]) == 0:
@@ -202,7 +203,11 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
                 continue
             if has_object(v):
                 objects += 1
+                before = nbytes
                 check_object(st, slot, v, &nbytes)
+                if slot_prio(v) != 0:
+                    recompressed += 1
+                    recompressed_bytes += nbytes - before
             if slot_type(v) == SHARED and (slot_cell(slot, v) == NO_CELL or v & SLOT_POST):
                 fail_slots(f"slot {slot} shares an object and holds {v:#x}")
             flags = v & (<uint64_t>PRIO_MASK << PRIO_SHIFT | SLOT_IDLE | SLOT_INCOMPRESSIBLE | SLOT_POST)
@@ -226,6 +231,8 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
     for name, found, counted in (
         ("pages stored", stored, st.pages_stored), ("same-filled pages", same, st.same_pages),
         ("huge pages", huge, st.huge_pages), ("compressed bytes", nbytes, st.compr_bytes),
+        ("recompressed pages", recompressed, st.recompressed_pages),
+        ("bytes of recompressed pages", recompressed_bytes, st.recompressed_bytes),
         ("objects", objects, pool_stats(st.pool).objects),
     ):
         if found != counted:

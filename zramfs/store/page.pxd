@@ -7,3 +7,4 @@ cdef extern from "page.h" nogil:
     bint same_filled(const uint8_t* page, uint64_t* word) noexcept
     void fill_words(uint8_t* page, uint64_t word) noexcept
     uint64_t page_sum(const uint8_t* page, uint64_t seed) noexcept
+    uint64_t bytes_sum(const uint8_t* p, uint32_t n, uint64_t seed) noexcept

@@ -18,6 +18,8 @@ from zramfs.store.selection cimport object_size, slot_unselect
 from zramfs.store.slots cimport *
 from zramfs.store.store cimport Store
 
+from time import thread_time_ns
+
 from zramfs.model.stats import RecompressionStats
 
 cdef enum:
@@ -49,6 +51,7 @@ cdef struct recompression_t:
     uint64_t incompressible
     uint64_t no_room
     uint64_t busy
+    uint64_t cpu_ns
 
 
 # ---- first stage ------------------------------------------------------------------------------
@@ -235,8 +238,10 @@ cdef class Recompression:
         MemoryError: 8 bytes a page that is worth it are needed."""
         cdef int r
         self.expect_open()
+        began = thread_time_ns()
         with nogil:
             r = select_slice(&self.job, now_ns() + ns)
+        self.job.cpu_ns += thread_time_ns() - began
         if r < 0:
             raise MemoryError("no memory to remember which pages to recompress")
         return r == 1
@@ -245,8 +250,10 @@ cdef class Recompression:
         """Second stage, for about ns nanoseconds, but at least one page. True if there is more to do."""
         cdef bint more
         self.expect_open()
+        began = thread_time_ns()
         with nogil:
             more = step_slice(&self.job, now_ns() + ns)
+        self.job.cpu_ns += thread_time_ns() - began
         return more
 
     def finish(self):
@@ -270,4 +277,5 @@ cdef class Recompression:
         cdef recompression_t* job = &self.job
         return RecompressionStats(
             tried=job.tried, won=job.won, bytes_saved=job.bytes_saved, kept=job.kept,
-            incompressible=job.incompressible, no_room=job.no_room, busy=job.busy)
+            incompressible=job.incompressible, no_room=job.no_room, busy=job.busy,
+            cpu_ns=job.cpu_ns)

@@ -159,6 +159,9 @@ cdef bint object_named(void* ctx, uint64_t tag, uint64_t loc, uint32_t size) noe
     if (size != PAGE) if kind == HUGE else (size == 0 or size > st.max_object):
         return False
     st.compr_bytes += size
+    if slot_prio(v) != 0:
+        st.recompressed_pages += 1
+        st.recompressed_bytes += size
     return True
 
 

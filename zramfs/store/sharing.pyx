@@ -33,6 +33,8 @@ from zramfs.store.shared cimport *
 from zramfs.store.slots cimport *
 from zramfs.store.store cimport Store
 
+from time import thread_time_ns
+
 from zramfs.model.stats import SharingStats
 
 cdef enum:
@@ -68,6 +70,7 @@ cdef struct sharing_t:
     uint64_t alone
     uint64_t no_room
     uint64_t busy
+    uint64_t cpu_ns
 
 
 # ---- one page -----------------------------------------------------------------------------------
@@ -373,8 +376,10 @@ cdef class Sharing:
         if self.store is None:
             raise ValueError("this sharing is finished")
         self.store.check_range(0, 0)
+        began = thread_time_ns()
         with nogil:
             more = sharing_slice(&self.job, now_ns() + ns)
+        self.job.cpu_ns += thread_time_ns() - began
         return more
 
     def finish(self):
@@ -397,4 +402,4 @@ cdef class Sharing:
         return SharingStats(
             looked=job.looked, joined=job.joined, made=job.made, bytes_saved=max(<int64_t>job.bytes_saved, 0),
             unequal=job.unequal, alone=job.alone, no_room=job.no_room, busy=job.busy,
-            table_bytes=share_table_bytes(&job.table))
+            table_bytes=share_table_bytes(&job.table), cpu_ns=job.cpu_ns)

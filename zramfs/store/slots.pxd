@@ -140,6 +140,8 @@ cdef struct store_t:
     uint64_t compr_bytes
     uint64_t same_pages
     uint64_t huge_pages
+    uint64_t recompressed_pages  # single pages whose priority is not 0
+    uint64_t recompressed_bytes  # of their objects, a part of compr_bytes
     uint64_t written_back       # pages on the backing store
     # for the governor of a file system (device/governor.py): set by it, read by every write; atomic, relaxed
     uint32_t overdraft          # pool pages beyond the limit that a compressed page may take

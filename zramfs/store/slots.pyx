@@ -225,26 +225,35 @@ cdef int fetch_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, 
     return r
 
 
+cdef inline void object_release(store_t* st, uint64_t v) noexcept nogil:
+    cdef int size = zs_free(st.pool, v >> LOC_SHIFT)
+    if size > 0:
+        sub64(&st.compr_bytes, <uint64_t>size)
+        if slot_prio(v) != 0:
+            sub64(&st.recompressed_pages, 1)
+            sub64(&st.recompressed_bytes, <uint64_t>size)
+
+
 cdef void value_release(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
-    """Frees what an old value of a slot named, which it does not name any more."""
+    """Frees what an old value of a slot named, which it does not name any more. What most are comes first: a
+    discard takes 400 instructions, and each comparison two of them."""
     cdef uint32_t kind = slot_type(v)
-    cdef int size
-    if kind == EMPTY:
-        return
-    if kind == SAME or kind == SAME_OBJ:
-        sub64(&st.same_pages, 1)
-    if kind == HUGE:
+    if kind == OBJ:
+        object_release(st, v)
+    elif kind == HUGE:
         sub64(&st.huge_pages, 1)
-    if kind == WRITTEN_BACK:
+        object_release(st, v)
+    elif kind == SAME:
+        sub64(&st.same_pages, 1)
+    elif kind == SAME_OBJ:
+        sub64(&st.same_pages, 1)
+        zs_free(st.pool, v >> LOC_SHIFT)
+    elif kind == WRITTEN_BACK:
         sub64(&st.written_back, 1)
         backing_release(st.backing, v)
-    if kind == SHARED:
+    elif kind == SHARED:
         sub64(&st.shared.pages, 1)
         shared_leave(&st.shared, slot_cell(slot, v))
-    if has_object(v):
-        size = zs_free(st.pool, v >> LOC_SHIFT)
-        if size > 0 and kind != SAME_OBJ:
-            sub64(&st.compr_bytes, <uint64_t>size)
 
 
 cdef void slot_replace(store_t* st, uint64_t slot, uint64_t old, uint64_t new) noexcept nogil:
@@ -299,6 +308,9 @@ cdef int commit_locked(store_t* st, uint64_t slot, uint64_t old, const prepared_
         add64(&st.same_pages, 1)
     else:
         add64(&st.compr_bytes, page.size)
+        if slot_prio(page.bits) != 0:
+            add64(&st.recompressed_pages, 1)
+            add64(&st.recompressed_bytes, page.size)
     if page.type == HUGE:
         add64(&st.huge_pages, 1)
         add64(&st.record.huge_pages_since, 1)

@@ -179,6 +179,8 @@ cdef object store_stats(store_t* st):
         same_pages=peek64(&st.same_pages),
         pages_compacted=pool.pages_compacted,
         huge_pages=peek64(&st.huge_pages),
+        recompressed_pages=peek64(&st.recompressed_pages),
+        recompressed_bytes=peek64(&st.recompressed_bytes),
         huge_pages_since=peek64(&st.record.huge_pages_since),
         failed_reads=peek64(&st.record.failed_reads),
         failed_writes=peek64(&st.record.failed_writes),

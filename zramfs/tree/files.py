@@ -85,6 +85,8 @@ def _memory_files(device: Device) -> list[Node]:
         ("compaction", lambda: memory_files.format_compaction(device.memory()), None),
         ("policies", lambda: memory_files.format_policies(device.stats().policies), None),
         ("units", lambda: memory_files.format_units(device.stats()), None),
+        ("contents", lambda: memory_files.format_contents(device.stats()), None),
+        ("estimate", lambda: memory_files.format_estimate(device.stats().estimate), None),
         ("governor", lambda: memory_files.format_governor(device.stats().governor), None),
         ("balloon", lambda: memory_files.format_balloon(device.memory()), memory_files.parse_balloon),
         ("proactiveness", lambda: memory_files.format_proactiveness(device.stats()),

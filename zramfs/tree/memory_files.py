@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from zramfs.errors import ZramfsError
+from zramfs.model.contents import REST, kinds_of, rest_of, steps_of
 from zramfs.model.stats import FULLNESS_GROUPS
 from zramfs.text.kernel_numbers import kstrtoull, memparse, printable
 from zramfs.text.sizes import PAGE
@@ -15,6 +17,7 @@ from zramfs.text.sizes import PAGE
 if TYPE_CHECKING:
     from allocator.stats import ClassStats, PageblockStats
     from zramfs.model.device_stats import DeviceStats, MemoryStats
+    from zramfs.model.estimate import Estimate
     from zramfs.model.stats import GovernorStats, PolicyStats
 
 
@@ -108,6 +111,27 @@ def format_units(stats: DeviceStats) -> str:
             "pages_packed": done.packed, "pages_joined": done.pages, "pages_busy": done.busy,
             "bytes_saved": done.bytes_saved, "cpu_ms": done.cpu_ns // 1_000_000}
     return "".join(f"{name} {value}\n" for name, value in rows.items())
+
+
+def format_contents(stats: DeviceStats) -> str:
+    """memory/contents: a name and a number a line, of each kind its pages and bytes, and of each step what it
+    has won and cost; empty while the device is not set up."""
+    if stats.store is None:
+        return ""
+    rows: dict[str, int] = {}
+    for name, kind in kinds_of(stats.store).items():
+        rows |= {f"{name}_pages": kind.pages, f"{name}_bytes": kind.nbytes}
+    rows[f"{REST}_bytes"] = rest_of(stats.store)
+    for name, step in steps_of(stats).items():
+        rows |= {f"step_{name}_pages": step.pages, f"step_{name}_bytes_saved": step.bytes_saved,
+                 f"step_{name}_cpu_ms": step.cpu_ns // 1_000_000}
+    return "".join(f"{name} {value}\n" for name, value in rows.items())
+
+
+def format_estimate(e: Estimate | None) -> str:
+    """memory/estimate: the fields of the last estimate, a name and a number a line; empty before the first
+    one."""
+    return "".join(f"{each.name} {getattr(e, each.name)}\n" for each in fields(e)) if e else ""
 
 
 def format_governor(g: GovernorStats) -> str:

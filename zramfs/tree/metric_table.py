@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zramfs import __version__
+from zramfs.model.contents import REST, kinds_of, rest_of
 from zramfs.model.stats import (
     EMPTY,
     FULLNESS_GROUPS,
@@ -129,6 +130,11 @@ def _algorithms(f: Figures) -> Value:
     }
 
 
+def _contents_bytes(f: Figures) -> Value:
+    found = {name: kind.nbytes for name, kind in kinds_of(f.store).items()} | {REST: rest_of(f.store)}
+    return {(name,): value for name, value in found.items()}
+
+
 def _room(f: Figures) -> Value:
     d = f.device
     limit = max(0, d.mem_limit - f.store.mem_used_total) if d.mem_limit else None
@@ -151,6 +157,10 @@ TABLE = (
            lambda f: f.store.compr_data_size, "bytes"),
     Metric(GAUGE, "mem_used_bytes", "Memory of the pool for that.",
            lambda f: f.store.mem_used_total, "bytes"),
+    Metric(GAUGE, "contents_pages", "Stored pages by how they are kept; together they are all.",
+           lambda f: {(name,): kind.pages for name, kind in kinds_of(f.store).items()}, labels=("kind",)),
+    Metric(GAUGE, "contents_bytes", "Pool memory by what it holds; together it is mem_used_bytes.",
+           _contents_bytes, "bytes", labels=("kind",)),
     Metric(GAUGE, "mem_limit_bytes", "The most that the pool may take, 0 for no limit.",
            lambda f: f.device.mem_limit, "bytes"),
     Metric(GAUGE, "keep_free_bytes", "Memory of the host that is left to others, 0 for none.",
@@ -194,6 +204,8 @@ TABLE = (
            labels=("result",)),
     Metric(COUNTER, "recompress_saved_bytes", "Compressed data that became less by it.",
            lambda f: f.recompression.bytes_saved, "bytes"),
+    Metric(COUNTER, "recompress_cpu_seconds", "CPU time that it took.",
+           lambda f: f.recompression.cpu_ns / NS_PER_SECOND, "seconds"),
     Metric(COUNTER, "recompress_incompressible", "Pages marked incompressible by it.",
            lambda f: f.recompression.incompressible),
     # units
@@ -228,6 +240,8 @@ TABLE = (
     Metric(COUNTER, "share_objects", "Objects made to be shared.", lambda f: f.device.sharing.made),
     Metric(COUNTER, "share_saved_bytes", "Memory that became less by it.",
            lambda f: f.device.sharing.bytes_saved, "bytes"),
+    Metric(COUNTER, "share_cpu_seconds", "CPU time that the search for equal pages took.",
+           lambda f: f.device.sharing.cpu_ns / NS_PER_SECOND, "seconds"),
     Metric(GAUGE, "share_table_bytes", "What the table of the pages may take, while `share` is under way.",
            lambda f: f.device.sharing.table_bytes, "bytes"),
     # write-back

@@ -127,6 +127,23 @@ class Graph:
             yield Segment.line()
 
 
+class Stack:
+    """Shares of a whole, as pieces of one line: (value, style, mark, mark of a plain terminal)."""
+
+    def __init__(self, parts: Sequence[tuple[float, str, str, str]]) -> None:
+        self._parts = parts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        total, below, at = sum(value for value, *_ in self._parts), 0.0, 0
+        line = Text(no_wrap=True)
+        for value, style, mark, plain in self._parts:
+            below += value
+            end = round(options.max_width * below / total) if total else 0
+            line.append((plain if console.options.ascii_only else mark) * (end - at), style)
+            at = end
+        yield line
+
+
 class Bar:
     """A share, 0 to 1, of `width` columns. Less than half a column is shown as a thin mark."""
 

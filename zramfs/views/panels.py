@@ -8,6 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from zramfs.model.contents import KINDS, REST
 from zramfs.model.policy import format_age
 from zramfs.model.stats import FULLNESS_GROUPS, OPERATIONS
 from zramfs.text.plain import plain
@@ -21,6 +22,7 @@ from .charts import (
     Bar,
     Curve,
     Graph,
+    Stack,
     amount,
     glyphs,
     ratio_style,
@@ -140,15 +142,10 @@ def _rows_of_options(s: Scrape) -> list[tuple[str, str]]:
                                 f"{amount(s.number('reserve_misses_total'))} misses"))
     if pages := s.number("written_back_pages"):
         rows.append(("on disk", f"{amount(pages)} pages written back"))
-    if won := s.number("recompress_pages_total", result="won"):
-        rows.append(("smaller", f"{amount(won)} pages by recompression, "
-                                f"{size(s.number('recompress_saved_bytes_total'))} saved"))
-    if pages := s.number("unit_places", state="live"):
-        rows += [
-            ("units", f"{amount(pages)} pages in {size(s.number('unit_bytes'))}"),
-            ("", f"{size(s.number('unit_saved_bytes_total'))} saved in "
-                 f"{span(s.number('unit_making_cpu_seconds_total'))} of CPU"),
-        ]
+    for step, saved, cpu in (("recompress", "recompress", "recompress"), ("share", "share", "share"),
+                             ("units", "unit", "unit_making")):
+        if won := s.number(f"{saved}_saved_bytes_total"):
+            rows.append((step, f"{size(won)} saved in {span(s.number(f'{cpu}_cpu_seconds_total'))} of CPU"))
     for kind, idle in s.by("policy_idle_seconds", "policy").items():
         if idle:
             done = amount(s.number("policy_pages_total", policy=kind))
@@ -279,6 +276,51 @@ def _pages(s: Scrape) -> dict[str, float]:
         for group, zspages in s.by("class_zspages", "fullness", size=class_size).items():
             found[group] = found.get(group, 0) + pages * zspages
     return found
+
+
+# Colour and mark of each kind, and its mark on a plain terminal.
+_MARKS = {"hot": ("red", "█", "#"), "huge": ("magenta", "▞", "%"), "recompressed": ("yellow", "▓", "+"),
+          "units": ("green", "▒", "="), "shared": ("cyan", "▚", "o"), "same": ("blue", "░", ":"),
+          "written_back": ("white", "─", "."), REST: (DIM, "·", "-")}
+
+
+def is_mixed(device: Watched) -> bool:
+    """Whether any page is kept in another way than the first write left it."""
+    if device.last is None:
+        return False
+    pages = device.last.scrape.by("contents_pages", "kind")
+    return any(pages.get(kind) for kind in ("recompressed", "units", "shared", "written_back"))
+
+
+class Contents:
+    """What lies where, in three lines: the share of the pages that each kind has, and bars of the data and of
+    the memory that they take."""
+
+    def __init__(self, device: Watched) -> None:
+        assert device.last is not None
+        self._pages = device.last.scrape.by("contents_pages", "kind")
+        self._bytes = device.last.scrape.by("contents_bytes", "kind")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        total = sum(self._pages.values())
+        legend = Text(no_wrap=True, overflow="ellipsis")
+        for kind in KINDS:
+            if pages := self._pages.get(kind):
+                style, mark, plain_mark = _MARKS[kind]
+                share = 100 * pages / total
+                legend.append("   " if legend else "")
+                legend.append(plain_mark if console.options.ascii_only else mark, style)
+                legend.append(f" {kind.replace('_', ' ')} " + (f"{share:.0f} %" if share >= 0.5 else "<1 %"))
+        style, mark, plain_mark = _MARKS[REST]
+        legend.append("   " + (plain_mark if console.options.ascii_only else mark), style)
+        legend.append(" rest of the pool")
+        table = Table.grid(padding=(0, 1, 0, 0), expand=True)
+        table.add_column(no_wrap=True)
+        table.add_column(ratio=1)
+        table.add_row(Text("pages", HEAD), legend)
+        for name, values, kinds in (("data", self._pages, KINDS), ("memory", self._bytes, _MARKS)):
+            table.add_row(Text(name, HEAD), Stack([(values.get(kind, 0), *_MARKS[kind]) for kind in kinds]))
+        yield table
 
 
 def error_line(device: Watched) -> Text:

@@ -23,6 +23,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch, Rectangle
 
+from zramfs.model.contents import KINDS, REST
 from zramfs.text.sizes import format_size
 
 from .sample import FRAME, ORDERS, PAGEBLOCK, PAGEBLOCK_FRAMES, Sample, moment
@@ -38,6 +39,12 @@ LEAST_CLASSES = 16
 # Fullness groups of zsmalloc drawn as one: index of the last, and what it is called.
 BANDS = ((1, "≤ 20 %"), (3, "≤ 40 %"), (5, "≤ 60 %"), (7, "≤ 80 %"), (9, "≤ 99 %"), (10, "full"))
 BALLOON = "#d55e00"
+# Kinds of pages, in the colours of Okabe and Ito, which also those can tell apart who see few.
+KIND_COLOURS = {
+    "hot": "#d55e00", "huge": "#cc79a7", "recompressed": "#e69f00", "units": "#009e73", "shared": "#56b4e9",
+    "same": "#0072b2", "written_back": "#f0e442", REST: "#999999",
+}
+CONTENTS_INCHES = (1.0, 0.55)  # of the chart, and of the bars of each sample
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,9 @@ def draw_pool(
     cell = min((width / beside - 1.3) / columns, MAP_INCHES / rows)
     panels = 3.6 * (1 if not form.narrow else 1 + len(samples))
     heights = [max(0.5, cell * rows) * (len(samples) // beside) + 1.15, panels]
+    has_contents = any(sample.kinds for sample in samples)
+    if has_contents:
+        heights.insert(0, CONTENTS_INCHES[0] + CONTENTS_INCHES[1] * len(samples) * (2 if form.narrow else 1))
     if form.has_header:
         heights.insert(0, 1.2)
     with warnings.catch_warnings(), matplotlib.rc_context(form.ink.settings()):
@@ -115,6 +125,8 @@ def draw_pool(
         parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
         if form.has_header:
             _header(parts.pop(0), samples, names)
+        if has_contents:
+            _contents(parts.pop(0), samples, names, form)
         _maps(parts[0], samples, names, (columns, rows, blocks_a_cell), form)
         _panels(parts[1], samples, names, form)
         page = io.BytesIO()
@@ -151,6 +163,37 @@ def _header(figure: SubFigure, samples: Sequence[Sample], names: Sequence[str]) 
 def _say(figure: SubFigure, x: float, y: float, text: str, **style: Any) -> None:
     # A path may hold bytes that are no text, and a $ that is no formula.
     figure.text(x, y, text.encode(errors="replace").decode(), va="top", parse_math=False, **style)
+
+
+# ---- what lies where ---------------------------------------------------------------------------------
+def _contents(figure: SubFigure, samples: Sequence[Sample], names: Sequence[str], form: Form) -> None:
+    """For each sample a bar of its data and one of the memory that it takes, in pieces by kind."""
+    axis = figure.subplots()
+    shown = [kind for kind in (*KINDS, REST) if any(kind in sample.kinds for sample in samples)]
+    labels = []
+    for i, (sample, name) in enumerate(zip(samples, names, strict=True)):
+        ends = [0.0, 0.0]
+        labels += [f"{word} ({name})" if name else word for word in ("data", "memory")]
+        for kind in shown:
+            pages, nbytes = sample.kinds.get(kind, (0, 0))
+            sizes = [pages * FRAME / MIB, nbytes / MIB]
+            axis.barh([2 * i, 2 * i + 1], sizes, 0.8, left=ends, color=KIND_COLOURS[kind],
+                      edgecolor=form.ink.ground, linewidth=0.5)
+            ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+    axis.set_yticks(range(len(labels)), labels, fontsize=8.5)
+    axis.invert_yaxis()
+    axis.set_xlim(0, max(LEAST_MIB, axis.get_xlim()[1]))
+    axis.set_xlabel("MiB", fontsize=8.5)
+    axis.set_title("What lies where", loc="left", fontsize=10.5)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_axisbelow(True)
+    figure.legend(
+        handles=[_mark(KIND_COLOURS[kind], kind.replace("_", " "), form.ink.ground) for kind in shown],
+        loc="outside lower center" if form.narrow else "outside right upper",
+        ncols=3 if form.narrow else 1, fontsize=8, frameon=False, handletextpad=0.4,
+    )
 
 
 # ---- pageblocks -------------------------------------------------------------------------------------

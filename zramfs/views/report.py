@@ -14,6 +14,7 @@ from zramfs import __version__
 from zramfs.errors import ZramfsError
 from zramfs.host import programs
 from zramfs.host.package_managers import advise_install
+from zramfs.model.contents import KINDS, REST, STEPS
 from zramfs.text.sizes import format_size
 
 from .sample import FRAME, PAGEBLOCK, PAGEBLOCK_FRAMES, Sample, moment
@@ -176,6 +177,11 @@ def _tables(samples: Sequence[Sample], names: Sequence[str]) -> Iterator[tuple[s
     """Heading, a sentence, rows, and whether they are many."""
     yield ("The device", "Names in brackets are those of zram's mm_stat.",
            _beside(samples, names, _summary), False)
+    if any(one.kinds for one in samples):
+        yield ("What lies where", "Pages by how they are kept, and the memory that they take.",
+               _beside(samples, names, _contents), False)
+        yield ("What each step has won and cost", "Since the device was set up, by commands and policies.",
+               _beside(samples, names, _steps), False)
     yield ("Pageblocks by the share that is in use", "Many sparse ones are work for compaction.",
            _beside(samples, names, pageblocks_by_share), False)
     yield ("Free memory by size",
@@ -239,6 +245,25 @@ def pageblocks_by_share(one: Sample) -> dict[str, str]:
         if block.resident:
             counts[max(0, -(-block.used * 10 // PAGEBLOCK_FRAMES) - 1)] += 1
     return {"given back": str(one.returned)} | {f"≤ {10 * i + 10} %": str(n) for i, n in enumerate(counts)}
+
+
+def _contents(one: Sample) -> dict[str, str]:
+    rows = {}
+    for name, (pages, nbytes) in one.kinds.items():
+        what = f"{KINDS[name]} ({name})" if name != REST else "headers, and room between and behind (rest)"
+        data = pages * FRAME
+        ratio = f", ratio {data / nbytes:.2f}" if pages and nbytes else ""
+        rows[what] = f"{format_size(data)} in {format_size(nbytes)}{ratio}" if pages else format_size(nbytes)
+    return rows
+
+
+def _steps(one: Sample) -> dict[str, str]:
+    rows = {}
+    for step, words in STEPS.items():
+        pages, saved, ms = (
+            one.contents.get(f"step_{step}_{name}", 0) for name in ("pages", "bytes_saved", "cpu_ms"))
+        rows[f"{words} ({step})"] = f"{pages}, {format_size(saved)} saved in {ms / 1000:.1f} s of CPU"
+    return rows
 
 
 def _units(one: Sample) -> dict[str, str]:

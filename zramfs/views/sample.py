@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zramfs.errors import ZramfsError
+from zramfs.model.contents import KINDS, REST
 
 FRAME = 4096
 PAGEBLOCK_FRAMES = 512
@@ -22,8 +23,8 @@ FILES = (
     "zram/disksize", "zram/comp_algorithm", "zram/mm_stat", "zsmalloc/classes", "memory/buddyinfo",
     "memory/pageblocks", "memory/compaction", "memory/balloon",
 )
-# A daemon of an older version has no such file.
-UNITS = "memory/units"
+# A daemon of an older version has no such files.
+UNITS, CONTENTS = "memory/units", "memory/contents"
 MM_STAT = (
     "orig_data_size", "compr_data_size", "mem_used_total", "mem_limit", "mem_used_max", "same_pages",
     "pages_compacted", "huge_pages", "huge_pages_since",
@@ -65,7 +66,7 @@ class SizeClass:
 class Sample:
     """taken: ISO 8601; sizes in bytes; orders: free blocks of 2^k frames; compaction and balloon: the
     lines of their files. The files are read one after the other: under load they differ by what
-    happened in between. units: the lines of memory/units."""
+    happened in between. units, contents: the lines of memory/units and memory/contents."""
 
     name: str
     directory: str
@@ -79,12 +80,20 @@ class Sample:
     compaction: dict[str, float]
     balloon: dict[str, int]
     units: dict[str, int] = field(default_factory=dict)
+    contents: dict[str, int] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float | None:
         """Data ÷ memory of the pool."""
         used = self.mm_stat["mem_used_total"]
         return self.mm_stat["orig_data_size"] / used if used else None
+
+    @property
+    def kinds(self) -> dict[str, tuple[int, int]]:
+        """Pages and bytes of each kind that there is; the rest of the pool has no pages."""
+        found = {name: (self.contents.get(f"{name}_pages", 0), self.contents.get(f"{name}_bytes", 0))
+                 for name in (*KINDS, REST)}
+        return {name: each for name, each in found.items() if any(each)}
 
     @property
     def in_use(self) -> int:
@@ -128,8 +137,9 @@ def moment(sample: Sample) -> str:
 def texts(directory: Path) -> dict[str, str]:
     """The files of a device's tree that a sample is made of, by their paths below `directory`."""
     found = {name: (directory / name).read_text() for name in FILES}
-    with suppress(FileNotFoundError):
-        found[UNITS] = (directory / UNITS).read_text()
+    for name in (UNITS, CONTENTS):
+        with suppress(FileNotFoundError):
+            found[name] = (directory / name).read_text()
     return found
 
 
@@ -163,6 +173,7 @@ def parse_sample(files: Mapping[str, str], name: str, directory: str) -> Sample:
         compaction=parsed("memory/compaction", lambda text: _lines(text, _number)),
         balloon=parsed("memory/balloon", lambda text: _lines(text, int)),
         units=parsed(UNITS, lambda text: _lines(text, int)) if UNITS in files else {},
+        contents=parsed(CONTENTS, lambda text: _lines(text, int)) if CONTENTS in files else {},
     )
 
 
@@ -197,7 +208,7 @@ def _expect_figures(sample: Sample) -> None:
         raise ValueError(f"{len(sample.orders)} orders, not {ORDERS}")
     numbers: list[object] = [
         sample.disksize, *sample.mm_stat.values(), *sample.orders, *sample.balloon.values(),
-        *sample.units.values(),
+        *sample.units.values(), *sample.contents.values(),
     ]
     for block in sample.pageblocks:
         numbers += [block.free, block.used, block.balloon]

@@ -31,6 +31,7 @@ from .watched import Watched
 
 REQUEST_LINES = 4  # a heading and three kinds of requests
 FULLNESS_LINES = 3  # a heading and two rows
+CONTENTS_LINES = 3  # the kinds of pages, and two bars
 LIST_LINES = 5  # devices in the list, where the screen has room for no more
 # Lines of the part in the middle. Fewer cut the compaction panel off, which begins below three curves and has
 # its first four rows there. With more than the second, graphs and further devices are worth more.
@@ -84,31 +85,37 @@ class View:
 class Plan:
     """How the lines of a screen are shared out. listed: devices in the list, 0 without a list. gap: blank
     lines below each part, 0 or 1. has_fullness: whether the table of zspages is there. graphs: lines of the
-    graphs, 0 where three curves of a line each stand for them."""
+    graphs, 0 where three curves of a line each stand for them. has_contents: whether it is shown what lies
+    where."""
 
     listed: int
     gap: int
     has_fullness: bool
     graphs: int
+    has_contents: bool = False
 
 
-def plan(devices: int, height: int) -> Plan:
+def plan(devices: int, height: int, has_contents: bool = False) -> Plan:
     """For this number of devices on a screen of `height` lines. The middle, with latencies and compaction,
     keeps MIDDLE_LEAST lines as long as possible: the blank lines are given up first, then the table of
-    zspages. What is left over goes to graphs, further devices, the middle and higher graphs."""
+    zspages, then what lies where. What is left over goes to graphs, further devices, the middle and higher
+    graphs."""
     listed = min(devices, LIST_LINES) if devices > 1 else 0
 
-    def middle(gap: int, has_fullness: bool) -> int:
+    def middle(gap: int, has_fullness: bool, has_contents: bool) -> int:
         heading = 1 + gap if listed else 0
         fixed = 1 + (1 + gap) + (REQUEST_LINES + gap) + 2  # title, summary, requests; errors and keys
-        return height - listed - heading - fixed - has_fullness * (FULLNESS_LINES + gap)
+        return (height - listed - heading - fixed - has_fullness * (FULLNESS_LINES + gap)
+                - has_contents * (CONTENTS_LINES + gap))
 
     if listed:
         # On a low screen the chosen device goes before the others.
-        listed = max(1, listed - max(0, MIDDLE_AT_ALL - middle(0, False)))
-    choices = [(1, True), (0, True), (1, False), (0, False)]
-    gap, has_fullness = next((each for each in choices if middle(*each) >= MIDDLE_LEAST), (0, False))
-    spare = max(0, middle(gap, has_fullness) - MIDDLE_LEAST)
+        listed = max(1, listed - max(0, MIDDLE_AT_ALL - middle(0, False, False)))
+    choices = [(gap, has_fullness, shown) for shown in ((True, False) if has_contents else (False,))
+               for gap, has_fullness in ((1, True), (0, True), (1, False), (0, False))]
+    gap, has_fullness, has_contents = next(
+        (each for each in choices if middle(*each) >= MIDDLE_LEAST), (0, False, False))
+    spare = max(0, middle(gap, has_fullness, has_contents) - MIDDLE_LEAST)
     graphs = GRAPH_LEAST if spare >= GRAPH_LEAST + gap else 0
     spare -= graphs + gap if graphs else 0
     if listed:
@@ -116,14 +123,14 @@ def plan(devices: int, height: int) -> Plan:
         listed, spare = listed + more, spare - more
     spare -= min(spare, MIDDLE_ENOUGH - MIDDLE_LEAST)
     graphs = min(GRAPH_MOST, graphs + spare) if graphs else 0
-    return Plan(listed, gap, has_fullness, graphs)
+    return Plan(listed, gap, has_fullness, graphs, has_contents)
 
 
 def screen(devices: Sequence[Watched], view: View, interval: float, width: int, height: int) -> Layout:
     """What to show of all devices on a screen of width x height characters."""
     root = Layout()
     found, number = view.arranged(devices)
-    shares = plan(len(devices), height)
+    shares = plan(len(devices), height, bool(found) and panels.is_mixed(found[number]))
     parts = []
     if view.has_help:
         parts.append(Layout(_help()))
@@ -189,6 +196,8 @@ def _device(device: Watched, shares: Plan, width: int, has_graphs: bool) -> list
             graphs.size = shares.graphs + shares.gap
             parts.append(graphs)
         parts.append(_middle(device, shares, width))
+    if shares.has_contents:
+        parts.append(Layout(panels.Contents(device), size=CONTENTS_LINES + shares.gap))
     if shares.has_fullness:
         parts.append(Layout(panels.Fullness(device), size=FULLNESS_LINES + shares.gap))
     return [*parts, Layout(panels.error_line(device), size=1)]

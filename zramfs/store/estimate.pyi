@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+from zramfs.model.estimate import Estimate
+
+from .store import Store
+
+class Estimating:
+    def __init__(
+        self, store: Store, *, priority: int | None = None, level: int = 9, sample: int = ...,
+        seed: int | None = None,
+    ) -> None: ...
+    def step(self, ns: int) -> bool: ...
+    def finish(self) -> None: ...
+    def result(self) -> Estimate: ...
