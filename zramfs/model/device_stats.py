@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         BackingStats,
         BallastStats,
         CompactorStats,
+        DensityStats,
         GovernorStats,
         LaneStats,
         PolicyStats,
@@ -85,6 +86,7 @@ class DeviceStats:
     backing: BackingStats | None
     writeback: WritebackStats
     policies: tuple[PolicyStats, ...]
+    density: DensityStats
     ballast: BallastStats
     proactiveness: int
     wipe: bool
