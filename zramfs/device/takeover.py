@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from zramfs.errors import ZramfsError
 from zramfs.lane.lane import PAGE_VERSION
 from zramfs.model.config import Algorithm
+from zramfs.model.density import parse_density
 from zramfs.model.policy import parse_policy
 from zramfs.model.stats import LaneStats, Latency
 from zramfs.store import record
@@ -44,6 +45,7 @@ def settings_of(device: Device) -> dict[str, Any]:
         "keep_free": device.host_memory.headroom.keep_free,
         "policies": [str(each.policy) for each in device.policies.stats() if each.policy],
         "ledgers": device.policies.ledgers(),
+        "density": str(device.density.wanted),
         "backing": vars(device.backing_store.settings),
         "governed": device.governor.is_governing,
         "keep": None if device.kept_image.path is None else os.fspath(device.kept_image.path),
@@ -68,6 +70,8 @@ async def restore(
     for text in saved["policies"]:
         device.policies.set(*parse_policy(text))
     device.policies.take_ledgers(saved["ledgers"])
+    # A daemon of an older version has had none.
+    device.density.set(parse_density(saved.get("density", "off")))
     if saved["backing"]["path"] is not None and backing is not None:
         await device.backing_store.adopt(saved["backing"], backing)
     assert device.memory_file is not None  # a successor has one

@@ -160,6 +160,7 @@ class RecompressionStats:
     incompressible: int = 0  # of those, marked so that they are not tried again
     no_room: int = 0  # for whose new object the pool had no memory
     busy: int = 0  # used while they were being compressed, and left alone
+    cpu_ns: int = field(default=0, compare=False)
 
     def __add__(self, other: RecompressionStats) -> RecompressionStats:
         return RecompressionStats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -198,6 +199,7 @@ class SharingStats:
     no_room: int = 0  # for whose object the pool had no memory
     busy: int = 0  # used or discarded meanwhile: they stayed as they were
     table_bytes: int = 0  # that the table of sums may take at this moment
+    cpu_ns: int = field(default=0, compare=False)
 
     def __add__(self, other: SharingStats) -> SharingStats:
         """The table is that of the later one."""
@@ -348,8 +350,8 @@ DENSITY_STEPS = ("recompress", "share", "units")  # in the order in which a roun
 class DensityStats:
     """mode: off, auto or max. share: % of one core that auto may take. steps: by the names of DENSITY_STEPS.
     is_resting: nothing is due, and nothing will be until pages are written or grow old. lacks: what this
-    device can't have, as a sentence; None if it has all. last_error: of the last round, None if it was
-    right."""
+    device can't have, as a sentence; None if it has all. last_error: of the last pass of each step, None if
+    they were right."""
 
     mode: str = "off"
     share: int = DEFAULT_SHARE
