@@ -342,7 +342,7 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("balloon_migrated_pages_total", int(rows.pop("migrated")))
     assert not rows
 
-    for task in ("compactor", "governor", "host memory", "kept image", "policies", "trimmer"):
+    for task in ("compactor", "density", "governor", "host memory", "kept image", "policies", "trimmer"):
         expect("task_failures_total", 0, f"task={task}")
 
     header, *lines = (line.split() for line in files["zsmalloc/classes"].splitlines())

@@ -27,7 +27,7 @@ from zramfs.errors import ZramfsError
 from zramfs.host.work_thread import WorkThread, run_in_thread
 from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceConfig
 from zramfs.model.device_stats import DeviceStats
-from zramfs.model.policy import Policy, Recompress, Units, Writeback
+from zramfs.model.policy import Policy
 from zramfs.model.stats import TaskStats
 from zramfs.text.kernel_numbers import page_align
 from zramfs.text.sizes import format_size
@@ -40,7 +40,7 @@ from .density import Density
 from .governor import Governor
 from .handlers import ALONE, LONG, SHORT
 from .host_memory import HostMemory
-from .idle_work import IdleWork
+from .idle_work import IdleWork, expect_able
 from .jobs import Jobs
 from .kept_image import KeptImage
 from .long_work import LongWork
@@ -95,6 +95,14 @@ class Device(ReadOnlyTables):
         self._post = PostProcessor(self._job_thread)
         self.backing_store = BackingStore(
             self._in_thread, self._job_thread, lambda: self._store, wipe=config.wipe)
+        self._make_tasks(config)
+        self.saver = Saver(self._job_thread, config.rundir / "disk", lane.stats)
+        self.kept_image = KeptImage(self, config)
+        self._restored: RestoreStats | None = None
+        self.task_stats = {name: TaskStats(name) for name in self.background_tasks()}
+
+    def _make_tasks(self, config: DeviceConfig) -> None:
+        """What works by itself, and the long commands beside it."""
         self.compactor = Compactor(lambda: self._store, self.requests, self._job_thread)
         self.compactor.proactiveness = config.proactiveness
         idle_work = IdleWork(self, self.jobs, self._post, self.backing_store, self.compactor)
@@ -109,10 +117,6 @@ class Device(ReadOnlyTables):
         self.compactor.is_short = lambda: self.host_memory.is_near
         self.governor = Governor(
             lambda: self._store, lambda: self.host_memory.headroom.stats().room, config.rundir / "disk")
-        self.saver = Saver(self._job_thread, config.rundir / "disk", lane.stats)
-        self.kept_image = KeptImage(self, config)
-        self._restored: RestoreStats | None = None
-        self.task_stats = {name: TaskStats(name) for name in self.background_tasks()}
 
     async def start(self) -> None:
         """Reads the dictionaries, and sets up a device that is configured with a size. To be called
@@ -339,15 +343,8 @@ class Device(ReadOnlyTables):
 
     async def set_policy(self, kind: str, policy: Policy | None) -> None:
         """None: off."""
-        if self._store and isinstance(policy, Recompress):
-            self.secondary(policy.algo)
-        if self._store and isinstance(policy, Writeback) and self.backing_store.backing is None:
-            raise ZramfsError(
-                errno.EINVAL, "there is no backing store to write back to; write backing_dev before disksize")
-        if isinstance(policy, Units) and self._config.wipe:
-            raise ZramfsError(
-                errno.EINVAL, "this device wipes what is discarded at once, and a unit would keep it")
         if policy is not None:
+            expect_able(self, policy)
             await self.set_access_times(True)
         self.policies.set(kind, policy)
 

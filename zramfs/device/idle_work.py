@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from zramfs.errors import ZramfsError
-from zramfs.model.policy import Recompress, Units, Writeback
+from zramfs.model.policy import Policy, Recompress, Units, Writeback
 from zramfs.model.stats import Progress, StepStats
 from zramfs.text.sizes import PAGE
 
@@ -79,6 +79,18 @@ class _Cost:
                         now.cpu_seconds - before.cpu_seconds)
         self._did(did)
         return did
+
+
+def expect_able(device: Device, policy: Policy) -> None:
+    """Raises ZramfsError(EINVAL): the device lacks what the policy needs."""
+    if device.store and isinstance(policy, Recompress):
+        device.secondary(policy.algo)
+    if device.store and isinstance(policy, Writeback) and device.backing_store.backing is None:
+        raise ZramfsError(
+            errno.EINVAL, "there is no backing store to write back to; write backing_dev before disksize")
+    if isinstance(policy, Units) and device._config.wipe:
+        raise ZramfsError(
+            errno.EINVAL, "this device wipes what is discarded at once, and a unit would keep it")
 
 
 # Share of dead places from which on upkeep looks for them: less is not worth the look.

@@ -60,18 +60,7 @@ async def restore(
     """Gives a device that was just made what its predecessor had: settings, and the store in its memory file.
     backing: the descriptor of its backing store. Raises ZramfsError, OSError or ValueError when the memory
     file can't be adopted; it is unchanged then."""
-    device._mem_limit = saved["mem_limit"]
-    device._access_times = saved["access_times"]
-    device.kept_image.path = None if saved["keep"] is None else Path(saved["keep"])
-    device._last_error = saved["last_error"]
-    device._lane_before = _lane_stats(saved.get("lane_before"))
-    device.compactor.proactiveness = saved["proactiveness"]
-    device.host_memory.headroom.keep_free = saved["keep_free"]
-    for text in saved["policies"]:
-        device.policies.set(*parse_policy(text))
-    device.policies.take_ledgers(saved["ledgers"])
-    # A daemon of an older version has had none.
-    device.density.set(parse_density(saved.get("density", "off")))
+    _take_settings(device, saved)
     if saved["backing"]["path"] is not None and backing is not None:
         await device.backing_store.adopt(saved["backing"], backing)
     assert device.memory_file is not None  # a successor has one
@@ -96,6 +85,22 @@ async def restore(
     device._algorithms = tuple(entries)
     if saved["governed"]:
         device.governor.inherit()
+
+
+def _take_settings(device: Device, saved: dict[str, Any]) -> None:
+    """Those that need no store."""
+    device._mem_limit = saved["mem_limit"]
+    device._access_times = saved["access_times"]
+    device.kept_image.path = None if saved["keep"] is None else Path(saved["keep"])
+    device._last_error = saved["last_error"]
+    device._lane_before = _lane_stats(saved.get("lane_before"))
+    device.compactor.proactiveness = saved["proactiveness"]
+    device.host_memory.headroom.keep_free = saved["keep_free"]
+    for text in saved["policies"]:
+        device.policies.set(*parse_policy(text))
+    device.policies.take_ledgers(saved["ledgers"])
+    # A daemon of an older version has had none.
+    device.density.set(parse_density(saved.get("density", "off")))
 
 
 def _lane_stats(found: dict[str, Any] | None) -> LaneStats | None:
