@@ -251,18 +251,16 @@ class Density:
                 await self._work.make_denser(
                     name, math.ceil(age), LEVELS[self.wanted.mode], partial(self._count, name),
                     partial(self._rest, scope, began))
-            if not scope.cancelled_caught:
-                step.covered = began - age - SLACK
         except (OSError, MemoryError):
-            step.defer = MAX_DEFER
+            step.ended, step.defer = trio.current_time(), MAX_DEFER
             raise
-        else:
+        self._count(name, StepStats(rounds=1))
+        # One that has made way has not seen all, and is due again.
+        if not scope.cancelled_caught:
             done = self._done[name]
             is_poor = done.bytes - before.bytes < LEAST_GAIN * (done.pages - before.pages)
+            step.covered, step.ended = began - age - SLACK, trio.current_time()
             step.defer = min(2 * step.defer, MAX_DEFER) if is_poor else 1
-        finally:
-            step.ended = trio.current_time()
-        self._count(name, StepStats(rounds=1))
 
     def _count(self, name: str, did: StepStats) -> None:
         self._done[name] += did

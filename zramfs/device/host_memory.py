@@ -35,7 +35,8 @@ GROUPS = 5.0
 # Room below which the pool is made smaller, if the floor is not more: as far as a pool grows in 0.1 to 0.5 s.
 LEAST_NEAR = 64 * MIB
 # Of supply: the part of its limit from which on a pool is near it, the share of time (%) in which some task
-# waits for memory, and the part of the memory that is available where there is plenty.
+# waits for memory, and the part of the memory that is available where there is plenty. Where there is, tasks
+# wait for the limit of their own cgroup.
 NEAR_LIMIT, STALLED, PLENTY = 0.9, 1.0, 0.5
 # What a Headroom takes.
 MOST_KEEP_FREE = (1 << 62) - 1
@@ -104,11 +105,11 @@ class HostMemory:
         store, head = self._store(), self.headroom.stats()
         now = store.stats() if store else None
         limit = now.mem_limit if now else 0
-        if (self.is_near or now and limit and now.mem_used_total > NEAR_LIMIT * limit
-                or memory_stall() >= STALLED):
+        if self.is_near or now and limit and now.mem_used_total > NEAR_LIMIT * limit:
             return "short"
-        is_bounded = limit or head.group_room is not None
-        return "fair" if is_bounded or available_share(self._meminfo) <= PLENTY else "plenty"
+        if available_share(self._meminfo) > PLENTY:
+            return "fair" if limit or head.group_room is not None else "plenty"
+        return "short" if memory_stall() >= STALLED else "fair"
 
     async def run(self) -> None:
         followed = time.monotonic()
