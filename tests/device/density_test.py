@@ -313,6 +313,21 @@ async def test_switching_it_off_or_over_ends_what_is_under_way(autojump_clock: M
         assert len(work.passes) == 2
 
 
+async def test_a_change_in_the_middle_of_a_round_fails_nothing(autojump_clock: MockClock) -> None:
+    """The task may go on for some lines before it notices."""
+    work = Work()
+    async with running(work, "max") as (density, _):
+        pass_of = work.make_denser
+
+        async def switch_off(step: str, *arguments: object) -> None:
+            density.set(OFF)
+            await pass_of(step, *arguments)
+
+        work.make_denser = switch_off
+        await use(work, 100)
+        assert [step for _, step, _ in work.passes] == list(DENSITY_STEPS) and work.levels == {9}
+
+
 async def test_forgetting_switches_it_off_and_clears_its_figures(autojump_clock: MockClock) -> None:
     work = Work(3)
     async with running(work, "max") as (density, _):

@@ -30,7 +30,7 @@ from typing import Protocol
 
 import trio
 
-from zramfs.model.density import LEVELS, OFF
+from zramfs.model.density import AUTO, LEVELS, OFF
 from zramfs.model.density import Density as Wanted
 from zramfs.model.stats import DENSITY_STEPS, DensityStats, StepStats
 
@@ -114,6 +114,7 @@ class Density:
         self._work = work
         self._turns = turns
         self.wanted = wanted
+        self._followed = AUTO  # what the task works for until it notices a change
         self._done = dict.fromkeys(DENSITY_STEPS, StepStats())
         self._errors: dict[str, str] = {}  # of the last pass of a step
         self._begin()
@@ -175,6 +176,7 @@ class Density:
             self._changed = trio.Event()
             async with trio.open_nursery() as nursery:
                 if self.wanted.mode != "off":
+                    self._followed = self.wanted
                     nursery.start_soon(self._rounds)
                 await self._changed.wait()
                 nursery.cancel_scope.cancel()
@@ -182,7 +184,7 @@ class Density:
     async def _rounds(self) -> None:
         self._begin()
         self._began = trio.current_time()
-        interval = INTERVALS[self.wanted.mode]
+        interval = INTERVALS[self._followed.mode]
         while True:
             await trio.sleep(MIN_INTERVAL)
             self._hurry = trio.Event()
@@ -217,7 +219,7 @@ class Density:
                 and now >= step.ended + max(age / LOOKS, MIN_INTERVAL) * defer)
 
     def _age(self, name: str) -> float:
-        return MAX_AGE if self.wanted.mode == "max" else AGES[name] * FACTORS[self._supply]
+        return MAX_AGE if self._followed.mode == "max" else AGES[name] * FACTORS[self._supply]
 
     async def _one_round(self, due: list[str]) -> None:
         self._is_working = True
@@ -249,7 +251,7 @@ class Density:
         try:
             with trio.CancelScope() as scope:
                 await self._work.make_denser(
-                    name, math.ceil(age), LEVELS[self.wanted.mode], partial(self._count, name),
+                    name, math.ceil(age), LEVELS[self._followed.mode], partial(self._count, name),
                     partial(self._rest, scope, began))
         except (OSError, MemoryError):
             step.ended, step.defer = trio.current_time(), MAX_DEFER
@@ -267,10 +269,10 @@ class Density:
 
     async def _rest(self, scope: trio.CancelScope, began: float, cpu: float) -> None:
         """scope, began: of the step."""
-        if self.wanted.mode == "max":
+        if self._followed.mode == "max":
             await trio.lowlevel.checkpoint()
         else:
-            pause = cpu * (100 / self.wanted.share - 1)
+            pause = cpu * (100 / self._followed.share - 1)
             served = self._work.served_ms()
             await trio.sleep(pause)
             is_busy = (self._work.served_ms() - served) / 1e3 > BUSY * pause
