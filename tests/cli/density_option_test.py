@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.support.whole import device
+from tests.support.whole import device, zramfs
 from zramfs.cli.create import create, ramdisk
 from zramfs.cli.mount import parse_options
 from zramfs.cli.swap import swap
@@ -50,5 +50,6 @@ def test_a_device_has_the_density_that_it_was_made_with(tmp_path: Path) -> None:
         assert "#1: lz4 lz4hc [zstd]" in made.read("zram/recomp_algorithm")
         made.write("control", "density=max")
         assert "\ndensity      max; recompress: " in made.read("control")
+        assert zramfs("status", made.directory, "--output", "DENSITY", "--noheadings").stdout == "max\n"
         made.write("control", "density off")
         assert "\ndensity      off\n" in made.read("control")

@@ -18,6 +18,7 @@ from zramfs.model.config import Algorithm
 from zramfs.model.density import AUTO, OFF, Density
 from zramfs.model.policy import Units
 from zramfs.model.stats import DensityStats
+from zramfs.tree import metrics
 from zramfs.tree.state import control_text
 
 MAX = Density("max")
@@ -76,6 +77,15 @@ async def test_max_makes_a_device_dense_and_comes_to_rest() -> None:
             assert step.rounds > 0 and step.pages > 0 and step.bytes > 0 and step.cpu_seconds > 0, name
         assert done.lacks is done.last_error is None
         assert box.device.stats().algorithms[1] == Algorithm("zstd", 9)
+        text = metrics.openmetrics_text(box.device).decode()
+        for line in ('density_mode{device="z0",mode="max"} 1.0', 'density_mode{device="z0",mode="off"} 0.0',
+                     'density_resting{device="z0"} 1.0',
+                     f'density_pages_total{{device="z0",step="units"}} {float(done.steps["units"].pages)}',
+                     f'density_saved_bytes_total{{device="z0",step="share"}} '
+                     f'{float(done.steps["share"].bytes)}',
+                     f'density_cpu_seconds_total{{device="z0",step="recompress"}} '
+                     f'{done.steps["recompress"].cpu_seconds}'):
+            assert f"\nzramfs_{line}\n" in text
         await trio.sleep(0.3)
         assert box.device.stats().density == done, "it has come to rest"
         assert holds(box)

@@ -300,6 +300,16 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("policy_written_bytes", int(rows.pop("writeback_bytes_in_24_hours")))
     assert not rows
 
+    for mode in ("off", "auto", "max"):
+        expect("density_mode", int(mode == "off"), f"mode={mode}")
+    expect("density_share_ratio", 0.05)
+    expect("density_resting", 0)
+    for step in ("recompress", "share", "units"):
+        for number in ("rounds", "pages", "saved_bytes", "cpu_seconds"):
+            expect(f"density_{number}_total", 0, f"step={step}")
+    for step in ("recompress", "share"):
+        expect(f"{step}_cpu_seconds_total", got[f"{step}_cpu_seconds_total",])
+
     rows = dict(line.split() for line in files["memory/units"].splitlines())
     for row, name, *label in (
         ("units", "units"), ("bytes", "unit_bytes"), ("unpacked", "unit_reads_total"),
@@ -397,6 +407,7 @@ ELSEWHERE = {
     "BackingSettings.path", "DeviceStats.proactiveness", "TaskStats.last_error", "GovernorStats.last_error",
     "GovernorStats.mountpoint", "GovernorStats.fstype", "UnitMakingStats.groups",
     "SaveStats.path", "SaveStats.last_error", "DeviceStats.restored", "DeviceStats.survival",
+    "DensityStats.lacks", "DensityStats.last_error",
 }
 
 
