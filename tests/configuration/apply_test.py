@@ -208,7 +208,7 @@ def test_a_file_is_checked_wherever_it_stands(top: Path) -> None:
     file.write_text("directory = /mnt/mine\nzram-size = 64\n")
     assert zramfs("check-config", file).stdout.splitlines()[1:] == [
         "    a plain device: /mnt/mine/disk", "    size 64M", "    compressed with lz4",
-        "    2 threads, proactiveness 20"]
+        "    2 threads, proactiveness 20, density off"]
 
 
 # ---- as a service ----------------------------------------------------------------------------------

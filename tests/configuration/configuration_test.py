@@ -24,6 +24,7 @@ from zramfs.configuration.settings import Settings, load_configuration
 from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.lifecycle.swap import Swap
 from zramfs.model.config import Algorithm, DeviceConfig
+from zramfs.model.density import AUTO, OFF, Density
 from zramfs.model.policy import Recompress, Units
 
 CASES = ROOT / "tests/configuration/cases"
@@ -92,14 +93,32 @@ def test_every_value_arrives(top: Path) -> None:
     assert got == Settings(
         "z", DeviceConfig(size=100 << 20, mem_limit=10 << 20, algorithms=algorithms,
                           policies=(Recompress(600),), writeback=Path("/dev/x"), threads=7,
-                          proactiveness=30, wipe=True),
+                          proactiveness=30, wipe=True, density=AUTO),
         FileSystem("btrfs", Path("/m"), "noatime", mode=0o750, owner=1, group=2), Path("/m"))
     one(top, "directory=/d\nallow-other=on\nmode=0640\n")
     got = load_configuration(top, RAM).devices["z"].settings
     assert got == Settings("z", DeviceConfig(size=4 << 30, allow_other=True, mode=0o640), None, Path("/d"))
     one(top, "swap-priority=-1\nreserve=32\nmin-free=ram/64\noptions=discard=once\n")
     got = load_configuration(top, RAM).devices["z"].settings
-    assert got == Settings("z", DeviceConfig(size=4 << 30, reserve=32 << 20), Swap(-1, "once", 128 << 20))
+    config = DeviceConfig(size=4 << 30, reserve=32 << 20, density=AUTO)
+    assert got == Settings("z", config, Swap(-1, "once", 128 << 20))
+
+
+@pytest.mark.parametrize(("kind", "default"), [("directory=/d", OFF), ("mount-point=/m", AUTO), ("", AUTO)])
+def test_density_has_the_default_of_the_kind_and_a_value_is_taken(
+    kind: str, default: Density, top: Path
+) -> None:
+    lines = {"": default, "density=": default, "density = off": OFF, "density=max": Density("max"),
+             "density = auto:20%": Density("auto", 20), "density=auto:7": Density("auto", 7)}
+    for line, wanted in lines.items():
+        one(top, f"{kind}\n{line}\n")
+        assert load_configuration(top, RAM).devices["z"].settings.config.density == wanted
+    file = one(top, f"{kind}\ndensity=auto share=10%\n")
+    found = load_configuration(top, RAM).devices["z"]
+    assert found.settings is None
+    assert [str(each) for each in found.complaints] == [
+        f"{file}:2: density: expected off, max, auto, or auto with the share of a core that it may take, "
+        "auto:1% to auto:100%; got 'auto share=10%'"]
 
 
 def test_a_policy_of_units_needs_no_second_algorithm_and_no_wipe(top: Path) -> None:

@@ -201,6 +201,7 @@ def test_the_policy_of_units_goes_on_after_a_kill(tmp_path: Path) -> None:
     data = b"".join(prose(number % 50) for number in range(1024))
     with device(tmp_path / "z", 16 * MIB, "--standby", "--access-times") as z:
         z.write("control", "policy=units idle=1s")
+        z.write("control", "density=auto:20%")
         with opened(os.path.realpath(z.disk)) as fd:
             for off in (0, len(data)):
                 os.pwrite(fd, data, off)
@@ -208,6 +209,7 @@ def test_the_policy_of_units_goes_on_after_a_kill(tmp_path: Path) -> None:
                 kill_daemon(z.directory)
                 wait_until(lambda: readable(z.directory / "control"), "the tree", 5)
                 assert "policies     units idle=1s" in z.read("control")
+                assert "density      auto, with at most 20 % of a core" in z.read("control")
             wait_until(lambda: units_of(z) >= 2 * len(data) // PAGE, "all pages are in units", 60)
             for off in (0, len(data)):
                 assert os.pread(fd, len(data), off) == data

@@ -18,6 +18,7 @@ from zramfs.device.mapped_memory import MappedMemory
 from zramfs.device.takeover import restore, settings_of
 from zramfs.host import memory_file
 from zramfs.model.config import Algorithm, DeviceConfig
+from zramfs.model.density import AUTO, Density
 from zramfs.model.policy import Recompress, Units, Writeback
 
 CONFIG = DeviceConfig(
@@ -25,7 +26,7 @@ CONFIG = DeviceConfig(
     algorithms=(Algorithm("zstd", 3, Path("/etc/dictionary")), Algorithm("lz4hc")), threads=4,
     mem_limit=1 << 20,
     policies=(Recompress(3600, "lz4hc"), Writeback(7200, 1 << 30)), keep_free=0, writeback=Path("/dev/null"),
-    mode=0o660, owner=1, group=2, standby=True, wipe=True, lock=True)
+    density=Density("auto", 20), mode=0o660, owner=1, group=2, standby=True, wipe=True, lock=True)
 
 
 class FakeLine:
@@ -138,6 +139,29 @@ async def test_a_successor_has_the_policies_of_its_predecessor() -> None:
     await restore(next_one, json.loads(json.dumps(settings_of(device))), None, MappedMemory())
     assert [each.policy for each in next_one.policies.stats()] == [None, None, Units(1800, 9)]
     assert next_one.store.access_times
+    next_one.store.close()
+    os.close(device.memory_file)
+
+
+async def test_a_successor_has_the_density_of_its_predecessor_and_that_of_an_older_version_none() -> None:
+    device = Device(DeviceConfig(size=1 << 20, density=AUTO), FakeLane(), memory_file.new("zramfs"))
+    await device.start()
+    for text in ("max", "auto:20%", "off"):
+        await device.command(f"density={text}")
+        saved = json.loads(json.dumps(settings_of(device)))
+        next_one = Device(DeviceConfig(density=AUTO), FakeLane())
+        next_one.memory_file = memory_file.new("nothing")
+        await restore(next_one, saved, None, MappedMemory())
+        assert str(next_one.density.wanted) == text
+        del saved["density"]
+        await restore(next_one, saved, None, MappedMemory())
+        assert str(next_one.density.wanted) == "off"
+        os.close(next_one.memory_file)
+    # The algorithm that density has brought is the store's, and so the successor's.
+    next_one = Device(DeviceConfig(), FakeLane(), device.memory_file)
+    device.store.leave()
+    await restore(next_one, json.loads(json.dumps(settings_of(device))), None, MappedMemory())
+    assert next_one.stats().algorithms[1] == Algorithm("zstd", 3) and next_one.store.access_times
     next_one.store.close()
     os.close(device.memory_file)
 

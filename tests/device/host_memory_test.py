@@ -115,6 +115,34 @@ async def test_the_room_is_the_least_of_limit_host_and_groups(host: Host, tmp_pa
     assert host.memory.room() == 10 * MIB
 
 
+async def test_the_supply_is_short_fair_or_plenty(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the room, the limit, what tasks wait for, and what is available of 8 GiB."""
+    stall = 0.0
+    monkeypatch.setattr(host_memory, "memory_stall", lambda: stall)
+
+    def supply(available: int) -> str:
+        host.available(available)
+        host.memory._look()
+        return host.memory.supply
+
+    assert (supply(5000), supply(3000), supply(250)) == ("plenty", "fair", "short")
+    stall = host_memory.STALLED
+    assert (supply(5000), supply(3000)) == ("plenty", "short")
+    stall = 0.0
+    group = FakeGroup(tmp_path / "g", 2).set(limit=1000, used=58)
+    host.memory.headroom.set_groups([(group.path, 2)])
+    assert supply(5000) == "fair"
+    host.memory.headroom.set_groups([])
+    store = host.set_up(mem_limit=8 * MIB)
+    assert supply(5000) == "fair"
+    while store.stats().mem_used_total <= host_memory.NEAR_LIMIT * 8 * MIB:
+        assert host.memory.supply == "fair"
+        store.write(store.stats().orig_data_size, os.urandom(MIB // 4))
+    assert supply(5000) == "short"
+
+
 async def test_a_floor_above_all_memory_stops_any_growth(host: Host) -> None:
     await host.memory.set_keep_free((1 << 64) - 1)
     assert host.memory.room() == 0

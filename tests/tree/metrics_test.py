@@ -300,6 +300,16 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("policy_written_bytes", int(rows.pop("writeback_bytes_in_24_hours")))
     assert not rows
 
+    for mode in ("off", "auto", "max"):
+        expect("density_mode", int(mode == "off"), f"mode={mode}")
+    expect("density_share_ratio", 0.05)
+    expect("density_resting", 0)
+    for step in ("recompress", "share", "units"):
+        for number in ("rounds", "pages", "saved_bytes", "cpu_seconds"):
+            expect(f"density_{number}_total", 0, f"step={step}")
+    for step in ("recompress", "share"):
+        expect(f"{step}_cpu_seconds_total", got[f"{step}_cpu_seconds_total",])
+
     rows = dict(line.split() for line in files["memory/units"].splitlines())
     for row, name, *label in (
         ("units", "units"), ("bytes", "unit_bytes"), ("unpacked", "unit_reads_total"),
@@ -364,7 +374,7 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     expect("balloon_migrated_pages_total", int(rows.pop("migrated")))
     assert not rows
 
-    for task in ("compactor", "governor", "host memory", "kept image", "policies", "trimmer"):
+    for task in ("compactor", "density", "governor", "host memory", "kept image", "policies", "trimmer"):
         expect("task_failures_total", 0, f"task={task}")
 
     header, *lines = (line.split() for line in files["zsmalloc/classes"].splitlines())
@@ -420,6 +430,7 @@ ELSEWHERE = {
     "GovernorStats.mountpoint", "GovernorStats.fstype", "UnitMakingStats.groups",
     "SaveStats.path", "SaveStats.last_error", "DeviceStats.restored", "DeviceStats.survival",
     "DeviceStats.estimate",
+    "DensityStats.lacks", "DensityStats.last_error",
 }
 
 

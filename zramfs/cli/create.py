@@ -14,6 +14,7 @@ from . import completion
 from .options import (
     DEVICE_SIZE,
     Value,
+    density_option,
     described,
     device_options,
     expect_file_system,
@@ -36,6 +37,7 @@ from .save import say_restored
 )
 @name_option
 @device_options
+@density_option("device")
 @over_contents
 @lock_option
 @standby_option
@@ -72,6 +74,7 @@ def create(dir: str, name: str | None, foreground: bool, **values: Any) -> None:
 @name_option
 @file_system_options
 @device_options
+@density_option("ramdisk")
 @over_contents
 @lock_option
 @standby_option

@@ -20,6 +20,7 @@ from zramfs.host import safe_paths
 from zramfs.lifecycle import claim, images, ramdisk, remount, rundir, start
 from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.model.config import DeviceConfig
+from zramfs.model.density import AUTO
 
 from .options import PARSERS, TOP_PARSERS, described, expect_file_system, expect_kept
 from .output import say
@@ -43,9 +44,9 @@ _NEVER = {
 }
 _OURS = (
     "size=SIZE, algo=NAME[:LEVEL], recomp_algo=NAME[:LEVEL] (up to three times), mem_limit=SIZE, "
-    "keep_free=SIZE, threads=NUMBER, writeback=PATH, access_times, wipe, allow_other, lock, standby, "
-    "mode=MODE, uid=USER, gid=GROUP, restore=FILE, and for a RAM disk fs=ext4|xfs|btrfs, label=LABEL, "
-    "keep=FILE, keep_every=AGE"
+    "keep_free=SIZE, threads=NUMBER, writeback=PATH, density=MODE, access_times, wipe, allow_other, lock, "
+    "standby, mode=MODE, uid=USER, gid=GROUP, restore=FILE, and for a RAM disk fs=ext4|xfs|btrfs, "
+    "label=LABEL, keep=FILE, keep_every=AGE"
 )
 
 
@@ -124,7 +125,7 @@ def _ram_disk(
         raise click.UsageError("a RAM disk cannot do without a size: expected the mount option size=SIZE")
     words = passed if {"discard", "nodiscard"} & set(passed) else [ramdisk.DEFAULT_OPTIONS, *passed]
     wanted = FileSystem(fs, place, ",".join(words), **top)
-    config = described(**values)
+    config = described(**{"density": AUTO, **values})
     expect_kept(config, "keep")
     expect_file_system(wanted, config.size, "size=")
     return config, wanted

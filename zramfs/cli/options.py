@@ -16,6 +16,7 @@ from zramfs.host.rights import parse_group, parse_mode, parse_user
 from zramfs.lifecycle import ramdisk
 from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.model.config import DEFAULT_ALGO, DEFAULT_THREADS, MAX_THREADS, Algorithm, DeviceConfig
+from zramfs.model.density import DEFAULTS, MODES, parse_density
 from zramfs.model.policy import parse_age
 from zramfs.text import sizes
 
@@ -104,6 +105,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "restore": path,
     "keep": path,
     "keep_every": interval,
+    "density": parse_density,
 }
 # What describes the file system of a RAM disk, by the field of FileSystem.
 TOP_PARSERS: dict[str, Callable[[str], Any]] = {
@@ -227,6 +229,15 @@ def over_contents(command: C) -> C:
     return click.option(
         "--force", "forced", is_flag=True,
         help="Take what --writeback names although it holds something, which is lost.")(command)
+
+
+def density_option(kind: str) -> Callable[[C], C]:
+    """--density, with the default of the kind of device."""
+    return click.option(
+        "--density", type=Value("density"), default=str(DEFAULTS[kind]), metavar="MODE",
+        show_default=True, shell_complete=completion.one_of(MODES),
+        help="Become denser by itself, as pages grow old: off, auto (with at most 5% of a core; auto:20%: "
+             "with 20%), or max (at once, with all that it takes).")
 
 
 def lock_option(command: C) -> C:

@@ -131,6 +131,11 @@ def _metric(name: str, unit: int = 1, **labels: str) -> Callable[[Row], int | No
     return lambda row: int(row.metrics.number(name, **labels)) * unit if row.metrics else None
 
 
+def _density(row: Row) -> str | None:
+    modes = row.metrics.by("density_mode", "mode") if row.metrics else {}
+    return next((mode for mode, is_on in modes.items() if is_on), None)
+
+
 def _saving(row: Row) -> str | None:
     if not row.metrics or not row.metrics.number("save_running"):
         return None
@@ -167,6 +172,7 @@ COLUMNS = {
                        _metric("unit_places", PAGE, state="live"), human=format_size, file="metrics"),
     "SHARED": Column("data of pages that share objects, because they are equal",
                      _metric("shared_pages", PAGE), human=format_size, file="metrics"),
+    "DENSITY": Column("how readily it becomes denser by itself: off, auto or max", _density, file="metrics"),
     "WRITTEN-BACK": Column("data that lies on the backing store", _metric("written_back_pages", PAGE),
                            human=format_size, file="metrics"),
     "RESIDENT": Column("memory of the pool, with what it keeps ready", _metric("resident_bytes"),

@@ -12,7 +12,7 @@ from zramfs.lifecycle import swap as areas
 from zramfs.model.config import DEFAULT_RESERVE
 from zramfs.text import sizes
 
-from .options import DEVICE_SIZE, NAME, described, device_options
+from .options import DEVICE_SIZE, NAME, density_option, described, device_options
 from .output import say
 
 
@@ -54,6 +54,7 @@ class _Size(click.ParamType):
 @click.option("--force", is_flag=True, help="Go on without what keeps the machine from hanging.")
 @click.option("--foreground", is_flag=True, help="Stay attached until the device ends.")
 @device_options
+@density_option("swap")
 def swap(
     name: str | None, priority: int, discard: str, reserve: int, min_free: int | None, force: bool,
     foreground: bool, **values: Any,

@@ -208,4 +208,4 @@ def describe_settings(wanted: Settings) -> Iterator[str]:
         yield "what is discarded or overwritten is zeroed"
     if words := _rights(rights):
         yield ", ".join(words)
-    yield f"{config.threads} threads, proactiveness {config.proactiveness}"
+    yield f"{config.threads} threads, proactiveness {config.proactiveness}, density {config.density}"

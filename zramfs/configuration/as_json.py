@@ -55,6 +55,7 @@ def _settings(wanted: Settings) -> dict[str, Any]:
             {"name": each.name, "level": each.level, "dictionary": _text(each.dictionary)}
             for each in config.algorithms],
         "policies": [str(policy) for policy in config.policies],
+        "density": str(config.density),
         "writeback": _text(config.writeback),
         "threads": config.threads,
         "proactiveness": config.proactiveness,

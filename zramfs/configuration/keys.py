@@ -16,6 +16,7 @@ from zramfs.codecs.spec import PRIORITIES, expect_level, level_of
 from zramfs.host.rights import parse_group, parse_mode, parse_user
 from zramfs.lifecycle import mount_points, ramdisk, swap
 from zramfs.model.config import ALGORITHMS, MAX_THREADS, SECONDARY, Algorithm
+from zramfs.model.density import parse_density
 from zramfs.model.policy import Policy, parse_age, parse_policy
 
 from .expression import evaluate_expression
@@ -167,6 +168,7 @@ KEYS: dict[str, Key] = {
     "standby": Key(_boolean, ("ramdisk", "device")),
     "compression-algorithm": Key(_algorithms, warning=_replaced_algorithms),
     "policy": Key(_policy),
+    "density": Key(parse_density),
     "writeback-device": Key(_path),
     "swap-priority": Key(_whole(-1, swap.MAX_PRIORITY), ("swap",)),
     "reserve": Key(_expression, ("swap",)),

@@ -13,6 +13,7 @@ from zramfs.lifecycle.ramdisk import FileSystem
 from zramfs.lifecycle.start import OnTop
 from zramfs.lifecycle.swap import Swap
 from zramfs.model.config import DEFAULT_ALGO, DEFAULT_RESERVE, MAX_DISKSIZE, Algorithm, DeviceConfig
+from zramfs.model.density import DEFAULTS
 from zramfs.model.policy import Policy, Units, Writeback
 from zramfs.text.sizes import format_size
 from zramfs.text.sizes import total_ram as host_ram
@@ -296,7 +297,7 @@ def _settle(device: ConfiguredDevice, ram: int) -> None:
         return
     config = DeviceConfig(
         size=size, mem_limit=limit, policies=tuple(policies.values()),
-        keep_free=keep_free if "keep-free" in values else None,
+        keep_free=keep_free if "keep-free" in values else None, density=values.get("density", DEFAULTS[kind]),
         **{name: values[key] for name, key in _PLAIN.items() if key in values},
     )
     if kind == "swap":

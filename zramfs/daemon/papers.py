@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zramfs.model.config import Algorithm, DeviceConfig
+from zramfs.model.density import parse_density
 from zramfs.model.policy import parse_policy
 
 PAPERS_VERSION = 1  # of the names in them, and of what packed_config() makes
@@ -53,6 +54,7 @@ def packed_config(config: DeviceConfig) -> dict[str, Any]:
         found[name] = None if found[name] is None else os.fspath(found[name])
     found["algorithms"] = [packed_algorithm(each) for each in config.algorithms]
     found["policies"] = [str(each) for each in config.policies]
+    found["density"] = str(config.density)
     return found
 
 
@@ -66,6 +68,8 @@ def unpacked_config(found: dict[str, Any]) -> DeviceConfig:
     values["algorithms"] = tuple(map(unpacked_algorithm, found["algorithms"]))
     policies = (parse_policy(each)[1] for each in found["policies"])
     values["policies"] = tuple(each for each in policies if each)
+    if "density" in found:
+        values["density"] = parse_density(found["density"])
     return DeviceConfig(**values)
 
 

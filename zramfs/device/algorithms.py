@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from zramfs.codecs.codec import MAX_DICTIONARY, Codec
-from zramfs.codecs.spec import LEVELS, PRIORITIES, level_of
+from zramfs.codecs.spec import DEFAULT_LEVEL, LEVELS, PRIORITIES, level_of
 from zramfs.errors import ZramfsError
 from zramfs.host import safe_paths
 from zramfs.model.config import NAME_LIMIT, SECONDARY, Algorithm
+from zramfs.model.density import LEVELS as LEVELS_OF_DENSITY
+from zramfs.model.density import Density
 from zramfs.text.key_values import number, pairs, shown
 
 KERNEL_LZ4HC = 16  # its highest level
@@ -84,6 +86,25 @@ def successor(old: Entry | None, chosen: Algorithm) -> Entry:
 
 def with_entry(old: Table, priority: int, new: Entry) -> Table:
     return (*old[:priority], new, *old[priority + 1:])
+
+
+def highest(entries: Table) -> int | None:
+    """The secondary priority that makes pages smallest; None: there is none."""
+    return max((priority for priority, each in enumerate(entries) if priority and each), default=None)
+
+
+def with_density(old: Table, wanted: Density) -> Table:
+    """For a store that is to be made. Where nobody has chosen a secondary algorithm, density brings one,
+    unless the primary one is as good."""
+    level = LEVELS_OF_DENSITY.get(wanted.mode)
+    primary = old[0]
+    assert primary is not None
+    if level is None or highest(old) is not None:
+        return old
+    own = DEFAULT_LEVEL["zstd"] if primary.level is None else primary.level
+    if primary.algorithm.name == "zstd" and own >= level:
+        return old
+    return with_entry(old, 1, Entry(Algorithm("zstd", level)))
 
 
 def store_arguments(entries: Table) -> dict[str, Any]:
@@ -202,12 +223,14 @@ def parse_parameters(text: str, entries: Table) -> tuple[int, Algorithm]:
 
 @dataclass(frozen=True)
 class RecompressArguments:
-    """priority None: that of algo, or 1. threshold in bytes, 0 = none; max_pages in tries, None = all."""
+    """priority None: that of algo, or 1. threshold in bytes, 0 = none; max_pages in tries, None = all. older:
+    only pages that were not used for more than so many seconds; None = any."""
 
     idle: bool = False
     huge: bool = False
     threshold: int = 0
     max_pages: int | None = None
+    older: int | None = None
     algo: str | None = None
     priority: int | None = None
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zramfs.errors import ZramfsError
+from zramfs.model.density import Density, parse_density
 from zramfs.model.estimate import DEFAULT_SAMPLE, LEAST_SAMPLE, MOST_SAMPLE
 from zramfs.model.policy import Policy, parse_policy
 from zramfs.text.kernel_numbers import U64_MAX, printable
@@ -161,6 +162,13 @@ def _policy(text: str) -> tuple[str, Policy | None]:
         raise ZramfsError(errno.EINVAL, str(error)) from None
 
 
+def _density(text: str) -> Density:
+    try:
+        return parse_density(text)
+    except ValueError as error:
+        raise ZramfsError(errno.EINVAL, str(error)) from None
+
+
 def _whole_number(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise ZramfsError(errno.EINVAL, f"expected a whole number, got {printable(text.encode())}")
@@ -215,6 +223,8 @@ COMMANDS = {
         Command("policy", "KIND KEY=VALUE...|off",
                 "recompress idle=AGE [algo=NAME]; units idle=AGE [level=NUMBER]; writeback idle=AGE "
                 "[limit=SIZE, in 24 hours]", _policy),
+        Command("density", "off|auto[:SHARE%]|max",
+                "become denser by itself: auto with little CPU as pages grow old, max at once", _density),
         Command("mem_limit", "SIZE", "memory that the pool may take, 0 for no limit", _size),
         Command("keep_free", "SIZE", "memory of the host that is left to others, 0 for none", _size),
         Command("mem_used_max", "0", "forget the peak of the memory used", _zero),

@@ -27,7 +27,7 @@ from zramfs.errors import ZramfsError
 from zramfs.host.work_thread import WorkThread, run_in_thread
 from zramfs.model.config import DEFAULT_ALGO, MAX_DISKSIZE, Algorithm, DeviceConfig
 from zramfs.model.device_stats import DeviceStats
-from zramfs.model.policy import Policy, Recompress, Units, Writeback
+from zramfs.model.policy import Policy
 from zramfs.model.stats import TaskStats
 from zramfs.text.kernel_numbers import page_align
 from zramfs.text.sizes import format_size
@@ -36,10 +36,11 @@ from . import algorithms, commands, takeover
 from .backing_store import BackingStore
 from .ballast import Ballast
 from .compactor import Compactor
+from .density import Density
 from .governor import Governor
 from .handlers import ALONE, LONG, SHORT
 from .host_memory import HostMemory
-from .idle_work import IdleWork
+from .idle_work import IdleWork, expect_able
 from .jobs import Jobs
 from .kept_image import KeptImage
 from .long_work import LongWork
@@ -80,7 +81,7 @@ class Device(ReadOnlyTables):
         self._store: Store | None = None
         # Their dictionaries are read by start().
         self._algorithms: algorithms.Table = algorithms.unread(config.primary, config.secondary)
-        self._access_times = config.access_times or bool(config.policies)
+        self._access_times = config.access_times or bool(config.policies) or config.density.mode != "off"
         self._mem_limit = page_align(config.mem_limit)
         self._last_error: str | None = None
         self._lane_before: LaneStats | None = None
@@ -94,21 +95,28 @@ class Device(ReadOnlyTables):
         self._post = PostProcessor(self._job_thread)
         self.backing_store = BackingStore(
             self._in_thread, self._job_thread, lambda: self._store, wipe=config.wipe)
-        self.compactor = Compactor(lambda: self._store, self.requests, self._job_thread)
-        self.compactor.proactiveness = config.proactiveness
-        self.policies = Policies(IdleWork(self, self.jobs, self._post, self.backing_store, self.compactor))
-        self.long_work = LongWork(self, self._post, self.backing_store, self.compactor, self.policies)
-        for policy in config.policies:
-            self.policies.set(policy.kind, policy)
-        self.host_memory = HostMemory(
-            config, lambda: self._store, (self.compactor.poke, self.policies.hurry))
-        self.compactor.is_short = lambda: self.host_memory.is_near
-        self.governor = Governor(
-            lambda: self._store, lambda: self.host_memory.headroom.stats().room, config.rundir / "disk")
+        self._make_tasks(config)
         self.saver = Saver(self._job_thread, config.rundir / "disk", lane.stats)
         self.kept_image = KeptImage(self, config)
         self._restored: RestoreStats | None = None
         self.task_stats = {name: TaskStats(name) for name in self.background_tasks()}
+
+    def _make_tasks(self, config: DeviceConfig) -> None:
+        """What works by itself, and the long commands beside it."""
+        self.compactor = Compactor(lambda: self._store, self.requests, self._job_thread)
+        self.compactor.proactiveness = config.proactiveness
+        idle_work = IdleWork(self, self.jobs, self._post, self.backing_store, self.compactor)
+        self.policies = Policies(idle_work)
+        self.density = Density(idle_work, self.policies, config.density)
+        self.policies.unit_level = lambda: self.density.level
+        self.long_work = LongWork(self, self._post, self.backing_store, self.compactor, self.policies)
+        for policy in config.policies:
+            self.policies.set(policy.kind, policy)
+        self.host_memory = HostMemory(
+            config, lambda: self._store, (self.compactor.poke, self.policies.hurry, self.density.hurry))
+        self.compactor.is_short = lambda: self.host_memory.is_near
+        self.governor = Governor(
+            lambda: self._store, lambda: self.host_memory.headroom.stats().room, config.rundir / "disk")
 
     async def start(self) -> None:
         """Reads the dictionaries, and sets up a device that is configured with a size. To be called
@@ -138,8 +146,9 @@ class Device(ReadOnlyTables):
     def background_tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """What is to run beside the lane, by name. Each may be started again; task_stats counts that."""
         return {"compactor": self.compactor.run, "trimmer": self.backing_store.run,
-                "policies": self.policies.run, "host memory": self.host_memory.run,
-                "governor": self.governor.run, "kept image": self.kept_image.run}
+                "policies": self.policies.run, "density": self.density.run,
+                "host memory": self.host_memory.run, "governor": self.governor.run,
+                "kept image": self.kept_image.run}
 
     def resume(self) -> None:
         """The trio loop has ended with all its tasks, whatever they were doing, and a new one runs."""
@@ -149,6 +158,7 @@ class Device(ReadOnlyTables):
         self.jobs.resume()
         self.compactor.resume()
         self.policies.resume()
+        self.density.resume()
         self.governor.resume()
 
     def end_jobs(self) -> None:
@@ -271,6 +281,7 @@ class Device(ReadOnlyTables):
             self.host_memory.forget()
             self._post.forget()
             self.policies.forget()
+            self.density.forget()
             self.saver.forget()
             self._restored = None
             await self._drop_store()
@@ -332,15 +343,8 @@ class Device(ReadOnlyTables):
 
     async def set_policy(self, kind: str, policy: Policy | None) -> None:
         """None: off."""
-        if self._store and isinstance(policy, Recompress):
-            self.secondary(policy.algo)
-        if self._store and isinstance(policy, Writeback) and self.backing_store.backing is None:
-            raise ZramfsError(
-                errno.EINVAL, "there is no backing store to write back to; write backing_dev before disksize")
-        if isinstance(policy, Units) and self._config.wipe:
-            raise ZramfsError(
-                errno.EINVAL, "this device wipes what is discarded at once, and a unit would keep it")
         if policy is not None:
+            expect_able(self, policy)
             await self.set_access_times(True)
         self.policies.set(kind, policy)
 
@@ -377,12 +381,14 @@ class Device(ReadOnlyTables):
             raise ZramfsError(
                 errno.ENOMEM, f"expected a disksize of at most {MAX_DISKSIZE} bytes, got {size}")
 
+        entries = algorithms.with_density(self._algorithms, self.density.wanted)
+
         def make() -> Store:
             store = make_store(size, reserve=self._config.reserve, mem_limit=self._mem_limit,
                                fd=-1 if self.memory_file is None else self.memory_file,
                                backing=self.backing_store.backing, wipe=self._config.wipe,
                                headroom=self.host_memory.headroom,
-                               **algorithms.store_arguments(self._algorithms))
+                               **algorithms.store_arguments(entries))
             try:
                 store.access_times = self._access_times
                 if image is not None:
@@ -401,7 +407,7 @@ class Device(ReadOnlyTables):
                 number = errno.EINVAL if isinstance(error, ValueError) else errno.ENOMEM
                 raise ZramfsError(number, str(error)) from None
             raise
-        self._store = store
+        self._store, self._algorithms = store, entries
         self.long_work.won = None
         self.compactor.poke()
         log.info(

@@ -29,6 +29,7 @@ SHORT: dict[str, Callable[[Device, Any], Awaitable[None]]] = {
     "compressed_writeback": lambda device, on: device.set_compressed_writeback(on),
     "keep": lambda device, path: device.kept_image.set_path(path),
     "policy": lambda device, chosen: device.set_policy(*chosen),
+    "density": lambda device, wanted: device.density.change(wanted),
     "mem_limit": lambda device, limit: device.set_mem_limit(limit),
     "keep_free": lambda device, size: device.host_memory.set_keep_free(size),
     "mem_used_max": lambda device, _: device.reset_mem_used_max(),

@@ -18,6 +18,7 @@ import trio
 
 from allocator.headroom import Headroom
 from zramfs.host import memcg, safety
+from zramfs.host.pressure import available_share, memory_stall
 from zramfs.model.config import DeviceConfig
 from zramfs.text.sizes import format_size, total_ram
 
@@ -33,6 +34,10 @@ FAR, NEAR = 1.0, 0.1
 GROUPS = 5.0
 # Room below which the pool is made smaller, if the floor is not more: as far as a pool grows in 0.1 to 0.5 s.
 LEAST_NEAR = 64 * MIB
+# Of supply: the part of its limit from which on a pool is near it, the share of time (%) in which some task
+# waits for memory, and the part of the memory that is available where there is plenty. Where there is, tasks
+# wait for the limit of their own cgroup.
+NEAR_LIMIT, STALLED, PLENTY = 0.9, 1.0, 0.5
 # What a Headroom takes.
 MOST_KEEP_FREE = (1 << 62) - 1
 MOST_GROUPS = 16
@@ -57,6 +62,7 @@ class HostMemory:
     ) -> None:
         self._store = store
         self._shrink = shrink
+        self._meminfo = meminfo
         # Swap frees more of the host's memory than it takes.
         default = 0 if config.reserve else default_keep_free(total_ram(meminfo))
         self._first_keep_free = default if config.keep_free is None else config.keep_free
@@ -92,6 +98,18 @@ class HostMemory:
         """Whether the room was short at the last look."""
         stats = self.headroom.stats()
         return stats.room is not None and stats.room < max(stats.keep_free, LEAST_NEAR)
+
+    @property
+    def supply(self) -> str:
+        """How much memory there is for now: "short", "fair" or "plenty". Reads two files of /proc."""
+        store, head = self._store(), self.headroom.stats()
+        now = store.stats() if store else None
+        limit = now.mem_limit if now else 0
+        if self.is_near or now and limit and now.mem_used_total > NEAR_LIMIT * limit:
+            return "short"
+        if available_share(self._meminfo) > PLENTY:
+            return "fair" if limit or head.group_room is not None else "plenty"
+        return "short" if memory_stall() >= STALLED else "fair"
 
     async def run(self) -> None:
         followed = time.monotonic()

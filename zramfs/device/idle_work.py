@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device does for its policies: finds what nobody has used, and recompresses it, makes units of it, or
-writes it back; and the upkeep of units."""
+"""What a device does for its policies and for density: finds what nobody has used, and recompresses it,
+shares it, makes units of it, or writes it back; and the upkeep of units."""
 from __future__ import annotations
 
 import errno
@@ -10,14 +10,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from zramfs.errors import ZramfsError
-from zramfs.model.policy import Recompress, Units, Writeback
-from zramfs.model.stats import Progress
+from zramfs.model.policy import Policy, Recompress, Units, Writeback
+from zramfs.model.stats import Progress, StepStats
 from zramfs.text.sizes import PAGE
 
-from .algorithms import RecompressArguments
-from .jobs import Jobs
+from . import density
+from .algorithms import RecompressArguments, highest
+from .jobs import AfterSlice, Jobs
 from .policies import Did, Rest
-from .postprocess import PostProcessor, UnitArguments
+from .postprocess import PostProcessor, ShareArguments, UnitArguments
 
 if TYPE_CHECKING:
     from zramfs.store.store import Store
@@ -59,13 +60,46 @@ class _Count:
         self._did(Progress(now.tried - before.tried, now.pages - before.pages, now.bytes - before.bytes))
 
 
+class _Cost:
+    """The same for density: each pause is in proportion to the CPU time of the slice before it."""
+
+    def __init__(self, total: Callable[[], StepStats], did: density.Did, rest: density.Rest) -> None:
+        self._total = total
+        self._did = did
+        self._rest = rest
+        self._counted = total()
+
+    async def __call__(self) -> None:
+        await self._rest(self.count().cpu_seconds)
+
+    def count(self) -> StepStats:
+        before, self._counted = self._counted, self._total()
+        now = self._counted
+        did = StepStats(0, now.pages - before.pages, now.bytes - before.bytes,
+                        now.cpu_seconds - before.cpu_seconds)
+        self._did(did)
+        return did
+
+
+def expect_able(device: Device, policy: Policy) -> None:
+    """Raises ZramfsError(EINVAL): the device lacks what the policy needs."""
+    if device.store and isinstance(policy, Recompress):
+        device.secondary(policy.algo)
+    if device.store and isinstance(policy, Writeback) and device.backing_store.backing is None:
+        raise ZramfsError(
+            errno.EINVAL, "there is no backing store to write back to; write backing_dev before disksize")
+    if isinstance(policy, Units) and device._config.wipe:
+        raise ZramfsError(
+            errno.EINVAL, "this device wipes what is discarded at once, and a unit would keep it")
+
+
 # Share of dead places from which on upkeep looks for them: less is not worth the look.
 WORN = 64
 
 
 class IdleWork:
-    """A PolicyWork. Each round is a job: `reset` and the end of the device cut it short, and keep the
-    store until it has ended."""
+    """A PolicyWork and a DensityWork. Each round is a job: `reset` and the end of the device cut it short,
+    and keep the store until it has ended."""
 
     def __init__(
         self, device: Device, jobs: Jobs, post: PostProcessor, backing: BackingStore, compactor: Compactor
@@ -88,8 +122,34 @@ class IdleWork:
         now = store.stats()
         return now.unit_dead * WORN > now.unit_pages + now.unit_dead
 
+    @property
+    def supply(self) -> str:
+        return self._device.host_memory.supply
+
+    @property
+    def lacks(self) -> dict[str, str]:
+        found = {}
+        if self.ready and highest(self._device._algorithms) is None:
+            found["recompress"] = "pages are not recompressed, as this device has no recomp_algorithm"
+        if self._device._config.wipe:
+            found["units"] = "no units are made, as this device wipes what is discarded at once"
+        return found
+
     def requests(self) -> int:
         return self._device.requests()
+
+    def served_ms(self) -> int:
+        return self._device._lane.stats().io_ms
+
+    async def keep_access_times(self) -> None:
+        await self._device.set_access_times(True)
+
+    async def make_denser(
+        self, step: str, older: int, level: int, did: density.Did, rest: density.Rest
+    ) -> None:
+        """ZramfsError: EINVAL (access times are not kept), EINTR, and those of PostProcessor."""
+        job = self._jobs.begin("step of density", alone=True)
+        await job.run(partial(self._make_denser, step, older, level, did, rest))
 
     async def recompress_idle(self, policy: Recompress, did: Did, rest: Rest) -> None:
         """ZramfsError: EINVAL, EINTR, and those of PostProcessor.recompress()."""
@@ -142,6 +202,43 @@ class IdleWork:
         finally:
             count.count()
         self._compactor.poke()
+
+    async def _make_denser(
+        self, step: str, older: int, level: int, did: density.Did, rest: density.Rest
+    ) -> None:
+        before = self._cost_of(step)
+        cost = _Cost(partial(self._cost_of, step), did, rest)
+        try:
+            await self._pass_of(step, older, level, cost)
+        finally:
+            cost.count()
+        if self._cost_of(step).bytes != before.bytes:
+            self._compactor.poke()
+
+    def _cost_of(self, step: str) -> StepStats:
+        """So far, of all passes of the kind."""
+        match step:
+            case "recompress":
+                tried = self._post.recompression
+                return StepStats(0, tried.tried, tried.bytes_saved, tried.cpu_ns / 1e9)
+            case "share":
+                looked = self._post.sharing
+                return StepStats(0, looked.looked, looked.bytes_saved, looked.cpu_ns / 1e9)
+        made = self._post.units
+        return StepStats(0, made.tried, made.bytes_saved, made.cpu_ns / 1e9)
+
+    async def _pass_of(self, step: str, older: int, level: int, rest: AfterSlice) -> None:
+        store = self._store()
+        match step:
+            case "recompress":
+                priority = highest(self._device._algorithms)
+                assert priority is not None  # lacks says so otherwise
+                await self._post.recompress(store, priority, RecompressArguments(older=older), rest)
+            case "share":
+                await self._post.share(store, ShareArguments(marked=False, older=older), rest)
+            case "units":
+                wanted = UnitArguments(marked=False, older=older, level=level, thorough=False)
+                await self._post.make_units(store, wanted, rest)
 
     async def _write_back_idle(
         self, policy: Writeback, budget: int | None, did: Did, rest: Rest

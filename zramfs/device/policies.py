@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: device.py. A round holds the turn and takes no other of those locks. A command that is aside
-# holds no turn; it only keeps the next round from its beginning.
+# Lock order: device.py. A round, of a policy or of density (density.py), holds the turn and takes no other of
+# those locks. A command that is aside holds no turn; it only keeps the next round from its beginning.
 """Automatic policies: pages that nobody has used for some time are recompressed, become units, or are written
 back. Besides, upkeep: units with dead places are made anew, whether or not there is a policy.
 
@@ -111,6 +111,8 @@ class Policies:
     def __init__(self, work: PolicyWork, clock: Callable[[], float] = time.monotonic) -> None:
         self._work = work
         self._clock = clock
+        # Of the units that upkeep makes anew, where no policy says it.
+        self.unit_level: Callable[[], int | None] = lambda: None
         self._states = {kind: _Followed(PolicyStats(kind)) for kind in KINDS}
         self._upkeep = _Followed(PolicyStats("upkeep"))
         # Held by a round, so that there is one at a time.
@@ -221,11 +223,19 @@ class Policies:
             took = 0.0
             if self._work.ready and self._work.units_worn:
                 policy = self._states[Units.kind].stats.policy
-                level = policy.level if isinstance(policy, Units) else None
+                level = policy.level if isinstance(policy, Units) else self.unit_level()
                 await self._one_round(self._upkeep, partial(self._work.keep_units, level, rest))
 
     async def _one_round(self, state: _Followed, work: Callable[[], Awaitable[None]]) -> None:
         error: Exception | None = None
+        try:
+            await self.take_turn(work)
+        except (OSError, MemoryError) as caught:
+            error = caught
+        self._end_round(state, error)
+
+    async def take_turn(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Does it as a round: alone, beside no command, and cut short when one comes."""
         async with self._turn:
             while self._asides:
                 self._no_aside = trio.Event()
@@ -234,11 +244,13 @@ class Policies:
             try:
                 with trio.CancelScope() as self._round:
                     await work()
-            except (OSError, MemoryError) as caught:
-                error = caught
             finally:
                 self._no_round.set()
-        self._end_round(state, error)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a round waits for the end of the one that has its turn."""
+        return self._turn.statistics().tasks_waiting > 0
 
     async def _work_for(self, state: _Followed, policy: Policy) -> None:
         did = partial(self._count, state)

@@ -31,11 +31,13 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class UnitArguments:
     """marked: only pages that are marked idle. age: before that they are marked, if they were not used for so
-    many seconds; None = the marks stay as they are. level: of zstd; None = the device's. joins, thorough: as
-    UnitMaking has them."""
+    many seconds; None = the marks stay as they are. older: only pages that were not used for more than so
+    many seconds, None = any; such passes are no news for the log. level: of zstd; None = the device's. joins,
+    thorough: as UnitMaking has them."""
 
     marked: bool = True
     age: int | None = None
+    older: int | None = None
     level: int | None = None
     joins: bool = True
     thorough: bool = True
@@ -62,10 +64,11 @@ def parse_units(text: str) -> UnitArguments:
 
 @dataclass(frozen=True)
 class ShareArguments:
-    """As the first two of UnitArguments."""
+    """As the first three of UnitArguments."""
 
     marked: bool = True
     age: int | None = None
+    older: int | None = None
 
 
 def parse_share(text: str) -> ShareArguments:
@@ -120,9 +123,10 @@ class PostProcessor:
         """rest comes after each slice. ZramfsError: EINVAL (threshold), EBUSY, ENOMEM."""
         begin = partial(
             Recompression, store, priority, idle=wanted.idle, huge=wanted.huge, threshold=wanted.threshold,
-            max_pages=wanted.max_pages)
+            max_pages=wanted.max_pages, age=wanted.older)
         try:
-            stats = await self._drive(await self._in_thread(begin), rest)
+            level = logging.INFO if wanted.older is None else logging.DEBUG
+            stats = await self._drive(await self._in_thread(begin), rest, level)
         except ValueError as error:
             raise ZramfsError(errno.EINVAL, str(error)) from None
         except MemoryError as error:
@@ -142,12 +146,13 @@ class PostProcessor:
         try:
             making = await self._in_thread(
                 partial(UnitMaking, store, idle=wanted.marked, level=wanted.level, joins=wanted.joins,
-                        thorough=wanted.thorough))
+                        thorough=wanted.thorough, age=wanted.older))
         except ValueError as error:
             raise ZramfsError(errno.EINVAL, str(error)) from None
         except MemoryError as error:
             raise ZramfsError(errno.ENOMEM, str(error)) from None
-        done = await self._drive_units(making, rest, logging.INFO if wanted.joins else logging.DEBUG)
+        is_news = wanted.joins and wanted.older is None
+        done = await self._drive_units(making, rest, logging.INFO if is_news else logging.DEBUG)
         if done.no_room and not done.made:
             raise ZramfsError(
                 errno.ENOMEM, f"{done.no_room} units could be made, but their objects found no room: the "
@@ -176,16 +181,20 @@ class PostProcessor:
         if wanted.age is not None:
             await self.mark_idle(store, wanted.age, rest)
         try:
-            sharing = await self._in_thread(partial(Sharing, store, idle=wanted.marked))
+            sharing = await self._in_thread(partial(Sharing, store, idle=wanted.marked, age=wanted.older))
+        except ValueError as error:
+            raise ZramfsError(errno.EINVAL, str(error)) from None
         except MemoryError as error:
             raise ZramfsError(errno.ENOMEM, str(error)) from None
-        done = await self._drive_sharing(sharing, rest)
+        level = logging.INFO if wanted.older is None else logging.DEBUG
+        done = await self._drive_sharing(sharing, rest, level)
         if done.no_room and not done.joined:
             raise ZramfsError(
                 errno.ENOMEM, f"{done.no_room} pages could share an object, but it found no room: the pool "
                 "is full, far beyond mem_limit or for the machine")
 
-    async def _drive_sharing(self, sharing: Sharing, rest: AfterSlice) -> SharingStats:
+    async def _drive_sharing(self, sharing: Sharing, rest: AfterSlice, level: int) -> SharingStats:
+        """level: of the log."""
         before = self.sharing
         try:
             while await self._in_thread(partial(sharing.step, SLICE_NS)):
@@ -195,16 +204,18 @@ class PostProcessor:
             done = await finish_job(self._in_thread, sharing.finish)
             self.sharing = before + done
             log.log(
-                logging.INFO if done.looked else logging.DEBUG,
+                level if done.looked else logging.DEBUG,
                 "share: %d of %d pages joined, %d objects made, %d bytes saved, %d pages were alone, %d "
                 "found no room",
                 done.joined, done.looked, done.made, done.bytes_saved, done.alone, done.no_room)
         return done
 
-    async def _drive(self, job: Recompression, rest: AfterSlice) -> RecompressionStats:
+    async def _drive(self, job: Recompression, rest: AfterSlice, level: int) -> RecompressionStats:
+        """level: of the log."""
         before = self.recompression
         try:
             while await self._in_thread(partial(job.select, SLICE_NS)):
+                self.recompression = before + job.stats()
                 await rest()
             while await self._in_thread(partial(job.step, SLICE_NS)):
                 self.recompression = before + job.stats()
@@ -213,7 +224,7 @@ class PostProcessor:
             done = await finish_job(self._in_thread, job.finish)
             self.recompression = before + done
             log.log(
-                logging.INFO if done.tried else logging.DEBUG,
+                level if done.tried else logging.DEBUG,
                 "recompress: %d pages tried, %d won, %d bytes saved, %d marked incompressible, %d without "
                 "room", done.tried, done.won, done.bytes_saved, done.incompressible, done.no_room)
         return done

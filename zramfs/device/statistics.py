@@ -35,6 +35,7 @@ def statistics_of(device: Device) -> DeviceStats:
         backing=device.backing_store.stats(),
         writeback=device.backing_store.done,
         policies=device.policies.stats(),
+        density=device.density.stats(),
         ballast=device._ballast.stats if device._ballast else BallastStats(),
         proactiveness=device.compactor.proactiveness,
         headroom=device.host_memory.headroom.stats(), room=device.host_memory.room(),

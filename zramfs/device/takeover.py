@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from zramfs.errors import ZramfsError
 from zramfs.lane.lane import PAGE_VERSION
 from zramfs.model.config import Algorithm
+from zramfs.model.density import parse_density
 from zramfs.model.policy import parse_policy
 from zramfs.model.stats import LaneStats, Latency
 from zramfs.store import record
@@ -44,6 +45,7 @@ def settings_of(device: Device) -> dict[str, Any]:
         "keep_free": device.host_memory.headroom.keep_free,
         "policies": [str(each.policy) for each in device.policies.stats() if each.policy],
         "ledgers": device.policies.ledgers(),
+        "density": str(device.density.wanted),
         "backing": vars(device.backing_store.settings),
         "governed": device.governor.is_governing,
         "keep": None if device.kept_image.path is None else os.fspath(device.kept_image.path),
@@ -58,16 +60,7 @@ async def restore(
     """Gives a device that was just made what its predecessor had: settings, and the store in its memory file.
     backing: the descriptor of its backing store. Raises ZramfsError, OSError or ValueError when the memory
     file can't be adopted; it is unchanged then."""
-    device._mem_limit = saved["mem_limit"]
-    device._access_times = saved["access_times"]
-    device.kept_image.path = None if saved["keep"] is None else Path(saved["keep"])
-    device._last_error = saved["last_error"]
-    device._lane_before = _lane_stats(saved.get("lane_before"))
-    device.compactor.proactiveness = saved["proactiveness"]
-    device.host_memory.headroom.keep_free = saved["keep_free"]
-    for text in saved["policies"]:
-        device.policies.set(*parse_policy(text))
-    device.policies.take_ledgers(saved["ledgers"])
+    _take_settings(device, saved)
     if saved["backing"]["path"] is not None and backing is not None:
         await device.backing_store.adopt(saved["backing"], backing)
     assert device.memory_file is not None  # a successor has one
@@ -92,6 +85,22 @@ async def restore(
     device._algorithms = tuple(entries)
     if saved["governed"]:
         device.governor.inherit()
+
+
+def _take_settings(device: Device, saved: dict[str, Any]) -> None:
+    """Those that need no store."""
+    device._mem_limit = saved["mem_limit"]
+    device._access_times = saved["access_times"]
+    device.kept_image.path = None if saved["keep"] is None else Path(saved["keep"])
+    device._last_error = saved["last_error"]
+    device._lane_before = _lane_stats(saved.get("lane_before"))
+    device.compactor.proactiveness = saved["proactiveness"]
+    device.host_memory.headroom.keep_free = saved["keep_free"]
+    for text in saved["policies"]:
+        device.policies.set(*parse_policy(text))
+    device.policies.take_ledgers(saved["ledgers"])
+    # A daemon of an older version has had none.
+    device.density.set(parse_density(saved.get("density", "off")))
 
 
 def _lane_stats(found: dict[str, Any] | None) -> LaneStats | None:

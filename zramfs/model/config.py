@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .density import OFF, Density
 from .policy import Policy
 
 ALGORITHMS = ("lz4", "lz4hc", "zstd", "none")
@@ -43,6 +44,7 @@ class DeviceConfig:
     algorithms   by priority: the first compresses what is written, up to three more recompress
     access_times whether the time of each page's last access is kept, for `idle` by age
     policies     at most one of a kind; they have access times kept
+    density      how readily it becomes denser by itself; it has access times kept
     mem_limit    of the pool, 0 = none
     threads      of the lane, at least 1
     name         shown as the file system's source in /proc/mounts
@@ -72,6 +74,7 @@ class DeviceConfig:
     algorithms: tuple[Algorithm, ...] = (Algorithm(DEFAULT_ALGO),)
     access_times: bool = False
     policies: tuple[Policy, ...] = ()
+    density: Density = OFF
     mem_limit: int = 0
     threads: int = DEFAULT_THREADS
     reserve: int = 0

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         BackingStats,
         BallastStats,
         CompactorStats,
+        DensityStats,
         GovernorStats,
         LaneStats,
         PolicyStats,
@@ -86,6 +87,7 @@ class DeviceStats:
     backing: BackingStats | None
     writeback: WritebackStats
     policies: tuple[PolicyStats, ...]
+    density: DensityStats
     ballast: BallastStats
     proactiveness: int
     wipe: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from zramfs.model.density import DEFAULT_SHARE
 from zramfs.model.policy import Policy
 
 # Requests are counted by what they do, in the order of the block layer's `stat` file, and by the time
@@ -326,4 +327,37 @@ class PolicyStats:
     rounds: int = 0
     done: Progress = Progress()
     today: int = 0
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What a step of density has done since the device was set up. pages: that it looked at closely. bytes:
+    saved. cpu_seconds: of the thread that did it."""
+
+    rounds: int = 0
+    pages: int = 0
+    bytes: int = 0
+    cpu_seconds: float = 0.0
+
+    def __add__(self, other: StepStats) -> StepStats:
+        return StepStats(self.rounds + other.rounds, self.pages + other.pages, self.bytes + other.bytes,
+                         self.cpu_seconds + other.cpu_seconds)
+
+
+DENSITY_STEPS = ("recompress", "share", "units")  # in the order in which a round takes them
+
+
+@dataclass(frozen=True, slots=True)
+class DensityStats:
+    """mode: off, auto or max. share: % of one core that auto may take. steps: by the names of DENSITY_STEPS.
+    is_resting: nothing is due, and nothing will be until pages are written or grow old. lacks: what this
+    device can't have, as a sentence; None if it has all. last_error: of the last pass of each step, None if
+    they were right."""
+
+    mode: str = "off"
+    share: int = DEFAULT_SHARE
+    steps: dict[str, StepStats] = field(default_factory=lambda: dict.fromkeys(DENSITY_STEPS, StepStats()))
+    is_resting: bool = False
+    lacks: str | None = None
     last_error: str | None = None

@@ -57,6 +57,17 @@ cdef uint32_t last_access(store_t* st, uint64_t slot) noexcept nogil:
     return t if t > since else since
 
 
+cdef uint32_t time_of_age(store_t* st, age) except? 0:
+    cdef uint32_t seconds, now = boot_seconds()
+    if age is None:
+        return 0
+    if not load32(&st.atime_on):
+        raise ValueError("access times are not kept, so no page has an age")
+    seconds = min(max(age, 0), now)
+    # No page was used in the first second since boot.
+    return max(now - seconds, <uint32_t>1)
+
+
 cdef void chunk_mark_idle(store_t* st, uint64_t chunk, uint32_t age) noexcept nogil:
     cdef uint64_t slot = chunk << CHUNK_SHIFT, end, v
     cdef uint32_t now = boot_seconds()

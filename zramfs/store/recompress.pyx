@@ -12,6 +12,7 @@ from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 
 from allocator.prim cimport *
 from allocator.zspage cimport class_for, size_class_t
+from zramfs.store.access_times cimport time_of_age, was_used_before
 from zramfs.store.candidates cimport candidates_add, candidates_init, candidates_t, candidates_take
 from zramfs.codecs.codec cimport codec_compress, codec_ctx_free, codec_ctx_new, codec_ctx_t
 from zramfs.store.selection cimport object_size, slot_unselect
@@ -39,6 +40,7 @@ cdef struct recompression_t:
     bint last                   # no configured algorithm has a higher priority
     uint64_t wanted             # flags of a slot, all of which it must have
     bint huge                   # raw pages only
+    uint32_t before             # of was_used_before()
     uint32_t threshold          # bytes; 0 = none
     uint64_t max_pages          # tries
     candidates_t selected
@@ -73,7 +75,7 @@ cdef bint select_chunk(recompression_t* job, uint64_t chunk) noexcept nogil:
         if eligible(job, load64(&st.slots[slot])):
             size = 0
             v = slot_lock(st, slot)
-            if eligible(job, v):
+            if eligible(job, v) and was_used_before(st, slot, job.before):
                 size = object_size(st, job.ctx, v)
             taken = size != 0 and size >= job.threshold
             slot_unlock(st, slot, v | SLOT_POST if taken else v)
@@ -125,7 +127,7 @@ cdef void result_commit(recompression_t* job, uint64_t slot, uint32_t size, uint
         slot_unlock(st, slot, v)
         return
     page.type, page.size, page.data, page.word = OBJ, fresh, job.ctx.comp, 0
-    page.bits = <uint64_t>job.prio << PRIO_SHIFT
+    page.bits = <uint64_t>job.prio << PRIO_SHIFT | v & SLOT_IDLE
     page.over = OVER
     r = commit_locked(st, slot, v, &page)
     if r == 0:
@@ -148,8 +150,9 @@ cdef void recompress_page(recompression_t* job, uint64_t slot) noexcept nogil:
     if size == 0 or page_load(st, ctx, v, ctx.page) != 0:
         slot_unlock(st, slot, v & ~<uint64_t>SLOT_POST)
         return
-    # Touched, so idle no longer, whatever comes of it: that is the kernel's rule.
-    slot_unlock(st, slot, v & ~<uint64_t>SLOT_IDLE)
+    # Touched, so idle no longer, whatever comes of it: that is the kernel's rule for what was selected by its
+    # mark. A pass that goes by age leaves the marks to those who made them.
+    slot_unlock(st, slot, v if job.before != 0 else v & ~<uint64_t>SLOT_IDLE)
     job.tried += 1
     n = codec_compress(job.codec, ctx.page, PAGE, ctx.comp, <int>st.max_object)
     result_commit(job, slot, size, <uint32_t>n if n > 0 else PAGE)
@@ -183,20 +186,22 @@ cdef void unselect_rest(recompression_t* job, bint closed) noexcept nogil:
 cdef class Recompression:
     """One recompression of a store, with the algorithm of a priority (1 to 3).
 
-    idle, huge: only pages that are idle, stored raw, or both. threshold: leaves objects of fewer bytes
-    alone, and takes results of fewer bytes only; 0 = any. max_pages: how many pages are tried at
-    most; None = no limit.
+    idle, huge: only pages that are idle, stored raw, or both. age: only pages that were not used for more
+    than so many seconds, None = any; their idle marks stay. threshold: leaves objects of fewer bytes alone,
+    and takes results of fewer bytes only; 0 = any. max_pages: how many pages are tried at most; None = no
+    limit.
 
     To be driven so: select() until it answers False, step() until it answers False, then finish(),
     which must be called whatever happened, and before the store is closed. Each gives the GIL up, holds
     no lock for longer than a page takes, and can be the last: what was done is complete.
-    Raises ValueError (priority not configured, threshold), OSError(EBUSY) beside another one, MemoryError.
+    Raises ValueError (priority not configured, threshold, age without access times), OSError(EBUSY) beside
+    another one, MemoryError.
     """
     cdef recompression_t job
     cdef Store store                # None once finished
 
     def __cinit__(self, Store store not None, priority, *, bint idle=False, bint huge=False,
-                  threshold=0, max_pages=None):
+                  threshold=0, max_pages=None, age=None):
         candidates_init(&self.job.selected)
         if not 1 <= priority < NR_PRIO or store.codecs[priority] is None:
             raise ValueError(f"no secondary algorithm has the priority {priority}")
@@ -206,6 +211,7 @@ cdef class Recompression:
                 f"a threshold of at most {store.st.max_object} bytes expected, got {threshold}: larger "
                 "objects are stored raw")
         self.job.st = store.st
+        self.job.before = time_of_age(store.st, age)
         self.job.prio = priority
         self.job.last = not any(store.codecs[priority + 1:])
         self.job.wanted = SLOT_IDLE if idle else 0

@@ -26,6 +26,7 @@ from allocator.populate cimport arena_populate_user
 from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_map, zs_unmap
 from allocator.zspage cimport class_for
+from zramfs.store.access_times cimport time_of_age, was_used_before
 from zramfs.store.page cimport page_sum
 from zramfs.store.selection cimport slot_unselect
 from zramfs.store.share_table cimport *
@@ -55,6 +56,7 @@ cdef struct sharing_t:
     store_t* st
     store_ctx_t* ctx
     uint64_t wanted             # flags of a slot that may share, all of which it must have
+    uint32_t before             # of was_used_before()
     uint8_t* memory             # of the pages below
     taken_t mine                # the page whose turn it is
     taken_t other               # the one with the same sum
@@ -75,11 +77,11 @@ cdef struct sharing_t:
 
 # ---- one page -----------------------------------------------------------------------------------
 
-cdef inline bint may_share(sharing_t* job, uint64_t v) noexcept nogil:
+cdef inline bint may_share(sharing_t* job, uint64_t slot, uint64_t v) noexcept nogil:
     if slot_type(v) == SHARED:
         return True
     return ((slot_type(v) == OBJ or slot_type(v) == HUGE) and not slot_lost(v)
-            and v & job.wanted == job.wanted)
+            and v & job.wanted == job.wanted and was_used_before(job.st, slot, job.before))
 
 
 cdef uint32_t object_copy_locked(sharing_t* job, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil:
@@ -110,9 +112,9 @@ cdef bint page_take(sharing_t* job, taken_t* t, uint64_t slot) noexcept nogil:
     t.slot, t.size = slot, 0
     buffers_ready(job, t)
     # Looked at first without the lock: most slots may not.
-    if chunk_pin(st, slot >> CHUNK_SHIFT) and may_share(job, load64(&st.slots[slot])):
+    if chunk_pin(st, slot >> CHUNK_SHIFT) and may_share(job, slot, load64(&st.slots[slot])):
         t.v = slot_lock(st, slot)
-        if may_share(job, t.v):
+        if may_share(job, slot, t.v):
             t.size = object_copy_locked(job, slot, t.v, t.object)
         slot_unlock(st, slot, t.v | SLOT_POST if t.size != 0 else t.v)
     chunk_unpin(st, slot >> CHUNK_SHIFT)
@@ -337,18 +339,22 @@ cdef bint sharing_slice(sharing_t* job, uint64_t until) noexcept nogil:
 cdef class Sharing:
     """One pass over a store, in which pages with equal contents come to share objects.
 
-    idle: only pages that are idle, and those that share already.
+    idle, age: only pages that are idle, that were not used for more than so many seconds (None = any), or
+    both; and those that share already.
 
     To be driven so: step() until it answers False, then finish(), which must be called whatever happened, and
     before the store is closed. Each gives the GIL up, holds no lock for longer than the copy of an object
     takes, and can be the last: what was done is complete.
-    Raises OSError(EBUSY) beside a recompression, a making of units or a write-back, MemoryError.
+    Raises ValueError (age without access times), OSError(EBUSY) beside a recompression, a making of units or
+    a write-back, MemoryError.
     """
     cdef sharing_t job
     cdef Store store                # None once finished
 
-    def __cinit__(self, Store store not None, *, bint idle=False):
+    def __cinit__(self, Store store not None, *, bint idle=False, age=None):
         cdef sharing_t* job = &self.job
+        store.check_range(0, 0)
+        job.before = time_of_age(store.st, age)
         store.begin_post()
         self.store = store
         job.st = store.st

@@ -24,6 +24,7 @@ from allocator.populate cimport arena_populate_user
 from allocator.prim cimport *
 from allocator.zspage cimport class_for
 from zramfs.codecs.stream cimport packer_free, packer_new, packer_run, packer_t
+from zramfs.store.access_times cimport time_of_age, was_used_before
 from zramfs.store.selection cimport object_size
 from zramfs.store.slots cimport *
 from zramfs.store.store cimport Store
@@ -52,6 +53,7 @@ cdef struct making_t:
     bint joins                  # pages may join; False: units are only made anew
     bint thorough
     uint64_t wanted             # flags of a slot that joins, all of which it must have
+    uint32_t before             # of was_used_before()
     uint8_t* pages              # UNIT_BYTES: of the group under way, in order
     uint8_t* stream             # UNIT_BYTES
     uint64_t group              # the next one
@@ -75,9 +77,9 @@ cdef struct making_t:
 
 # ---- which pages --------------------------------------------------------------------------------
 
-cdef inline bint may_join(making_t* job, uint64_t v) noexcept nogil:
+cdef inline bint may_join(making_t* job, uint64_t slot, uint64_t v) noexcept nogil:
     return ((slot_type(v) == OBJ or slot_type(v) == HUGE) and job.joins and not slot_lost(v)
-            and v & job.wanted == job.wanted)
+            and v & job.wanted == job.wanted and was_used_before(job.st, slot, job.before))
 
 
 cdef bint unit_is_worth(making_t* job, uint64_t group) noexcept nogil:
@@ -109,7 +111,7 @@ cdef bint group_is_worth(making_t* job, uint64_t first) noexcept nogil:
     for slot in range(first, min(first + UNIT_PAGES, slot_count(st))):
         v = load64(&st.slots[slot])
         live += slot_type(v) == UNIT
-        if may_join(job, v):
+        if may_join(job, slot, v):
             joining += 1
             untried += job.thorough or not v & SLOT_ALONE
     if untried != 0 and joining + live > 1:
@@ -141,7 +143,7 @@ cdef bint group_copy(making_t* job, uint64_t first) noexcept nogil:
                 n += 1
             else:
                 sound = False
-        elif may_join(job, v):
+        elif may_join(job, slot, v):
             size = object_size(st, job.ctx, v)
             if size != 0 and page_load(st, job.ctx, v, job.pages + n * PAGE) == 0:
                 job.joining |= 1u << place
@@ -300,21 +302,22 @@ cdef bint making_slice(making_t* job, uint64_t until) noexcept nogil:
 cdef class UnitMaking:
     """One pass over a store, which makes units.
 
-    idle: only pages that are idle join. joins: False = no page joins, units are only made anew. thorough:
-    looks also at what was tried before in vain, and at each unit with a dead place. level: of zstd; None =
-    that of the first secondary zstd, or of the primary one, or 3.
+    idle, age: only pages join that are idle, that were not used for more than so many seconds (None = any),
+    or both. joins: False = no page joins, units are only made anew. thorough: looks also at what was tried
+    before in vain, and at each unit with a dead place. level: of zstd; None = that of the first secondary
+    zstd, or of the primary one, or 3.
 
     To be driven so: step() until it answers False, then finish(), which must be called whatever happened, and
     before the store is closed. Each gives the GIL up, holds no lock for longer than a unit takes to be
     unpacked, and can be the last: what was done is complete.
-    Raises ValueError (level; a store that wipes, as a unit keeps what was discarded until it is made anew),
-    OSError(EBUSY) beside a recompression or write-back, MemoryError.
+    Raises ValueError (level; age without access times; a store that wipes, as a unit keeps what was discarded
+    until it is made anew), OSError(EBUSY) beside a recompression or write-back, MemoryError.
     """
     cdef making_t job
     cdef Store store                # None once finished
 
     def __cinit__(self, Store store not None, *, bint idle=False, bint joins=True, bint thorough=True,
-                  level=None):
+                  level=None, age=None):
         cdef making_t* job = &self.job
         store.check_range(0, 0)
         lowest, highest = _LEVELS["zstd"]
@@ -327,6 +330,7 @@ cdef class UnitMaking:
                              "it is made anew")
         job.st = store.st
         job.wanted = SLOT_IDLE if idle else 0
+        job.before = time_of_age(store.st, age)
         job.joins, job.thorough = joins, thorough
         store.begin_post()
         self.store = store

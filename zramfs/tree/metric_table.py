@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from zramfs import __version__
 from zramfs.model.contents import REST, kinds_of, rest_of
+from zramfs.model.density import MODES
 from zramfs.model.stats import (
     EMPTY,
     FULLNESS_GROUPS,
@@ -27,7 +28,7 @@ from zramfs.text.sizes import PAGE
 if TYPE_CHECKING:
     from allocator.stats import ClassStats
     from zramfs.model.device_stats import DeviceStats, MemoryStats
-    from zramfs.model.stats import LaneStats, PolicyStats
+    from zramfs.model.stats import LaneStats, PolicyStats, StepStats
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 NS_PER_SECOND = 1e9
@@ -90,6 +91,10 @@ def _by(names: Iterable[str], values: Iterable[Number | Latency]) -> Value:
 
 def _by_policy(value: Callable[[PolicyStats], Number]) -> Callable[[Figures], Value]:
     return lambda f: {(p.kind,): value(p) for p in f.device.policies}
+
+
+def _by_step(value: Callable[[StepStats], Number]) -> Callable[[Figures], Value]:
+    return lambda f: {(name,): value(step) for name, step in f.device.density.steps.items()}
 
 
 def _by_class(value: Callable[[ClassStats], Number]) -> Callable[[Figures], Value | None]:
@@ -372,6 +377,20 @@ TABLE = (
            _by_policy(lambda p: p.done.bytes), "bytes", labels=("policy",)),
     Metric(GAUGE, "policy_written_bytes", "Bytes that the policy wrote in the last 24 hours.",
            lambda f: next(p.today for p in f.device.policies if p.kind == "writeback"), "bytes"),
+    # density
+    Metric(GAUGE, "density_mode", "1 for how readily the device becomes denser by itself.",
+           lambda f: _by(MODES, (int(f.device.density.mode == each) for each in MODES)), labels=("mode",)),
+    Metric(GAUGE, "density_share_ratio", "Share of one core that auto may take.",
+           lambda f: f.device.density.share / 100, "ratio"),
+    Metric(GAUGE, "density_resting", "1 while nothing is due, and nothing will be without I/O.",
+           lambda f: int(f.device.density.is_resting)),
+    Metric(COUNTER, "density_rounds", "Passes of the step.", _by_step(lambda s: s.rounds), labels=("step",)),
+    Metric(COUNTER, "density_pages", "Pages that the step looked at closely.", _by_step(lambda s: s.pages),
+           labels=("step",)),
+    Metric(COUNTER, "density_saved_bytes", "Bytes that the step saved.", _by_step(lambda s: s.bytes), "bytes",
+           labels=("step",)),
+    Metric(COUNTER, "density_cpu_seconds", "CPU time of the step.", _by_step(lambda s: s.cpu_seconds),
+           "seconds", labels=("step",)),
     # memory/governor
     Metric(GAUGE, "governor_state", "1 for what the governor of the file system does.",
            lambda f: _by(_GOVERNED, (int(f.governor.state == state) for state in _GOVERNED)),

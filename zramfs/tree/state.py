@@ -105,6 +105,19 @@ def _policies(stats: DeviceStats) -> str:
     return "; ".join(said) or "none"
 
 
+def _density(stats: DeviceStats) -> str:
+    """How it becomes denser by itself, and what each step has won and cost."""
+    density = stats.density
+    if density.mode == "off":
+        return "off"
+    share = f", with at most {density.share} % of a core" if density.mode == "auto" else ""
+    steps = "".join(
+        f"; {name}: {done.pages} pages, {format_size(done.bytes)} saved in {format_time(done.cpu_seconds)}"
+        " of CPU" for name, done in density.steps.items())
+    said = [each for each in (density.lacks, density.last_error) if each]
+    return f"{density.mode}{share}{steps}" + "".join(f"; {each}" for each in said)
+
+
 def _tasks(stats: DeviceStats) -> str:
     failed = [f"{task.name} failed {task.failures} times, the last time with {task.last_error}"
               for task in stats.tasks if task.failures]
@@ -193,12 +206,13 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
             ("shared", _shared(stats)),
             *_backing_rows(stats.backing_dev, stats.backing, stats.writeback),
             ("policies", _policies(stats)),
+            ("density", _density(stats)),
             ("file system", _governor(stats)),
             ("saved", _save(stats)), *_restored(stats),
             *([("wipe", "what is discarded or overwritten is zeroed")] if stats.wipe else ()),
         ]
     else:
-        rows.append(("memory", limit))
+        rows += [("memory", limit), ("density", _density(stats))]
     rows.append((
         "requests",
         f"{lane.read_ios} reads, {lane.write_ios} writes, {lane.discard_ios} discards; "
