@@ -66,7 +66,7 @@ def holds(box: Box) -> bool:
 
 
 async def test_max_makes_a_device_dense_and_comes_to_rest() -> None:
-    """All three steps win something, the bytes stay, and the idle marks of a user do, too."""
+    """The bytes stay, and the idle marks of a user do, too. Units leave nothing for recompression to win."""
     async with running(density=MAX) as box:
         before = box.store.stats()
         box.store.mark_idle()
@@ -75,7 +75,8 @@ async def test_max_makes_a_device_dense_and_comes_to_rest() -> None:
         assert after.units > 0 and after.shared_pages >= 32
         assert after.compr_data_size < 0.7 * before.compr_data_size
         for name, step in done.steps.items():
-            assert step.rounds > 0 and step.pages > 0 and step.bytes > 0 and step.cpu_seconds > 0, name
+            assert step.rounds > 0 and step.pages > 0 and step.cpu_seconds > 0, name
+            assert step.bytes > 0 or name == "recompress", name
         assert done.lacks is done.last_error is None
         assert box.device.stats().algorithms[1] == Algorithm("zstd", 9)
         text = metrics.openmetrics_text(box.device).decode()

@@ -18,6 +18,7 @@ from zramfs.device.density import (
     LOOKS,
     MAX_AGE,
     MAX_DEFER,
+    ORDERS,
     SLACK,
     STRETCH,
     Density,
@@ -29,7 +30,7 @@ from zramfs.errors import ZramfsError
 from zramfs.model.density import AUTO, OFF, parse_density
 from zramfs.model.density import Density as Wanted
 from zramfs.model.policy import Recompress
-from zramfs.model.stats import DENSITY_STEPS, StepStats
+from zramfs.model.stats import StepStats
 
 
 @pytest.mark.parametrize(("text", "wanted", "shown"), [
@@ -160,7 +161,7 @@ async def test_the_steps_come_in_their_order_with_their_ages_and_the_level_of_th
     async with running(work, "max"):
         await use(work, 6)
     assert [(step, older) for _, step, older in work.passes[:3]] == [
-        (step, int(MAX_AGE)) for step in DENSITY_STEPS]
+        (step, int(MAX_AGE)) for step in ORDERS["max"]]
     assert MAX_AGE < work.passes[0][0] <= MAX_AGE + 3 and work.levels == {9}
 
 
@@ -261,7 +262,7 @@ async def test_max_rests_for_nobody(autojump_clock: MockClock) -> None:
     work.served = 1.0
     async with running(work, "max"):
         await trio.sleep(MAX_AGE + 3)
-        assert [step for _, step, _ in work.passes[:3]] == list(DENSITY_STEPS)
+        assert [step for _, step, _ in work.passes[:3]] == list(ORDERS["max"])
         assert work.passes[0][0] == work.passes[2][0], "the rest took time of the clock"
 
 
@@ -325,7 +326,7 @@ async def test_a_change_in_the_middle_of_a_round_fails_nothing(autojump_clock: M
 
         work.make_denser = switch_off
         await use(work, 100)
-        assert [step for _, step, _ in work.passes] == list(DENSITY_STEPS) and work.levels == {9}
+        assert [step for _, step, _ in work.passes] == list(ORDERS["max"]) and work.levels == {9}
 
 
 async def test_forgetting_switches_it_off_and_clears_its_figures(autojump_clock: MockClock) -> None:
@@ -356,7 +357,7 @@ async def test_an_error_of_a_step_is_said_once_and_keeps_no_other_from_its_turn(
     work.errors = {"recompress": ZramfsError(errno.ENOMEM, "the pool is full"), "share": MemoryError()}
     async with running(work, "max") as (density, _):
         await use(work, 100)
-        assert density.stats().last_error == "recompress: the pool is full; share: memory is short"
+        assert density.stats().last_error == "share: memory is short; recompress: the pool is full"
         assert density.stats().steps["units"].rounds > 1
         work.errors.clear()
         await use(work, 100)
@@ -365,7 +366,7 @@ async def test_an_error_of_a_step_is_said_once_and_keeps_no_other_from_its_turn(
         await use(work, 100)
         assert density.stats().last_error is None
     assert [record.getMessage() for record in caplog.records] == [
-        "density max: recompress: the pool is full", "density max: share: memory is short"]
+        "density max: share: memory is short", "density max: recompress: the pool is full"]
 
 
 async def test_without_a_store_nothing_is_done(autojump_clock: MockClock) -> None:
