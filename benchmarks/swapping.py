@@ -30,7 +30,8 @@ def area(kind: str, size: int, algo: str, *options: object) -> Iterator[peers.Se
         return
     name = f"benchmark{os.getpid()}"
     # What is measured says itself when it packs.
-    peers.cli("swap", name, "--size", size, "--algo", algo, "--priority", PRIORITY, "--density", "off", *options)
+    peers.cli(
+        "swap", name, "--size", size, "--algo", algo, "--priority", PRIORITY, "--density", "off", *options)
     try:
         found = rundir.find(name)
         state = found.read() if found else None
