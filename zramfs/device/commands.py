@@ -182,6 +182,9 @@ COMMANDS = {
         Command("share", "KEY=VALUE",
                 "one object for idle pages with equal contents: idle=all|SECONDS; default: marked pages",
                 optional=True),
+        Command("dictionary", "KEY=VALUE...",
+                "train on idle pages, and recompress if it is worth it: idle=all|SECONDS, level=; default: "
+                "marked pages", optional=True),
         Command("idle", "all|SECONDS", "mark pages idle: all, or those not used for so long", age_of),
         Command("access_times", "on|off", "keep the time of each page's last access, for idle=SECONDS",
                 _switch),

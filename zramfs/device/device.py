@@ -36,6 +36,7 @@ from . import algorithms, commands, takeover
 from .backing_store import BackingStore
 from .ballast import Ballast
 from .compactor import Compactor
+from .dictionaries import Dictionaries
 from .governor import Governor
 from .handlers import ALONE, LONG, SHORT
 from .host_memory import HostMemory
@@ -92,6 +93,8 @@ class Device(ReadOnlyTables):
         self._ballast: Ballast | None = None
         self.jobs = Jobs()
         self._post = PostProcessor(self._job_thread)
+        self.dictionaries = Dictionaries(
+            lambda: self._store, self._post, lambda: lane.stats().write_sectors << 9, self._job_thread)
         self.backing_store = BackingStore(
             self._in_thread, self._job_thread, lambda: self._store, wipe=config.wipe)
         self.compactor = Compactor(lambda: self._store, self.requests, self._job_thread)
@@ -270,6 +273,7 @@ class Device(ReadOnlyTables):
             self._mem_limit = 0
             self.host_memory.forget()
             self._post.forget()
+            self.dictionaries.forget()
             self.policies.forget()
             self.saver.forget()
             self._restored = None

@@ -48,6 +48,7 @@ def settings_of(device: Device) -> dict[str, Any]:
         "governed": device.governor.is_governing,
         "keep": None if device.kept_image.path is None else os.fspath(device.kept_image.path),
         "last_error": device._last_error,
+        "dictionaries": device.dictionaries.kept(),
         "lane_before": device._lane_before and asdict(device._lane_before),
     }
 
@@ -63,6 +64,8 @@ async def restore(
     device.kept_image.path = None if saved["keep"] is None else Path(saved["keep"])
     device._last_error = saved["last_error"]
     device._lane_before = _lane_stats(saved.get("lane_before"))
+    if "dictionaries" in saved:
+        device.dictionaries.inherit(saved["dictionaries"])
     device.compactor.proactiveness = saved["proactiveness"]
     device.host_memory.headroom.keep_free = saved["keep_free"]
     for text in saved["policies"]:

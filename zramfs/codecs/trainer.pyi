@@ -1,0 +1,3 @@
+# SPDX-License-Identifier: Apache-2.0
+
+def train(samples: bytes, size: int, level: int) -> bytes: ...
