@@ -43,6 +43,17 @@ cdef extern from * nogil:
     unsigned int ZDICT_isError(size_t result)
     const char* ZDICT_getErrorName(size_t result)
 
+cdef extern from *:
+    """
+    #include <malloc.h>
+    #ifdef __GLIBC__
+    #define heap_give_back() malloc_trim(0)
+    #else
+    #define heap_give_back() 0
+    #endif
+    """
+    int heap_give_back() noexcept nogil
+
 cdef enum:
     # Bytes of a piece of the dictionary, of a substring that is counted, and the logarithm of the number of
     # counters. The library's own search tries five lengths of pieces, and takes five times as long and four
@@ -86,6 +97,8 @@ def train(bytes samples not None, size, level):
             for i in range(count):
                 sizes[i] = CODEC_MAX_INPUT
             r = ZDICT_trainFromBuffer_fastCover(made, capacity, data, sizes, <unsigned int>count, wanted)
+            # Blocks of its size lie on the heap once the first were freed, and 2 MiB would stay there.
+            heap_give_back()
         if ZDICT_isError(r):
             reason = ZDICT_getErrorName(r).decode()
             if "memory" in reason:

@@ -209,7 +209,7 @@ class SharingStats:
 class GenerationStats:
     """A dictionary of the device's own, in use."""
 
-    number: int  # 1 for the first that was taken; the highest is the newest
+    number: int  # the highest is the newest; 1 for the first that was taken, or after all were dropped
     priority: int  # of the secondary algorithm that uses it, 1 to 3
     level: int  # of zstd
     size: int  # bytes of the dictionary itself
