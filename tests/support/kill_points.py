@@ -70,7 +70,7 @@ def apply(store: Store, op: Op) -> None:
                 pass
             job.finish()
         case "take":
-            set_secondary(store, op[1], Codec("zstd", op[2], record(op[3]) * 2))
+            set_secondary(store, op[1], Codec("zstd", op[2], record(op[3])[:1000]))
         case "drop":
             assert drop_secondary(store, op[1]) is op[2]
         case "units" | "upkeep":

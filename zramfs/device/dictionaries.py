@@ -2,8 +2,8 @@
 """Dictionaries that a device trains on its own cold pages, judges on others, and recompresses with.
 
 A dictionary that is taken is a generation: a secondary algorithm at a priority that its user has left free
-(store/secondary.pxd). Cold pages go to the newest one. An older one stays as long as a page needs it. There are
-at most three, because there are three priorities.
+(store/secondary.pxd). Cold pages go to the newest one. An older one stays as long as a page needs it. There
+are at most three, because there are three priorities.
 """
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ class _Judged:
 
 
 class Dictionaries:
-    """store: None while the device is not set up. written: bytes written to the device so far. in_thread: runs
-    a call in a worker thread.
+    """store: None while the device is not set up. written: bytes written to the device so far. in_thread:
+    runs a call in a worker thread.
 
     Only consider() changes anything. One at a time; its caller is a job, which keeps the store open.
     """
@@ -120,8 +120,8 @@ class Dictionaries:
         """For inherit() in a process that takes over."""
         done = self._done
         return {"judged": [[number, *figures] for number, figures in self._judged.items()],
-                "trained": done.trained, "taken": done.taken, "rejected": done.rejected, "dropped": done.dropped,
-                "cpu_seconds": done.cpu_seconds, "verdict": done.verdict}
+                "trained": done.trained, "taken": done.taken, "rejected": done.rejected,
+                "dropped": done.dropped, "cpu_seconds": done.cpu_seconds, "verdict": done.verdict}
 
     def inherit(self, found: dict[str, Any]) -> None:
         self._judged = {number: (won, cost) for number, won, cost in found["judged"]}
@@ -153,8 +153,8 @@ class Dictionaries:
             size = len(codec.dictionary or b"")
             # One that came with an image was judged elsewhere.
             won_each, cost = self._judged.get(generation, (0.0, size))
-            found.append(
-                GenerationStats(generation, priority, codec.level, size, cost, pages, round(pages * won_each)))
+            won = round(pages * won_each)
+            found.append(GenerationStats(generation, priority, codec.level, size, cost, pages, won))
         return replace(self._done, generations=tuple(sorted(found, key=lambda each: each.number)))
 
     def level_for(self, store: Store) -> int:
@@ -165,9 +165,9 @@ class Dictionaries:
 
     async def consider(self, rest: AfterSlice, *, marked: bool = True, level: int | None = None,
                        asked: bool = False) -> bool:
-        """A round: drops generations that no page needs, and if there are cold pages enough that were not looked
-        at, trains a dictionary, judges it, and recompresses to it if it is taken. True: it was. rest comes after
-        each slice.
+        """A round: drops generations that no page needs, and if there are cold pages enough that were not
+        looked at, trains a dictionary, judges it, and recompresses to it if it is taken. True: it was. rest
+        comes after each slice.
 
         marked: pages that are marked idle are cold; else all are. level: of zstd; None = level_for(). asked:
         somebody wants a look at what is there, however often it was looked at; ZramfsError(EINVAL) says then
@@ -186,8 +186,8 @@ class Dictionaries:
         if not secondary.can_change(store):
             if asked:
                 raise ZramfsError(
-                    errno.EBUSY, "a save or other post-processing is under way, which needs the algorithms as "
-                    "they are; try again when it has ended")
+                    errno.EBUSY, "a save or other post-processing is under way, which needs the algorithms "
+                    "as they are; try again when it has ended")
             return False
         await self._drop_unneeded(store)
         free = [priority for priority in range(1, PRIORITIES) if store.codecs[priority] is None]
@@ -197,29 +197,39 @@ class Dictionaries:
             if asked:
                 raise ZramfsError(errno.EINVAL, reason)
             return False
-        began = self._done.cpu_seconds
-        pages = await self._sample(store, marked, cold, rest)
-        self._looked_at, self._written_then = cold, self._written()
-        judges = pages[::1 + TRAINED_ON // JUDGED_BY]
-        trained = [page for n, page in enumerate(pages) if n % (1 + TRAINED_ON // JUDGED_BY)]
-        made = await self._train(trained, level)
-        if made is None:
-            self._refuse("the pages have nothing in common")
+        learned = await self._learn(store, marked, cold, level, rest)
+        if learned is None:
             return False
-        codec = Codec("zstd", level, made)
-        judged = await self._judge(store, codec, judges, rest)
-        cost = secondary.cost_of(store, codec)
-        won = judged.won_each * cold
-        said = (f"a dictionary of {format_size(len(made))} would win {format_size(max(0, round(won)))} of {cold} "
-                f"cold pages by zstd:{level}, {judged.won_each:.0f} bytes each, and costs {format_size(cost)}")
-        log.debug("%s; judged in %.2f s of CPU", said, self._done.cpu_seconds - began)
+        made, judged = learned
+        cost = secondary.cost_of(store, made)
+        won = round(judged.won_each * cold)
+        assert made.dictionary is not None
+        said = (f"a dictionary of {format_size(len(made.dictionary))} would win {format_size(max(0, won))} "
+                f"of {cold} cold pages by zstd:{level}, {judged.won_each:.0f} bytes each, and costs "
+                f"{format_size(cost)}")
         if won < WORTH * cost:
             self._refuse(said)
             return False
-        await self._take(store, free[0], Codec("zstd", level, made), (judged.won_each, cost), said)
+        # Without the workspace that has judged, which only this one object has touched.
+        fresh = Codec("zstd", level, made.dictionary)
+        await self._take(store, free[0], fresh, (judged.won_each, cost), said)
         await self._post.recompress(store, free[0], RecompressArguments(idle=marked), rest, again=True)
         await self._drop_unneeded(store)
         return True
+
+    async def _learn(self, store: Store, marked: bool, cold: int, level: int,
+                     rest: AfterSlice) -> tuple[Codec, _Judged] | None:
+        pages = await self._sample(store, marked, cold, rest)
+        self._looked_at, self._written_then = cold, self._written()
+        every = 1 + TRAINED_ON // JUDGED_BY
+        trained_on = [page for n, page in enumerate(pages) if n % every]
+        dictionary = await self._train(trained_on, level)
+        await rest()
+        if dictionary is None:
+            self._refuse("the pages have nothing in common")
+            return None
+        made = Codec("zstd", level, dictionary)
+        return made, await self._judge(store, made, pages[::every], rest)
 
     def _expect_store(self) -> Store:
         store = self._store()
@@ -229,10 +239,11 @@ class Dictionaries:
 
     def _reason_against(self, store: Store, cold: int, free: Sequence[int], asked: bool) -> str | None:
         if not free:
-            return "expected a free priority for a dictionary, got algorithms or dictionaries in use at all three"
+            return ("expected a free priority for a dictionary, got algorithms or dictionaries in use at all "
+                    "three")
         if cold < LEAST_FRESH:
-            return (f"expected at least {LEAST_FRESH} cold pages with data of their own, got {cold}: a dictionary "
-                    "costs more memory than it can win of so few")
+            return (f"expected at least {LEAST_FRESH} cold pages with data of their own, got {cold}: a "
+                    "dictionary costs more memory than it can win of so few")
         if asked:
             return None
         written = max(0, self._written() - self._written_then) // PAGE

@@ -61,8 +61,8 @@ def restore_image(store: Store, path: Path, *, whole: bool) -> RestoreStats:
 
 
 def _take_dictionaries(store: Store, codecs: Sequence[Codec | None]) -> list[int]:
-    """Secondary algorithms of the image with a dictionary that the device does not have, at priorities that are
-    free: its pages stay as small as they are. Which priorities. ZramfsError(ENOMEM)."""
+    """Secondary algorithms of the image with a dictionary that the device does not have, at priorities that
+    are free: its pages stay as small as they are. Which priorities. ZramfsError(ENOMEM)."""
     have = {codec.dictionary for codec in store.codecs if codec}
     free = [priority for priority, codec in enumerate(store.codecs) if codec is None]
     added = []

@@ -119,7 +119,8 @@ cdef void result_commit(recompression_t* job, uint64_t slot, uint32_t size, uint
         job.busy += 1
         return
     v &= ~<uint64_t>SLOT_POST
-    smaller = new_class.size < old_class.size or job.retires[slot_prio(v)] and new_class.size == old_class.size
+    smaller = (new_class.size < old_class.size
+               or new_class.size == old_class.size and job.retires[slot_prio(v)])
     if not smaller or job.threshold != 0 and fresh >= job.threshold:
         job.kept += 1
         if job.last:
@@ -183,9 +184,9 @@ cdef void unselect_rest(recompression_t* job, bint closed) noexcept nogil:
 # ---- Python -----------------------------------------------------------------------------------
 
 cdef bint follows(Store store, int one, int other) except -1:
-    """Whether pages of the priority `other` are recompressed to `one`. The order of priorities is the kernel's.
-    After them come the generations, in the order in which they were taken: they take turns at the priorities
-    that are free, so their number decides."""
+    """Whether pages of the priority `other` are recompressed to `one`. The order of priorities is the
+    kernel's. After them come the generations, in the order in which they were taken: they take turns at the
+    priorities that are free, so their number decides."""
     cdef object a = store.generations[one], b = store.generations[other]
     return (a or 0, one) > (b or 0, other)
 

@@ -15,8 +15,8 @@ LAYOUTS = {"memory": LAYOUT_VERSION, "store": RECORD_VERSION}   # what this buil
 
 cdef bytes codecs_packed(tuple codecs, tuple generations):
     """A line of JSON with the name, the level and the length of the dictionary of each priority, and then the
-    dictionaries. In front of them their CRC-32, since a dictionary that has changed makes other pages. Last the
-    generations, where a version that knows none does not look."""
+    dictionaries. In front of them their CRC-32, since a dictionary that has changed makes other pages. Last
+    the generations, where a version that knows none does not look."""
     dictionaries = [codec.dictionary or b"" if codec else b"" for codec in codecs]
     table = [codec and [codec.algo, codec.level, len(content)]
              for codec, content in zip(codecs, dictionaries, strict=True)]

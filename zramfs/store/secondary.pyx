@@ -145,8 +145,8 @@ def can_change(Store store not None):
 
 
 def set_secondary(Store store not None, priority, Codec codec not None):
-    """Gives a store in use another secondary algorithm, at a priority that has none. It counts as a generation,
-    newer than all that are there: see Store.generations.
+    """Gives a store in use another secondary algorithm, at a priority that has none. It counts as a
+    generation, newer than all that are there: see Store.generations.
 
     Raises ValueError (the priority, `none`), OSError(EBUSY): the priority is taken, or a save or
     post-processing is under way; MemoryError. The table is the old one then.
