@@ -66,6 +66,15 @@ cdef enum:
     MOST_BYTES = 64 << 20       # of samples
 
 
+cdef ZDICT_fastCover_params_t parameters(int level) noexcept nogil:
+    cdef ZDICT_fastCover_params_t wanted
+    memset(&wanted, 0, sizeof(wanted))
+    wanted.k, wanted.d, wanted.f, wanted.accel = SEGMENT, SUBSTRING, COUNTERS, 1
+    wanted.splitPoint = 1.0
+    wanted.zParams.compressionLevel = level
+    return wanted
+
+
 def train(bytes samples not None, size, level):
     """A dictionary of at most size bytes (256 to MAX_DICTIONARY) from whole pages, one behind the other, for
     zstd at a level. Without the GIL. It takes 0.06 ms of CPU a page at level 3 and 0.15 at 9, and besides the
@@ -73,8 +82,7 @@ def train(bytes samples not None, size, level):
 
     Raises ValueError: too few pages, or pages that have nothing in common; MemoryError.
     """
-    cdef size_t count = <size_t>len(samples) // CODEC_MAX_INPUT, i, r = 0
-    cdef size_t capacity = 0
+    cdef size_t count = <size_t>len(samples) // CODEC_MAX_INPUT, capacity, i, r
     cdef const char* data = samples
     cdef ZDICT_fastCover_params_t wanted
     cdef size_t* sizes
@@ -84,10 +92,7 @@ def train(bytes samples not None, size, level):
     if count == 0 or len(samples) % CODEC_MAX_INPUT or len(samples) > MOST_BYTES:
         raise ValueError(
             f"whole pages of {CODEC_MAX_INPUT} bytes, at most {MOST_BYTES}, expected, got {len(samples)}")
-    memset(&wanted, 0, sizeof(wanted))
-    wanted.k, wanted.d, wanted.f, wanted.accel = SEGMENT, SUBSTRING, COUNTERS, 1
-    wanted.splitPoint = 1.0
-    wanted.zParams.compressionLevel = level
+    wanted = parameters(level)
     capacity = size
     sizes = <size_t*>calloc(count, sizeof(size_t))
     made = <char*>malloc(capacity)

@@ -93,8 +93,7 @@ class Device(ReadOnlyTables):
         self._ballast: Ballast | None = None
         self.jobs = Jobs()
         self._post = PostProcessor(self._job_thread)
-        self.dictionaries = Dictionaries(
-            lambda: self._store, self._post, lambda: lane.stats().write_sectors << 9, self._job_thread)
+        self.dictionaries = Dictionaries(self, self._post, self._job_thread)
         self.backing_store = BackingStore(
             self._in_thread, self._job_thread, lambda: self._store, wipe=config.wipe)
         self.compactor = Compactor(lambda: self._store, self.requests, self._job_thread)
@@ -103,8 +102,7 @@ class Device(ReadOnlyTables):
         self.long_work = LongWork(self, self._post, self.backing_store, self.compactor, self.policies)
         for policy in config.policies:
             self.policies.set(policy.kind, policy)
-        self.host_memory = HostMemory(
-            config, lambda: self._store, (self.compactor.poke, self.policies.hurry))
+        self.host_memory = HostMemory(config, lambda: self._store, (self.compactor.poke, self.policies.hurry))
         self.compactor.is_short = lambda: self.host_memory.is_near
         self.governor = Governor(
             lambda: self._store, lambda: self.host_memory.headroom.stats().room, config.rundir / "disk")

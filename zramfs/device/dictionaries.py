@@ -33,6 +33,7 @@ from .jobs import AfterSlice, InThread
 if TYPE_CHECKING:
     from zramfs.store.store import Store
 
+    from .device import Device
     from .postprocess import PostProcessor
 
 log = logging.getLogger(__name__)
@@ -93,19 +94,20 @@ class _Judged:
 
 
 class Dictionaries:
-    """store: None while the device is not set up. written: bytes written to the device so far. in_thread:
-    runs a call in a worker thread.
+    """in_thread: runs a call in a worker thread.
 
     Only consider() changes anything. One at a time; its caller is a job, which keeps the store open.
     """
 
-    def __init__(self, store: Callable[[], Store | None], post: PostProcessor, written: Callable[[], int],
-                 in_thread: InThread[Any]) -> None:
-        self._store = store
+    def __init__(self, device: Device, post: PostProcessor, in_thread: InThread[Any]) -> None:
+        self._device = device
         self._post = post
-        self._written = written
         self._in_thread = in_thread
         self.forget()
+
+    def _written(self) -> int:
+        """Bytes, by the users of the device, since the lane began."""
+        return self._device._lane.stats().write_sectors << 9
 
     def forget(self) -> None:
         self._done = DictionaryStats()
@@ -123,26 +125,29 @@ class Dictionaries:
                 "trained": done.trained, "taken": done.taken, "rejected": done.rejected,
                 "dropped": done.dropped, "cpu_seconds": done.cpu_seconds, "verdict": done.verdict}
 
-    def inherit(self, found: dict[str, Any]) -> None:
+    def inherit(self, found: dict[str, Any] | None) -> None:
+        """None: the predecessor's version knew of none."""
+        if found is None:
+            return
         self._judged = {number: (won, cost) for number, won, cost in found["judged"]}
         self._done = DictionaryStats(**{name: value for name, value in found.items() if name != "judged"})
 
     @property
     def newest(self) -> int | None:
         """The priority of the newest generation; None = there is none."""
-        store = self._store()
+        store = self._device.store
         if store is None or not any(store.generations):
             return None
         return max(range(PRIORITIES), key=store.generations.__getitem__)
 
     def algorithm_at(self, priority: int) -> Algorithm | None:
         """Of a generation."""
-        store = self._store()
+        store = self._device.store
         codec = store.codecs[priority] if store and store.generations[priority] else None
         return Algorithm(codec.algo, codec.level) if codec else None
 
     def stats(self) -> DictionaryStats:
-        store = self._store()
+        store = self._device.store
         if store is None:
             return self._done
         found = []
@@ -179,7 +184,7 @@ class Dictionaries:
         except MemoryError as error:
             raise ZramfsError(errno.ENOMEM, str(error)) from None
         finally:
-            if self._store() is store:
+            if self._device.store is store:
                 self._pages = await self._in_thread(partial(secondary.count_priorities, store))
 
     async def _consider(self, store: Store, rest: AfterSlice, marked: bool, level: int, asked: bool) -> bool:
@@ -232,7 +237,7 @@ class Dictionaries:
         return made, await self._judge(store, made, pages[::every], rest)
 
     def _expect_store(self) -> Store:
-        store = self._store()
+        store = self._device.store
         if store is None:
             raise ZramfsError(errno.EINTR, "the device was reset before the round began")
         return store
