@@ -288,6 +288,42 @@ def test_readers_and_writers_never_notice_which_dictionaries_come_and_go(tmp_pat
     store.close()
 
 
+A_READER_IS_LATE = """
+import ctypes, sys, threading, time
+from pathlib import Path
+from tests.support.backing_tools import backed, write_back
+from tests.support.page_kinds import record
+from tests.store.secondary_test import PAGE, learned, recompress
+from zramfs.store.secondary import count_priorities, drop_secondary, set_secondary
+library = ctypes.CDLL(sys.argv[1])
+hold_fd, held = (ctypes.c_int.in_dll(library, name) for name in ("hold_fd", "held"))
+with backed(Path(sys.argv[2]), 4 * PAGE) as store:
+    store.write(0, record(1))
+    set_secondary(store, 1, learned(1000))
+    assert recompress(store, 1).won == 1
+    write_back(store)
+    assert count_priorities(store) == (0, 1, 0, 0)
+    found = []
+    hold_fd.value = store.backing.fileno()
+    reader = threading.Thread(target=lambda: found.append(store.read(0, PAGE)))
+    reader.start()
+    while held.value == 0:
+        time.sleep(0.001)
+    store.write(0, record(2))
+    assert count_priorities(store) == (1, 0, 0, 0)
+    refused = not drop_secondary(store, 1)
+    hold_fd.value = -1
+    reader.join()
+    assert refused and found == [record(1)]
+    assert drop_secondary(store, 1) and store.read(0, PAGE) == record(2)
+"""
+
+
+@pytest.mark.requires("cc")
+def test_an_algorithm_stays_while_a_thread_reads_an_object_that_has_no_slot_any_more(tmp_path: Path) -> None:
+    alloc_hook.run(A_READER_IS_LATE, tmp_path, str(tmp_path / "backing"), source="held_reads.c")
+
+
 EVERY_ALLOCATION_FAILS = """
 import ctypes, sys
 from tests.support.page_kinds import record
