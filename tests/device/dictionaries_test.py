@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import trio
 
 from tests.support.box import MIB, PAGE, Box
 from tests.support.page_kinds import noise, prose, record
+from tests.support.paths import python_environment
 from zramfs.device import dictionaries, postprocess
 from zramfs.device.dictionaries import DictionaryArguments, parse_dictionary
 from zramfs.device.restoring import restore_image
@@ -236,6 +239,38 @@ async def test_a_device_without_a_size_a_save_and_other_post_processing_are_in_i
     run.finish()
     await box.device.command("dictionary idle=all")
     assert box.device.stats().dictionaries.trained == 1
+
+
+MEMORY = """
+import trio
+from tests.device.dictionaries_test import MIB, PAGE, Box, digits
+
+def figure(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name)) << 10
+
+async def main():
+    box = await Box(size=64 * MIB).start()
+    for number in range(4096):
+        box.store.write(number * PAGE, digits(number))
+    before = figure("RssAnon:")
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak begins anew
+    peak = figure("VmHWM:")
+    await box.device.dictionaries.consider(trio.lowlevel.checkpoint, marked=False)
+    assert box.device.stats().dictionaries.rejected == 1
+    print(figure("RssAnon:") - before, figure("VmHWM:") - peak)
+
+trio.run(main)
+"""
+
+
+@pytest.mark.requires("unsanitized")
+def test_a_round_takes_8_mib_and_gives_them_back() -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY], env=python_environment(), capture_output=True,
+                          text=True, timeout=60, check=True)
+    left, most = map(int, done.stdout.split())
+    assert 4 * MIB < most <= 9 * MIB and left <= MIB
 
 
 @pytest.mark.parametrize("slices", [1, 3, 12])

@@ -7,6 +7,7 @@ makes it keeps its priority: one that has only what the CPU has left over (SCHED
 the process is killed, and the next daemon waits for the end of all its threads (S96 in docs/concurrency.md).
 """
 from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
@@ -46,13 +47,13 @@ cdef extern from * nogil:
 cdef extern from *:
     """
     #include <malloc.h>
-    #ifdef __GLIBC__
-    #define heap_give_back() malloc_trim(0)
+    #ifdef M_MMAP_THRESHOLD
+    #define heap_map_blocks(least) mallopt(M_MMAP_THRESHOLD, least)
     #else
-    #define heap_give_back() 0
+    #define heap_map_blocks(least) 0
     #endif
     """
-    int heap_give_back() noexcept nogil
+    int heap_map_blocks(int least) noexcept nogil
 
 cdef enum:
     # Bytes of a piece of the dictionary, of a substring that is counted, and the logarithm of the number of
@@ -64,6 +65,13 @@ cdef enum:
     SUBSTRING = 8
     COUNTERS = 18
     MOST_BYTES = 64 << 20       # of samples
+    MAPPED = 128 << 10          # bytes
+
+
+# Larger blocks are given back to the system when they are freed. Without a word glibc raises this limit, its
+# first value, to the size of each block that is freed, and a thread's heap then keeps 3 MiB of the trainer's
+# tables and workspaces.
+heap_map_blocks(MAPPED)
 
 
 cdef ZDICT_fastCover_params_t parameters(int level) noexcept nogil:
@@ -75,25 +83,26 @@ cdef ZDICT_fastCover_params_t parameters(int level) noexcept nogil:
     return wanted
 
 
-def train(bytes samples not None, size, level):
+def train(const uint8_t[::1] samples not None, size, level):
     """A dictionary of at most size bytes (256 to MAX_DICTIONARY) from whole pages, one behind the other, for
     zstd at a level. Without the GIL. It takes 0.06 ms of CPU a page at level 3 and 0.15 at 9, and besides the
-    samples 3 MiB of memory, which it gives back.
+    samples 3 MiB of memory, which it frees.
 
     Raises ValueError: too few pages, or pages that have nothing in common; MemoryError.
     """
-    cdef size_t count = <size_t>len(samples) // CODEC_MAX_INPUT, capacity, i, r
-    cdef const char* data = samples
+    cdef size_t count = <size_t>samples.shape[0] // CODEC_MAX_INPUT, capacity, i, r
+    cdef const uint8_t* data
     cdef ZDICT_fastCover_params_t wanted
     cdef size_t* sizes
     cdef char* made
     if not 256 <= size <= MAX_DICTIONARY:
         raise ValueError(f"a dictionary of 256 to {MAX_DICTIONARY} bytes expected, got {size}")
-    if count == 0 or len(samples) % CODEC_MAX_INPUT or len(samples) > MOST_BYTES:
+    if count == 0 or samples.shape[0] % CODEC_MAX_INPUT or samples.shape[0] > MOST_BYTES:
         raise ValueError(
-            f"whole pages of {CODEC_MAX_INPUT} bytes, at most {MOST_BYTES}, expected, got {len(samples)}")
+            f"whole pages of {CODEC_MAX_INPUT} bytes, at most {MOST_BYTES}, expected, got {samples.shape[0]}")
     wanted = parameters(level)
     capacity = size
+    data = &samples[0]
     sizes = <size_t*>calloc(count, sizeof(size_t))
     made = <char*>malloc(capacity)
     try:
@@ -103,8 +112,6 @@ def train(bytes samples not None, size, level):
             for i in range(count):
                 sizes[i] = CODEC_MAX_INPUT
             r = ZDICT_trainFromBuffer_fastCover(made, capacity, data, sizes, <unsigned int>count, wanted)
-            # Blocks of its size lie on the heap once the first were freed, and 2 MiB would stay there.
-            heap_give_back()
         if ZDICT_isError(r):
             reason = ZDICT_getErrorName(r).decode()
             if "memory" in reason:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -224,17 +225,17 @@ class Dictionaries:
 
     async def _learn(self, store: Store, marked: bool, cold: int, level: int,
                      rest: AfterSlice) -> tuple[Codec, _Judged] | None:
-        pages = await self._sample(store, marked, cold, rest)
-        self._looked_at, self._written_then = cold, self._written()
-        every = 1 + TRAINED_ON // JUDGED_BY
-        trained_on = [page for n, page in enumerate(pages) if n % every]
-        dictionary = await self._train(trained_on, level)
-        await rest()
-        if dictionary is None:
-            self._refuse("the pages have nothing in common")
-            return None
-        made = Codec("zstd", level, dictionary)
-        return made, await self._judge(store, made, pages[::every], rest)
+        with _Pages(min(cold, TRAINED_ON + JUDGED_BY)) as pages:
+            await self._sample(store, marked, cold, pages, rest)
+            self._looked_at, self._written_then = cold, self._written()
+            trained_on = pages.count * TRAINED_ON // (TRAINED_ON + JUDGED_BY)
+            dictionary = await self._train(pages, trained_on, level)
+            await rest()
+            if dictionary is None:
+                self._refuse("the pages have nothing in common")
+                return None
+            made = Codec("zstd", level, dictionary)
+            return made, await self._judge(store, made, pages, trained_on, rest)
 
     def _expect_store(self) -> Store:
         store = self._device.store
@@ -295,47 +296,69 @@ class Dictionaries:
         self._done = replace(self._done, cpu_seconds=self._done.cpu_seconds + took)
         return result
 
-    async def _sample(self, store: Store, marked: bool, cold: int, rest: AfterSlice) -> list[bytes]:
-        """Pages from everywhere, each as likely as any other. No mark and no access time changes."""
-        places = random.sample(range(cold), min(cold, TRAINED_ON + JUDGED_BY))
+    async def _sample(self, store: Store, marked: bool, cold: int, pages: _Pages, rest: AfterSlice) -> None:
+        """From everywhere, each page as likely as any other, in no order. Marks and access times stay."""
+        places = random.sample(range(cold), pages.most)
         numbers = await self._timed(partial(secondary.find_cold, store, marked, places))
-        pages: list[bytes] = []
+        random.shuffle(numbers)
         for at in range(0, len(numbers), BATCH):
-            pages += await self._timed(partial(_read, store, numbers[at:at + BATCH]))
+            await self._timed(partial(pages.read, store, numbers[at:at + BATCH]))
             await rest()
-        return pages
 
-    async def _train(self, pages: Sequence[bytes], level: int) -> bytes | None:
+    async def _train(self, pages: _Pages, count: int, level: int) -> bytes | None:
+        """From the first of them."""
         self._done = replace(self._done, trained=self._done.trained + 1)
         try:
-            return await self._timed(lambda: train(b"".join(pages), SIZE, level))
+            return await self._timed(partial(pages.train, count, level))
         except ValueError as error:
             log.debug("%s", error)
             return None
 
-    async def _judge(self, store: Store, codec: Codec, pages: Sequence[bytes], rest: AfterSlice) -> _Judged:
+    async def _judge(self, store: Store, codec: Codec, pages: _Pages, first: int,
+                     rest: AfterSlice) -> _Judged:
         rivals = [Codec("zstd", codec.level)]
         newest = store.codecs[self.newest] if self.newest else None
         if newest is not None:
             rivals.append(Codec("zstd", newest.level, newest.dictionary))
         judged = _Judged()
-        for at in range(0, len(pages), BATCH):
-            await self._timed(partial(_judge, store, codec, rivals, pages[at:at + BATCH], judged))
+        for at in range(first, pages.count, BATCH):
+            batch = [pages[number] for number in range(at, min(at + BATCH, pages.count))]
+            await self._timed(partial(_judge, store, codec, rivals, batch, judged))
             await rest()
         return judged
 
 
-def _read(store: Store, numbers: Sequence[int]) -> list[bytes]:
-    found = []
-    for each in numbers:
-        try:
-            page = store.peek(each)
-        except OSError:  # damaged: whoever needs it hears of it
-            continue
-        # It may have been overwritten since it was found.
-        if page is not None and page != page[:8] * (PAGE // 8):
-            found.append(page)
-    return found
+class _Pages:
+    """A sample, in memory that is mapped for it and given back at the end. A heap would keep it."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.count = 0
+        self._area = mmap.mmap(-1, max(1, most) * PAGE)
+
+    def __enter__(self) -> _Pages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._area.close()
+
+    def __getitem__(self, number: int) -> bytes:
+        return self._area[number * PAGE:(number + 1) * PAGE]
+
+    def read(self, store: Store, numbers: Sequence[int]) -> None:
+        for each in numbers:
+            try:
+                page = store.peek(each)
+            except OSError:  # damaged: whoever needs it hears of it
+                continue
+            # It may have been overwritten since it was found.
+            if page is not None and page != page[:8] * (PAGE // 8):
+                self._area[self.count * PAGE:(self.count + 1) * PAGE] = page
+                self.count += 1
+
+    def train(self, count: int, level: int) -> bytes:
+        with memoryview(self._area) as view, view[:count * PAGE] as sample:
+            return train(sample, SIZE, level)
 
 
 def _judge(store: Store, codec: Codec, rivals: Sequence[Codec], pages: Sequence[bytes],
