@@ -254,8 +254,8 @@ class Dictionaries:
             return None
         written = max(0, self._written() - self._written_then) // PAGE
         fresh = max(0, cold - self._looked_at) + written
-        # The more often nothing came of it, and where there is one, the more must have changed: after six times
-        # 0.3 s of CPU for each GiB that is written.
+        # The more often nothing came of it, and where there is one, the more must have changed: after six
+        # times 0.3 s of CPU for each GiB that is written.
         needed = LEAST_FRESH << min(self._refused, 6)
         if any(store.generations):
             needed = max(needed, cold // 4)

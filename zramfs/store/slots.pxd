@@ -14,7 +14,9 @@
           together with its neighbours, zramfs/store/units.pxd: bits 24 to 63 are 0, since the number of the
           slot says where it is), SHARED (bits 24 to 63: the cell of an object that several slots share, and
           bits 10 to 23 a check of it, zramfs/store/shared.pxd)
-    prio  priority of the algorithm that compressed it, 0 = primary
+    prio  priority of the algorithm that compressed it, 0 = primary. Secondary ones come and go while the
+          store is in use, in an order in which each thread can read what a slot names: see
+          zramfs/store/secondary.pxd
     idl   idle: not used since it was marked       inc  incompressible by every algorithm
     P     selected for post-processing             S    SAME: the word is two equal 32-bit halves
     A     alone: an OBJ or HUGE page that would save nothing in a unit with its neighbours, as far as was
