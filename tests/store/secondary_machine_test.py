@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any order of writes, discards, recompressions, and of dictionaries that are taken and dropped, in one process
-and the next: each page keeps its bytes, moves only to what came later, and no algorithm goes that a page needs."""
+"""Any order of writes, discards, recompressions, and of dictionaries that are taken and dropped, in one
+process and the next: each page keeps its bytes and moves only to what came later, and no algorithm goes that
+page needs."""
 from __future__ import annotations
 
 import os
