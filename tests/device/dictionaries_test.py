@@ -24,6 +24,7 @@ from zramfs.model.config import Algorithm
 from zramfs.store.saving import SaveRun
 from zramfs.store.secondary import count_priorities, set_secondary
 from zramfs.store.store import Store
+from zramfs.tree import metrics
 from zramfs.tree.state import control_text
 
 N = 600
@@ -223,6 +224,13 @@ async def test_what_is_in_use_stands_in_control_and_in_recomp_algorithm_until_re
     text = control_text(box.device.stats())
     assert "dictionaries #2 zstd level 9 with 64K: 600 pages, " in text and "1 trained, 1 taken" in text
     assert "#2 zstd level 9:" in text
+    figures = metrics.openmetrics_text(box.device).decode()
+    for line in ('dictionaries_trained_total{device="z0"} 1.0',
+                 'dictionary_pages{device="z0",priority="2"} 600.0',
+                 'dictionaries_total{device="z0",result="taken"} 1.0',
+                 'dictionaries_total{device="z0",result="dropped"} 0.0'):
+        assert f"\nzramfs_{line}\n" in figures
+    assert "zramfs_dictionary_memory_bytes{" in figures and "zramfs_dictionary_won_bytes{" in figures
     await box.device.command("reset")
     assert box.show("recomp_algorithm") == "" and box.device.stats().dictionaries.taken == 0
     assert "dictionaries" not in control_text(box.device.stats()).partition("Commands")[0]

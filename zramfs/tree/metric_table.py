@@ -117,6 +117,7 @@ def _info(f: Figures) -> Value:
 
 _GOVERNED = ("off", "on", "braked", "frozen")
 _SHARED = ("joined", "unequal", "alone", "no_room", "busy")
+_DICTIONARIES = ("taken", "rejected", "dropped")
 _UNITS = ("made", "kept", "dissolved", "no_room")
 _RECOMPRESSED = ("won", "kept", "no_room", "busy")
 
@@ -127,6 +128,12 @@ def _algorithms(f: Figures) -> Value:
          str(each.dictionary or "")): 1
         for priority, each in enumerate(f.device.algorithms) if each
     }
+
+
+def _generations(f: Figures, name: str) -> Value:
+    """0 for a priority that has none."""
+    found = {each.priority: getattr(each, name) for each in f.device.dictionaries.generations}
+    return {(str(priority),): found.get(priority, 0) for priority in (1, 2, 3)}
 
 
 def _room(f: Figures) -> Value:
@@ -230,6 +237,20 @@ TABLE = (
            lambda f: f.device.sharing.bytes_saved, "bytes"),
     Metric(GAUGE, "share_table_bytes", "What the table of the pages may take, while `share` is under way.",
            lambda f: f.device.sharing.table_bytes, "bytes"),
+    # dictionaries of its own
+    Metric(COUNTER, "dictionaries_trained", "Dictionaries trained on cold pages.",
+           lambda f: f.device.dictionaries.trained),
+    Metric(COUNTER, "dictionaries", "Of these, by what became of them.",
+           lambda f: _by(_DICTIONARIES, (getattr(f.device.dictionaries, name) for name in _DICTIONARIES)),
+           labels=("result",)),
+    Metric(COUNTER, "dictionary_cpu_seconds", "CPU time to sample, train and judge.",
+           lambda f: f.device.dictionaries.cpu_seconds, "seconds"),
+    Metric(GAUGE, "dictionary_pages", "Made with each dictionary in use, when they were last counted.",
+           lambda f: _generations(f, "pages"), labels=("priority",)),
+    Metric(GAUGE, "dictionary_won_bytes", "Memory that these pages take less by it.",
+           lambda f: _generations(f, "won"), "bytes", labels=("priority",)),
+    Metric(GAUGE, "dictionary_memory_bytes", "What it costs, with its tables and workspaces.",
+           lambda f: _generations(f, "memory"), "bytes", labels=("priority",)),
     # write-back
     Metric(GAUGE, "backing_blocks", "Blocks of 4 KiB of the backing store.",
            _backing(lambda b: _by(
