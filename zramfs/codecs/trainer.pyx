@@ -3,8 +3,9 @@
 """A dictionary of zstd's own kind from sample pages, by libzstd's fast cover algorithm, in bounded memory.
 
 The library does it in one call, which takes about 0.1 s of CPU and can't be interrupted. The thread that
-makes it keeps its priority: one that has only what the CPU has left over (SCHED_IDLE) would be slow to end when
-the process is killed, and the next daemon waits for the end of all its threads (S96 in docs/concurrency.md).
+makes it keeps its priority: one that has only what the CPU has left over (SCHED_IDLE) would be slow to end
+when the process is killed, and the next daemon waits for the end of all its threads (S96 in
+docs/concurrency.md).
 """
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Lock order: see secondary.pxd.
 """Secondary algorithms of a store in use, and what cold pages there are to train a dictionary on."""
-from libc.errno cimport EBUSY, ENOMEM
+from libc.errno cimport EBUSY
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
