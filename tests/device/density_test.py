@@ -155,12 +155,13 @@ async def test_the_steps_come_in_their_order_with_their_ages_and_the_level_of_th
     work = Work()
     async with running(work, "auto"):
         await use(work, 620)
-    last = [(step, older) for _, step, older in work.passes[-3:]]
-    assert last == [("recompress", 60), ("share", 600), ("units", 600)] and work.levels == {3}
+    last = [(step, older) for _, step, older in work.passes[-4:]]
+    assert last == [("recompress", 60), ("dictionaries", 60), ("share", 600), ("units", 600)]
+    assert work.levels == {3}
     work = Work()
     async with running(work, "max"):
         await use(work, 6)
-    assert [(step, older) for _, step, older in work.passes[:3]] == [
+    assert [(step, older) for _, step, older in work.passes[:4]] == [
         (step, int(MAX_AGE)) for step in ORDERS["max"]]
     assert MAX_AGE < work.passes[0][0] <= MAX_AGE + 3 and work.levels == {9}
 

@@ -18,7 +18,8 @@ from zramfs.model.config import DeviceConfig
 from zramfs.tree import state
 from zramfs.tree.attributes import ATTRIBUTES
 from zramfs.tree.files import tree_of
-from zramfs.tree.metric_table import COUNTER, TABLE
+from zramfs.tree.metric import COUNTER
+from zramfs.tree.metric_table import TABLE
 from zramfs.tree.tree import Directory, Link
 
 # Writes that bring out every error, each to a device that has no size, has one, and is open.

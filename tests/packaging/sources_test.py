@@ -79,7 +79,8 @@ def missing(text: str) -> list[str]:
 
 # Files of the system, of the kernel's source and of programs, which our texts name too.
 FOREIGN = {
-    "zstd.h", "linux/btrfs.h", "linux/capability.h", "linux/fs.h", "linux/fuse.h", "linux/stat.h",
+    "malloc.h", "zdict.h", "zstd.h", "linux/btrfs.h", "linux/capability.h", "linux/fs.h", "linux/fuse.h",
+    "linux/stat.h",
     "block/genhd.c", "mm/zsmalloc.c", "mm/swapfile.c",
 }
 

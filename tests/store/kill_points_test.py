@@ -227,6 +227,25 @@ def test_a_kill_while_shared_pages_are_wiped_leaves_each_page_old_or_new() -> No
     assert each_point(WITH_SHARED, ops, old_or_new(), size=SIZE, wipe=True) > 10
 
 
+# Two generations, of which the second takes the pages of the first.
+GENERATIONS: list[Op] = [
+    *(["write", i * PAGE, "record", i, PAGE] for i in range(20)), ["take", 2, 3, 1000], ["recompress", 8, 2],
+    ["recompress", 4, 1],
+]
+
+
+@pytest.mark.parametrize("op", [["take", 3, 9, 2000], ["recompress", 8, 2]], ids=["taken", "used"])
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_beside_a_dictionary_changes_no_page(op: Op) -> None:
+    assert each_point(GENERATIONS, [op], old_or_new(), size=SIZE, secondary=["zstd"]) > 0
+
+
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_while_a_dictionary_is_dropped_changes_no_page() -> None:
+    setup = [*GENERATIONS, ["take", 3, 9, 2000], ["recompress", 40, 3]]
+    assert each_point(setup, [["drop", 2, True]], old_or_new(), size=SIZE, secondary=["zstd"]) > 0
+
+
 @pytest.mark.requires("cc", "unsanitized")
 def test_a_kill_in_a_write_back_changes_no_page(tmp_path: Path) -> None:
     place = backing_file(tmp_path / "backing")

@@ -21,13 +21,14 @@ from typing import Any
 
 from tests.support import native
 from tests.support.memory_file import MemoryFile
-from tests.support.page_kinds import block, hard, noise, prose
+from tests.support.page_kinds import block, hard, noise, prose, record
 from tests.support.paths import SUPPORT, python_environment
 from tests.support.scale import scaled
 from zramfs.codecs.codec import Codec
 from zramfs.store.backing import Backing
 from zramfs.store.recompress import Recompression
 from zramfs.store.resize import resize
+from zramfs.store.secondary import drop_secondary, set_secondary
 from zramfs.store.sharing import Sharing
 from zramfs.store.store import Store
 from zramfs.store.unit_making import UnitMaking
@@ -35,7 +36,7 @@ from zramfs.store.writeback import WritebackRun
 
 PAGE = 4096
 Op = Sequence[Any]
-MAKERS = {"prose": prose, "hard": hard, "noise": noise}
+MAKERS = {"prose": prose, "hard": hard, "noise": noise, "record": record}
 
 
 def content(op: Op) -> bytes:
@@ -64,10 +65,14 @@ def apply(store: Store, op: Op) -> None:
             store.balloon.set_target(op[1])
             store.balloon.adjust(1 << 20)
         case "recompress":
-            job = Recompression(store, 1, max_pages=op[1])
+            job = Recompression(store, op[2] if len(op) > 2 else 1, max_pages=op[1])
             while job.select(1 << 30) or job.step(1 << 30):
                 pass
             job.finish()
+        case "take":
+            set_secondary(store, op[1], Codec("zstd", op[2], record(op[3])[:1000]))
+        case "drop":
+            assert drop_secondary(store, op[1]) is op[2]
         case "units" | "upkeep":
             making = UnitMaking(store, joins=op[0] == "units", thorough=op[0] == "units")
             while making.step(1 << 30):

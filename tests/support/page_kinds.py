@@ -37,6 +37,10 @@ def _repeat(piece: bytes, n: int) -> bytes:
     return (piece * (n // len(piece) + 1))[:n]
 
 
+_KEYS = random.Random("keys")
+KEYS = tuple(bytes(_KEYS.choices(b"etaoinshrdlucmfwyp", k=8)) for _ in range(160))
+
+
 @functools.cache
 def page_of_size(size: int) -> bytes:
     """A page that lz4 compresses to exactly `size` bytes."""
@@ -55,6 +59,14 @@ def prose(seed: int) -> bytes:
     rng = random.Random(seed)
     words = [bytes(rng.choices(b"etaoinshrdlucmfwyp", k=rng.randrange(3, 9))) for _ in range(250)]
     return b" ".join(rng.choices(words, k=900))[:PAGE]
+
+
+@functools.cache
+def record(seed: int) -> bytes:
+    """A page of what services log: the same keys everywhere, in each page once, and values of its own."""
+    rng = random.Random(seed)
+    fields = (b'"%s_%s":"%d"' % (KEYS[n], KEYS[-n], rng.randrange(10000)) for n in range(len(KEYS)))
+    return b",".join(fields).ljust(PAGE, b" ")[:PAGE]
 
 
 @functools.cache

@@ -188,10 +188,16 @@ async def test_every_number_of_the_attribute_files_is_in_it():
         expect("unit_making_pages_total", 0, f"result={result}")
 
     for name in ("shared_pages", "shared_objects", "shared_bytes", "share_looked_total",
-                 "share_objects_total", "share_saved_bytes_total", "share_table_bytes"):
+                 "share_objects_total", "share_saved_bytes_total", "share_table_bytes",
+                 "dictionaries_trained_total", "dictionary_cpu_seconds_total"):
         expect(name, 0)
     for result in ("joined", "unequal", "alone", "no_room", "busy"):
         expect("share_pages_total", 0, f"result={result}")
+    for result in ("taken", "rejected", "dropped"):
+        expect("dictionaries_total", 0, f"result={result}")
+    for name in ("dictionary_pages", "dictionary_won_bytes", "dictionary_memory_bytes"):
+        for priority in (1, 2, 3):
+            expect(name, 0, f"priority={priority}")
 
     for state in ("used", "stale", "free"):
         expect("backing_blocks", 0, f"state={state}")
@@ -428,6 +434,7 @@ ELSEWHERE = {
     "DeviceStats.last_error", "DeviceStats.room", "MemoryStats.won", "MemoryStats.store",
     "BackingSettings.path", "DeviceStats.proactiveness", "TaskStats.last_error", "GovernorStats.last_error",
     "GovernorStats.mountpoint", "GovernorStats.fstype", "UnitMakingStats.groups",
+    "DictionaryStats.verdict",
     "SaveStats.path", "SaveStats.last_error", "DeviceStats.restored", "DeviceStats.survival",
     "DeviceStats.estimate",
     "DensityStats.lacks", "DensityStats.last_error",

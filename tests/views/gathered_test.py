@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families as families
 
 from tests.support.sources import PAGE, source_in
 from zramfs.host import bounded
-from zramfs.tree.metric_table import COUNTER, TABLE
+from zramfs.tree.metric import COUNTER
+from zramfs.tree.metric_table import TABLE
 from zramfs.views import gathered
 from zramfs.views.gathered import Gatherer, Source
 

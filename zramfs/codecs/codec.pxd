@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """C interface of the codecs. A codec_t is immutable and shared; a codec_ctx_t is one thread's
 workspace for it, made once: nothing is allocated per page."""
+from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 
 from zramfs.codecs.compressors cimport CODEC_LZ4, CODEC_LZ4HC, CODEC_MAX_INPUT, CODEC_NONE, CODEC_ZSTD
@@ -20,6 +21,9 @@ cdef int codec_init(codec_t* c, int algo, int level) noexcept nogil
 # (zstd level 19: 156 KiB instead of 1.2 MiB).
 cdef codec_ctx_t* codec_ctx_new(const codec_t* c, bint compresses) noexcept nogil
 cdef void codec_ctx_free(codec_ctx_t* ctx) noexcept nogil
+# Bytes of memory, of a context and of what a codec has prepared of its dictionary.
+cdef size_t codec_ctx_bytes(codec_ctx_t* ctx) noexcept nogil
+cdef size_t codec_bytes(const codec_t* c) noexcept nogil
 # Bytes written to dst, or 0 if the result does not fit into cap (the page counts as incompressible).
 cdef int codec_compress(codec_ctx_t* ctx, const uint8_t* src, int n, uint8_t* dst, int cap) noexcept nogil
 # Bytes written to dst (exactly what was compressed), or -EIO for bytes that no compressor made.

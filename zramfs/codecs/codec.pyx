@@ -26,6 +26,9 @@ from zramfs.codecs.spec import (
 )
 
 
+cdef extern from "<malloc.h>" nogil:
+    size_t malloc_usable_size(void* p) noexcept
+
 cdef enum:
     CACHE_LINE = 64
 
@@ -146,6 +149,14 @@ cdef codec_ctx_t* codec_ctx_new(const codec_t* c, bint compresses) noexcept nogi
 
 cdef void codec_ctx_free(codec_ctx_t* ctx) noexcept nogil:
     free(ctx)
+
+
+cdef size_t codec_ctx_bytes(codec_ctx_t* ctx) noexcept nogil:
+    return malloc_usable_size(ctx)
+
+
+cdef size_t codec_bytes(const codec_t* c) noexcept nogil:
+    return malloc_usable_size(c.dictionary) if c.dictionary != NULL else 0
 
 
 cdef int _zstd_compress(codec_ctx_t* ctx, const uint8_t* src, int n, uint8_t* dst, int cap) noexcept nogil:

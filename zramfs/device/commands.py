@@ -203,6 +203,9 @@ COMMANDS = {
         Command("estimate", "SIZE",
                 "try on a sample of this size what recompress, share and units would win; changes nothing",
                 _sample, optional=True),
+        Command("dictionary", "KEY=VALUE...",
+                "train on idle pages, and recompress if it is worth it: idle=all|SECONDS, level=; default: "
+                "marked pages", optional=True),
         Command("idle", "all|SECONDS", "mark pages idle: all, or those not used for so long", age_of),
         Command("access_times", "on|off", "keep the time of each page's last access, for idle=SECONDS",
                 _switch),

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Lock order: device.py. A round has the turn of the policies (policies.py), and takes no other lock.
-"""Density: a device becomes denser by itself, in three steps, as its pages grow old.
+"""Density: a device becomes denser by itself, in four steps, as its pages grow old.
 
 1. recompress: a page that nobody has used for a minute is compressed again, with a better algorithm.
-2. share: pages of ten minutes with equal contents become one object.
-3. units: what is left of them becomes units of neighbouring pages.
+2. dictionaries: where there are many of these pages, one is trained on them and judged. If it wins enough,
+   they are compressed with it (dictionaries.py).
+3. share: pages of ten minutes with equal contents become one object.
+4. units: what is left of them becomes units of neighbouring pages.
 
 Later steps leave out what an earlier one has made final: units and shared pages are no single pages any more.
 In the mode `max` all ages are the same, and recompression comes last: it takes 125 us a page with zstd 9, and
@@ -39,10 +41,10 @@ from zramfs.model.stats import DENSITY_STEPS, DensityStats, StepStats
 log = logging.getLogger(__name__)
 
 # Seconds without use, after which a page is due for a step.
-AGES = {"recompress": 60.0, "share": 600.0, "units": 600.0}
+AGES = {"recompress": 60.0, "dictionaries": 60.0, "share": 600.0, "units": 600.0}
 # What they are multiplied by, by how much memory there is (HostMemory.supply): sooner if it is short.
 FACTORS = {"short": 1 / 6, "fair": 1.0, "plenty": 2.0}
-ORDERS = {"auto": DENSITY_STEPS, "max": ("share", "units", "recompress")}
+ORDERS = {"auto": DENSITY_STEPS, "max": ("share", "units", "recompress", "dictionaries")}
 MAX_AGE = 3.0  # of all steps, in the mode max; times of access are whole seconds
 
 # Seconds between two looks at what is due. While memory is short there may be one after each MIN_INTERVAL.
@@ -233,8 +235,6 @@ class Density:
             self._is_working = False
 
     async def _take_steps(self, due: list[str]) -> None:
-        """In their order. A better dictionary belongs behind recompression, and before the steps that take
-        single pages out of its reach."""
         for name in due:
             try:
                 await self._take_step(name)

@@ -37,6 +37,7 @@ from .backing_store import BackingStore
 from .ballast import Ballast
 from .compactor import Compactor
 from .density import Density
+from .dictionaries import Dictionaries
 from .governor import Governor
 from .handlers import ALONE, LONG, SHORT
 from .host_memory import HostMemory
@@ -93,6 +94,7 @@ class Device(ReadOnlyTables):
         self._ballast: Ballast | None = None
         self.jobs = Jobs()
         self._post = PostProcessor(self._job_thread)
+        self.dictionaries = Dictionaries(self, self._post, self._job_thread)
         self.backing_store = BackingStore(
             self._in_thread, self._job_thread, lambda: self._store, wipe=config.wipe)
         self._make_tasks(config)
@@ -280,6 +282,7 @@ class Device(ReadOnlyTables):
             self._mem_limit = 0
             self.host_memory.forget()
             self._post.forget()
+            self.dictionaries.forget()
             self.policies.forget()
             self.density.forget()
             self.saver.forget()

@@ -39,13 +39,14 @@ SHORT: dict[str, Callable[[Device, Any], Awaitable[None]]] = {
 }
 
 # Those of which a store takes one at a time. The others take turns.
-ALONE = frozenset({"recompress", "units", "share", "writeback", "save", "estimate"})
+ALONE = frozenset({"recompress", "units", "share", "dictionary", "writeback", "save", "estimate"})
 
 LONG: dict[str, Callable[[LongWork, Any], JobWork]] = {
     "compact": lambda work, what: work.compact(what),
     "recompress": lambda work, text: work.recompress(text),
     "units": lambda work, text: work.make_units(text),
     "share": lambda work, text: work.share(text),
+    "dictionary": lambda work, text: work.learn(text),
     "estimate": lambda work, sample: work.estimate(sample),
     "idle": lambda work, age: work.mark_idle(age),
     "writeback": lambda work, text: work.write_back(text),

@@ -127,9 +127,14 @@ class IdleWork:
         return self._device.host_memory.supply
 
     @property
+    def _better(self) -> int | None:
+        """The priority of what single pages are recompressed with."""
+        return self._device.dictionaries.newest or highest(self._device._algorithms)
+
+    @property
     def lacks(self) -> dict[str, str]:
         found = {}
-        if self.ready and highest(self._device._algorithms) is None:
+        if self.ready and self._better is None:
             found["recompress"] = "pages are not recompressed, as this device has no recomp_algorithm"
         if self._device._config.wipe:
             found["units"] = "no units are made, as this device wipes what is discarded at once"
@@ -221,6 +226,9 @@ class IdleWork:
             case "recompress":
                 tried = self._post.recompression
                 return StepStats(0, tried.tried, tried.bytes_saved, tried.cpu_ns / 1e9)
+            case "dictionaries":  # the recompression with them, too
+                tried, cpu = self._post.recompression, self._device.dictionaries.stats().cpu_seconds
+                return StepStats(0, tried.tried, tried.bytes_saved, tried.cpu_ns / 1e9 + cpu)
             case "share":
                 looked = self._post.sharing
                 return StepStats(0, looked.looked, looked.bytes_saved, looked.cpu_ns / 1e9)
@@ -231,9 +239,10 @@ class IdleWork:
         store = self._store()
         match step:
             case "recompress":
-                priority = highest(self._device._algorithms)
-                assert priority is not None  # lacks says so otherwise
-                await self._post.recompress(store, priority, RecompressArguments(older=older), rest)
+                assert self._better is not None  # lacks says so otherwise
+                await self._post.recompress(store, self._better, RecompressArguments(older=older), rest)
+            case "dictionaries":
+                await self._device.dictionaries.consider(rest, marked=False, older=older, level=level)
             case "share":
                 await self._post.share(store, ShareArguments(marked=False, older=older), rest)
             case "units":

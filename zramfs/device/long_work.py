@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that take long: `recompress`, `units`, `share`, `idle`, `writeback`, `compact`, `save`
-and `estimate`.
+"""The commands that take long: `recompress`, `units`, `share`, `dictionary`, `idle`, `writeback`, `compact`,
+`save` and `estimate`.
 
 Each function here judges its command and makes nothing yet. What it returns is the work, which runs as a
 job (jobs.py) beside the commands that come meanwhile.
@@ -12,11 +12,14 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import trio
+
 from zramfs.errors import ZramfsError
 from zramfs.text.sizes import PAGE
 
 from . import algorithms
 from .backing_store import parse_ranges
+from .dictionaries import parse_dictionary
 from .jobs import JobWork
 from .postprocess import parse_share, parse_units
 
@@ -76,6 +79,21 @@ class LongWork:
         async def work() -> None:
             async with self._policies.aside():
                 await self._post.share(store, wanted)
+            self._compactor.poke()
+
+        return work
+
+    def learn(self, text: str) -> JobWork:
+        """Raises ZramfsError: EINVAL, ERANGE; the work: see Dictionaries.consider()."""
+        wanted = parse_dictionary(text)
+        store = self._device.expect_store("nothing to train a dictionary on")
+
+        async def work() -> None:
+            async with self._policies.aside():
+                if wanted.age is not None:
+                    await self._post.mark_idle(store, wanted.age)
+                await self._device.dictionaries.consider(
+                    trio.lowlevel.checkpoint, marked=wanted.marked, level=wanted.level, asked=True)
             self._compactor.poke()
 
         return work

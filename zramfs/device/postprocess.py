@@ -118,12 +118,13 @@ class PostProcessor:
 
     async def recompress(
         self, store: Store, priority: int, wanted: RecompressArguments,
-        rest: AfterSlice = trio.lowlevel.checkpoint,
+        rest: AfterSlice = trio.lowlevel.checkpoint, *, again: bool = False,
     ) -> None:
-        """rest comes after each slice. ZramfsError: EINVAL (threshold), EBUSY, ENOMEM."""
+        """rest comes after each slice. again: also pages that count as incompressible. ZramfsError: EINVAL
+        (threshold), EBUSY, ENOMEM."""
         begin = partial(
             Recompression, store, priority, idle=wanted.idle, huge=wanted.huge, threshold=wanted.threshold,
-            max_pages=wanted.max_pages, age=wanted.older)
+            max_pages=wanted.max_pages, age=wanted.older, again=again)
         try:
             level = logging.INFO if wanted.older is None else logging.DEBUG
             stats = await self._drive(await self._in_thread(begin), rest, level)

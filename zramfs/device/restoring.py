@@ -12,6 +12,7 @@ from zramfs.codecs.codec import Codec
 from zramfs.errors import ZramfsError
 from zramfs.image.reader import ImageReader
 from zramfs.model.stats import RestoreStats
+from zramfs.store import secondary
 from zramfs.store.restoring import RestoreRun
 from zramfs.text.sizes import PAGE, format_size
 
@@ -35,7 +36,9 @@ def restore_image(store: Store, path: Path, *, whole: bool) -> RestoreStats:
             raise ZramfsError(
                 errno.EINVAL, f"{path} has {format_size(image.head.disksize)}, and the device only "
                 f"{format_size(store.disksize)}: expected a device at least as large")
-        run = _begin(store, image)
+        codecs = _codecs(image.head.algorithms)
+        added = _take_dictionaries(store, codecs)
+        run = _begin(store, image, codecs)
         try:
             lost = _fill(run, image)
         except OSError as error:
@@ -43,6 +46,8 @@ def restore_image(store: Store, path: Path, *, whole: bool) -> RestoreStats:
                 error.errno or errno.EIO, f"{path} cannot be restored: {error.strerror}") from None
         finally:
             run.finish()
+        for priority in added:
+            secondary.drop_secondary(store, priority)  # unless a page needs it
         stats = RestoreStats(
             str(path), image.head.created, run.pages, sum(last - first + 1 for first, last in lost),
             tuple(image.damage))
@@ -55,9 +60,26 @@ def restore_image(store: Store, path: Path, *, whole: bool) -> RestoreStats:
     return stats
 
 
-def _begin(store: Store, image: ImageReader) -> RestoreRun:
+def _take_dictionaries(store: Store, codecs: Sequence[Codec | None]) -> list[int]:
+    """Secondary algorithms of the image with a dictionary that the device does not have, at priorities that
+    are free: its pages stay as small as they are. Which priorities. ZramfsError(ENOMEM)."""
+    have = {codec.dictionary for codec in store.codecs if codec}
+    free = [priority for priority, codec in enumerate(store.codecs) if codec is None]
+    added = []
+    for codec in codecs[1:]:
+        if codec and codec.dictionary and codec.dictionary not in have and free:
+            try:
+                secondary.set_secondary(store, free[0], codec)
+            except MemoryError as error:
+                raise ZramfsError(errno.ENOMEM, str(error)) from None
+            have.add(codec.dictionary)
+            added.append(free.pop(0))
+    return added
+
+
+def _begin(store: Store, image: ImageReader, codecs: Sequence[Codec | None]) -> RestoreRun:
     try:
-        return RestoreRun(store, _codecs(image.head.algorithms), image.head.chunks)
+        return RestoreRun(store, codecs, image.head.chunks)
     except ValueError as error:
         raise ZramfsError(errno.EINVAL, f"{image.path} cannot be restored: {error}") from None
     except MemoryError as error:

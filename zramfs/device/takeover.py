@@ -50,6 +50,7 @@ def settings_of(device: Device) -> dict[str, Any]:
         "governed": device.governor.is_governing,
         "keep": None if device.kept_image.path is None else os.fspath(device.kept_image.path),
         "last_error": device._last_error,
+        "dictionaries": device.dictionaries.kept(),
         "lane_before": device._lane_before and asdict(device._lane_before),
     }
 
@@ -80,9 +81,8 @@ async def restore(
             "and %d pageblocks that nothing names are free again", device._config.name, found.pages,
             found.ns / 1e6,
             found.locks, found.lost, found.objects_freed, found.frames_freed, found.pageblocks_freed)
-    entries = [found and await _unpacked(device, number, found)
-               for number, found in enumerate(saved["algorithms"])]
-    device._algorithms = tuple(entries)
+    device._algorithms = tuple([found and await _unpacked(device, number, found)
+                                for number, found in enumerate(saved["algorithms"])])
     if saved["governed"]:
         device.governor.inherit()
 
@@ -94,6 +94,7 @@ def _take_settings(device: Device, saved: dict[str, Any]) -> None:
     device.kept_image.path = None if saved["keep"] is None else Path(saved["keep"])
     device._last_error = saved["last_error"]
     device._lane_before = _lane_stats(saved.get("lane_before"))
+    device.dictionaries.inherit(saved.get("dictionaries"))
     device.compactor.proactiveness = saved["proactiveness"]
     device.host_memory.headroom.keep_free = saved["keep_free"]
     for text in saved["policies"]:

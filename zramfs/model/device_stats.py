@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         BallastStats,
         CompactorStats,
         DensityStats,
+        DictionaryStats,
         GovernorStats,
         LaneStats,
         PolicyStats,
@@ -61,7 +62,8 @@ class MemoryStats:
 @dataclass(frozen=True)
 class DeviceStats:
     """disksize, mem_limit in bytes, 0 = not set up, no limit; level None = the codec's default;
-    algorithms by priority, the first being algo and level; store None while the device is not set up;
+    algorithms by priority, the first being algo and level, and a dictionary of the device's own among them;
+    store None while the device is not set up;
     lane: its counters since the last reset; room: bytes that the pool may take before writes get ENOSPC, by
     mem_limit, the host and the memory cgroups, None = not bounded; survival: what happens when the daemon
     dies, as half a sentence."""
@@ -83,6 +85,7 @@ class DeviceStats:
     recompression: RecompressionStats
     unit_making: UnitMakingStats
     sharing: SharingStats
+    dictionaries: DictionaryStats
     backing_dev: BackingSettings
     backing: BackingStats | None
     writeback: WritebackStats

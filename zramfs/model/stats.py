@@ -211,6 +211,32 @@ class SharingStats:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationStats:
+    """A dictionary of the device's own, in use."""
+
+    number: int  # the highest is the newest; 1 for the first that was taken, or after all were dropped
+    priority: int  # of the secondary algorithm that uses it, 1 to 3
+    level: int  # of zstd
+    size: int  # bytes of the dictionary itself
+    memory: int  # bytes that it costs in all: also its tables, and a workspace for each thread
+    pages: int  # made with it, when they were last counted, as each round does
+    won: int  # bytes that these pages take less than without it, by what it won on those that judged it
+
+
+@dataclass(frozen=True, slots=True)
+class DictionaryStats:
+    """The dictionaries that a device has trained on its own pages."""
+
+    generations: tuple[GenerationStats, ...] = ()  # oldest first
+    trained: int = 0
+    taken: int = 0
+    rejected: int = 0  # would win less than twice what they cost
+    dropped: int = 0  # that no page needed any more
+    cpu_seconds: float = 0.0  # to sample, train and judge; recompression counts with the others
+    verdict: str | None = None  # the last one, in words
+
+
+@dataclass(frozen=True, slots=True)
 class BackingStats:
     """Of a backing store, in blocks of 4 KiB, since it was opened."""
 
@@ -345,7 +371,7 @@ class StepStats:
                          self.cpu_seconds + other.cpu_seconds)
 
 
-DENSITY_STEPS = ("recompress", "share", "units")  # in the order in which a round takes them
+DENSITY_STEPS = ("recompress", "dictionaries", "share", "units")  # in the order in which a round takes them
 
 
 @dataclass(frozen=True, slots=True)

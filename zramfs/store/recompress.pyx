@@ -37,7 +37,10 @@ cdef struct recompression_t:
     store_ctx_t* ctx
     codec_ctx_t* codec
     uint32_t prio
-    bint last                   # no configured algorithm has a higher priority
+    bint last                   # no algorithm comes after it: see follows()
+    bint source[NR_PRIO]        # pages of these priorities are taken
+    bint retires[NR_PRIO]       # and of these even if they become no smaller
+    bint again                  # those that count as incompressible too
     uint64_t wanted             # flags of a slot, all of which it must have
     bint huge                   # raw pages only
     uint32_t before             # of was_used_before()
@@ -61,7 +64,8 @@ cdef struct recompression_t:
 cdef inline bint eligible(recompression_t* job, uint64_t v) noexcept nogil:
     if slot_type(v) != OBJ and slot_type(v) != HUGE or job.huge and slot_type(v) != HUGE:
         return False
-    return (v & job.wanted == job.wanted and not v & SLOT_INCOMPRESSIBLE and slot_prio(v) < job.prio)
+    return (v & job.wanted == job.wanted and (job.again or not v & SLOT_INCOMPRESSIBLE)
+            and job.source[slot_prio(v)])
 
 
 cdef bint select_chunk(recompression_t* job, uint64_t chunk) noexcept nogil:
@@ -113,13 +117,16 @@ cdef void result_commit(recompression_t* job, uint64_t slot, uint32_t size, uint
     cdef size_class_t* old_class = class_for(st.pool, size)
     cdef size_class_t* new_class = class_for(st.pool, fresh)
     cdef uint64_t v = slot_lock(st, slot)
+    cdef bint smaller
     cdef int r
     if not v & SLOT_POST:
         slot_unlock(st, slot, v)
         job.busy += 1
         return
     v &= ~<uint64_t>SLOT_POST
-    if new_class.size >= old_class.size or job.threshold != 0 and fresh >= job.threshold:
+    smaller = (new_class.size < old_class.size
+               or new_class.size == old_class.size and job.retires[slot_prio(v)])
+    if not smaller or job.threshold != 0 and fresh >= job.threshold:
         job.kept += 1
         if job.last:
             v |= SLOT_INCOMPRESSIBLE
@@ -132,7 +139,8 @@ cdef void result_commit(recompression_t* job, uint64_t slot, uint32_t size, uint
     r = commit_locked(st, slot, v, &page)
     if r == 0:
         job.won += 1
-        job.bytes_saved += size - fresh
+        # One of the same size class may have some bytes more.
+        job.bytes_saved += size - min(size, fresh)
     else:
         job.no_room += 1
 
@@ -181,6 +189,14 @@ cdef void unselect_rest(recompression_t* job, bint closed) noexcept nogil:
 
 # ---- Python -----------------------------------------------------------------------------------
 
+cdef bint follows(Store store, int one, int other) except -1:
+    """Whether pages of the priority `other` are recompressed to `one`. The order of priorities is the
+    kernel's. After them come the generations, in the order in which they were taken: they take turns at the
+    priorities that are free, so their number decides."""
+    cdef object a = store.generations[one], b = store.generations[other]
+    return (a or 0, one) > (b or 0, other)
+
+
 # The collector must not take the store away before __dealloc__ has used it.
 @cython.no_gc_clear
 cdef class Recompression:
@@ -189,7 +205,7 @@ cdef class Recompression:
     idle, huge: only pages that are idle, stored raw, or both. age: only pages that were not used for more
     than so many seconds, None = any; their idle marks stay. threshold: leaves objects of fewer bytes alone,
     and takes results of fewer bytes only; 0 = any. max_pages: how many pages are tried at most; None = no
-    limit.
+    limit. again: also pages that count as incompressible.
 
     To be driven so: select() until it answers False, step() until it answers False, then finish(),
     which must be called whatever happened, and before the store is closed. Each gives the GIL up, holds
@@ -201,7 +217,7 @@ cdef class Recompression:
     cdef Store store                # None once finished
 
     def __cinit__(self, Store store not None, priority, *, bint idle=False, bint huge=False,
-                  threshold=0, max_pages=None, age=None):
+                  threshold=0, max_pages=None, age=None, bint again=False):
         candidates_init(&self.job.selected)
         if not 1 <= priority < NR_PRIO or store.codecs[priority] is None:
             raise ValueError(f"no secondary algorithm has the priority {priority}")
@@ -213,7 +229,14 @@ cdef class Recompression:
         self.job.st = store.st
         self.job.before = time_of_age(store.st, age)
         self.job.prio = priority
-        self.job.last = not any(store.codecs[priority + 1:])
+        self.job.last = True
+        for other, each in enumerate(store.codecs):
+            self.job.source[other] = follows(store, priority, other)
+            # The bytes are no loss, and the older dictionary can go when none of its pages is left.
+            self.job.retires[other] = self.job.source[other] and store.generations[other] != 0
+            if each is not None and follows(store, other, priority) and not store.generations[other]:
+                self.job.last = False
+        self.job.again = again
         self.job.wanted = SLOT_IDLE if idle else 0
         self.job.huge = huge
         self.job.threshold = threshold

@@ -10,7 +10,8 @@
  *   each has room for whole chunks of 512 slots that hold most_slots. The first ones are the device's
  *   (size). The words and the cells begin with a page of their own.
  *
- * Note 0 of the arena has the algorithms with their dictionaries (record.pyx). Note 1 is the device's.
+ * Note 0 of the arena has the algorithms with their dictionaries (record.pyx), and is replaced when a store in use
+ * takes another one or drops one (secondary.pxd). Note 1 is the device's.
  * Counters are atomic and relaxed: a killed process may have counted what it did not do any more, or not have
  * counted what it did, by one for each thread.
  */

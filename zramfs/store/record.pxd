@@ -44,8 +44,8 @@ cdef inline store_record_t* record_of(arena_t* a) noexcept nogil:
     return <store_record_t*>a.sb.user_record
 
 
-# Note 0: the algorithms that a store was made with, behind a check of them.
-cdef bytes codecs_packed(tuple codecs)
+# Note 0: the algorithms that a store has, and their generations (Store.generations), behind a check of them.
+cdef bytes codecs_packed(tuple codecs, tuple generations)
 # The keyword arguments with which the store in an adopted arena was made. Raises ValueError for one without a
 # store, or one of another layout, or one that is damaged, or one whose backing store is None.
 cdef dict kept_arguments(Arena arena, object backing)

@@ -13,18 +13,21 @@ from zramfs.codecs.codec import Codec
 LAYOUTS = {"memory": LAYOUT_VERSION, "store": RECORD_VERSION}   # what this build writes
 
 
-cdef bytes codecs_packed(tuple codecs):
+cdef bytes codecs_packed(tuple codecs, tuple generations):
     """A line of JSON with the name, the level and the length of the dictionary of each priority, and then the
-    dictionaries. In front of them their CRC-32, since a dictionary that has changed makes other pages."""
+    dictionaries. In front of them their CRC-32, since a dictionary that has changed makes other pages. Last
+    the generations, where a version that knows none does not look."""
     dictionaries = [codec.dictionary or b"" if codec else b"" for codec in codecs]
     table = [codec and [codec.algo, codec.level, len(content)]
              for codec, content in zip(codecs, dictionaries, strict=True)]
     body = json.dumps(table).encode() + b"\n" + b"".join(dictionaries)
+    if any(generations):
+        body += json.dumps(generations).encode()
     return b"%08x " % crc32(body) + body
 
 
-cdef list codecs_unpacked(bytes note):
-    """[name, level, dictionary or None] or None by priority. ValueError."""
+cdef tuple codecs_unpacked(bytes note):
+    """[name, level, dictionary or None] or None by priority, and the generations. ValueError."""
     check, _, body = note.partition(b" ")
     if check != b"%08x" % crc32(body):
         raise ValueError("expected the algorithms of the store in note 0, got bytes without their sum")
@@ -36,11 +39,12 @@ cdef list codecs_unpacked(bytes note):
                 name, level, n = each
                 each, rest = [name + "", level + 0, rest[:n + 0] or None], rest[n:]
             found.append(each)
+        generations = tuple([int(each) for each in json.loads(rest)]) if rest else (0,) * NR_PRIO
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError("expected the algorithms of the store in note 0, got another list") from error
-    if len(found) != NR_PRIO or found[0] is None:
+    if len(found) != NR_PRIO or len(generations) != NR_PRIO or found[0] is None:
         raise ValueError(f"expected {NR_PRIO} algorithms of the store in note 0, got {len(found)}")
-    return found
+    return found, generations
 
 
 def is_kept(int fd):
@@ -63,9 +67,10 @@ cdef dict kept_arguments(Arena arena, object backing):
         raise ValueError("expected the record of a store, got one that is damaged: its size is wrong")
     if bool(record.has_backing) is not (backing is not None):
         raise ValueError("expected the backing store that the store has pages on, and no other")
-    primary, *secondary = codecs_unpacked(arena.note(0))
+    (primary, *secondary), generations = codecs_unpacked(arena.note(0))
     return {
         "disksize": record_slots(record) << PAGE_SHIFT, "grows_to": record.most_slots << PAGE_SHIFT,
         "algo": primary[0], "level": primary[1], "dictionary": primary[2],
-        "secondary": [each and Codec(*each) for each in secondary], "wipe": record.wipe != 0,
+        "secondary": [each and Codec(*each) for each in secondary], "generations": generations,
+        "wipe": record.wipe != 0,
     }

@@ -14,7 +14,9 @@
           together with its neighbours, zramfs/store/units.pxd: bits 24 to 63 are 0, since the number of the
           slot says where it is), SHARED (bits 24 to 63: the cell of an object that several slots share, and
           bits 10 to 23 a check of it, zramfs/store/shared.pxd)
-    prio  priority of the algorithm that compressed it, 0 = primary
+    prio  priority of the algorithm that compressed it, 0 = primary. Secondary ones come and go while the
+          store is in use, in an order in which each thread can read what a slot names: see
+          zramfs/store/secondary.pxd
     idl   idle: not used since it was marked       inc  incompressible by every algorithm
     P     selected for post-processing             S    SAME: the word is two equal 32-bit halves
     A     alone: an OBJ or HUGE page that would save nothing in a unit with its neighbours, as far as was
@@ -48,7 +50,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from allocator.frames cimport arena_t
 from allocator.layout cimport LOC_NONE
-from allocator.prim cimport load64
+from allocator.prim cimport load64, pthread_mutex_t
 from allocator.zspage cimport pool_t
 from zramfs.store.backing cimport backing_t
 from zramfs.codecs.codec cimport codec_ctx_t, codec_t
@@ -110,6 +112,8 @@ cdef struct save_hook_t:        # of a save under way (save_pages.pxd)
     uint64_t (*keep)(void* run, uint64_t slot, uint64_t v) noexcept nogil
 
 
+cdef struct store_ctx_t         # below
+
 cdef struct store_t:
     # constant
     arena_t* arena
@@ -117,13 +121,16 @@ cdef struct store_t:
     uint64_t* slots             # slot words: atomic, each guarded by its lock bit
     uint32_t* chunks            # chunk words: atomic
     uint64_t most_slots         # that the device can ever have: the tables have address space for them
-    codec_t codec[NR_PRIO]
     uint32_t max_object         # largest compressed size that is kept; larger pages are huge
     bint stays_ready            # the slot table is resident and stays so, and contexts are made resident
     backing_t* backing          # NULL = none
     units_t units
     shared_t shared
     store_record_t* record      # in the memory file: what outlives the process
+    # the algorithms: constant, but for secondary ones that come and go (secondary.pxd)
+    codec_t codec[NR_PRIO]      # what new contexts are made for: guarded by contexts_lock
+    store_ctx_t* contexts       # all that there are, guarded by contexts_lock
+    pthread_mutex_t contexts_lock
     # the size of the device: atomic, changed by one resize at a time (resize.pyx), as record.size is
     uint64_t nr_slots
     # access times (access_times.pxd): seconds since boot, one for each slot, written without a lock
@@ -156,7 +163,11 @@ cdef struct store_t:
 
 cdef struct store_ctx_t:        # one thread's workspace
     store_t* st
-    codec_ctx_t* codec[NR_PRIO]     # those of the secondary algorithms only decompress
+    # Those of the secondary algorithms only decompress; NULL: no slot has that priority (secondary.pxd).
+    codec_ctx_t* codec[NR_PRIO]
+    uint32_t fetching           # atomic: priority of the object that it has from the backing store, 0 = none
+    store_ctx_t* next           # store_t.contexts, guarded by contexts_lock
+    store_ctx_t* prev
     uint8_t* page               # a whole page in read-modify-write
     uint8_t* comp               # a compressed page
     uint8_t* scratch            # an object that straddles two frames

@@ -218,8 +218,11 @@ cdef int fetch_locked(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, 
         slot_unlock(st, slot, v)
         return -EAGAIN
     backing_pin(st.backing, v)
+    # Before the slot can change: the algorithm stays as long (secondary.pxd).
+    store32(&ctx.fetching, slot_prio(v))
     slot_unlock(st, slot, v & ~<uint64_t>SLOT_IDLE)
     r = back_load(st, ctx, slot, v, dst)
+    store32(&ctx.fetching, 0)
     if r != 0:
         backing_unpin(st.backing, v)
     return r

@@ -30,6 +30,7 @@ cdef class Store:
     cdef readonly object level
     cdef readonly object recovered  # RecoveryStats; None unless it was adopted
     cdef readonly tuple codecs      # by priority, NR_PRIO of them; keeps their dictionaries alive
+    cdef readonly tuple generations     # by priority: 0, or the number of what was taken in use (secondary)
 
     cdef store_ctx_t* take_ctx(self) except NULL
     cdef int end(self, bint left) except -1

@@ -38,6 +38,8 @@ class Store:
     @property
     def codecs(self) -> tuple[Codec, Codec | None, Codec | None, Codec | None]: ...
     @property
+    def generations(self) -> tuple[int, int, int, int]: ...
+    @property
     def access_times(self) -> bool: ...
     @access_times.setter
     def access_times(self, on: bool) -> None: ...
@@ -47,6 +49,7 @@ class Store:
         reserve: int = 0,
         wipe: bool = False,
         headroom: Headroom | None = None, grows_to: int = 0, fd: int = -1, adopted: Arena | None = None,
+        generations: tuple[int, ...] = ...,
     ) -> None: ...
     @staticmethod
     def adopt(

@@ -65,12 +65,13 @@ cdef class Store:
 
     def __cinit__(self, disksize, *, str algo="lz4", level=None, dictionary=None, secondary=(), mem_limit=0,
                   Backing backing=None, reserve=0, bint wipe=False, Headroom headroom=None, grows_to=0,
-                  int fd=-1, Arena adopted=None):
+                  int fd=-1, Arena adopted=None, tuple generations=(0,) * NR_PRIO):
         """Long: one step for each part of a store, and the way back from each."""
         cdef uint64_t nr_slots, most_slots
         cdef Codec codec
         cdef int prio
         expect_kernel_pages()
+        self.generations = generations
         self.codecs = (Codec(algo, level, dictionary), *secondary, *(None,) * (NR_PRIO - 1 - len(secondary)))
         if len(self.codecs) != NR_PRIO:
             raise ValueError(f"at most {NR_PRIO - 1} secondary algorithms expected, got {len(secondary)}")
@@ -97,8 +98,7 @@ cdef class Store:
                     raise ValueError("none makes nothing smaller, and is no secondary algorithm")
                 self.st.codec[prio] = codec.codec
         self.st.pool.wipe = wipe
-        self.algo = algo
-        self.level = self.codecs[0].level
+        self.algo, self.level = algo, self.codecs[0].level
         if backing is not None:
             if backing.b == NULL or backing.taken:
                 raise ValueError("expected an open backing store that no other store has")
@@ -108,7 +108,7 @@ cdef class Store:
         if adopted is not None:
             self.recovered = store_recover(self.st, (reserve + (1 << 21) - 1) >> 21)
         else:
-            self.arena.set_note(0, codecs_packed(self.codecs))
+            self.arena.set_note(0, codecs_packed(self.codecs, generations))
             self.set_mem_limit(mem_limit)
         self.balloon = Balloon(self.arena)
         if reserve:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory of a store: its tables, and a workspace for each thread. It is made and freed here. No read or
 write of a page comes through this file."""
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from allocator.frames cimport arena_t
 from zramfs.store.slots cimport store_ctx_t, store_t
@@ -24,3 +24,5 @@ cdef object store_stats(store_t* st)
 # NULL when memory is short. A context belongs to one store and one thread.
 cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil
 cdef void store_ctx_free(store_ctx_t* ctx) noexcept nogil
+# A workspace of a context for store_t.codec[prio]: 0 or -ENOMEM. The caller holds contexts_lock.
+cdef int ctx_codec_new(store_t* st, store_ctx_t* ctx, uint32_t prio) noexcept nogil

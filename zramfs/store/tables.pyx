@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory of a store; see tables.pxd."""
+from libc.errno cimport ENOMEM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -13,16 +14,13 @@ from allocator.prim cimport *
 from allocator.zscompact cimport zs_freeable
 from allocator.zspage cimport pool_ops_t
 from zramfs.store.backing cimport FETCH_BYTES
-from zramfs.codecs.codec cimport codec_ctx_free, codec_ctx_new
+from zramfs.codecs.codec cimport codec_ctx_bytes, codec_ctx_free, codec_ctx_new, codec_ctx_t
 from zramfs.store.record cimport *
 from zramfs.store.slots cimport *
 from zramfs.store.units cimport unit_cache_free, unit_cache_new
 
 from zramfs.model.stats import StoreStats
 from zramfs.store.record import is_kept
-
-cdef extern from "<malloc.h>" nogil:
-    size_t malloc_usable_size(void* p) noexcept
 
 
 cdef void store_delete(store_t* st) noexcept nogil:
@@ -32,6 +30,7 @@ cdef void store_delete(store_t* st) noexcept nogil:
         # It is closed after the arena.
         st.backing.own = st.backing.record[0]
         st.backing.record = &st.backing.own
+    contexts_leave(st)
     pool_delete(st.pool, False)
     if st.chunks != NULL:
         munmap(st.chunks, chunks_of(st.most_slots) * sizeof(uint32_t))
@@ -56,6 +55,7 @@ cdef store_t* store_new(arena_t* arena, uint64_t nr_slots, uint64_t most_slots) 
     cdef pool_ops_t ops
     if st == NULL:
         return NULL
+    pthread_mutex_init(&st.contexts_lock, NULL)
     st.nr_slots = nr_slots
     st.most_slots = most_slots
     st.arena = arena
@@ -115,15 +115,55 @@ cdef int clear_memory_file(int fd) except -1:
     return 0
 
 
+# ---- contexts -----------------------------------------------------------------------------------
+
+cdef void context_enter(store_t* st, store_ctx_t* ctx) noexcept nogil:
+    ctx.st = st
+    ctx.next = st.contexts
+    if ctx.next != NULL:
+        ctx.next.prev = ctx
+    st.contexts = ctx
+
+
+cdef void context_leave(store_t* st, store_ctx_t* ctx) noexcept nogil:
+    if ctx.prev != NULL:
+        ctx.prev.next = ctx.next
+    else:
+        st.contexts = ctx.next
+    if ctx.next != NULL:
+        ctx.next.prev = ctx.prev
+
+
+cdef void contexts_leave(store_t* st) noexcept nogil:
+    """The store is about to go; whoever still has a context of it frees it later."""
+    cdef store_ctx_t* ctx
+    pthread_mutex_lock(&st.contexts_lock)
+    while st.contexts != NULL:
+        ctx = st.contexts
+        st.contexts = ctx.next
+        ctx.st = NULL
+    pthread_mutex_unlock(&st.contexts_lock)
+    pthread_mutex_destroy(&st.contexts_lock)
+
+
+cdef int ctx_codec_new(store_t* st, store_ctx_t* ctx, uint32_t prio) noexcept nogil:
+    cdef codec_ctx_t* fresh = codec_ctx_new(&st.codec[prio], prio == 0)
+    if fresh == NULL:
+        return -ENOMEM
+    if st.stays_ready:
+        make_resident(fresh, codec_ctx_bytes(fresh))
+    ctx.codec[prio] = fresh
+    return 0
+
+
 cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil:
     # One block: the context on a page of its own, then page, scratch, comp, io.
     cdef uint8_t* block = <uint8_t*>aligned_alloc(PAGE, 4 * PAGE + FETCH_BYTES)
     cdef store_ctx_t* ctx = <store_ctx_t*>block
-    cdef int prio
+    cdef int prio, r = 0
     if block == NULL:
         return NULL
     memset(block, 0, 4 * PAGE + FETCH_BYTES)
-    ctx.st = st
     ctx.page = block + PAGE
     ctx.scratch = block + 2 * PAGE
     ctx.comp = block + 3 * PAGE
@@ -132,15 +172,15 @@ cdef store_ctx_t* store_ctx_new(store_t* st) noexcept nogil:
     if ctx.units == NULL:
         store_ctx_free(ctx)
         return NULL
+    pthread_mutex_lock(&st.contexts_lock)
     for prio in range(NR_PRIO):
-        if prio != 0 and st.codec[prio].algo == 0:
-            continue
-        ctx.codec[prio] = codec_ctx_new(&st.codec[prio], prio == 0)
-        if ctx.codec[prio] == NULL:
-            store_ctx_free(ctx)
-            return NULL
-        if st.stays_ready:
-            make_resident(ctx.codec[prio], malloc_usable_size(ctx.codec[prio]))
+        if r == 0 and (prio == 0 or st.codec[prio].algo != 0):
+            r = ctx_codec_new(st, ctx, prio)
+    context_enter(st, ctx)
+    pthread_mutex_unlock(&st.contexts_lock)
+    if r != 0:
+        store_ctx_free(ctx)
+        return NULL
     return ctx
 
 
@@ -148,6 +188,10 @@ cdef void store_ctx_free(store_ctx_t* ctx) noexcept nogil:
     cdef int prio
     if ctx == NULL:
         return
+    if ctx.st != NULL:
+        pthread_mutex_lock(&ctx.st.contexts_lock)
+        context_leave(ctx.st, ctx)
+        pthread_mutex_unlock(&ctx.st.contexts_lock)
     for prio in range(NR_PRIO):
         if ctx.codec[prio] != NULL:
             codec_ctx_free(ctx.codec[prio])

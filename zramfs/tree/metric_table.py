@@ -5,76 +5,21 @@ Only counters, gauges and histograms: node_exporter's textfile collector refuses
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from zramfs import __version__
 from zramfs.model.contents import REST, kinds_of, rest_of
 from zramfs.model.density import MODES
-from zramfs.model.stats import (
-    EMPTY,
-    FULLNESS_GROUPS,
-    NO_BACKING,
-    OPERATIONS,
-    BackingStats,
-    GovernorStats,
-    Latency,
-    RecompressionStats,
-    StoreStats,
-)
+from zramfs.model.stats import FULLNESS_GROUPS, NO_BACKING, OPERATIONS, BackingStats, Latency
 from zramfs.text.sizes import PAGE
+
+from .metric import COUNTER, GAUGE, HISTOGRAM, NS_PER_SECOND, SECTOR, Figures, Metric, Number, Value
 
 if TYPE_CHECKING:
     from allocator.stats import ClassStats
-    from zramfs.model.device_stats import DeviceStats, MemoryStats
-    from zramfs.model.stats import LaneStats, PolicyStats, StepStats
-
-COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
-NS_PER_SECOND = 1e9
-SECTOR = 512
-
-Number = int | float
-# One sample, or one for each combination of label values, in the order of Metric.labels.
-Value = Number | Latency | Mapping[tuple[str, ...], Number | Latency]
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What the table is read from. memory is None and classes are empty while there is no pool."""
-
-    device: DeviceStats
-    memory: MemoryStats | None
-    classes: Sequence[ClassStats]
-
-    @property
-    def store(self) -> StoreStats:
-        return self.device.store or EMPTY
-
-    @property
-    def recompression(self) -> RecompressionStats:
-        return self.device.recompression
-
-    @property
-    def lane(self) -> LaneStats:
-        return self.device.lane
-
-    @property
-    def governor(self) -> GovernorStats:
-        return self.device.governor
-
-
-@dataclass(frozen=True)
-class Metric:
-    """name: without the prefix zramfs_ and without a counter's _total; it ends with the unit, if there
-    is one. value None: there is nothing to say, and the family is left out."""
-
-    kind: str
-    name: str
-    help: str
-    value: Callable[[Figures], Value | None]
-    unit: str = ""
-    labels: tuple[str, ...] = ()
+    from zramfs.model.device_stats import MemoryStats
+    from zramfs.model.stats import PolicyStats, StepStats
 
 
 def _memory(value: Callable[[MemoryStats], Value]) -> Callable[[Figures], Value | None]:
@@ -123,6 +68,7 @@ def _info(f: Figures) -> Value:
 
 _GOVERNED = ("off", "on", "braked", "frozen")
 _SHARED = ("joined", "unequal", "alone", "no_room", "busy")
+_DICTIONARIES = ("taken", "rejected", "dropped")
 _UNITS = ("made", "kept", "dissolved", "no_room")
 _RECOMPRESSED = ("won", "kept", "no_room", "busy")
 
@@ -138,6 +84,12 @@ def _algorithms(f: Figures) -> Value:
 def _contents_bytes(f: Figures) -> Value:
     found = {name: kind.nbytes for name, kind in kinds_of(f.store).items()} | {REST: rest_of(f.store)}
     return {(name,): value for name, value in found.items()}
+
+
+def _generations(f: Figures, name: str) -> Value:
+    """0 for a priority that has none."""
+    found = {each.priority: getattr(each, name) for each in f.device.dictionaries.generations}
+    return {(str(priority),): found.get(priority, 0) for priority in (1, 2, 3)}
 
 
 def _room(f: Figures) -> Value:
@@ -249,6 +201,20 @@ TABLE = (
            lambda f: f.device.sharing.cpu_ns / NS_PER_SECOND, "seconds"),
     Metric(GAUGE, "share_table_bytes", "What the table of the pages may take, while `share` is under way.",
            lambda f: f.device.sharing.table_bytes, "bytes"),
+    # dictionaries of its own
+    Metric(COUNTER, "dictionaries_trained", "Dictionaries trained on cold pages.",
+           lambda f: f.device.dictionaries.trained),
+    Metric(COUNTER, "dictionaries", "Of these, by what became of them.",
+           lambda f: _by(_DICTIONARIES, (getattr(f.device.dictionaries, name) for name in _DICTIONARIES)),
+           labels=("result",)),
+    Metric(COUNTER, "dictionary_cpu_seconds", "CPU time to sample, train and judge.",
+           lambda f: f.device.dictionaries.cpu_seconds, "seconds"),
+    Metric(GAUGE, "dictionary_pages", "Made with each dictionary in use, when they were last counted.",
+           lambda f: _generations(f, "pages"), labels=("priority",)),
+    Metric(GAUGE, "dictionary_won_bytes", "Memory that these pages take less by it.",
+           lambda f: _generations(f, "won"), "bytes", labels=("priority",)),
+    Metric(GAUGE, "dictionary_memory_bytes", "What it costs, with its tables and workspaces.",
+           lambda f: _generations(f, "memory"), "bytes", labels=("priority",)),
     # write-back
     Metric(GAUGE, "backing_blocks", "Blocks of 4 KiB of the backing store.",
            _backing(lambda b: _by(

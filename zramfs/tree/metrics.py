@@ -20,7 +20,8 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from zramfs.model.stats import BUCKET_BOUNDS, Latency
 
-from .metric_table import COUNTER, GAUGE, HISTOGRAM, NS_PER_SECOND, TABLE, Figures, Metric
+from .metric import COUNTER, GAUGE, HISTOGRAM, NS_PER_SECOND, Figures, Metric
+from .metric_table import TABLE
 
 if TYPE_CHECKING:
     from zramfs.device.device import Device

@@ -91,6 +91,19 @@ def _shared(stats: DeviceStats) -> str:
             f"{format_size(store.shared_bytes)}; {format_size(done.bytes_saved)} saved")
 
 
+def _dictionaries(stats: DeviceStats) -> str:
+    """Of the device's own."""
+    done = stats.dictionaries
+    if not done.trained and not done.generations:
+        return "none"
+    used = ", ".join(
+        f"#{each.priority} zstd level {each.level} with {format_size(each.size)}: {each.pages} pages, "
+        f"{format_size(max(0, each.won))} won for {format_size(each.memory)}" for each in done.generations)
+    return (f"{used or 'none in use'}; {done.trained} trained, {done.taken} taken, {done.rejected} rejected, "
+            f"{done.dropped} dropped, in {format_time(done.cpu_seconds)} of CPU; the last was "
+            f"{done.verdict or 'not judged yet'}")
+
+
 def _policies(stats: DeviceStats) -> str:
     said = []
     for each in stats.policies:
@@ -204,6 +217,7 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
             ("recompressed", _recompression(stats)),
             ("units", _units(stats)),
             ("shared", _shared(stats)),
+            ("dictionaries", _dictionaries(stats)),
             *_backing_rows(stats.backing_dev, stats.backing, stats.writeback),
             ("policies", _policies(stats)),
             ("density", _density(stats)),
