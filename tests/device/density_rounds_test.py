@@ -75,8 +75,10 @@ async def test_max_makes_a_device_dense_and_comes_to_rest() -> None:
         assert after.units > 0 and after.shared_pages >= 32
         assert after.compr_data_size < 0.7 * before.compr_data_size
         for name, step in done.steps.items():
-            assert step.rounds > 0 and step.pages > 0 and step.cpu_seconds > 0, name
-            assert step.bytes > 0 or name == "recompress", name
+            assert step.rounds > 0, name
+            # A dictionary needs more pages than this device has.
+            assert (step.pages > 0 and step.cpu_seconds > 0) != (name == "dictionaries"), name
+            assert (step.bytes > 0) == (name in ("share", "units")), name
         assert done.lacks is done.last_error is None
         assert box.device.stats().algorithms[1] == Algorithm("zstd", 9)
         text = metrics.openmetrics_text(box.device).decode()

@@ -263,8 +263,8 @@ async def test_max_rests_for_nobody(autojump_clock: MockClock) -> None:
     work.served = 1.0
     async with running(work, "max"):
         await trio.sleep(MAX_AGE + 3)
-        assert [step for _, step, _ in work.passes[:3]] == list(ORDERS["max"])
-        assert work.passes[0][0] == work.passes[2][0], "the rest took time of the clock"
+        assert [step for _, step, _ in work.passes[:4]] == list(ORDERS["max"])
+        assert work.passes[0][0] == work.passes[3][0], "the rest took time of the clock"
 
 
 async def test_a_command_goes_first_and_the_step_is_taken_up_again(autojump_clock: MockClock) -> None:
@@ -346,7 +346,7 @@ async def test_what_a_device_lacks_is_left_out_and_said(autojump_clock: MockCloc
     work.lacks = {"recompress": "there is no recomp_algorithm"}
     async with running(work, "max") as (density, _):
         await trio.sleep(60)
-        assert {step for _, step, _ in work.passes} == {"share", "units"}
+        assert {step for _, step, _ in work.passes} == {"dictionaries", "share", "units"}
         assert density.stats().lacks == "there is no recomp_algorithm"
         assert density.stats().is_resting
 

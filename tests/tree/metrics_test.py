@@ -310,7 +310,7 @@ async def test_every_number_of_the_attribute_files_is_in_it():
         expect("density_mode", int(mode == "off"), f"mode={mode}")
     expect("density_share_ratio", 0.05)
     expect("density_resting", 0)
-    for step in ("recompress", "share", "units"):
+    for step in ("recompress", "dictionaries", "share", "units"):
         for number in ("rounds", "pages", "saved_bytes", "cpu_seconds"):
             expect(f"density_{number}_total", 0, f"step={step}")
     for step in ("recompress", "share"):

@@ -45,17 +45,6 @@ cdef extern from * nogil:
     unsigned int ZDICT_isError(size_t result)
     const char* ZDICT_getErrorName(size_t result)
 
-cdef extern from *:
-    """
-    #include <malloc.h>
-    #ifdef M_MMAP_THRESHOLD
-    #define heap_map_blocks(least) mallopt(M_MMAP_THRESHOLD, least)
-    #else
-    #define heap_map_blocks(least) 0
-    #endif
-    """
-    int heap_map_blocks(int least) noexcept nogil
-
 cdef enum:
     # Bytes of a piece of the dictionary, of a substring that is counted, and the logarithm of the number of
     # counters. The library's own search tries five lengths of pieces, and takes five times as long and four
@@ -66,13 +55,6 @@ cdef enum:
     SUBSTRING = 8
     COUNTERS = 18
     MOST_BYTES = 64 << 20       # of samples
-    MAPPED = 128 << 10          # bytes
-
-
-# Larger blocks are given back to the system when they are freed. Without a word glibc raises this limit, its
-# first value, to the size of each block that is freed, and a thread's heap then keeps 3 MiB of the trainer's
-# tables and workspaces.
-heap_map_blocks(MAPPED)
 
 
 cdef ZDICT_fastCover_params_t parameters(int level) noexcept nogil:

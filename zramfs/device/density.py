@@ -58,7 +58,7 @@ MAX_DEFER = 16
 # A device is busy while its lane serves requests for more than this part of the time. Then `auto` takes half
 # of its share, unless memory is short.
 BUSY = 0.5
-# Seconds after which a step makes way for a policy that waits for its turn.
+# Seconds after which a round makes way for a policy that waits for its turn.
 STRETCH = 30.0
 # Seconds: access times are whole seconds, and a pass reads the clock when it has begun.
 SLACK = 2.0
@@ -235,9 +235,11 @@ class Density:
             self._is_working = False
 
     async def _take_steps(self, due: list[str]) -> None:
+        began = trio.current_time()
         for name in due:
             try:
-                await self._take_step(name)
+                if not await self._take_step(name, began):
+                    return
             except (OSError, MemoryError) as error:
                 if getattr(error, "errno", None) == errno.EINTR:
                     return
@@ -249,30 +251,33 @@ class Density:
             else:
                 self._errors.pop(name, None)
 
-    async def _take_step(self, name: str) -> None:
+    async def _take_step(self, name: str, round_began: float) -> bool:
+        """False: it has made way for somebody else."""
         step, age = self._steps[name], self._age(name)
         began, before = trio.current_time(), self._done[name]
         try:
             with trio.CancelScope() as scope:
                 await self._work.make_denser(
                     name, math.ceil(age), LEVELS[self._followed.mode], partial(self._count, name),
-                    partial(self._rest, scope, began))
+                    partial(self._rest, scope, round_began))
         except (OSError, MemoryError):
             step.ended, step.defer = trio.current_time(), MAX_DEFER
             raise
         self._count(name, StepStats(rounds=1))
         # One that has made way has not seen all, and is due again.
-        if not scope.cancelled_caught:
-            done = self._done[name]
-            is_poor = done.bytes - before.bytes < LEAST_GAIN * (done.pages - before.pages)
-            step.covered, step.ended = began - age - SLACK, trio.current_time()
-            step.defer = min(2 * step.defer, MAX_DEFER) if is_poor else 1
+        if scope.cancelled_caught:
+            return False
+        done = self._done[name]
+        is_poor = done.bytes - before.bytes < LEAST_GAIN * (done.pages - before.pages)
+        step.covered, step.ended = began - age - SLACK, trio.current_time()
+        step.defer = min(2 * step.defer, MAX_DEFER) if is_poor else 1
+        return True
 
     def _count(self, name: str, did: StepStats) -> None:
         self._done[name] += did
 
     async def _rest(self, scope: trio.CancelScope, began: float, cpu: float) -> None:
-        """scope, began: of the step."""
+        """scope: of the step. began: when the round has."""
         if self._followed.mode == "max":
             await trio.lowlevel.checkpoint()
         else:

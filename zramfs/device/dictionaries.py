@@ -186,12 +186,14 @@ class Dictionaries:
         marked: pages that are marked idle are cold; else all are, or with `older` those that were not used
         for more than so many seconds. level: of zstd; None = level_for(). asked: somebody wants a look at
         what is there, however often it was looked at; ZramfsError(EINVAL) says then what is missing.
-        Else ZramfsError: ENOMEM, EBUSY (other post-processing).
+        Else ZramfsError: EINVAL (access times are not kept), ENOMEM, EBUSY (other post-processing).
         """
         store = self._expect_store()
         try:
             return await self._consider(
                 store, rest, _Cold(marked, older), level or self.level_for(store), asked)
+        except ValueError as error:
+            raise ZramfsError(errno.EINVAL, str(error)) from None
         except MemoryError as error:
             raise ZramfsError(errno.ENOMEM, str(error)) from None
         finally:

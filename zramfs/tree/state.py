@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from zramfs.device.commands import COMMANDS
 from zramfs.model.device_stats import DeviceStats
-from zramfs.model.stats import BackingSettings, BackingStats, WritebackStats
+from zramfs.model.stats import BackingSettings, BackingStats, LaneStats, WritebackStats
 from zramfs.text.key_values import shown
 from zramfs.text.sizes import format_size, format_time
 
@@ -198,7 +198,6 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
     level = ("" if stats.level is None else f", level {stats.level}") + (
         f", dictionary {shown(str(dictionary))}" if dictionary else "")
     limit = f"limit {format_size(stats.mem_limit)}" if stats.mem_limit else "no limit"
-    lane = stats.lane
     rows = [
         ("size", format_size(stats.disksize) if stats.disksize else "not set up: write disksize=SIZE"),
         ("algorithm", stats.algo + level),
@@ -227,10 +226,10 @@ def _device_rows(stats: DeviceStats) -> list[tuple[str, str]]:
         ]
     else:
         rows += [("memory", limit), ("density", _density(stats))]
-    rows.append((
-        "requests",
-        f"{lane.read_ios} reads, {lane.write_ios} writes, {lane.discard_ios} discards; "
-        f"the longest took {format_time(lane.longest_us / 1e6)}",
-    ))
-    rows += [("lane", _lane(stats)), ("tasks", _tasks(stats)), ("survival", stats.survival)]
-    return rows
+    return [*rows, ("requests", _requests(stats.lane)), ("lane", _lane(stats)), ("tasks", _tasks(stats)),
+            ("survival", stats.survival)]
+
+
+def _requests(lane: LaneStats) -> str:
+    return (f"{lane.read_ios} reads, {lane.write_ios} writes, {lane.discard_ios} discards; "
+            f"the longest took {format_time(lane.longest_us / 1e6)}")
