@@ -8,8 +8,7 @@ _M_MMAP_THRESHOLD = -3
 # The default of glibc at the start of a process. From the first freed block on it raises its threshold to the
 # size of that block, up to 32 MiB, and later ones come from the heaps. Those keep what is freed, because
 # their memory is locked (safety.py): after a run of zstd 9 that was 1.2 MiB, and after the training of a
-# dictionary 3 MiB. Setting the threshold ends its
-# rise.
+# dictionary 3 MiB. Setting the threshold ends its rise.
 _LARGE = 128 << 10
 
 
