@@ -16,7 +16,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 
 from zramfs.codecs.compressors cimport CODEC_MAX_INPUT
 
-from zramfs.codecs.codec import MAX_DICTIONARY
+from zramfs.codecs.codec import MAX_DICTIONARY as _MOST
 
 # Its parameters belong to the experimental part of the library, which the shared one exports.
 cdef extern from * nogil:
@@ -78,8 +78,8 @@ def train(const uint8_t[::1] samples not None, size, level):
     cdef ZDICT_fastCover_params_t wanted
     cdef size_t* sizes
     cdef char* made
-    if not 256 <= size <= MAX_DICTIONARY:
-        raise ValueError(f"a dictionary of 256 to {MAX_DICTIONARY} bytes expected, got {size}")
+    if not 256 <= size <= _MOST:
+        raise ValueError(f"a dictionary of 256 to {_MOST} bytes expected, got {size}")
     if count == 0 or samples.shape[0] % CODEC_MAX_INPUT or samples.shape[0] > MOST_BYTES:
         raise ValueError(
             f"whole pages of {CODEC_MAX_INPUT} bytes, at most {MOST_BYTES}, expected, got {samples.shape[0]}")

@@ -35,7 +35,9 @@ from zramfs.store.units cimport (
 
 from time import thread_time_ns
 
-from zramfs.model.estimate import DEFAULT_SAMPLE, LEVEL, Estimate, room_behind
+from zramfs.model.estimate import DEFAULT_SAMPLE as _SAMPLE
+from zramfs.model.estimate import LEVEL as _LEVEL
+from zramfs.model.estimate import Estimate, room_behind
 
 cdef struct taken_t:            # a page of the group under way
     uint64_t v                  # its slot's value
@@ -257,7 +259,7 @@ cdef class Estimating:
     cdef estimate_t job
     cdef Store store                # None once finished
 
-    def __cinit__(self, Store store not None, *, priority=None, int level=LEVEL, sample=DEFAULT_SAMPLE,
+    def __cinit__(self, Store store not None, *, priority=None, int level=_LEVEL, sample=_SAMPLE,
                   seed=None):
         cdef estimate_t* job = &self.job
         store.check_range(0, 0)
