@@ -201,7 +201,7 @@ cdef class Crowd:
 
     @property
     def operations(self):
-        return self.u.operations
+        return load64(&self.u.operations)
 
     @property
     def full(self):
