@@ -66,7 +66,7 @@ cdef int64_t transfer_range(worker_t* w, uint64_t off, uint64_t n, bint writes) 
     job.writes = writes
     store32(&job.done, 0)
     store64(&job.error, 0)
-    store64(&job.word, ((job.word >> 32) + 1) << 32 | pieces << 16)
+    store64(&job.word, ((load64(&job.word) >> 32) + 1) << 32 | pieces << 16)
     w.shared.wake_workers(w.shared.lane, (n + BYTES_A_HELPER - 1) // BYTES_A_HELPER)
     run_pieces(job, w.ctx)
     # Another thread is in the middle of a piece, which waits for nothing that we hold.
