@@ -103,8 +103,8 @@ cdef inline bint is_cold(uint64_t v, uint64_t wanted) noexcept nogil:
 
 cdef uint64_t cold_in_chunk(store_t* st, uint64_t chunk, uint64_t wanted, uint32_t before, uint64_t* first,
                             uint64_t nth) noexcept nogil:
-    """How many cold pages a chunk has; before: of was_used_before(). first: gets the number of the nth of them,
-    if there is one."""
+    """How many cold pages a chunk has; before: of was_used_before(). first: gets the number of the nth of
+    them, if there is one."""
     cdef uint64_t slot = chunk << CHUNK_SHIFT, end = slot + CHUNK_SLOTS, found = 0
     if end > slot_count(st):
         end = slot_count(st)
@@ -248,8 +248,8 @@ def class_bytes(Store store not None, size):
 
 
 def count_cold(Store store not None, bint marked, age=None):
-    """Single pages with data of their own. marked: those that are marked idle; age: those that were not used for
-    more than so many seconds, None = any."""
+    """Single pages with data of their own. marked: those that are marked idle; age: those that were not used
+    for more than so many seconds, None = any."""
     cdef uint64_t chunk, found = 0, wanted = SLOT_IDLE if marked else 0, none = 0
     cdef uint32_t before
     store.check_range(0, 0)
