@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import recompress_tools
 from tests.support.backing_tools import backing_file, write_back
 from tests.support.memory_file import MemoryFile
 from tests.support.page_kinds import block, hard, noise, prose
@@ -16,7 +17,6 @@ from tests.support.unit_tools import make_units
 from zramfs.codecs.codec import Codec
 from zramfs.model.contents import KINDS, Kind, kinds_of, rest_of
 from zramfs.store.backing import Backing
-from zramfs.store.recompress import Recompression
 from zramfs.store.store import Store
 
 PAGE = 4096
@@ -49,13 +49,9 @@ def expect_sums(store: Store) -> dict[str, Kind]:
 
 
 def recompress(store: Store, priority: int = 1, **how: object) -> None:
-    job = Recompression(store, priority, **how)
-    while job.select(10**9):
-        pass
-    while job.step(10**9):
-        pass
-    assert job.finish().won
-    assert job.stats().cpu_ns > 0
+    done = recompress_tools.recompress(store, priority, **how)
+    assert done.won
+    assert done.cpu_ns > 0
 
 
 @pytest.fixture

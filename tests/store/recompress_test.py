@@ -15,6 +15,7 @@ import pytest
 from tests.support import alloc_hook, models
 from tests.support.memory_file import MemoryFile, Slot
 from tests.support.page_kinds import KINDS, block, hard, noise, prose
+from tests.support.recompress_tools import recompress
 from tests.support.side_by_side import together
 from zramfs.codecs.codec import Codec
 from zramfs.model.stats import RecompressionStats
@@ -37,15 +38,6 @@ def store() -> Iterator[Store]:
 def slots(store: Store, n: int) -> list[Slot]:
     file = MemoryFile(store.migration.arena.fileno())
     return [file.slot(slot) for slot in range(n)]
-
-
-def recompress(store: Store, priority: int = 1, **how: int) -> RecompressionStats:
-    job = Recompression(store, priority, **how)
-    while job.select(SLICE):
-        pass
-    while job.step(SLICE):
-        pass
-    return job.finish()
 
 
 # ---- what becomes of a page -------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.support.kill_points import copy_of
 from tests.support.memory_file import MemoryFile
 from tests.support.page_kinds import noise, prose, record
+from tests.support.recompress_tools import recompress
 from tests.support.scale import scaled
 from zramfs.codecs.codec import Codec
-from zramfs.store.recompress import Recompression
 from zramfs.store.secondary import count_priorities, drop_secondary, set_secondary
 from zramfs.store.store import Store
 
@@ -72,10 +72,7 @@ class SecondaryMachine(RuleBasedStateMachine):
         if self.store.codecs[priority] is None:
             return
         before = self.priorities()
-        job = Recompression(self.store, priority, again=again, max_pages=most)
-        while job.select(1 << 30) or job.step(1 << 30):
-            pass
-        done = job.finish()
+        done = recompress(self.store, priority, again=again, max_pages=most)
         moved = [old for old, new in zip(before, self.priorities(), strict=True) if old != new]
         assert len(moved) == done.won and all(self.rank(old) < self.rank(priority) for old in moved)
 
