@@ -8,7 +8,9 @@ import math
 import os
 import random
 import statistics
+import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +19,14 @@ from tests.support.backing_tools import backed, write_back
 from tests.support.memory_file import MemoryFile
 from tests.support.mixed_pages import mixed
 from tests.support.page_kinds import noise, prose
+from tests.support.recompress_tools import recompress
 from tests.support.share_tools import share
 from tests.support.unit_tools import make_units
 from zramfs.codecs.codec import Codec
 from zramfs.model.estimate import ERRORS, LEVEL, Estimate
 from zramfs.store import block_state
 from zramfs.store.estimate import Estimating
-from zramfs.store.recompress import Recompression
+from zramfs.store.secondary import drop_secondary, set_secondary
 from zramfs.store.store import Store
 
 PAGE = 4096
@@ -56,12 +59,7 @@ def filled(data: bytes, **how: object) -> Store:
 def make_dense(store: Store, priority: int | None = 1) -> int:
     """All that density does, and the memory of the pool afterwards."""
     if priority is not None:
-        job = Recompression(store, priority)
-        while job.select(10**9):
-            pass
-        while job.step(10**9):
-            pass
-        job.finish()
+        recompress(store, priority)
     share(store)
     make_units(store, level=LEVEL)
     store.compact()
@@ -163,12 +161,7 @@ def test_a_device_that_wipes_makes_no_units() -> None:
     store = filled(data, wipe=True)
     found = estimate(store, priority=1)
     assert found.unit_pages == 0
-    job = Recompression(store, 1)
-    while job.select(10**9):
-        pass
-    while job.step(10**9):
-        pass
-    job.finish()
+    recompress(store)
     share(store)
     store.compact()
     assert found.after == pytest.approx(store.stats().mem_used_total, rel=0.04)
@@ -249,3 +242,18 @@ def test_what_it_refuses_and_that_it_can_end_at_any_step() -> None:
         with pytest.raises(ValueError, match="finished"):
             work.step(1)
     store.close()
+
+
+def test_an_estimate_holds_on_to_its_algorithm_which_the_store_may_give_up_meanwhile() -> None:
+    store = filled(contents()[:MIB])
+    codec = Codec("zstd", 9, b"".join(map(prose, range(16))))
+    set_secondary(store, 2, codec)
+    first = estimate(store, priority=2, seed=1)
+    work = Estimating(store, priority=2, seed=1)
+    assert drop_secondary(store, 2)
+    held = sys.getrefcount(codec)
+    while work.step(1):
+        pass
+    assert replace(work.result(), cpu_ns=0, own_ns=0) == replace(first, cpu_ns=0, own_ns=0)
+    work.finish()
+    assert sys.getrefcount(codec) == held - 1

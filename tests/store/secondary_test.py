@@ -18,10 +18,10 @@ from tests.support.images import restored, saving
 from tests.support.kill_points import copy_of
 from tests.support.memory_file import MemoryFile
 from tests.support.page_kinds import noise, prose, record
+from tests.support.recompress_tools import recompress
 from tests.support.share_tools import share
 from tests.support.steps import at_work
 from zramfs.codecs.codec import Codec
-from zramfs.model.stats import RecompressionStats
 from zramfs.store.backing import Backing
 from zramfs.store.recompress import Recompression
 from zramfs.store.saving import SaveRun
@@ -43,13 +43,6 @@ N = 200
 
 def learned(seed: int, level: int = 3) -> Codec:
     return Codec("zstd", level, record(seed) + record(seed + 1))
-
-
-def recompress(store: Store, priority: int, **how: object) -> RecompressionStats:
-    job = Recompression(store, priority, **how)
-    while job.select(1 << 30) or job.step(1 << 30):
-        pass
-    return job.finish()
 
 
 @pytest.fixture
@@ -293,7 +286,8 @@ import ctypes, sys, threading, time
 from pathlib import Path
 from tests.support.backing_tools import backed, write_back
 from tests.support.page_kinds import record
-from tests.store.secondary_test import PAGE, learned, recompress
+from tests.store.secondary_test import PAGE, learned
+from tests.support.recompress_tools import recompress
 from zramfs.store.secondary import count_priorities, drop_secondary, set_secondary
 library = ctypes.CDLL(sys.argv[1])
 hold_fd, held = (ctypes.c_int.in_dll(library, name) for name in ("hold_fd", "held"))
@@ -322,6 +316,49 @@ with backed(Path(sys.argv[2]), 4 * PAGE) as store:
 @pytest.mark.requires("cc")
 def test_an_algorithm_stays_while_a_thread_reads_an_object_that_has_no_slot_any_more(tmp_path: Path) -> None:
     alloc_hook.run(A_READER_IS_LATE, tmp_path, str(tmp_path / "backing"), source="held_reads.c")
+
+
+AN_ESTIMATE_IS_LATE = """
+import ctypes, sys, threading, time
+from tests.support.page_kinds import record
+from tests.store.secondary_test import PAGE, learned
+from tests.support.recompress_tools import recompress
+from zramfs.store.estimate import Estimating
+from zramfs.store.secondary import count_priorities, drop_secondary, set_secondary
+from zramfs.store.store import Store
+library = ctypes.CDLL(sys.argv[1])
+hold, held = (ctypes.c_int.in_dll(library, name) for name in ("hold", "held"))
+store = Store(4 * PAGE)
+store.write(0, record(1))
+set_secondary(store, 1, learned(1000))
+assert recompress(store, 1).won == 1
+work = Estimating(store)
+results = []
+def look():
+    while work.step(1_000_000):
+        pass
+    results.append(work.result())
+hold.value = 1
+looker = threading.Thread(target=look)
+looker.start()
+while held.value == 0:
+    time.sleep(0.001)
+store.write(0, record(2))
+assert count_priorities(store) == (1, 0, 0, 0)
+refused = not drop_secondary(store, 1)
+hold.value = 0
+looker.join()
+work.finish()
+assert refused and results[0].sampled_pages == 1
+assert drop_secondary(store, 1) and store.read(0, PAGE) == record(2)
+"""
+
+
+@pytest.mark.requires("cc")
+def test_an_algorithm_stays_while_an_estimate_unpacks_an_object_that_has_no_slot_any_more(
+    tmp_path: Path
+) -> None:
+    alloc_hook.run(AN_ESTIMATE_IS_LATE, tmp_path, source="held_unpacking.c")
 
 
 EVERY_ALLOCATION_FAILS = """

@@ -20,7 +20,7 @@ from libc.string cimport memcpy, memset
 from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_map, zs_unmap
 from allocator.zspage cimport NR_RAW_CLASSES, class_for, size_class_t
-from zramfs.codecs.codec cimport codec_compress, codec_ctx_free, codec_ctx_new, codec_ctx_t
+from zramfs.codecs.codec cimport Codec, codec_compress, codec_ctx_free, codec_ctx_new, codec_ctx_t
 from zramfs.codecs.stream cimport packer_free, packer_new, packer_run, packer_t
 from zramfs.store.sample cimport (
     SAMPLE_TAKEN, may_share, sample_copies, sample_free, sample_init, sample_slice, sample_t, takes_memory,
@@ -138,6 +138,8 @@ cdef taken_t slot_take(estimate_t* job, uint64_t slot, unit_head_t* head, uint32
             if p != job.object:
                 memcpy(job.object, p, t.size)
             zs_unmap(st.pool, t.v >> LOC_SHIFT)
+    # It is unpacked with no lock held: the algorithm stays until group_try() has done that (secondary.pxd).
+    store32(&job.ctx.fetching, slot_prio(t.v))
     slot_unlock(st, slot, t.v)
     return t
 
@@ -198,6 +200,7 @@ cdef void group_try(estimate_t* job, uint64_t first) noexcept nogil:
         job.pages_seen += 1
         if t.size != 0:
             page_try(job, &t)
+        store32(&job.ctx.fetching, 0)
     if head.size != 0:
         job.now += unit_now(job, head.size)
         job.replaced += unit_cost(&job.st.units, head.size)
@@ -258,6 +261,7 @@ cdef class Estimating:
     """
     cdef estimate_t job
     cdef Store store                # None once finished
+    cdef Codec codec                # of job.codec: the store may drop it meanwhile
 
     def __cinit__(self, Store store not None, *, priority=None, int level=_LEVEL, sample=_SAMPLE,
                   seed=None):
@@ -274,7 +278,8 @@ cdef class Estimating:
                 job.packer = packer_new(level)
             if priority is not None:
                 job.prio = priority
-                job.codec = codec_ctx_new(&job.st.codec[job.prio], True)
+                self.codec = store.codecs[priority]
+                job.codec = codec_ctx_new(&self.codec.codec, True)
             if (job.pages == NULL or job.packer == NULL and not job.st.pool.wipe
                     or job.codec == NULL and priority is not None):
                 raise MemoryError("no memory for an estimate")
@@ -321,6 +326,7 @@ cdef class Estimating:
         job.ctx = NULL
         packer_free(job.packer)
         codec_ctx_free(job.codec)
+        self.codec = None
         free(job.pages)
         sample_free(&job.sample)
         job.packer, job.codec, job.pages = NULL, NULL, NULL

@@ -19,8 +19,9 @@ To give one up (drop_secondary):
   1. Post-processing and saves are kept away.
   2. No slot has the priority: not one that is locked either, which keeps its value but for the lock bit. An
      object in the pool is decompressed under the lock of its slot, so no thread is at work on one.
-  3. An object on the backing store is decompressed after its slot was unlocked, which may have changed by
-     then. store_ctx_t.fetching says so from before the slot is unlocked. No context fetches the priority.
+  3. An object on the backing store, and one that an estimate looks at, is decompressed after its slot was
+     unlocked, which may have changed by then. store_ctx_t.fetching says so from before the slot is unlocked.
+     No context fetches the priority.
   4. Note 0 goes without it, and then the workspaces and the dictionary are freed.
 A process that is killed before 4 leaves the old table, and after it the new one, which is enough.
 """

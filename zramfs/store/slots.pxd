@@ -165,7 +165,7 @@ cdef struct store_ctx_t:        # one thread's workspace
     store_t* st
     # Those of the secondary algorithms only decompress; NULL: no slot has that priority (secondary.pxd).
     codec_ctx_t* codec[NR_PRIO]
-    uint32_t fetching           # atomic: priority of the object that it has from the backing store, 0 = none
+    uint32_t fetching           # atomic: priority of what it unpacks without its slot's lock, 0 = none
     store_ctx_t* next           # store_t.contexts, guarded by contexts_lock
     store_ctx_t* prev
     uint8_t* page               # a whole page in read-modify-write
