@@ -18,24 +18,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zramfs.codecs.codec import Codec
-from zramfs.codecs.spec import LEVELS, PRIORITIES
+from zramfs.codecs.spec import DEFAULT_LEVEL, PRIORITIES
 from zramfs.codecs.trainer import train
 from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm
 from zramfs.model.stats import DictionaryStats, GenerationStats
 from zramfs.store import secondary
-from zramfs.text.key_values import number, pairs, shown
 from zramfs.text.sizes import PAGE, format_size
 
 from .algorithms import RecompressArguments
-from .commands import age_of
 from .jobs import AfterSlice, InThread
+from .postprocess import PostProcessor, parse_idle
 
 if TYPE_CHECKING:
     from zramfs.store.store import Store
 
     from .device import Device
-    from .postprocess import PostProcessor
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +46,6 @@ TRAINED_ON, JUDGED_BY = 1024, 256
 SIZE = 64 << 10  # bytes; with half of it programs win a third less
 # It takes CPU, and what is cold may be warm tomorrow: it has to win more than its memory.
 WORTH = 2
-DEFAULT_LEVEL = 3
 # Pages read, or judged with each algorithm, in a slice of 2 to 5 ms.
 BATCH = 64
 
@@ -64,21 +61,7 @@ class DictionaryArguments:
 
 def parse_dictionary(text: str) -> DictionaryArguments:
     """What is written to dictionary. ZramfsError: EINVAL, ERANGE."""
-    found = DictionaryArguments()
-    lowest, highest = LEVELS["zstd"]
-    for key, value in pairs(text):
-        match key:
-            case "idle":
-                age = age_of(value)
-                found = replace(found, marked=age is not None, age=age)
-            case "level":
-                level = number(key, value, lowest, highest)
-                if level == 0:
-                    raise ZramfsError(errno.EINVAL, "zstd has no level 0")
-                found = replace(found, level=level)
-            case _:
-                raise ZramfsError(errno.EINVAL, f"dictionary takes idle= and level=, not {shown(key)}")
-    return found
+    return DictionaryArguments(**parse_idle(text, "dictionary", "idle", "level"))
 
 
 @dataclass(frozen=True)
@@ -149,6 +132,11 @@ class Dictionaries:
             return None
         return max(range(PRIORITIES), key=store.generations.__getitem__)
 
+    @property
+    def cpu_seconds(self) -> float:
+        """To sample, train and judge, so far."""
+        return self._done.cpu_seconds
+
     def algorithm_at(self, priority: int) -> Algorithm | None:
         """Of a generation."""
         store = self._device.store
@@ -175,7 +163,7 @@ class Dictionaries:
         """That of the last configured secondary algorithm, if it is zstd."""
         configured = [codec for codec, generation in zip(store.codecs, store.generations, strict=True)
                       if codec and not generation][1:]
-        return configured[-1].level if configured and configured[-1].algo == "zstd" else DEFAULT_LEVEL
+        return configured[-1].level if configured and configured[-1].algo == "zstd" else DEFAULT_LEVEL["zstd"]
 
     async def consider(self, rest: AfterSlice, *, marked: bool = True, older: int | None = None,
                        level: int | None = None, asked: bool = False) -> bool:
@@ -197,7 +185,7 @@ class Dictionaries:
         except MemoryError as error:
             raise ZramfsError(errno.ENOMEM, str(error)) from None
         finally:
-            if self._device.store is store:
+            if self._device.store is store and any(store.generations):
                 self._pages = await self._in_thread(partial(secondary.count_priorities, store))
 
     async def _consider(self, store: Store, rest: AfterSlice, which: _Cold, level: int, asked: bool) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from zramfs.errors import ZramfsError
 from zramfs.model.policy import Policy, Recompress, Units, Writeback
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .compactor import Compactor
     from .device import Device
 
+T = TypeVar("T", Progress, StepStats)
+
 
 class _Pause:
     """Rests in proportion to the time since the last rest."""
@@ -40,45 +42,26 @@ class _Pause:
         self._began = time.monotonic()
 
 
-class _Count:
-    """Hands on what was done since the last time, and pauses. total: all that was ever done."""
+class _Count(Generic[T]):
+    """Hands on what was done since the last time, and rests. total: all that was ever done."""
 
-    def __init__(self, total: Callable[[], Progress], did: Did, pause: _Pause) -> None:
-        self._total = total
-        self._did = did
-        self._pause = pause
-        self._counted = total()
-
-    async def __call__(self) -> None:
-        self.count()
-        await self._pause()
-
-    def count(self) -> None:
-        """Without a pause: of a round that was cut short, the last slice too."""
-        before, self._counted = self._counted, self._total()
-        now = self._counted
-        self._did(Progress(now.tried - before.tried, now.pages - before.pages, now.bytes - before.bytes))
-
-
-class _Cost:
-    """The same for density: each pause is in proportion to the CPU time of the slice before it."""
-
-    def __init__(self, total: Callable[[], StepStats], did: density.Did, rest: density.Rest) -> None:
-        self._total = total
-        self._did = did
-        self._rest = rest
-        self._counted = total()
+    def __init__(
+        self, total: Callable[[], T], did: Callable[[T], None], rest: Callable[[T], Awaitable[None]]
+    ) -> None:
+        self._total: Callable[[], T] = total
+        self._did: Callable[[T], None] = did
+        self._rest: Callable[[T], Awaitable[None]] = rest
+        self._counted: T = total()
 
     async def __call__(self) -> None:
-        await self._rest(self.count().cpu_seconds)
+        await self._rest(self.count())
 
-    def count(self) -> StepStats:
+    def count(self) -> T:
+        """Without a rest: of a round that was cut short, the last slice too."""
         before, self._counted = self._counted, self._total()
-        now = self._counted
-        did = StepStats(0, now.pages - before.pages, now.bytes - before.bytes,
-                        now.cpu_seconds - before.cpu_seconds)
-        self._did(did)
-        return did
+        done = self._counted - before
+        self._did(done)
+        return done
 
 
 def expect_able(device: Device, policy: Policy) -> None:
@@ -186,7 +169,7 @@ class IdleWork:
             done = self._post.recompression
             return Progress(done.tried, done.won, done.bytes_saved)
 
-        count = _Count(total, did, pause)
+        count = _Count(total, did, lambda _: pause())
         try:
             await self._post.mark_idle(store, policy.idle, pause)
             await self._post.recompress(store, priority, RecompressArguments(idle=True), count)
@@ -201,7 +184,8 @@ class IdleWork:
             done = self._post.units
             return Progress(done.tried, done.packed, done.bytes_saved)
 
-        count = _Count(total, did, _Pause(rest))
+        pause = _Pause(rest)
+        count = _Count(total, did, lambda _: pause())
         try:
             await self._post.make_units(store, wanted, count)
         finally:
@@ -212,11 +196,12 @@ class IdleWork:
         self, step: str, older: int, level: int, did: density.Did, rest: density.Rest
     ) -> None:
         before = self._cost_of(step)
-        cost = _Cost(partial(self._cost_of, step), did, rest)
+        # Each rest is in proportion to the CPU time of the slice before it.
+        count = _Count(partial(self._cost_of, step), did, lambda done: rest(done.cpu_seconds))
         try:
-            await self._pass_of(step, older, level, cost)
+            await self._pass_of(step, older, level, count)
         finally:
-            cost.count()
+            count.count()
         if self._cost_of(step).bytes != before.bytes:
             self._compactor.poke()
 
@@ -227,8 +212,8 @@ class IdleWork:
                 tried = self._post.recompression
                 return StepStats(0, tried.tried, tried.bytes_saved, tried.cpu_ns / 1e9)
             case "dictionaries":  # the recompression with them, too
-                tried, cpu = self._post.recompression, self._device.dictionaries.stats().cpu_seconds
-                return StepStats(0, tried.tried, tried.bytes_saved, tried.cpu_ns / 1e9 + cpu)
+                tried, learning = self._post.recompression, self._device.dictionaries.cpu_seconds
+                return StepStats(0, tried.tried, tried.bytes_saved, tried.cpu_ns / 1e9 + learning)
             case "share":
                 looked = self._post.sharing
                 return StepStats(0, looked.looked, looked.bytes_saved, looked.cpu_ns / 1e9)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import errno
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import trio
 
@@ -27,6 +28,23 @@ from .jobs import SLICE_NS, AfterSlice, InThread, finish_job
 log = logging.getLogger(__name__)
 
 
+def parse_idle(text: str, command: str, *takes: str) -> dict[str, Any]:
+    """What is written to a command that works on idle pages, as fields of its arguments: `idle` is marked and
+    age, `level` is that of zstd. takes: of these two. ZramfsError: EINVAL, ERANGE."""
+    found: dict[str, Any] = {}
+    for key, value in pairs(text):
+        if key not in takes:
+            known = " and ".join(f"{each}=" for each in takes)
+            raise ZramfsError(errno.EINVAL, f"{command} takes {known}, not {shown(key)}")
+        if key == "idle":
+            age = age_of(value)
+            found |= {"marked": age is not None, "age": age}
+        else:
+            found["level"] = number(key, value, *LEVELS["zstd"])
+            if found["level"] == 0:
+                raise ZramfsError(errno.EINVAL, "zstd has no level 0")
+    return found
+
 
 @dataclass(frozen=True)
 class UnitArguments:
@@ -45,21 +63,7 @@ class UnitArguments:
 
 def parse_units(text: str) -> UnitArguments:
     """What is written to units. ZramfsError: EINVAL, ERANGE."""
-    found = UnitArguments()
-    lowest, highest = LEVELS["zstd"]
-    for key, value in pairs(text):
-        match key:
-            case "idle":
-                age = age_of(value)
-                found = replace(found, marked=age is not None, age=age)
-            case "level":
-                level = number(key, value, lowest, highest)
-                if level == 0:
-                    raise ZramfsError(errno.EINVAL, "zstd has no level 0")
-                found = replace(found, level=level)
-            case _:
-                raise ZramfsError(errno.EINVAL, f"units takes idle= and level=, not {shown(key)}")
-    return found
+    return UnitArguments(**parse_idle(text, "units", "idle", "level"))
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,7 @@ class ShareArguments:
 
 def parse_share(text: str) -> ShareArguments:
     """What is written to share. ZramfsError: EINVAL, ERANGE."""
-    found = ShareArguments()
-    for key, value in pairs(text):
-        if key != "idle":
-            raise ZramfsError(errno.EINVAL, f"share takes idle=, not {shown(key)}")
-        age = age_of(value)
-        found = ShareArguments(marked=age is not None, age=age)
-    return found
+    return ShareArguments(**parse_idle(text, "share", "idle"))
 
 
 class PostProcessor:

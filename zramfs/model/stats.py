@@ -343,6 +343,9 @@ class Progress:
     def __add__(self, other: Progress) -> Progress:
         return Progress(self.tried + other.tried, self.pages + other.pages, self.bytes + other.bytes)
 
+    def __sub__(self, before: Progress) -> Progress:
+        return Progress(self.tried - before.tried, self.pages - before.pages, self.bytes - before.bytes)
+
 
 @dataclass(frozen=True)
 class PolicyStats:
@@ -369,6 +372,10 @@ class StepStats:
     def __add__(self, other: StepStats) -> StepStats:
         return StepStats(self.rounds + other.rounds, self.pages + other.pages, self.bytes + other.bytes,
                          self.cpu_seconds + other.cpu_seconds)
+
+    def __sub__(self, before: StepStats) -> StepStats:
+        return StepStats(self.rounds - before.rounds, self.pages - before.pages, self.bytes - before.bytes,
+                         self.cpu_seconds - before.cpu_seconds)
 
 
 DENSITY_STEPS = ("recompress", "dictionaries", "share", "units")  # in the order in which a round takes them
