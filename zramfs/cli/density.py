@@ -10,8 +10,8 @@ import click
 
 from zramfs.errors import ZramfsError
 from zramfs.host import bounded
-from zramfs.model.estimate import DEFAULT_SAMPLE, ERRORS, LEAST_SAMPLE, LEVEL, MOST_SAMPLE, Estimate
-from zramfs.text.sizes import PAGE, format_size, parse_size
+from zramfs.model.estimate import DEFAULT_SAMPLE, ERRORS, LEVEL, Estimate, parse_sample
+from zramfs.text.sizes import PAGE, format_size
 
 from . import completion
 from .control import send
@@ -22,13 +22,9 @@ from .questions import ask_device
 
 def _sample(_ctx: click.Context, _param: click.Parameter, text: str) -> int:
     try:
-        size = parse_size(text)
+        return parse_sample(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
-    if not LEAST_SAMPLE <= size <= MOST_SAMPLE:
-        raise click.BadParameter(
-            f"expected {format_size(LEAST_SAMPLE)} to {format_size(MOST_SAMPLE)}, got {format_size(size)}")
-    return size
 
 
 @click.command()

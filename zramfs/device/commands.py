@@ -17,11 +17,11 @@ from typing import Any
 
 from zramfs.errors import ZramfsError
 from zramfs.model.density import Density, parse_density
-from zramfs.model.estimate import DEFAULT_SAMPLE, LEAST_SAMPLE, MOST_SAMPLE
+from zramfs.model.estimate import DEFAULT_SAMPLE, parse_sample
 from zramfs.model.policy import Policy, parse_policy
 from zramfs.text.kernel_numbers import U64_MAX, printable
 from zramfs.text.key_values import shown
-from zramfs.text.sizes import format_size, parse_size
+from zramfs.text.sizes import parse_size
 
 U32_MAX = 0xFFFFFFFF
 WRITE_LIMIT = 4096  # bytes that one write(2) may bring
@@ -69,12 +69,10 @@ def _size(text: str) -> int:
 
 
 def _sample(text: str) -> int:
-    size = _size(text) if text else DEFAULT_SAMPLE
-    if not LEAST_SAMPLE <= size <= MOST_SAMPLE:
-        raise ZramfsError(
-            errno.EINVAL, f"estimate takes a sample of {format_size(LEAST_SAMPLE)} to "
-            f"{format_size(MOST_SAMPLE)}, not {format_size(size)}")
-    return size
+    try:
+        return parse_sample(text) if text else DEFAULT_SAMPLE
+    except ValueError as error:
+        raise ZramfsError(errno.EINVAL, str(error)) from None
 
 
 def _new_size(text: str) -> tuple[int, bool]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zramfs.text.sizes import PAGE
+from zramfs.text.sizes import PAGE, format_size, parse_size
 
 if TYPE_CHECKING:
     from allocator.stats import ClassStats
@@ -18,6 +18,15 @@ DEFAULT_SAMPLE = 64 << 20
 LEAST_SAMPLE, MOST_SAMPLE = 1 << 20, 1 << 30  # the most costs 8 MiB of memory meanwhile
 LEVEL = 9  # of the units, as of `density=max`
 ERRORS = 2  # standard errors to each side that 95 % of the estimates lie within
+
+
+def parse_sample(text: str) -> int:
+    """Bytes. ValueError."""
+    size = parse_size(text)
+    if not LEAST_SAMPLE <= size <= MOST_SAMPLE:
+        raise ValueError(f"expected a sample of {format_size(LEAST_SAMPLE)} to {format_size(MOST_SAMPLE)}, got "
+                         f"{format_size(size)}")
+    return size
 
 
 @dataclass(frozen=True, slots=True)
