@@ -24,8 +24,8 @@ def parse_sample(text: str) -> int:
     """Bytes. ValueError."""
     size = parse_size(text)
     if not LEAST_SAMPLE <= size <= MOST_SAMPLE:
-        raise ValueError(f"expected a sample of {format_size(LEAST_SAMPLE)} to {format_size(MOST_SAMPLE)}, got "
-                         f"{format_size(size)}")
+        raise ValueError(f"expected a sample of {format_size(LEAST_SAMPLE)} to {format_size(MOST_SAMPLE)}, "
+                         f"got {format_size(size)}")
     return size
 
 
