@@ -36,7 +36,9 @@ After=local-fs.target swap.target
 Conflicts=shutdown.target
 Before=shutdown.target
 [Service]
-ExecStart=/bin/sh -c 'echo text >/mnt/fast/file; exec sleep infinity'
+# Before its start is over, so that no shutdown comes earlier.
+ExecStartPre=/bin/sh -c 'echo text >/mnt/fast/file'
+ExecStart=/bin/sleep infinity
 ExecStop=/bin/sh -c 'echo "user ends: $$(cat /mnt/fast/file); $$({swaps})" >>{trace}'
 """
 AT_THE_END = """
