@@ -3,11 +3,13 @@
 
 process   the resident anonymous memory of busy_program.py, page by page as swap would get it
 image     an ext4 file system with a random sample of the files of /usr (pages.py)
-text      source and text files of /usr and of Python's library, one behind the other
+text      a random sample of the source and text files of /usr and of Python's library; each begins at a
+          page, as it does in a file system
 """
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import sysconfig
@@ -87,11 +89,12 @@ def _anonymous_pages(pid: int) -> Iterator[bytes]:
 
 
 def _text(size: int) -> Iterator[bytes]:
-    for place in TEXT_PLACES:
-        for folder, folders, names in os.walk(place):
-            folders.sort()
-            for name in sorted(names):
-                path = Path(folder, name)
-                if path.suffix in TEXT_SUFFIXES and path.is_file() and not path.is_symlink():
-                    with open(path, "rb") as file:
-                        yield file.read(MOST_OF_FILE)
+    """In an order drawn once: one behind the other by name, 30 % would be headers of one package."""
+    paths = sorted(
+        path for place in TEXT_PLACES for folder, _, names in os.walk(place) for name in names
+        if (path := Path(folder, name)).suffix in TEXT_SUFFIXES and path.is_file() and not path.is_symlink())
+    random.Random(pages.SEED).shuffle(paths)
+    for path in paths:
+        with open(path, "rb") as file:
+            data = file.read(MOST_OF_FILE)
+        yield data + bytes(-len(data) % PAGE)
