@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What density `auto` costs those who use the device meanwhile: python -m benchmarks.foreground [MIB]
+"""What density `auto` costs the users of a device: python -m benchmarks.foreground [MIB]
 
-Two devices hold the same: MIB of cold data (an ext4 image and text, 512), of which `auto` has work for minutes,
-and 256 MiB beside it, in which fio runs the rows of benchmarks/run. One has density off, the other one auto.
-Memory is short for auto, by a limit little above what it takes, so that its steps come at a sixth of their
-ages and go on while the device is busy. The two take turns, and the one whose turn it is not is stopped.
+Two devices hold the same: MIB of cold data (an ext4 image and text, 512), with which `auto` is busy for
+minutes, and 256 MiB beside it, in which fio runs the rows of benchmarks/run. One has density off, the other
+one auto. Memory is short for both, by a limit little above what they take, so that the steps of auto come at a
+sixth of their ages and go on while the device is busy. The two take turns, and the other one is stopped
+meanwhile.
 """
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ USED = 256 * MIB
 MODES = ("off", "auto")
 TURNS = 4
 SECONDS = 3.0
-# Of mem_limit above what is taken: less than a tenth is short of memory. fio needs some of it, since its pages
-# are random in size.
+# mem_limit by what is taken: memory is short with less than a tenth of it left. fio needs some of that, since
+# the sizes of its pages vary.
 MARGIN = 1.08
 # A sixth of a minute, until the first step is due, and one look more.
 UNTIL_AT_WORK = 12.0
@@ -37,7 +38,7 @@ UNTIL_AT_WORK = 12.0
 
 @dataclass(frozen=True)
 class Turn:
-    """rate: bytes a second; p99: of the latency, us; density_cpu: seconds of the steps of density meanwhile."""
+    """rate: bytes a second; p99: of the latency, us; density_cpu: seconds that the steps of density took."""
 
     rate: float
     p99: float
@@ -81,10 +82,13 @@ def filled(mode: str, zones: list[Zone], interrupt: Interrupt) -> Iterator[peers
 def turn(server: peers.Server, row: Row, zone: Zone, interrupt: Interrupt) -> Turn:
     before = density_cpu(server)
     took = load.fio(peers.Peer("zramfs-file", server, server.path), row, zone, SECONDS, interrupt)
-    return Turn(took["bw_bytes"], took["clat_ns"]["percentile"]["99.000000"] / 1e3, density_cpu(server) - before)
+    latency = took["clat_ns"]["percentile"]["99.000000"] / 1e3
+    return Turn(took["bw_bytes"], latency, density_cpu(server) - before)
 
 
-def measure(servers: dict[str, peers.Server], row: Row, zone: Zone, interrupt: Interrupt) -> dict[str, list[Turn]]:
+def measure(
+    servers: dict[str, peers.Server], row: Row, zone: Zone, interrupt: Interrupt
+) -> dict[str, list[Turn]]:
     found: dict[str, list[Turn]] = {mode: [] for mode in MODES}
     for number in range(TURNS):
         for mode in MODES if number % 2 else reversed(MODES):
@@ -105,7 +109,8 @@ def report(row: Row, found: dict[str, list[Turn]]) -> None:
 def main() -> None:
     half = (int(sys.argv[1]) if len(sys.argv) > 1 else 512) * MIB // 2
     used = Zone("half", pages.image("half", USED), 2 * half, USED)
-    zones = [Zone("image", corpus("image", half), 0, half), Zone("text", corpus("text", half), half, half), used]
+    zones = [*(Zone(name, corpus(name, half), number * half, half)
+               for number, name in enumerate(("image", "text"))), used]
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
         print(f"load {os.getloadavg()[0]:.1f}", flush=True)
         servers = {mode: stack.enter_context(filled(mode, zones, interrupt)) for mode in MODES}

@@ -52,6 +52,9 @@ def daemon(watched: dict[str, str], *words: object, name: str) -> Iterator[tuple
         if state.loop:
             run("swapoff", state.loop)
         yield state, LaneWatch(watched["LANE_WATCH"])
+    except BaseException:
+        print(child.log)
+        raise
     finally:
         try:
             if rundir.find(name):
