@@ -3,8 +3,8 @@
 
 Two devices hold the same: MIB of cold data (an ext4 image and text, 512), with which `auto` is busy for
 minutes, and 256 MiB beside it, in which fio runs the rows of benchmarks/run. One has density off, the other
-one auto. Memory is short for both, by a limit little above what they take, so that the steps of auto come at a
-sixth of their ages and go on while the device is busy. The two take turns, and the other one is stopped
+one auto. Memory is short for both, by a limit little above what they take, so that the steps of auto come at
+a sixth of their ages and go on while the device is busy. The two take turns, and the other one is stopped
 meanwhile.
 """
 from __future__ import annotations
