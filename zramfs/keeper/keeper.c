@@ -2,11 +2,12 @@
  * The keeper of a device: holds the descriptors that must outlive its daemon, and starts the next daemon
  * when one ends. It knows nothing of what they hold.
  *
- *   zramfs-keeper SOCKET[:PIDFD:BITS:FD...] PID RUNDIR HANG_MS COMMAND...
+ *   zramfs-keeper SOCKET[:PIDFD:BITS:FD...] PID[:WAY_BACK] RUNDIR HANG_MS COMMAND...
  *
  * SOCKET: its end of a socket pair to the daemon, process PID, which serves or is about to. PIDFD to FD:
  * what another version of this program has left in this very process: the daemon's pidfd, the last SERVING, and
- * what is kept. RUNDIR: locked as long as the keeper lives. HANG_MS: a request in hand for longer ends the
+ * what is kept. WAY_BACK: words of that version, which this process becomes again when its own daemon ends before
+ * it serves, or by its own fault within a minute. RUNDIR: locked as long as the keeper lives. HANG_MS: a request in hand for longer ends the
  * daemon. COMMAND: starts another daemon, which finds its socket as descriptor 3.
  *
  * The next daemon begins when nobody writes to the memory any more: when the last thread of the old one is gone,
@@ -21,9 +22,8 @@
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 
+#include "another_program.h"
 #include "fence.h"
-#include "kept.h"
-#include "processes.h"
 
 enum {
 	LOOKS = 6,		/* at the requests in hand, within HANG_MS; stacks are written before the last */
@@ -49,6 +49,7 @@ static unsigned int deaths;	/* which is so long */
 static uint64_t standby_due, standby_pause = STANDBY_MS;
 static uint64_t look_ms, look_due;
 static char **own_words, **command;
+static bool replaced;		/* a daemon of another keeper, by one of this */
 
 /* The descriptors for a process that is to take over at once or later. */
 static void pass_kept(struct process *to)
@@ -114,49 +115,30 @@ static void take_standby(pid_t pid, int sock)
 	send_message(server.sock, STANDBY, (int32_t)pid, NULL, 0);
 }
 
-/* All that goes along into another program, or none of it. */
-static void set_inherited(bool is)
+static int run_another_program(int words_fd)
 {
-	fcntl(server.sock, F_SETFD, is ? 0 : FD_CLOEXEC);
-	fcntl(server.pidfd, F_SETFD, is ? 0 : FD_CLOEXEC);
-	for (int i = 0; i < nr_kept; i++)
-		fcntl(kept[i], F_SETFD, is ? 0 : FD_CLOEXEC);
+	end_standby();
+	send_message(server.sock, STANDBY, 0, NULL, 0);
+	return become_program(words_fd, &server, bits, own_words);
 }
 
-/* Another version of this program, in this very process: so it stays the parent of the daemon, whose end it is
- * told of, and what a service manager watches. Returns if that fails. */
-static void become_program(int words_fd)
+/* From a daemon that has ended the next one takes over, of the version that is known to work. */
+static void obey_upgrade(int words_fd)
 {
-	static char state[16 * (KEPT + 3)], pid[16];
-	char *ours[] = { state, pid, own_words[3], own_words[4] };
-	int error = EAGAIN, n = snprintf(state, sizeof(state), "%d:%d:%u", server.sock, server.pidfd, bits);
-	snprintf(pid, sizeof(pid), "%d", (int)server.pid);
-	for (int i = 0; i < nr_kept; i++)
-		n += snprintf(state + n, sizeof(state) - (size_t)n, ":%d", kept[i]);
-	/* From one that has ended the next one takes over, of the version that is known to work. */
-	if (server.serves && !process_ended(&server) && !ending) {
-		end_standby();
-		send_message(server.sock, STANDBY, 0, NULL, 0);
-		set_inherited(true);
-		error = run_program(words_fd, ours);
-		set_inherited(false);
-		say("another program cannot be run in place of this keeper: %s", strerror(error));
-	}
+	int error = EAGAIN;
+	if (server.serves && !process_ended(&server) && !ending)
+		error = run_another_program(words_fd);
 	send_message(server.sock, UPGRADE, error, NULL, 0);
 }
 
-/* What become_program() has left. */
-static void take_state(char *text)
+/* The version before replaces the daemon that has ended as it would one of its own. */
+static void go_back_a_version(void)
 {
-	int fds[KEPT], n = 0;
-	if (!*text)
-		return;
-	bits = (uint32_t)strtoul(text + 1, &text, 10);
-	while (*text && n < KEPT)
-		fds[n++] = (int)strtol(text + 1, &text, 10);
-	server.serves = ever_served = true;
-	take_kept(fds, n);
-	set_inherited(false);
+	int words_fd = way_back;
+	way_back = -1;
+	say("this version does not hold: the one before takes over again");
+	run_another_program(words_fd);
+	close(words_fd);
 }
 
 static void handle_message(const struct message *m, int *fds, int count)
@@ -171,7 +153,11 @@ static void handle_message(const struct message *m, int *fds, int count)
 		return;
 	}
 	if (m->what == UPGRADE && count == 1)
-		become_program(fds[0]);
+		obey_upgrade(fds[0]);
+	if (m->what == WAY_BACK) {
+		close_fd(&way_back);
+		way_back = count ? fds[--count] : -1;
+	}
 	while (count)
 		close(fds[--count]);
 	if (m->what == SERVING && !server.serves) {
@@ -217,8 +203,13 @@ static void count_death(void)
 		deaths = 0;
 	if (!deaths++)
 		first_death = now;
-	if (deaths < DEATHS)
+	if (deaths < DEATHS) {
+		/* The files of a new version may be put into their place right now, which takes dpkg seconds: 0, 5, 10
+		 * and 15 s. A standby needs none of them. */
+		if (!standby.is_ready)
+			poll(NULL, 0, (int)((deaths - 1) * look_ms));
 		return;
+	}
 	say("the daemon has ended %d times within a minute without serving: the device is given up, and its data "
 	    "is lost; the lines above say why", DEATHS);
 	end_keeper();
@@ -231,6 +222,7 @@ static void replace_server(void)
 	uint64_t one = 1;
 	const char *which = "the standby";
 	hear_process(&standby);
+	replaced = true;
 	close_fd(&predecessor);
 	predecessor = server.pidfd;
 	server.pidfd = -1;
@@ -266,6 +258,13 @@ static void server_ended(void)
 	if (!(bits & SURVIVES) || !nr_kept) {
 		say("nothing can take over from it: the device is gone, and its data is lost");
 		end_keeper();
+	}
+	if (replaced && way_back >= 0) {
+		bool is_proved = now_ms() - server.since >= DEATHS_MS && server.serves;
+		if (is_proved)
+			close_fd(&way_back);
+		else if (by_itself || !server.serves)
+			go_back_a_version();
 	}
 	if (!server.serves && by_itself)
 		count_death();
@@ -417,8 +416,7 @@ static void protect_process(const char *rundir)
 int main(int argc, char **argv)
 {
 	sigset_t mask;
-	int signals, sock, pidfd;
-	char *state;
+	int signals;
 	if (argc < OURS + 1) {
 		say("expected SOCKET PID RUNDIR HANG_MS COMMAND...; it is started by zramfs itself");
 		return 2;
@@ -427,9 +425,6 @@ int main(int argc, char **argv)
 	own_words = argv;
 	command = argv + OURS;
 	look_ms = strtoull(argv[4], NULL, 10) / LOOKS;
-	sock = (int)strtol(argv[1], &state, 10);
-	pidfd = *state ? (int)strtol(state + 1, &state, 10) : -1;
-	fcntl(sock, F_SETFD, FD_CLOEXEC);
 	sigemptyset(&mask);
 	sigaddset(&mask, SIGTERM);
 	sigaddset(&mask, SIGINT);
@@ -438,9 +433,9 @@ int main(int argc, char **argv)
 	fence_try();
 	signals = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
 	protect_process(argv[3]);
-	if (signals < 0 || !process_adopt(&server, (pid_t)atoi(argv[2]), sock, pidfd))
+	if (signals < 0 || !take_words(argv, &server, &bits))
 		return 1;
-	take_state(state);
+	ever_served = server.serves;
 	send_message(server.sock, HELLO, (int32_t)getpid(), NULL, 0);
 	keep_device(signals);
 }
