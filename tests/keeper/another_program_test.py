@@ -96,6 +96,56 @@ def test_another_version_that_hangs_before_it_serves_is_followed_by_the_one_befo
         assert keeper.stop() == 7
 
 
+@pytest.mark.parametrize("how", ["fails", "faults"])
+def test_a_standby_of_the_version_before_takes_over_when_its_files_are_gone(tmp_path: Path, how: str) -> None:
+    """As after a package was upgraded. It was loaded before, and has waited beside the new version's."""
+    other = tmp_path / "other-keeper"
+    shutil.copy(PROGRAM, other)
+    with kept(tmp_path, standby=True, program=str(other), other=how) as keeper:
+        server = keeper.wait_for("serving")
+        before = keeper.wait_for_standby()
+        (tmp_path / "gone").touch()
+        upgrade(keeper, server, other)
+        keeper.wait_for_standby(before)
+        assert alive(before)
+        os.kill(server, signal.SIGKILL)
+        count = 3 if how == "faults" else 2
+        assert keeper.wait_for("serving", count) == before
+        (tmp_path / "gone").unlink()
+        after = keeper.wait_for_standby(before)
+        os.kill(before, signal.SIGKILL)
+        assert keeper.wait_for("serving", count + 1) == after
+        assert keeper.stop() == 7 and len(keeper.events("other")) == 1
+
+
+def test_a_standby_of_the_version_before_ends_with_the_device(tmp_path: Path) -> None:
+    other = tmp_path / "other-keeper"
+    shutil.copy(PROGRAM, other)
+    with kept(tmp_path, standby=True, program=str(other), other="works") as keeper:
+        server = keeper.wait_for("serving")
+        before = keeper.wait_for_standby()
+        upgrade(keeper, server, other)
+        keeper.wait_for_standby(before)
+        os.kill(server, signal.SIGKILL)
+        keeper.wait_for("serving", 2)
+        assert alive(before) and keeper.stop() == 7
+        wait_until(lambda: not alive(before), "it has ended with the device")
+
+
+def test_of_two_standbys_that_are_orphaned_only_the_new_one_has_what_was_kept(tmp_path: Path) -> None:
+    """Or both would take over from a daemon that dies as its keeper does."""
+    other = tmp_path / "other-keeper"
+    shutil.copy(PROGRAM, other)
+    with kept(tmp_path, standby=True, program=str(other), other="works") as keeper:
+        server = keeper.wait_for("serving")
+        before = keeper.wait_for_standby()
+        upgrade(keeper, server, other)
+        after = keeper.wait_for_standby(before)
+        os.kill(keeper.pid, signal.SIGKILL)
+        keeper.wait_for("unneeded", 2)
+        assert set(keeper.events("unneeded")) == {(before, 0), (after, 3)}
+
+
 def test_a_kill_from_outside_says_nothing_about_another_version_that_has_served(tmp_path: Path) -> None:
     other = tmp_path / "other-keeper"
     shutil.copy(PROGRAM, other)

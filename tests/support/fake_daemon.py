@@ -10,7 +10,7 @@ after a second), holds (a file that it has open). While there is a file DIR/fail
 while there is DIR/stuck, none that is started gets ready. DIR/fails_late is for one of them, which has a
 standby by then. With `other` in the plan, the program has daemons of another version, which note it, and of
 which each one that takes over ends ("fails"), hangs ("hangs"), or ends by a fault of its own when it has
-served ("faults"); or none does ("works").
+served ("faults"); or none does ("works"). While there is a file DIR/gone, none of the first version starts.
 Each event is a line in DIR/events: its name, the pid, and a number. SIGTERM ends it in order, with status 7.
 """
 from __future__ import annotations
@@ -71,7 +71,7 @@ class FakeDaemon:
         self.note("waiting")
         turn = place.wait_turn()
         if turn is None:
-            self.note("unneeded")
+            self.note("unneeded", len(place.orphaned()[0]))
             os._exit(0)
         self.kept, keeper = turn
         assert os.pread(self.kept[2], 100, 0) == KEPT_TEXT
@@ -138,6 +138,8 @@ class FakeDaemon:
 def main() -> None:
     daemon = FakeDaemon(Path(sys.argv[1]))
     if sys.argv[2:3] == ["next"]:
+        if (daemon.place / "gone").exists() and not daemon.is_other:
+            os._exit(3)
         while (daemon.place / "stuck").exists():
             daemon.note("stuck")
             signal.pause()

@@ -17,9 +17,10 @@ enum {
 static int way_back = -1;	/* words of the version before; -1 = there is none, or this one has proved itself */
 
 /* All that goes along, or none of it. */
-static void set_inherited(const struct process *server, bool is)
+static void set_inherited(const struct process *server, const struct process *standby, bool is)
 {
 	int flags = is ? 0 : FD_CLOEXEC;
+	fcntl(standby->sock, F_SETFD, flags);
 	fcntl(server->sock, F_SETFD, flags);
 	fcntl(server->pidfd, F_SETFD, flags);
 	fcntl(way_back, F_SETFD, flags);
@@ -52,31 +53,38 @@ static int run_program(int fd, char *const ours[OURS - 1])
 	return error;
 }
 
-/* words_fd: as for run_program(). bits: of the last SERVING. Returns the errno of a failure. */
-static int become_program(int words_fd, const struct process *server, uint32_t bits, char *const own_words[])
+/* words_fd: as for run_program(). standby: one that goes along. bits: of the last SERVING. Returns the errno of a
+ * failure. */
+static int become_program(int words_fd, const struct process *server, const struct process *standby,
+			  uint32_t bits, char *const own_words[])
 {
-	static char state[16 * (KEPT + 3)], pid[32];
-	char *ours[] = { state, pid, own_words[3], own_words[4] };
+	static char state[16 * (KEPT + 3)], pids[64];
+	char *ours[] = { state, pids, own_words[3], own_words[4] };
 	int error, n = snprintf(state, sizeof(state), "%d:%d:%u", server->sock, server->pidfd, bits);
-	snprintf(pid, sizeof(pid), "%d:%d", (int)server->pid, way_back);
+	snprintf(pids, sizeof(pids), "%d:%d:%d:%d", (int)server->pid, way_back, (int)standby->pid, standby->sock);
 	for (int i = 0; i < nr_kept; i++)
 		n += snprintf(state + n, sizeof(state) - (size_t)n, ":%d", kept[i]);
-	set_inherited(server, true);
+	set_inherited(server, standby, true);
 	error = run_program(words_fd, ours);
-	set_inherited(server, false);
+	set_inherited(server, standby, false);
 	close_fd(&way_back);
 	say("another program cannot be run in place of this keeper: %s", strerror(error));
 	return error;
 }
 
-/* What the words say, of become_program() or of a first keeper. False if the daemon is not there. */
-static bool take_words(char *const words[], struct process *server, uint32_t *bits)
+/* What the words say, of become_program() or of a first keeper. old_standby: of the version before. False if the
+ * daemon is not there. */
+static bool take_words(char *const words[], struct process *server, struct process *standby,
+		       struct process *old_standby, uint32_t *bits)
 {
-	char *at, *pid_end;
+	char *at, *more;
+	struct process *waits;
 	int fds[KEPT], n = 0, sock = (int)strtol(words[1], &at, 10);
 	int pidfd = *at ? (int)strtol(at + 1, &at, 10) : -1;
-	pid_t pid = (pid_t)strtol(words[2], &pid_end, 10);
-	way_back = *pid_end ? (int)strtol(pid_end + 1, NULL, 10) : -1;
+	pid_t pid = (pid_t)strtol(words[2], &more, 10), waits_pid;
+	way_back = *more ? (int)strtol(more + 1, &more, 10) : -1;
+	waits = way_back >= 0 ? old_standby : standby;
+	waits_pid = *more ? (pid_t)strtol(more + 1, &more, 10) : 0;
 	if (!process_adopt(server, pid, sock, pidfd))
 		return false;
 	server->serves = *at != 0;
@@ -86,7 +94,9 @@ static bool take_words(char *const words[], struct process *server, uint32_t *bi
 		fds[n++] = (int)strtol(at + 1, &at, 10);
 	if (n)
 		take_kept(fds, n);
-	set_inherited(server, false);
+	if (waits_pid && *more)
+		waits->is_ready = process_adopt(waits, waits_pid, (int)strtol(more + 1, NULL, 10), -1);
+	set_inherited(server, waits, false);
 	return true;
 }
 

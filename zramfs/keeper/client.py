@@ -169,7 +169,8 @@ class Place:
     ) -> tuple[list[int], Keeper] | None:
         """What was kept, and the line to the keeper, once the predecessor is gone; None if the keeper is gone
         instead: see orphaned(). prepare: called once, with what is kept until then; afterwards the process
-        counts as a standby. look: called with it every LOOK_PAUSES seconds."""
+        counts as a standby. look: called with it every LOOK_PAUSES seconds. Nothing is kept for a standby of
+        the version before an upgrade."""
         is_prepared = False
         pauses = iter(LOOK_PAUSES)
         pause: float | None = None  # until it is a standby: there is nothing to look at

@@ -2,12 +2,13 @@
  * The keeper of a device: holds the descriptors that must outlive its daemon, and starts the next daemon
  * when one ends. It knows nothing of what they hold.
  *
- *   zramfs-keeper SOCKET[:PIDFD:BITS:FD...] PID[:WAY_BACK] RUNDIR HANG_MS COMMAND...
+ *   zramfs-keeper SOCKET[:PIDFD:BITS:FD...] PID[:WAY_BACK:STANDBY:SOCKET] RUNDIR HANG_MS COMMAND...
  *
  * SOCKET: its end of a socket pair to the daemon, process PID, which serves or is about to. PIDFD to FD:
  * what another version of this program has left in this very process: the daemon's pidfd, the last SERVING, and
  * what is kept. WAY_BACK: words of that version, which this process becomes again when its own daemon ends before
- * it serves, or by its own fault within a minute. RUNDIR: locked as long as the keeper lives. HANG_MS: a request in hand for longer ends the
+ * it serves, or by its own fault within a minute. STANDBY: of that version. Its files may be gone by now, but it is
+ * loaded, so it waits until then, too. RUNDIR: locked as long as the keeper lives. HANG_MS: a request in hand for longer ends the
  * daemon. COMMAND: starts another daemon, which finds its socket as descriptor 3.
  *
  * The next daemon begins when nobody writes to the memory any more: when the last thread of the old one is gone,
@@ -15,9 +16,7 @@
  * daemon has said before that is still read.
  *
  * All memory is taken and locked at the start. OOM score and PR_SET_IO_FLUSHER are those of who starts it. */
-#include <stdlib.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
@@ -37,7 +36,7 @@ enum {
 	STACK = 32768,		/* bytes that are made resident */
 };
 
-static struct process server, standby;
+static struct process server, standby, old_standby;
 static bool server_ends;	/* one of its threads has ended, and the others are about to */
 static int predecessor = -1;	/* pidfd of one that still gives its memory back */
 static uint32_t bits;		/* of the last SERVING */
@@ -46,8 +45,7 @@ static int stop_signal;
 static uint64_t stop_until;	/* a signal that was refused is forgotten then */
 static uint64_t first_death;	/* of a row without serving, */
 static unsigned int deaths;	/* which is so long */
-static uint64_t standby_due, standby_pause = STANDBY_MS;
-static uint64_t look_ms, look_due;
+static uint64_t standby_due, standby_pause = STANDBY_MS, look_ms, look_due;
 static char **own_words, **command;
 static bool replaced;		/* a daemon of another keeper, by one of this */
 
@@ -90,23 +88,22 @@ static void note_status(void)
 }
 
 /* The connection ends with its last descriptor, and a standby has one too. */
-static void end_standby(void)
+static void end_standbys(void)
 {
-	if (standby.pid && !process_ended(&standby))
-		kill(standby.pid, SIGKILL);
-	process_forget(&standby);
+	process_end(&standby);
+	process_end(&old_standby);
 }
 
 static _Noreturn void end_keeper(void)
 {
-	end_standby();
+	end_standbys();
 	_exit(!server.has_status ? 1 : WIFEXITED(server.status) ? WEXITSTATUS(server.status)
 	      : 128 + WTERMSIG(server.status));
 }
 
 static void take_standby(pid_t pid, int sock)
 {
-	end_standby();
+	process_end(&standby);
 	if (!process_adopt(&standby, pid, sock, -1))
 		return;
 	standby.is_ready = true;
@@ -115,19 +112,26 @@ static void take_standby(pid_t pid, int sock)
 	send_message(server.sock, STANDBY, (int32_t)pid, NULL, 0);
 }
 
+/* A standby of the version that there is a way back to goes along, in either direction. */
 static int run_another_program(int words_fd)
 {
-	end_standby();
+	int error;
+	if (!old_standby.pid && way_back >= 0 && standby.is_ready) {
+		old_standby = standby;
+		standby = NO_PROCESS;
+	}
+	process_end(&standby);
 	send_message(server.sock, STANDBY, 0, NULL, 0);
-	return become_program(words_fd, &server, bits, own_words);
+	error = become_program(words_fd, &server, &old_standby, bits, own_words);
+	process_end(&old_standby);
+	return error;
 }
 
 /* From a daemon that has ended the next one takes over, of the version that is known to work. */
 static void obey_upgrade(int words_fd)
 {
-	int error = EAGAIN;
-	if (server.serves && !process_ended(&server) && !ending)
-		error = run_another_program(words_fd);
+	bool may = server.serves && !process_ended(&server) && !ending;
+	int error = may ? run_another_program(words_fd) : EAGAIN;
 	send_message(server.sock, UPGRADE, error, NULL, 0);
 }
 
@@ -171,10 +175,10 @@ static void handle_message(const struct message *m, int *fds, int count)
 		process_watch_threads(&server);
 		bits = (uint32_t)m->value;
 		if (!(bits & WANTS_STANDBY))
-			end_standby();
+			process_end(&standby);
 	} else if (m->what == ENDING) {
 		ending = true;
-		end_standby();
+		end_standbys();
 		drop_kept();
 	}
 }
@@ -233,7 +237,7 @@ static void replace_server(void)
 		server.since = now_ms();
 	} else {
 		which = "a new process";
-		end_standby();
+		process_end(&standby);
 		while (!process_spawn(&server, command)) {
 			count_death();
 			sleep(1);
@@ -259,13 +263,8 @@ static void server_ended(void)
 		say("nothing can take over from it: the device is gone, and its data is lost");
 		end_keeper();
 	}
-	if (replaced && way_back >= 0) {
-		bool is_proved = now_ms() - server.since >= DEATHS_MS && server.serves;
-		if (is_proved)
-			close_fd(&way_back);
-		else if (by_itself || !server.serves)
-			go_back_a_version();
-	}
+	if (replaced && way_back >= 0 && (by_itself || !server.serves))
+		go_back_a_version();
 	if (!server.serves && by_itself)
 		count_death();
 	if (page && by_itself)
@@ -284,6 +283,10 @@ static void watch_server(uint64_t now)
 	look_due = now + look_ms;
 	if (server.serves)
 		process_watch_threads(&server);
+	if (server.serves && replaced && now - server.since >= DEATHS_MS) {
+		close_fd(&way_back);
+		process_end(&old_standby);
+	}
 	if (starts && now - server.since > START_MS && !process_stands_still(&server)) {
 		say("process %d has not served within %d s, and is ended", (int)server.pid, START_MS / 1000);
 		kill(server.pid, SIGKILL);
@@ -421,7 +424,7 @@ int main(int argc, char **argv)
 		say("expected SOCKET PID RUNDIR HANG_MS COMMAND...; it is started by zramfs itself");
 		return 2;
 	}
-	server = standby = NO_PROCESS;
+	server = standby = old_standby = NO_PROCESS;
 	own_words = argv;
 	command = argv + OURS;
 	look_ms = strtoull(argv[4], NULL, 10) / LOOKS;
@@ -433,9 +436,14 @@ int main(int argc, char **argv)
 	fence_try();
 	signals = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
 	protect_process(argv[3]);
-	if (signals < 0 || !take_words(argv, &server, &bits))
+	if (signals < 0 || !take_words(argv, &server, &standby, &old_standby, &bits))
 		return 1;
+	pass_kept(&standby);
+	if (old_standby.pid) /* nothing is kept for it: orphaned, it must not take over beside the other standby */
+		send_message(old_standby.sock, KEEP, 0, &old_standby.wake, 1);
 	ever_served = server.serves;
 	send_message(server.sock, HELLO, (int32_t)getpid(), NULL, 0);
+	if (standby.pid)
+		send_message(server.sock, STANDBY, (int32_t)standby.pid, NULL, 0);
 	keep_device(signals);
 }

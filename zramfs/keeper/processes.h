@@ -140,4 +140,11 @@ static bool process_ended(struct process *p)
 	return p->pid && poll(&look, 1, 0) > 0;
 }
 
+static void process_end(struct process *p)
+{
+	if (p->pid && !process_ended(p))
+		kill(p->pid, SIGKILL);
+	process_forget(p);
+}
+
 #endif
