@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.support.fakes import FakeLane
 from zramfs.daemon.keeper_line import Kept
@@ -183,3 +185,24 @@ def test_without_a_keeper_nothing_is_kept() -> None:
     made.begin(device, True)
     made.end()
     assert "ends with its daemon" in device.stats().survival
+
+
+async def test_a_successor_saves_the_device_when_its_predecessor_would_have() -> None:
+    """And not an interval later, or one that is killed more often is never saved."""
+    device = Device(DeviceConfig(keep_every=3600), FakeLane(), memory_file.new("zramfs"))
+    due, seen = time.monotonic() - 1.0, trio.Event()
+    device.kept_image.due = due
+    next_one = Device(DeviceConfig(keep_every=3600), FakeLane(), device.memory_file)
+    await restore(next_one, json.loads(json.dumps(settings_of(device))), None, MappedMemory())
+    assert next_one.kept_image.due == due
+
+    async def save() -> None:
+        seen.set()
+
+    next_one.kept_image.save = save
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(next_one.kept_image.run)
+        with trio.fail_after(60):
+            await seen.wait()
+        nursery.cancel_scope.cancel()
+    os.close(device.memory_file)

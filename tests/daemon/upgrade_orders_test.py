@@ -26,8 +26,8 @@ class FakeKeeper:
     def ending(self) -> None:
         self.said.append("ending")
 
-    def upgrade(self, program: Path, command: list[str]) -> None:
-        self.said.append(("upgrade", program, command))
+    def upgrade(self, program: Path, command: list[str], back: object) -> None:
+        self.said.append(("upgrade", program, command, back))
 
 
 def line(keeper: FakeKeeper) -> KeeperLine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -30,7 +31,7 @@ from zramfs.errors import ZramfsError
 from zramfs.model.density import AUTO, OFF, parse_density
 from zramfs.model.density import Density as Wanted
 from zramfs.model.policy import Recompress
-from zramfs.model.stats import StepStats
+from zramfs.model.stats import DENSITY_STEPS, StepStats
 
 
 @pytest.mark.parametrize(("text", "wanted", "shown"), [
@@ -112,10 +113,15 @@ class Scarce(Work):
 
 
 @asynccontextmanager
-async def running(work: Work, text: str) -> AsyncIterator[tuple[Density, Policies]]:
-    work.began = trio.current_time()
+async def running(
+    work: Work, text: str, kept: dict[str, object] | None = None
+) -> AsyncIterator[tuple[Density, Policies]]:
+    """kept: of a predecessor, whose process has had another trio clock."""
+    if kept is None:
+        work.began = trio.current_time()
     policies = Policies(work, trio.current_time)
-    density = Density(work, policies, parse_density(text))
+    density = Density(work, policies, parse_density(text), lambda: trio.current_time() + 1e6)
+    density.inherit(kept)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(policies.run)
         nursery.start_soon(density.run)
@@ -395,3 +401,53 @@ async def test_the_task_may_be_started_again(autojump_clock: MockClock) -> None:
         await density.run()
     assert density.stats().steps["units"].pages > 0
     assert density.stats().is_resting
+
+
+def handed_over(density: Density) -> dict[str, object]:
+    return json.loads(json.dumps(density.kept()))
+
+
+async def test_a_successor_goes_on_where_its_predecessor_was(autojump_clock: MockClock) -> None:
+    """One whose process dies every three minutes makes units as late as one that lives, and no step looks
+    again before its time."""
+    work, kept, looks = Work(3, saved=0), None, dict.fromkeys(DENSITY_STEPS, 0)
+    for _ in range(10):
+        async with running(work, "auto", kept) as (density, _):
+            await use(work, 180)
+            kept = handed_over(density)
+        assert handed_over(density) == kept
+        assert kept["done"].keys() == looks.keys()
+    assert 600 < work.times("units")[0] <= 630
+    whole = Work(3, saved=0)
+    async with running(whole, "auto") as (density, _):
+        await use(whole, 1800)
+    for step in DENSITY_STEPS:
+        # A look that was due when the process died comes up to an interval later.
+        assert abs(len(work.times(step)) - len(whole.times(step))) <= 2, step
+        assert kept["done"][step]["rounds"] == len(work.times(step))
+
+
+async def test_a_successor_that_has_not_begun_hands_on_what_it_got(autojump_clock: MockClock) -> None:
+    work = Work(3)
+    async with running(work, "auto") as (density, _):
+        await use(work, 700)
+        kept = handed_over(density)
+    heir = Density(work, Policies(work), parse_density("auto"))
+    heir.inherit(kept)
+    assert handed_over(heir) == kept and heir.stats().steps == density.stats().steps
+    heir.inherit(None)
+    assert handed_over(heir) == kept
+    heir.set(OFF)
+    assert heir.kept()["began"] is None, "a change begins anew"
+
+
+async def test_a_loop_that_is_started_again_goes_on_where_it_was(autojump_clock: MockClock) -> None:
+    work = Work(3)
+    async with running(work, "auto") as (density, _):
+        await use(work, 300)
+    density.resume()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(density.run)
+        await use(work, 330)
+        nursery.cancel_scope.cancel()
+    assert 600 < work.times("units")[0] <= 645

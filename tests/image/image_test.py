@@ -20,7 +20,7 @@ from zramfs.codecs.codec import Codec
 from zramfs.errors import ZramfsError
 from zramfs.image import layout
 from zramfs.image.reader import ImageReader
-from zramfs.image.writer import ImageWriter
+from zramfs.image.writer import ImageWriter, remove_left
 from zramfs.store.store import Store
 
 PAGE = 4096
@@ -352,26 +352,86 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 # ---- where it is written
 # --------------------------------------------------------------------------------------
 
-def test_only_a_whole_image_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+@pytest.fixture(params=[True, False], ids=["nameless", "beside"])
+def beside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a save under way has in its directory, where the file system has files without names and where it
+    has none."""
+    if not request.param:
+        refuse_nameless(monkeypatch)
+    return [] if request.param else ["image.tmp"]
+
+
+def refuse_nameless(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refusing(path: object, flags: int, *more: object, **how: object) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "refused")
+        return real(path, flags, *more, **how)
+
+    monkeypatch.setattr(os, "open", refusing)
+
+
+def test_only_a_whole_image_takes_the_place_of_the_old_one(tmp_path: Path, beside: list[str]) -> None:
     path = tmp_path / "image"
     write_image(path, a_head(), GOOD)
     before = path.read_bytes()
     writer = ImageWriter(path)
     writer.head(a_head())
-    assert path.read_bytes() == before and (tmp_path / "image.tmp").stat().st_mode & 0o777 == 0o600
+    assert path.read_bytes() == before and sorted(os.listdir(tmp_path)) == ["image", *beside]
     with pytest.raises(ZramfsError, match="another save is writing") as caught:
         ImageWriter(path)
     assert caught.value.errno == errno.EBUSY
     writer.close()
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["image"]
+    writer = ImageWriter(path)
+    writer.head(a_head())
+    writer.part(*GOOD)
+    writer.commit()
+    writer.close()
+    assert os.listdir(tmp_path) == ["image"] and path.stat().st_mode & 0o777 == 0o600
+    assert path.read_bytes() == before
 
 
-def test_what_a_killed_save_has_left_is_used_again(tmp_path: Path) -> None:
+def test_of_two_first_saves_to_a_name_one_is_there_whole(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    first, second = ImageWriter(path), ImageWriter(path)
+    for writer in (first, second):
+        writer.head(a_head())
+        writer.part(*GOOD)
+    for writer in (second, first):
+        writer.commit()
+        writer.close()
+        assert os.listdir(tmp_path) == ["image"] and restored(path)[1] == [(1, 1)]
+
+
+def test_what_a_killed_save_has_left_goes_with_the_next_one(tmp_path: Path, beside: list[str]) -> None:
     (tmp_path / "image.tmp").write_bytes(b"left" * 100_000)
     (tmp_path / "image.tmp").chmod(0o644)
+    writer = ImageWriter(tmp_path / "image")
+    assert os.listdir(tmp_path) == beside
+    writer.close()
+    (tmp_path / "image.tmp").write_bytes(b"left" * 100_000)
     write_image(tmp_path / "image", a_head(), GOOD)
     assert os.listdir(tmp_path) == ["image"] and (tmp_path / "image").stat().st_mode & 0o777 == 0o600
     assert restored(tmp_path / "image")[1] == [(1, 1)]
+
+
+def test_what_a_killed_save_has_left_goes_with_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove_left(tmp_path / "image")
+    (tmp_path / "image.tmp").write_bytes(b"left")
+    remove_left(tmp_path / "image")
+    assert os.listdir(tmp_path) == []
+    refuse_nameless(monkeypatch)
+    writer = ImageWriter(tmp_path / "image")
+    with pytest.raises(ZramfsError, match="another save is writing") as caught:
+        remove_left(tmp_path / "image")
+    assert caught.value.errno == errno.EBUSY and os.listdir(tmp_path) == ["image.tmp"]
+    writer.close()
+    with pytest.raises(ZramfsError, match="No such file"):
+        remove_left(tmp_path / "no/image")
 
 
 def test_a_file_that_is_no_image_stays(tmp_path: Path) -> None:

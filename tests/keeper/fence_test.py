@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.keeper.keeper_test import Kept, kept, own_ends
+from tests.support.kept import Kept, kept, own_ends
 from tests.support.whole import wait_until
 from zramfs.host import fusermount
 

@@ -2,82 +2,22 @@
 """The keeper alone, with daemons that serve nothing (tests/support/fake_daemon.py)."""
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
-import mmap
 import os
-import shutil
 import signal
-import struct
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.child import Child, kill_wholly, stopped
-from tests.support.paths import python_environment
+from tests.support.child import stopped
+from tests.support.kept import alive, kept, own_ends, put_hand
 from tests.support.whole import wait_until
 from zramfs.host import locks
 from zramfs.host.process import children_of
 from zramfs.keeper.client import PROGRAM
 
-HAND_AT, HAND_BYTES = 64, 64
 MIB = 1 << 20
-
-
-class Kept(Child):
-    """A keeper with its first daemon, and what these and their successors have noted."""
-
-    def __init__(self, place: Path, **plan: object) -> None:
-        self.place = place
-        (place / "plan.json").write_text(json.dumps(plan))
-        super().__init__([sys.executable, "-m", "tests.support.fake_daemon", place], place / "log",
-                         env=python_environment())
-
-    def events(self, name: str) -> list[tuple[int, int]]:
-        """(pid, number) of each event of this name."""
-        with contextlib.suppress(FileNotFoundError):
-            lines = [line.split() for line in (self.place / "events").read_text().splitlines()]
-            return [(int(pid), int(number)) for what, pid, number in lines if what == name]
-        return []
-
-    def wait_for(self, name: str, count: int = 1) -> int:
-        """The pid of the event of this name, the count-th one."""
-        wait_until(lambda: len(self.events(name)) >= count, f"{count} of the event {name}")
-        return self.events(name)[count - 1][0]
-
-    def wait_for_standby(self, but: int = 0) -> int:
-        """The pid of the one that waits last, once the keeper has it."""
-        def there() -> bool:
-            seen = self.events("standby")
-            return bool(seen) and seen[-1][1] not in (0, but)
-        wait_until(there, "a standby")
-        return self.events("standby")[-1][1]
-
-    @contextlib.contextmanager
-    def page(self, server: int) -> Iterator[mmap.mmap]:
-        number = next(number for pid, number in self.events("serving") if pid == server)
-        with open(f"/proc/{server}/fd/{number}", "r+b") as file, mmap.mmap(file.fileno(), 0) as page:
-            yield page
-
-
-@contextlib.contextmanager
-def kept(place: Path, **plan: object) -> Iterator[Kept]:
-    keeper = Kept(place, **plan)
-    try:
-        yield keeper
-    finally:
-        if keeper.process.poll() is None:
-            keeper.process.kill()
-            keeper.process.wait(60)
-        for name in ("serving", "waiting", "new-keeper"):
-            for pid, number in keeper.events(name):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(number if name == "new-keeper" else pid, signal.SIGKILL)
 
 
 def test_the_keeper_starts_another_daemon_as_often_as_one_dies(tmp_path: Path) -> None:
@@ -151,17 +91,20 @@ def test_a_daemon_that_dies_before_it_serves_is_replaced_by_its_own_standby(tmp_
 
 
 def test_five_deaths_without_serving_end_the_device_with_a_sentence(tmp_path: Path) -> None:
-    with kept(tmp_path) as keeper:
+    """The pauses between them are a sixth of hang_ms, and longer each time: files may be replaced then."""
+    with kept(tmp_path, hang_ms=1200) as keeper:
         server = keeper.wait_for("serving")
         (tmp_path / "fails").touch()
+        began = time.monotonic()
         os.kill(server, signal.SIGKILL)
         assert keeper.wait() == 3
+        assert time.monotonic() - began > 1.2
         assert len(keeper.events("failing")) == 5
         assert "ended 5 times within a minute without serving: the device is given up" in keeper.log
 
 
 def test_four_deaths_without_serving_do_not(tmp_path: Path) -> None:
-    with kept(tmp_path) as keeper:
+    with kept(tmp_path, hang_ms=600) as keeper:
         server = keeper.wait_for("serving")
         (tmp_path / "fails").touch()
         os.kill(server, signal.SIGKILL)
@@ -310,88 +253,12 @@ def test_the_keeper_is_locked_takes_less_than_a_mebibyte_and_grows_by_nothing(tm
             assert after["VmLck"] > 0 and after["VmSwap"] == 0
 
 
-@pytest.mark.parametrize("standby", [True, False], ids=["standby", "alone"])
-def test_the_keeper_becomes_another_program_with_all_that_it_has(tmp_path: Path, standby: bool) -> None:
-    other = tmp_path / "other-keeper"
-    shutil.copy(PROGRAM, other)
-    with kept(tmp_path, standby=standby, program=str(other), hang_ms=600) as keeper:
-        server = keeper.wait_for("serving")
-        before = keeper.wait_for_standby() if standby else 0
-        for time_ in range(1, 4):
-            os.kill(server, signal.SIGUSR2)
-            keeper.wait_for("greeting", time_)
-            assert keeper.events("greeting")[-1] == (server, keeper.pid)
-            assert os.readlink(f"/proc/{keeper.pid}/exe") == str(other)
-            if standby:
-                wait_until(lambda old=before: not alive(old), "the end of the standby before")
-                before = keeper.wait_for_standby(before)
-            with keeper.page(server) as page:
-                assert own_ends(page) == time_ - 1
-            # SIGABRT: it is told the status, so it is still the parent.
-            os.kill(server, signal.SIGABRT)
-            dead = server
-            server = keeper.wait_for("serving", time_ + 1)
-            assert f"the daemon, process {dead}, was ended by signal 6" in keeper.log
-            assert not standby or server == before
-            if standby:
-                before = keeper.wait_for_standby(server)
-        with keeper.page(server) as page:  # it has the page, too
-            put_hand(page, 3, unique=44)
-            keeper.wait_for("serving", 5)
-            put_hand(page, 3, unique=0)
-        assert keeper.stop() == 7
-
-
-@pytest.mark.parametrize("program", ["/nowhere", "/", "no-program"])
-def test_a_keeper_that_cannot_become_another_program_goes_on(tmp_path: Path, program: str) -> None:
-    (tmp_path / "no-program").write_text("text")
-    (tmp_path / "no-program").chmod(0o755)
-    with kept(tmp_path, standby=True, program=str(tmp_path / program)) as keeper:
-        server = keeper.wait_for("serving")
-        before = keeper.wait_for_standby()
-        os.kill(server, signal.SIGUSR2)
-        keeper.wait_for("refused")
-        assert keeper.events("refused")[0][1] in (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
-        assert "another program cannot be run in place of this keeper" in keeper.log
-        after = keeper.wait_for_standby(before)
-        os.kill(server, signal.SIGKILL)
-        assert keeper.wait_for("serving", 2) == after
-
-
-def test_a_keeper_whose_daemon_has_ended_stays_the_program_that_it_is(tmp_path: Path) -> None:
-    other = tmp_path / "other-keeper"
-    shutil.copy(PROGRAM, other)
-    with kept(tmp_path, program=str(other)) as keeper:
-        server = keeper.wait_for("serving")
-        with stopped(keeper.pid):
-            os.kill(server, signal.SIGUSR2)
-            keeper.wait_for("ordered")
-            kill_wholly(server)
-        keeper.wait_for("serving", 2)
-        assert os.readlink(f"/proc/{keeper.pid}/exe") == str(PROGRAM)
-
-
 def test_the_keeper_says_what_it_expects_when_it_is_called_by_hand() -> None:
     done = subprocess.run([PROGRAM], capture_output=True, text=True)
     assert done.returncode == 2 and "expected SOCKET PID RUNDIR HANG_MS COMMAND" in done.stderr
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def memory(pid: int) -> dict[str, int]:
     """Bytes, by the names of /proc/PID/status."""
     lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {words[0][:-1]: int(words[1]) << 10 for words in lines if words[-1] == "kB"}
-
-
-def put_hand(page: mmap.mmap, number: int, *, unique: int, waits: bool = False, steps: int = 0) -> None:
-    struct.pack_into("=QQQ", page, HAND_AT + number * HAND_BYTES, unique, waits, steps)
-
-
-def own_ends(page: mmap.mmap) -> int:
-    return struct.unpack_from("=Q", page, 16)[0]

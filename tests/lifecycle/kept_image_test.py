@@ -19,7 +19,7 @@ import trio
 
 from tests.support.backing_tools import tmpfs
 from tests.support.commands import child, failure, nothing_left, state_of
-from tests.support.images import content
+from tests.support.images import content, is_written_in
 from tests.support.whole import MIB, run, wait_until, zramfs
 from zramfs.device.freeze import frozen, mounted_on
 from zramfs.host import freezer, mounts, process
@@ -97,7 +97,7 @@ def test_a_daemon_that_is_killed_while_it_saves_has_the_next_one_save(tmp_path: 
             (point / f"file{number}").write_bytes(noise(number, MIB))
         state = state_of(point)
         os.kill(state.keeper_pid, signal.SIGTERM)
-        wait_until(lambda: image.exists() or Path(f"{image}.tmp").exists(), "it saves", 20)
+        wait_until(lambda: image.exists() or is_written_in(tmp_path), "it saves", 20)
         with contextlib.suppress(ProcessLookupError):
             os.kill(state.pid, signal.SIGKILL)
         if in_time := not image.exists():

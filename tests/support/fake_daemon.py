@@ -8,7 +8,9 @@ DIR has plan.json: standby, survives (bits of SERVING), hang_ms, never (the firs
 (that the keeper is to become upon SIGUSR2), threads (of the first daemon, more of them), ends (these do,
 after a second), holds (a file that it has open). While there is a file DIR/fails, no successor serves, and
 while there is DIR/stuck, none that is started gets ready. DIR/fails_late is for one of them, which has a
-standby by then.
+standby by then. With `other` in the plan, the program has daemons of another version, which note it, and of
+which each one that takes over ends ("fails"), hangs ("hangs"), or ends by a fault of its own when it has
+served ("faults"); or none does ("works"). While there is a file DIR/gone, none of the first version starts.
 Each event is a line in DIR/events: its name, the pid, and a number. SIGTERM ends it in order, with status 7.
 """
 from __future__ import annotations
@@ -22,7 +24,7 @@ import threading
 from pathlib import Path
 
 from tests.support.child import live_for_a_test
-from zramfs.keeper.client import GREETING, NOT_UPGRADED, Keeper, Place, fork_standby
+from zramfs.keeper.client import GREETING, NOT_UPGRADED, PROGRAM, Keeper, Place, fork_standby
 
 PAGE_BYTES = 69632
 KEPT_TEXT = b"what is kept"
@@ -33,6 +35,7 @@ class FakeDaemon:
         self.place = place
         self.plan = json.loads((place / "plan.json").read_text())
         self.command = [sys.executable, "-m", "tests.support.fake_daemon", str(place), "next"]
+        self.is_other = sys.argv[3:] == ["other"]
         self.kept: list[int] = []
 
     def note(self, event: str, number: int = 0) -> None:
@@ -68,10 +71,16 @@ class FakeDaemon:
         self.note("waiting")
         turn = place.wait_turn()
         if turn is None:
-            self.note("unneeded")
+            self.note("unneeded", len(place.orphaned()[0]))
             os._exit(0)
         self.kept, keeper = turn
         assert os.pread(self.kept[2], 100, 0) == KEPT_TEXT
+        if self.is_other:
+            self.note("other")
+            if self.plan["other"] == "hangs":
+                signal.pause()
+            if self.plan["other"] == "fails":
+                os._exit(3)
         if (self.place / "fails").exists():
             self.note("failing")
             os._exit(3)
@@ -83,6 +92,12 @@ class FakeDaemon:
         self.serve(keeper)
         os._exit(0)
 
+    def order_upgrade(self, keeper: Keeper) -> None:
+        if "other" in self.plan:
+            keeper.upgrade(Path(self.plan["program"]), [*self.command, "other"], (PROGRAM, self.command))
+        else:
+            keeper.upgrade(Path(self.plan["program"]), self.command)
+
     def serve(self, keeper: Keeper) -> None:
         awake, wake = os.pipe()
         os.set_blocking(wake, False)
@@ -92,6 +107,8 @@ class FakeDaemon:
         signal.signal(signal.SIGUSR2, lambda *_: None)
         keeper.serving(survives=self.plan.get("survives", True), standby=self.plan.get("standby", False))
         self.note("serving", self.kept[1])
+        if self.is_other and self.plan["other"] == "faults":
+            os.kill(os.getpid(), signal.SIGSEGV)
         while True:
             ready = select.select([keeper, awake], [], [])[0]
             if awake in ready:
@@ -101,7 +118,7 @@ class FakeDaemon:
                     self.note("ending")
                     os._exit(7)
                 if number == signal.SIGUSR2:
-                    keeper.upgrade(Path(self.plan["program"]), self.command)
+                    self.order_upgrade(keeper)
                     self.note("ordered")
             if keeper not in ready:
                 continue
@@ -120,7 +137,9 @@ class FakeDaemon:
 
 def main() -> None:
     daemon = FakeDaemon(Path(sys.argv[1]))
-    if sys.argv[2:] == ["next"]:
+    if sys.argv[2:3] == ["next"]:
+        if (daemon.place / "gone").exists() and not daemon.is_other:
+            os._exit(3)
         while (daemon.place / "stuck").exists():
             daemon.note("stuck")
             signal.pause()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zramfs.codecs.codec import Codec
@@ -95,3 +95,12 @@ def readable(store: Store) -> dict[int, bytes]:
         except OSError as error:
             assert os.strerror(error.errno or 0) == "Input/output error"
     return found
+
+
+def is_written_in(place: Path) -> bool:
+    """Whether a process writes an image in this directory, and has begun."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(link).startswith(f"{place}/#") and os.stat(link).st_size:
+                return True
+    return False

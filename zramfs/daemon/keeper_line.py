@@ -168,7 +168,7 @@ class KeeperLine:
         self._told, told = trio.open_memory_channel[tuple[int, int] | None](math.inf)
         try:
             with self._told, told:
-                await self._become(program, command, told)
+                await self._become(program, command, told, (PROGRAM, self._settings.command))
                 try:
                     # Also for a device that has none: so the new one is seen to work before it is needed.
                     self._keeper.serving(survives=True, standby=True)
@@ -183,8 +183,9 @@ class KeeperLine:
 
     async def _become(
         self, program: Path, command: list[str], told: trio.MemoryReceiveChannel[tuple[int, int] | None],
+        back: tuple[Path, list[str]] | None = None,
     ) -> None:
-        self._keeper.upgrade(program, command)
+        self._keeper.upgrade(program, command, back)
         with trio.move_on_after(KEEPER_TIMEOUT):
             while (heard := await told.receive()) is not None:
                 if heard[0] == client.NOT_UPGRADED:

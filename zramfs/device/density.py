@@ -27,10 +27,11 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -115,9 +116,15 @@ class _Step:
 
 
 class Density:
-    def __init__(self, work: DensityWork, turns: Turns, wanted: Wanted = OFF) -> None:
+    """clock: seconds, the same in all processes of the boot."""
+
+    def __init__(
+        self, work: DensityWork, turns: Turns, wanted: Wanted = OFF,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._work = work
         self._turns = turns
+        self._clock = clock
         self.wanted = wanted
         self._followed = AUTO  # what the task works for until it notices a change
         self._done = dict.fromkeys(DENSITY_STEPS, StepStats())
@@ -127,6 +134,8 @@ class Density:
         self._hurry = trio.Event()
 
     def _begin(self) -> None:
+        self._offset = 0.0  # of the clock before the trio clock
+        self._inherited: dict[str, Any] | None = None
         self._steps = {name: _Step() for name in DENSITY_STEPS}
         self._began = self._last_io = math.inf
         self._requests = -1
@@ -135,7 +144,9 @@ class Density:
 
     def resume(self) -> None:
         """As Device.resume()."""
+        kept = self.kept()
         self._begin()
+        self._inherited = kept
         self._changed = trio.Event()
         self._hurry = trio.Event()
 
@@ -155,6 +166,37 @@ class Density:
     def hurry(self) -> None:
         """Memory is short: the next look is due at once, or after MIN_INTERVAL."""
         self._hurry.set()
+
+    def kept(self) -> dict[str, Any]:
+        """For inherit() in another process of the same boot: what the steps have looked at, for how long they
+        wait with their next look, and what they have done. Times by the clock, None for never."""
+        return self._inherited or {
+            "began": self._shared_time(self._began),
+            "steps": {name: [self._shared_time(step.covered), self._shared_time(step.ended), step.defer]
+                      for name, step in self._steps.items()},
+            "done": {name: asdict(done) for name, done in self._done.items()},
+        }
+
+    def inherit(self, found: dict[str, Any] | None) -> None:
+        """To be called before run(), after set(). None: the predecessor's version kept none."""
+        if found is not None:
+            self._inherited = found
+            for name in self._done.keys() & found["done"].keys():
+                self._done[name] = StepStats(**found["done"][name])
+
+    def _shared_time(self, at: float) -> float | None:
+        return round(at + self._offset, 3) if math.isfinite(at) else None
+
+    def _own_time(self, at: float | None) -> float:
+        return -math.inf if at is None else at - self._offset
+
+    def _take_inherited(self, found: dict[str, Any]) -> None:
+        # A device that was off, or whose task had not begun, has no such time.
+        if found["began"] is not None:
+            self._began = self._own_time(found["began"])
+        for name, (covered, ended, defer) in found["steps"].items():
+            if name in self._steps:
+                self._steps[name] = _Step(self._own_time(covered), self._own_time(ended), defer)
 
     def forget(self) -> None:
         """Off, and what it has done is forgotten."""
@@ -187,8 +229,12 @@ class Density:
                 nursery.cancel_scope.cancel()
 
     async def _rounds(self) -> None:
+        inherited = self._inherited
         self._begin()
         self._began = trio.current_time()
+        self._offset = self._clock() - self._began
+        if inherited is not None:
+            self._take_inherited(inherited)
         interval = INTERVALS[self._followed.mode]
         while True:
             await trio.sleep(MIN_INTERVAL)

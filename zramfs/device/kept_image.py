@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from zramfs.errors import ZramfsError
+from zramfs.host.work_thread import run_in_thread
+from zramfs.image.writer import remove_left
 
 if TYPE_CHECKING:
     from zramfs.model.config import DeviceConfig
@@ -26,6 +30,13 @@ class KeptImage:
         self._device = device
         self._every = config.keep_every
         self.path = config.keep
+        # By the monotonic clock, when it is saved next; None while that is not known. A successor goes on
+        # with it: a device whose process dies more often than it is saved would never be saved.
+        self.due: float | None = None
+
+    def inherit(self, due: float | None) -> None:
+        """To be called before run()."""
+        self.due = due
 
     async def set_path(self, path: Path | None) -> None:
         """None: the device is not saved at its end."""
@@ -49,9 +60,18 @@ class KeptImage:
             await trio.sleep(PAUSE)
 
     async def run(self) -> None:
-        """Saves by the clock, if the configuration says so. What fails is said, and tried the next time."""
+        """Removes what a save has left that was killed with its process, and saves by the clock, if the
+        configuration says so. What fails is said, and tried the next time."""
+        if self.path is not None:
+            try:
+                await run_in_thread(partial(remove_left, self.path))
+            except ZramfsError as error:
+                log.warning("%s", error.sentence)
         while self._every:
-            await trio.sleep(self._every)
+            if self.due is None:
+                self.due = time.monotonic() + self._every
+            await trio.sleep(max(0.0, self.due - time.monotonic()))
+            self.due = None
             try:
                 await self.save()
             except ZramfsError as error:

@@ -46,9 +46,11 @@ def settings_of(device: Device) -> dict[str, Any]:
         "policies": [str(each.policy) for each in device.policies.stats() if each.policy],
         "ledgers": device.policies.ledgers(),
         "density": str(device.density.wanted),
+        "density_steps": device.density.kept(),
         "backing": vars(device.backing_store.settings),
         "governed": device.governor.is_governing,
         "keep": None if device.kept_image.path is None else os.fspath(device.kept_image.path),
+        "keep_due": device.kept_image.due,
         "last_error": device._last_error,
         "dictionaries": device.dictionaries.kept(),
         "lane_before": device._lane_before and asdict(device._lane_before),
@@ -102,6 +104,8 @@ def _take_settings(device: Device, saved: dict[str, Any]) -> None:
     device.policies.take_ledgers(saved["ledgers"])
     # A daemon of an older version has had none.
     device.density.set(parse_density(saved.get("density", "off")))
+    device.density.inherit(saved.get("density_steps"))
+    device.kept_image.inherit(saved.get("keep_due"))
 
 
 def _lane_stats(found: dict[str, Any] | None) -> LaneStats | None:

@@ -8,9 +8,34 @@ little of it to wait.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
+import time
 from pathlib import Path
 
+_PAUSE = 0.01  # seconds between two looks
 _ALL = 100  # max_ratio of a device that nobody has bounded, in percent
+
+
+def claim(device: str, timeout: float) -> int:
+    """A descriptor that is locked as the one place from which `device` is bounded, until it is closed; -1
+    where there is nothing to lock. Waits for whoever has claimed it before, at most for `timeout` seconds.
+    After that the descriptor is not locked."""
+    try:
+        fd = os.open(_places(device)[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return fd
+        except OSError:  # no locks in /sys
+            return fd
+        time.sleep(_PAUSE)
 
 
 def bound(device: str, nbytes: int) -> None:

@@ -26,7 +26,7 @@ HANG_MS = 30_000  # a request in hand for longer ends the daemon
 SURVIVES, WANTS_STANDBY = 1, 2  # bits of serving()
 # What a keeper tells a daemon, beside None, its end: hear().
 STANDBY, GREETING, NOT_UPGRADED = 4, 5, 6
-_KEEP, _SERVING, _ENDING, _STANDBY, _HELLO, _UPGRADE = range(1, 7)
+_KEEP, _SERVING, _ENDING, _STANDBY, _HELLO, _UPGRADE, _WAY_BACK = range(1, 8)
 MESSAGES_VERSION = 1  # of these, of the keeper's words, and of what it reads of kept_page.h
 _MESSAGE = struct.Struct("=Ii")
 _MOST_FDS = 9
@@ -111,15 +111,25 @@ class Keeper:
         """Nobody is to take over, and no descriptor is kept any more."""
         self._send(_ENDING, 0)
 
-    def upgrade(self, program: Path, command: Sequence[str]) -> None:
+    def upgrade(
+        self, program: Path, command: Sequence[str], back: tuple[Path, Sequence[str]] | None = None
+    ) -> None:
         """It is to become the keeper `program` with this command, in the same process and with all that it
-        keeps. hear() tells GREETING then, or NOT_UPGRADED and an errno."""
-        words = os.memfd_create("zramfs-words")
+        keeps. hear() tells GREETING then, or NOT_UPGRADED and an errno. back: the program and the command of
+        this version, to which it returns when the daemon of the other one does not hold."""
+        self._send_words(_WAY_BACK, back)
+        self._send_words(_UPGRADE, (program, command))
+
+    def _send_words(self, what: int, words: tuple[Path, Sequence[str]] | None) -> None:
+        if words is None:
+            self._send(what, 0)
+            return
+        fd = os.memfd_create("zramfs-words")
         try:
-            os.write(words, b"".join(os.fsencode(word) + b"\0" for word in (os.fspath(program), *command)))
-            self._send(_UPGRADE, 0, [words])
+            os.write(fd, b"".join(os.fsencode(word) + b"\0" for word in (os.fspath(words[0]), *words[1])))
+            self._send(what, 0, [fd])
         finally:
-            os.close(words)
+            os.close(fd)
 
     def register(self, pid: int, sock: socket.socket) -> None:
         """Process `pid` waits as Place(sock's other end)."""
@@ -159,7 +169,8 @@ class Place:
     ) -> tuple[list[int], Keeper] | None:
         """What was kept, and the line to the keeper, once the predecessor is gone; None if the keeper is gone
         instead: see orphaned(). prepare: called once, with what is kept until then; afterwards the process
-        counts as a standby. look: called with it every LOOK_PAUSES seconds."""
+        counts as a standby. look: called with it every LOOK_PAUSES seconds. Nothing is kept for a standby of
+        the version before an upgrade."""
         is_prepared = False
         pauses = iter(LOOK_PAUSES)
         pause: float | None = None  # until it is a standby: there is nothing to look at

@@ -25,9 +25,10 @@ enum {
 
 static bool fence_works;		/* PF_EXITING is where it is expected */
 
-/* Of a thread, or of a process as a whole: /proc/PID/stat. status: that of waitpid(), once the process ends as
- * a whole; 0 before, and after exit(0). */
+/* Of a thread, or of a process as a whole: /proc/PID/stat. state: T or t = stopped by a signal or a debugger.
+ * status: that of waitpid(), once the process ends as a whole; 0 before, and after exit(0). */
 struct seen {
+	char state;
 	unsigned int flags;
 	long threads;
 	int status;
@@ -43,6 +44,8 @@ static bool see(int dir, const char *name, struct seen *found)
 	text[got > 0 ? got : 0] = 0;
 	at = strrchr(text, ')');	/* ends the name, which may have any characters; the next field is 3 */
 	memset(found, 0, sizeof(*found));
+	if (at && at[1])
+		found->state = at[2];
 	for (int field = 3; at && field <= EXIT_CODE_FIELD; field++) {
 		at = strchr(at + 1, ' ');
 		if (!at)
@@ -62,6 +65,12 @@ static bool process_see(pid_t pid, struct seen *found)
 	char name[64];
 	snprintf(name, sizeof(name), "/proc/%d/stat", (int)pid);
 	return see(AT_FDCWD, name, found);
+}
+
+static bool process_stands_still(struct process *p)
+{
+	struct seen now;
+	return process_see(p->pid, &now) && (now.state == 'T' || now.state == 't');
 }
 
 /* To be called once, at the start: has a child that has ended the flag, and this process not? */

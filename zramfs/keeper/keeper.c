@@ -2,11 +2,13 @@
  * The keeper of a device: holds the descriptors that must outlive its daemon, and starts the next daemon
  * when one ends. It knows nothing of what they hold.
  *
- *   zramfs-keeper SOCKET[:PIDFD:BITS:FD...] PID RUNDIR HANG_MS COMMAND...
+ *   zramfs-keeper SOCKET[:PIDFD:BITS:FD...] PID[:WAY_BACK:STANDBY:SOCKET] RUNDIR HANG_MS COMMAND...
  *
  * SOCKET: its end of a socket pair to the daemon, process PID, which serves or is about to. PIDFD to FD:
  * what another version of this program has left in this very process: the daemon's pidfd, the last SERVING, and
- * what is kept. RUNDIR: locked as long as the keeper lives. HANG_MS: a request in hand for longer ends the
+ * what is kept. WAY_BACK: words of that version, which this process becomes again when its own daemon ends before
+ * it serves, or by its own fault within a minute. STANDBY: of that version. Its files may be gone by now, but it is
+ * loaded, so it waits until then, too. RUNDIR: locked as long as the keeper lives. HANG_MS: a request in hand for longer ends the
  * daemon. COMMAND: starts another daemon, which finds its socket as descriptor 3.
  *
  * The next daemon begins when nobody writes to the memory any more: when the last thread of the old one is gone,
@@ -14,16 +16,13 @@
  * daemon has said before that is still read.
  *
  * All memory is taken and locked at the start. OOM score and PR_SET_IO_FLUSHER are those of who starts it. */
-#include <stdlib.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 
+#include "another_program.h"
 #include "fence.h"
-#include "kept.h"
-#include "processes.h"
 
 enum {
 	LOOKS = 6,		/* at the requests in hand, within HANG_MS; stacks are written before the last */
@@ -37,7 +36,7 @@ enum {
 	STACK = 32768,		/* bytes that are made resident */
 };
 
-static struct process server, standby;
+static struct process server, standby, old_standby;
 static bool server_ends;	/* one of its threads has ended, and the others are about to */
 static int predecessor = -1;	/* pidfd of one that still gives its memory back */
 static uint32_t bits;		/* of the last SERVING */
@@ -46,9 +45,9 @@ static int stop_signal;
 static uint64_t stop_until;	/* a signal that was refused is forgotten then */
 static uint64_t first_death;	/* of a row without serving, */
 static unsigned int deaths;	/* which is so long */
-static uint64_t standby_due, standby_pause = STANDBY_MS;
-static uint64_t look_ms, look_due;
+static uint64_t standby_due, standby_pause = STANDBY_MS, look_ms, look_due;
 static char **own_words, **command;
+static bool replaced;		/* a daemon of another keeper, by one of this */
 
 /* The descriptors for a process that is to take over at once or later. */
 static void pass_kept(struct process *to)
@@ -89,23 +88,22 @@ static void note_status(void)
 }
 
 /* The connection ends with its last descriptor, and a standby has one too. */
-static void end_standby(void)
+static void end_standbys(void)
 {
-	if (standby.pid && !process_ended(&standby))
-		kill(standby.pid, SIGKILL);
-	process_forget(&standby);
+	process_end(&standby);
+	process_end(&old_standby);
 }
 
 static _Noreturn void end_keeper(void)
 {
-	end_standby();
+	end_standbys();
 	_exit(!server.has_status ? 1 : WIFEXITED(server.status) ? WEXITSTATUS(server.status)
 	      : 128 + WTERMSIG(server.status));
 }
 
 static void take_standby(pid_t pid, int sock)
 {
-	end_standby();
+	process_end(&standby);
 	if (!process_adopt(&standby, pid, sock, -1))
 		return;
 	standby.is_ready = true;
@@ -114,49 +112,37 @@ static void take_standby(pid_t pid, int sock)
 	send_message(server.sock, STANDBY, (int32_t)pid, NULL, 0);
 }
 
-/* All that goes along into another program, or none of it. */
-static void set_inherited(bool is)
+/* A standby of the version that there is a way back to goes along, in either direction. */
+static int run_another_program(int words_fd)
 {
-	fcntl(server.sock, F_SETFD, is ? 0 : FD_CLOEXEC);
-	fcntl(server.pidfd, F_SETFD, is ? 0 : FD_CLOEXEC);
-	for (int i = 0; i < nr_kept; i++)
-		fcntl(kept[i], F_SETFD, is ? 0 : FD_CLOEXEC);
+	int error;
+	if (!old_standby.pid && way_back >= 0 && standby.is_ready) {
+		old_standby = standby;
+		standby = NO_PROCESS;
+	}
+	process_end(&standby);
+	send_message(server.sock, STANDBY, 0, NULL, 0);
+	error = become_program(words_fd, &server, &old_standby, bits, own_words);
+	process_end(&old_standby);
+	return error;
 }
 
-/* Another version of this program, in this very process: so it stays the parent of the daemon, whose end it is
- * told of, and what a service manager watches. Returns if that fails. */
-static void become_program(int words_fd)
+/* From a daemon that has ended the next one takes over, of the version that is known to work. */
+static void obey_upgrade(int words_fd)
 {
-	static char state[16 * (KEPT + 3)], pid[16];
-	char *ours[] = { state, pid, own_words[3], own_words[4] };
-	int error = EAGAIN, n = snprintf(state, sizeof(state), "%d:%d:%u", server.sock, server.pidfd, bits);
-	snprintf(pid, sizeof(pid), "%d", (int)server.pid);
-	for (int i = 0; i < nr_kept; i++)
-		n += snprintf(state + n, sizeof(state) - (size_t)n, ":%d", kept[i]);
-	/* From one that has ended the next one takes over, of the version that is known to work. */
-	if (server.serves && !process_ended(&server) && !ending) {
-		end_standby();
-		send_message(server.sock, STANDBY, 0, NULL, 0);
-		set_inherited(true);
-		error = run_program(words_fd, ours);
-		set_inherited(false);
-		say("another program cannot be run in place of this keeper: %s", strerror(error));
-	}
+	bool may = server.serves && !process_ended(&server) && !ending;
+	int error = may ? run_another_program(words_fd) : EAGAIN;
 	send_message(server.sock, UPGRADE, error, NULL, 0);
 }
 
-/* What become_program() has left. */
-static void take_state(char *text)
+/* The version before replaces the daemon that has ended as it would one of its own. */
+static void go_back_a_version(void)
 {
-	int fds[KEPT], n = 0;
-	if (!*text)
-		return;
-	bits = (uint32_t)strtoul(text + 1, &text, 10);
-	while (*text && n < KEPT)
-		fds[n++] = (int)strtol(text + 1, &text, 10);
-	server.serves = ever_served = true;
-	take_kept(fds, n);
-	set_inherited(false);
+	int words_fd = way_back;
+	way_back = -1;
+	say("this version does not hold: the one before takes over again");
+	run_another_program(words_fd);
+	close(words_fd);
 }
 
 static void handle_message(const struct message *m, int *fds, int count)
@@ -171,7 +157,11 @@ static void handle_message(const struct message *m, int *fds, int count)
 		return;
 	}
 	if (m->what == UPGRADE && count == 1)
-		become_program(fds[0]);
+		obey_upgrade(fds[0]);
+	if (m->what == WAY_BACK) {
+		close_fd(&way_back);
+		way_back = count ? fds[--count] : -1;
+	}
 	while (count)
 		close(fds[--count]);
 	if (m->what == SERVING && !server.serves) {
@@ -185,10 +175,10 @@ static void handle_message(const struct message *m, int *fds, int count)
 		process_watch_threads(&server);
 		bits = (uint32_t)m->value;
 		if (!(bits & WANTS_STANDBY))
-			end_standby();
+			process_end(&standby);
 	} else if (m->what == ENDING) {
 		ending = true;
-		end_standby();
+		end_standbys();
 		drop_kept();
 	}
 }
@@ -217,8 +207,13 @@ static void count_death(void)
 		deaths = 0;
 	if (!deaths++)
 		first_death = now;
-	if (deaths < DEATHS)
+	if (deaths < DEATHS) {
+		/* The files of a new version may be put into their place right now, which takes dpkg seconds: 0, 5, 10
+		 * and 15 s. A standby needs none of them. */
+		if (!standby.is_ready)
+			poll(NULL, 0, (int)((deaths - 1) * look_ms));
 		return;
+	}
 	say("the daemon has ended %d times within a minute without serving: the device is given up, and its data "
 	    "is lost; the lines above say why", DEATHS);
 	end_keeper();
@@ -231,6 +226,7 @@ static void replace_server(void)
 	uint64_t one = 1;
 	const char *which = "the standby";
 	hear_process(&standby);
+	replaced = true;
 	close_fd(&predecessor);
 	predecessor = server.pidfd;
 	server.pidfd = -1;
@@ -241,7 +237,7 @@ static void replace_server(void)
 		server.since = now_ms();
 	} else {
 		which = "a new process";
-		end_standby();
+		process_end(&standby);
 		while (!process_spawn(&server, command)) {
 			count_death();
 			sleep(1);
@@ -267,6 +263,8 @@ static void server_ended(void)
 		say("nothing can take over from it: the device is gone, and its data is lost");
 		end_keeper();
 	}
+	if (replaced && way_back >= 0 && (by_itself || !server.serves))
+		go_back_a_version();
 	if (!server.serves && by_itself)
 		count_death();
 	if (page && by_itself)
@@ -285,6 +283,10 @@ static void watch_server(uint64_t now)
 	look_due = now + look_ms;
 	if (server.serves)
 		process_watch_threads(&server);
+	if (server.serves && replaced && now - server.since >= DEATHS_MS) {
+		close_fd(&way_back);
+		process_end(&old_standby);
+	}
 	if (starts && now - server.since > START_MS && !process_stands_still(&server)) {
 		say("process %d has not served within %d s, and is ended", (int)server.pid, START_MS / 1000);
 		kill(server.pid, SIGKILL);
@@ -417,19 +419,15 @@ static void protect_process(const char *rundir)
 int main(int argc, char **argv)
 {
 	sigset_t mask;
-	int signals, sock, pidfd;
-	char *state;
+	int signals;
 	if (argc < OURS + 1) {
 		say("expected SOCKET PID RUNDIR HANG_MS COMMAND...; it is started by zramfs itself");
 		return 2;
 	}
-	server = standby = NO_PROCESS;
+	server = standby = old_standby = NO_PROCESS;
 	own_words = argv;
 	command = argv + OURS;
 	look_ms = strtoull(argv[4], NULL, 10) / LOOKS;
-	sock = (int)strtol(argv[1], &state, 10);
-	pidfd = *state ? (int)strtol(state + 1, &state, 10) : -1;
-	fcntl(sock, F_SETFD, FD_CLOEXEC);
 	sigemptyset(&mask);
 	sigaddset(&mask, SIGTERM);
 	sigaddset(&mask, SIGINT);
@@ -438,9 +436,14 @@ int main(int argc, char **argv)
 	fence_try();
 	signals = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
 	protect_process(argv[3]);
-	if (signals < 0 || !process_adopt(&server, (pid_t)atoi(argv[2]), sock, pidfd))
+	if (signals < 0 || !take_words(argv, &server, &standby, &old_standby, &bits))
 		return 1;
-	take_state(state);
+	pass_kept(&standby);
+	if (old_standby.pid) /* nothing is kept for it: orphaned, it must not take over beside the other standby */
+		send_message(old_standby.sock, KEEP, 0, &old_standby.wake, 1);
+	ever_served = server.serves;
 	send_message(server.sock, HELLO, (int32_t)getpid(), NULL, 0);
+	if (standby.pid)
+		send_message(server.sock, STANDBY, (int32_t)standby.pid, NULL, 0);
 	keep_device(signals);
 }

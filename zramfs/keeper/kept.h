@@ -3,6 +3,7 @@
 #ifndef ZRAMFS_KEEPER_KEPT_H
 #define ZRAMFS_KEEPER_KEPT_H
 
+#include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>

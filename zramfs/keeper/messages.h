@@ -21,6 +21,8 @@ enum {
 	UPGRADE,	/* daemon: become another program, in the same process; a descriptor with its words: the
 			 * program and COMMAND, each with a NUL behind it. HELLO is the answer; keeper: that
 			 * has failed with the errno `value`, and it goes on */
+	WAY_BACK,	/* daemon: a descriptor with words as of UPGRADE, which another program is to become again
+			 * when its own daemon does not hold; none: it is not to. An older keeper ignores it */
 };
 enum { SURVIVES = 1, WANTS_STANDBY = 2 };	/* bits of SERVING */
 enum { KEPT = 8 };				/* descriptors at most */

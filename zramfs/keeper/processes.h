@@ -11,7 +11,6 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -135,53 +134,17 @@ static bool process_spawn(struct process *p, char **command)
 	return process_adopt(p, pid, pair[0], -1);
 }
 
-enum {
-	OURS = 5,	/* words of the keeper before COMMAND: keeper.c */
-	WORDS = 64,	/* of a command at most */
-};
-
-/* Runs the program that a memory file names in this process: its words are there, each with a NUL behind it,
- * the program and then COMMAND. ours: the words between the two. Returns the errno of a failure. */
-static int run_program(int fd, char *const ours[OURS - 1])
-{
-	static char *words[OURS + WORDS + 1];
-	off_t size = lseek(fd, 0, SEEK_END);
-	char *text = size > 0 ? mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0) : MAP_FAILED;
-	char *at = text;
-	int count = 1, error = EINVAL;
-	if (text == MAP_FAILED)
-		return errno ? errno : EINVAL;
-	memset(words, 0, sizeof(words));
-	memcpy(words + 1, ours, (OURS - 1) * sizeof(*ours));
-	for (; !text[size - 1] && at < text + size && count < OURS + WORDS; at += strlen(at) + 1) {
-		words[count == 1 ? 0 : count] = at;
-		count = count == 1 ? OURS : count + 1;
-	}
-	if (at == text + size && count > OURS) {
-		execv(words[0], words);
-		error = errno;
-	}
-	munmap(text, (size_t)size);
-	return error;
-}
-
 static bool process_ended(struct process *p)
 {
 	struct pollfd look = { .fd = p->pidfd, .events = POLLIN };
 	return p->pid && poll(&look, 1, 0) > 0;
 }
 
-/* Stopped by a signal, or by a debugger. */
-static bool process_stands_still(struct process *p)
+static void process_end(struct process *p)
 {
-	static char text[512];
-	int fd, got;
-	snprintf(text, sizeof(text), "/proc/%d/stat", (int)p->pid);
-	fd = open(text, O_RDONLY | O_CLOEXEC);
-	got = (int)read(fd, text, sizeof(text) - 1);
-	close(fd);
-	text[got > 0 ? got : 0] = 0;
-	return strstr(text, ") T") || strstr(text, ") t");
+	if (p->pid && !process_ended(p))
+		kill(p->pid, SIGKILL);
+	process_forget(p);
 }
 
 #endif

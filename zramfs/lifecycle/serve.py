@@ -168,6 +168,8 @@ def _wait_and_take_over(new: Rundir, place: Place, config: DeviceConfig | None) 
 
     def look(kept: list[int]) -> None:
         nonlocal spare
+        if not kept:  # it waits beside the standby of another version, which has its place
+            return
         make_haste(False)
         assert config is not None  # prepare() comes first
         if spare is None and _may_fork(config):

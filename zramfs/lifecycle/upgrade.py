@@ -5,6 +5,8 @@
        files are run once, apart from any device
     2  the daemon has its keeper become this version's, in the same process, and that starts a standby
     3  when the standby is ready the daemon ends, and the keeper has the standby take over
+    4  if that ends before it serves, or by its own fault within a minute, the keeper becomes the old one
+       again, and starts a daemon of the old version
 
 Up to the third step a failure leaves the daemon as it is. The third is that of any daemon that is killed.
 """
@@ -33,8 +35,9 @@ TRIAL_TIMEOUT = 120.0  # seconds to load all of a daemon; it takes half a second
 # Seconds for the daemon's answer: more than it waits for its keeper (20), a standby (120), the way back (20).
 ORDER_TIMEOUT = 180.0
 CONNECT_TIMEOUT = 20.0  # seconds for a daemon to take orders; it does so within 0.1 s on an idle machine
-# Seconds for the first answer of the next daemon. Five may die within a minute before the device is given up.
-LANE_TIMEOUT = 120.0
+# Seconds for the first answer of the next daemon. One that hangs is ended after 120, and then one of the old
+# version starts. Five of these may die within a minute before the device is given up.
+LANE_TIMEOUT = 300.0
 TREE_TIMEOUT = 20.0  # seconds for its tree, which is there a second after the lane
 _PAUSE = 0.02  # seconds between two looks at what has changed
 _USAGE = 2  # status of a keeper without words
@@ -84,7 +87,8 @@ def expect_startable() -> None:
 def upgrade_device(old: Rundir) -> Upgraded:
     """Returns when the next daemon serves. To be called after expect_startable(). Raises ZramfsError: ENODEV
     for a device that is dead, EBUSY for one that starts, is resized or ends, EOPNOTSUPP where this version or
-    this kernel can't take it over; and what the daemon has answered."""
+    this kernel can't take it over; EIO where a daemon of the old version has had to take over again; and what
+    the daemon has answered."""
     with old.changing(PATIENCE):
         state = _expect_able(old)
         ordered = _order(old, state)
@@ -96,6 +100,10 @@ def upgrade_device(old: Rundir) -> Upgraded:
                 errno.EIO, f"no other daemon has taken over from process {state.pid} ({error.strerror}); "
                 f"{old.log} says why") from None
         after = _wait_for_other(old, state)
+        if after.release != __version__:
+            raise ZramfsError(
+                errno.EIO, f"{__version__} took over from process {state.pid}, and did not hold; "
+                f"{Served.of(after)} serves again, with the same data; {old.log} says why")
         return Upgraded(Served.of(state), Served.of(after), answered - ordered, _wait_for_tree(after))
 
 
