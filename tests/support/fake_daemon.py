@@ -6,9 +6,9 @@
 
 DIR has plan.json: standby, survives (bits of SERVING), hang_ms, never (the first one does not serve), program
 (that the keeper is to become upon SIGUSR2), threads (of the first daemon, more of them), ends (these do,
-after a second), holds (a file that it has open). While there is a file DIR/fails, no successor serves, and
-while there is DIR/stuck, none that is started gets ready. DIR/fails_late is for one of them, which has a
-standby by then.
+after a second), holds (a file that it has open). While there is a file DIR/fails, no successor serves; a
+number in it says how many do not. While there is DIR/stuck, none that is started gets ready. DIR/fails_late is
+for one of them, which has a standby by then.
 Each event is a line in DIR/events: its name, the pid, and a number. SIGTERM ends it in order, with status 7.
 """
 from __future__ import annotations
@@ -72,7 +72,7 @@ class FakeDaemon:
             os._exit(0)
         self.kept, keeper = turn
         assert os.pread(self.kept[2], 100, 0) == KEPT_TEXT
-        if (self.place / "fails").exists():
+        if self.is_to_fail():
             self.note("failing")
             os._exit(3)
         self.stand_by(keeper)
@@ -82,6 +82,16 @@ class FakeDaemon:
             os._exit(3)
         self.serve(keeper)
         os._exit(0)
+
+    def is_to_fail(self) -> bool:
+        file = self.place / "fails"
+        if not file.exists():
+            return False
+        if (left := file.read_text()) == "1":
+            file.unlink()
+        elif left:
+            file.write_text(str(int(left) - 1))
+        return True
 
     def serve(self, keeper: Keeper) -> None:
         awake, wake = os.pipe()
