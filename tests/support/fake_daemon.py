@@ -7,8 +7,8 @@
 DIR has plan.json: standby, survives (bits of SERVING), hang_ms, never (the first one does not serve), program
 (that the keeper is to become upon SIGUSR2), threads (of the first daemon, more of them), ends (these do,
 after a second), holds (a file that it has open). While there is a file DIR/fails, no successor serves; a
-number in it says how many do not. While there is DIR/stuck, none that is started gets ready. DIR/fails_late is
-for one of them, which has a standby by then.
+number in it says how many do not. While there is DIR/stuck, none that is started gets ready. DIR/fails_late
+is for one of them, which has a standby by then.
 Each event is a line in DIR/events: its name, the pid, and a number. SIGTERM ends it in order, with status 7.
 """
 from __future__ import annotations
