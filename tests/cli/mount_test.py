@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.commands import kill_daemon, state_of
 from tests.support.paths import python_path
-from tests.support.whole import MIB, ZRAMFS, Device, opened, run, wait_until, zramfs
+from tests.support.whole import MIB, ZRAMFS, Device, opened, run, unmount, wait_until, zramfs
 from zramfs.host import mounts
 from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import State
@@ -199,7 +199,7 @@ def test_a_ram_disk_in_fstab_is_mounted_with_its_rights_and_again_with_its_data(
     run("mount", "--fstab", file, "--all")
     assert len([m for m in mounts.mounts() if m.mountpoint == point]) == 1
     (point / "file").write_text("kept")
-    run("umount", point)
+    unmount(point)
     assert not (point / "file").exists() and state.alive()
     done = run("mount", "--fstab", file, point)
     assert "is mounted on" in done.stderr and "again with its data" in done.stderr

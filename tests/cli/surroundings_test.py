@@ -2,6 +2,8 @@
 """The command line where its caller left it little: no output, another locale, limits, a short PATH."""
 from __future__ import annotations
 
+import errno
+import importlib
 import os
 import resource
 import shlex
@@ -12,6 +14,8 @@ import pytest
 
 from tests.support.commands import nothing_left
 from tests.support.whole import ZRAMFS, run, zramfs
+from zramfs import cli
+from zramfs.errors import ZramfsError
 from zramfs.host import mounts
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(240)]
@@ -46,6 +50,31 @@ def test_output_that_nobody_can_get_is_a_failure_with_one_sentence(tmp_path: Pat
         assert (done.returncode, done.stderr) == (1, "zramfs: the standard output is closed\n")
     finally:
         zramfs("stop", place)
+
+
+def test_a_reader_that_has_left_is_told_nothing() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        for words in (["status", "--help"], ["help", "control"], ["--version"]):
+            done = subprocess.run(
+                [*ZRAMFS, *words], stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=60)
+            assert (done.returncode, done.stderr) == (1, ""), words
+    finally:
+        os.close(write_end)
+
+
+def test_a_broken_pipe_of_a_daemon_is_told_with_its_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a daemon whose helper has ended."""
+    def fail(directory: str) -> Path:
+        raise ZramfsError(errno.EPIPE, "the helper has ended")
+
+    control = importlib.import_module("zramfs.cli.control")
+    monkeypatch.setattr(control, "tree", fail)
+    assert cli.main(["control", "/x"]) == 1
+    assert capsys.readouterr().err == "zramfs: the helper has ended\n"
 
 
 LOCALES = [

@@ -96,19 +96,26 @@ def test_a_daemon_without_memory_ends_on_a_signal(tmp_path: Path) -> None:
         assert child.mounts() == [] and "ending: SIGTERM" in child.log
 
 
+# As soon as the file is there. Without a tree nobody finds the disk by its link in there.
 BREAK_LOOP = """
-import threading, trio
+import os, threading, time, trio
 token = trio.from_thread.run_sync(trio.lowlevel.current_trio_token)
 def broken():
     raise MemoryError
-threading.Timer(0.5, token.run_sync_soon, [broken]).start()
+def wait():
+    while not os.path.exists({file!r}):
+        time.sleep(0.01)
+    token.run_sync_soon(broken)
+threading.Thread(target=wait, daemon=True).start()
 """
 
 
 def test_a_loop_that_breaks_is_started_again_with_the_data(tmp_path: Path) -> None:
     """trio ends its loop with TrioInternalError where it finds no memory for itself."""
-    with served_device(tmp_path / "dev", size=64 * MIB, ready=BREAK_LOOP) as child:
+    ready = BREAK_LOOP.format(file=str(tmp_path / "break"))
+    with served_device(tmp_path / "dev", size=64 * MIB, ready=ready) as child:
         child.disk.write_bytes(DATA)
+        (tmp_path / "break").touch()
         wait_until(lambda: "the tree is mounted again" in child.log, "the tree is there again", 20)
         assert "the daemon's loop broke (TrioInternalError) and is started again" in child.log
         with open(child.disk, "rb") as disk:

@@ -48,6 +48,8 @@ def process_apart(*words: object, first: str = "true") -> Iterator[int]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "there\n"
+            # It goes on to be cat, and whoever asks for its name twice is to hear the same.
+            wait_until(lambda: in_use.process_name(process.pid) == "cat", "the shell is cat")
             yield process.pid
         finally:
             process.kill()

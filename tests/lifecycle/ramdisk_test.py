@@ -18,7 +18,18 @@ import pytest
 from tests.support.capabilities import require
 from tests.support.commands import failure, is_attached, kill_daemon, nothing_left, state_of
 from tests.support.governed import sync_file_system
-from tests.support.whole import MIB, ZRAMFS, Device, drop_caches, loop, opened, run, wait_until, zramfs
+from tests.support.whole import (
+    MIB,
+    ZRAMFS,
+    Device,
+    drop_caches,
+    loop,
+    opened,
+    run,
+    unmount,
+    wait_until,
+    zramfs,
+)
 from zramfs.errors import ZramfsError
 from zramfs.host import mounts, programs
 from zramfs.lifecycle import ramdisk, rundir
@@ -183,7 +194,7 @@ def test_stop_names_who_uses_the_file_system_and_changes_nothing(
 
 def test_stop_by_name_and_after_somebody_unmounted_it(disk: Path, base: Path) -> None:
     name = state_of(disk).name
-    run("umount", disk)
+    unmount(disk)
     assert daemon_of(disk).read("zram/initstate") == "1\n"
     refused = zramfs("ramdisk", disk, "--size", "64M", check=False)
     assert f"a zramfs device is there on {disk} " in refused.stderr

@@ -159,8 +159,8 @@ def test_ext4_becomes_smaller_with_unmount_and_keeps_its_files(tmp_path: Path, s
         assert (point / "file").read_text() == "text " * 100_000
         assert (point / "filler").read_bytes() == filler
         assert os.stat(point).st_mode & 0o777 == 0o751
-        governor = (Path(state_of(point).directory) / "memory/governor").read_text()
-        assert governor.startswith("state on\n")
+        governor = Path(state_of(point).directory) / "memory/governor"
+        wait_until(lambda: governor.read_text().startswith("state on\n"), "the governor", 30)
         assert "discard" in run("findmnt", "-no", "OPTIONS", point).stdout
 
 

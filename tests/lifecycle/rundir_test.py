@@ -233,7 +233,7 @@ def test_readers_never_see_half_a_state(tmp_path: Path) -> None:
             seen.add(state.threads)
     finally:
         stop.set()
-        writer.join(20)
+        writer.join(60)
     assert len(seen) > 10
 
 
@@ -283,7 +283,7 @@ def test_others_take_only_their_own_runtime_directory() -> None:
         queue = mp.SimpleQueue()
         child = mp.Process(target=as_nobody)
         child.start()
-        child.join(20)
+        child.join(60)
         return queue.get()
 
     assert bases_with(his) == [f"{his}/zramfs", "/tmp/zramfs-65534"]
@@ -355,7 +355,7 @@ def test_of_many_creates_at_once_one_wins(base: Path, tmp_path: Path) -> None:
     finally:
         stay.set()
         for child in children:
-            child.join(20)
+            child.join(60)
     winners = [text for code, text in answers if code == 0]
     assert winners == [str(base / paths.escape(directory))]
     losers = [text for code, text in answers if code == errno.EBUSY]
@@ -372,7 +372,7 @@ def test_what_a_dead_process_left_is_cleaned_up_aloud(base: Path, tmp_path: Path
     directory = tmp_path / "device"
     child = mp.Process(target=_claim_and_die, args=(directory,))
     child.start()
-    child.join(20)
+    child.join(60)
     assert (base / paths.escape(directory) / "state.json").exists()
     said: list[str] = []
     new, _ = claim.claim_place(directory, "device", DeviceConfig(), say=said.append)

@@ -243,7 +243,9 @@ def test_a_loop_device_that_somebody_else_has_by_now_is_left_alone(
     run("losetup", "--detach", swap0.loop)
     wait_until(lambda: not is_attached(swap0), "the loop device has let go")
     (tmp_path / "file").write_bytes(bytes(MIB))
-    run("losetup", swap0.loop, tmp_path / "file")
+    # It is the next one that the kernel gives away, perhaps to another test.
+    wait_until(lambda: run("losetup", swap0.loop, tmp_path / "file", check=False).returncode == 0,
+               f"{swap0.loop} is ours")
     try:
         zramfs("stop", "swap0")
         assert loops.backing_file(swap0.loop) == str(tmp_path / "file")

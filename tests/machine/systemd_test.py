@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,15 @@ $$({swaps})" >>{trace}'
 SWAPS = 'cut -d" " -f1 /proc/swaps | tr "\\\\n" " "'
 
 
-def metrics_file(machine: Container, place: Path) -> str:
-    """What zramfs-metrics.timer has written: within a second, since a drop-in says so, and not a minute."""
+def expect_in_journal(machine: Container, unit: str, words: str) -> None:
+    """journald reads what a service says some time after that."""
+    command = ("journalctl", "--no-pager", "--output=cat", "-u", unit)
+    wait_until(lambda: words in machine.run(*command), f"{unit} says {words}", 30)
+
+
+def metrics_file(machine: Container, place: Path, up: Sequence[str]) -> str:
+    """What zramfs-metrics.timer has written: within a second, since a drop-in says so, and not a minute. up:
+    patterns of lines that it has at last. A device that a busy machine keeps waiting is not up at once."""
     made = place / "collector"
     made.mkdir()
     for unit, text in (
@@ -62,12 +70,19 @@ def metrics_file(machine: Container, place: Path) -> str:
         machine.run("sh", "-c", f"mkdir -p {directory}; printf %s \"$1\" >{directory}/test.conf", "sh", text)
     machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "start", "zramfs-metrics.timer")
+    file = made / "zramfs.prom"
+
+    def shows_all() -> bool:
+        text = file.read_text() if file.exists() else ""
+        return all(re.search(line, text, re.MULTILINE) for line in up)
+
     try:
-        wait_until((made / "zramfs.prom").exists, "the timer has written its file", 30)
+        wait_until(shows_all, "the timer has written its file", 30)
     except pytest.fail.Exception:
-        pytest.fail(machine.run("journalctl", "--no-pager", "-u", "zramfs-metrics.service", check=False))
+        said = machine.run("journalctl", "--no-pager", "-u", "zramfs-metrics.service", check=False)
+        pytest.fail(said + (file.read_text() if file.exists() else ""))
     machine.run("systemctl", "stop", "zramfs-metrics.timer")
-    return (made / "zramfs.prom").read_text()
+    return file.read_text()
 
 
 def test_from_boot_to_shutdown(tmp_path: Path) -> None:
@@ -87,18 +102,18 @@ def test_from_boot_to_shutdown(tmp_path: Path) -> None:
         swap = json.loads(machine.run("cat", f"{tmp_path}/run/s/state.json"))["loop"]
         assert swap in swaps.swaps()
 
-        status = machine.run("systemctl", "status", "--no-pager", "zramfs@fast")
-        assert "\n     Status: \"" in status and " of 64M stored in " in status
-        why = machine.run("journalctl", "--no-pager", "--output=cat", "-u", "zramfs@broken")
-        assert "/etc/zramfs/broken.conf:1: zram-size: expected a number, a name or a parenthesis" in why
-        log = machine.run("journalctl", "--no-pager", "--output=cat", "-u", "zramfs@fast")
-        assert f"zramfs.daemon: fast: ready at {tmp_path}/run/fast/tree" in log
+        # It is told some time after the start.
+        status = r"\n     Status: \".* of 64M stored in "
+        wait_until(lambda: re.search(status, machine.run("systemctl", "status", "--no-pager", "zramfs@fast")),
+                   "the status", 30)
+        why = "/etc/zramfs/broken.conf:1: zram-size: expected a number, a name or a parenthesis"
+        expect_in_journal(machine, "zramfs@broken", why)
+        expect_in_journal(machine, "zramfs@fast", f"zramfs.daemon: fast: ready at {tmp_path}/run/fast/tree")
 
         # The numbers of all of them, each minute, in one file.
-        text = metrics_file(machine, tmp_path)
-        for name, kind in (("fast", "ramdisk"), ("plain", "device"), ("s", "swap")):
-            up = rf'^zramfs_up{{device="{name}",kind="{kind}",where="[^"]+"}} 1.0$'
-            assert re.search(up, text, re.MULTILINE), text
+        text = metrics_file(machine, tmp_path, [
+            rf'^zramfs_up{{device="{name}",kind="{kind}",where="[^"]+"}} 1.0$'
+            for name, kind in (("fast", "ramdisk"), ("plain", "device"), ("s", "swap"))])
         assert "# TYPE zramfs_failed_writes_total counter" in text
 
         # A file more, and it is there without a boot.
@@ -143,8 +158,7 @@ def test_a_service_all_of_whose_processes_are_killed_goes_on_with_its_data(tmp_p
         # Where nothing was kept no empty device stands in its place.
         machine.run("systemctl", "kill", "--signal=KILL", "zramfs@plain.service")
         wait_until(lambda: machine.state("zramfs@plain.service") == "failed", "the end of plain", 30)
-        said = machine.run("journalctl", "--no-pager", "--output=cat", "-u", "zramfs@plain")
-        assert "nothing was kept of it: its data is gone" in said
+        expect_in_journal(machine, "zramfs@plain", "nothing was kept of it: its data is gone")
         wait_until(lambda: not (tmp_path / "run/plain").exists(), "nothing is left of it", 30)
         # An end in order leaves nothing to go on with.
         machine.run("systemctl", "restart", "zramfs@fast")

@@ -43,7 +43,7 @@ class FakeLane:
     def notify_size(self) -> None:
         assert self.claimed, "an opener would see the old size"
         self.size_notified += 1
-        assert self.kernel_answers.wait(10)
+        assert self.kernel_answers.wait(60)
 
     def notify_resize(self, larger: bool) -> None:
         self.resized.append(larger)

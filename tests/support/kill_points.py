@@ -185,7 +185,7 @@ def each_point(
             assert word == b"d", (op, log.read().decode())
     finally:
         child.kill()
-        child.wait(20)
+        child.wait(60)
         log.close()
         for each in (fd, told, hear):
             os.close(each)

@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -178,7 +178,10 @@ class Wire:
 
 def lane_threads() -> dict[str, Path]:
     """Name -> /proc directory of this process's lane threads."""
-    named = {(task / "comm").read_text().strip(): task for task in Path("/proc/self/task").iterdir()}
+    named = {}
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            named[(task / "comm").read_text().strip()] = task
     return {name: task for name, task in named.items() if name.startswith("zramfs-lane")}
 
 

@@ -76,7 +76,7 @@ class Zygote:
 
     def end(self) -> None:
         self._socket.close()
-        self._process.wait(10)
+        self._process.wait(60)
 
 
 def _gather(

@@ -3,6 +3,7 @@
 pyfuse3 or rich before a command needs it."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import importlib
@@ -11,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, MutableMapping, Sequence
 from types import ModuleType
+from typing import Any
 
 import click
 
@@ -105,6 +107,24 @@ def _load(module: str) -> ModuleType:
         gc.enable()
 
 
+class _BrokenPipe(Exception):
+    """EPIPE, which click must not see: it ends the program, whatever the sentence of the error is."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@contextlib.contextmanager
+def _without_epipe() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise _BrokenPipe(error) from error
+        raise
+
+
 class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of a device's life, not of the alphabet."""
@@ -121,6 +141,14 @@ class _Group(click.Group):
             hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(visible)}"
             raise click.UsageError(f"no such command: {args[0]!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
+
+    def make_context(self, *arguments: Any, **more: Any) -> click.Context:
+        with _without_epipe():
+            return super().make_context(*arguments, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _without_epipe():
+            return super().invoke(ctx)
 
 
 @click.group(
@@ -178,22 +206,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILURE
+    except _BrokenPipe as broken:
+        return _failed(broken.error)
     except SystemExit as error:
         say("interrupted")
         return error.code if isinstance(error.code, int) else EXIT_INTERRUPTED
     except (click.Abort, KeyboardInterrupt):
         say("interrupted")
         return EXIT_INTERRUPTED
-    except ZramfsError as error:
-        say(str(error))
-        return EXIT_FAILURE
     except OSError as error:
-        if error.errno in (errno.EPIPE, errno.EBADF):
-            # The reader of our output has what it wants (| head). Python would complain at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if error.errno == errno.EBADF:
-                say("the standard output is closed")
-            return EXIT_FAILURE
+        return _failed(error)
+
+
+def _failed(error: OSError) -> int:
+    """Says why a command has failed. Its exit status."""
+    if isinstance(error, ZramfsError):
+        say(str(error))
+    elif error.errno in (errno.EPIPE, errno.EBADF):
+        # The reader of our output has what it wants (| head). Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EBADF:
+            say("the standard output is closed")
+    else:
         where = f"{error.filename}: " if error.filename else ""
         say(f"{where}{error.strerror or error}")
-        return EXIT_FAILURE
+    return EXIT_FAILURE

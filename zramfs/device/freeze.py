@@ -32,9 +32,15 @@ def mounted_on(disk: Path) -> list[Mount]:
     return list(found.values())
 
 
+class ThawedError(ZramfsError):
+    """A file system may have gone on before the end of frozen()."""
+
+
 @asynccontextmanager
 async def frozen(places: list[Mount]) -> AsyncIterator[None]:
-    """All of them are frozen inside, by us or already by others. Raises ZramfsError when one cannot be."""
+    """All of them are frozen inside, by us or already by others. Raises ZramfsError when one cannot be, and
+    ThawedError at the end when one may have been thawed before: this process stood still for seconds, or the
+    freeze of another one took as long."""
     async with AsyncExitStack() as stack:
         for place in places:
             await stack.enter_async_context(_frozen(place))
@@ -50,6 +56,10 @@ async def _frozen(place: Mount) -> AsyncIterator[None]:
     finally:
         with trio.CancelScope(shield=True):
             await _thaw(child, place)
+    if child.returncode == freezer.LATE:
+        raise ThawedError(
+            errno.ETIMEDOUT, f"{place.mountpoint} was frozen for {freezer.LONGEST:g} s and thawed before all "
+            "was done for which it was frozen: try again when the machine is less busy")
 
 
 async def _start(place: Mount, *more: str) -> trio.Process:

@@ -23,7 +23,7 @@ from zramfs.model.stats import SaveStats
 from zramfs.store.saving import SaveRun
 from zramfs.text.sizes import format_size
 
-from .freeze import frozen, mounted_on
+from .freeze import ThawedError, frozen, mounted_on
 from .jobs import InThread, finish_job
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ SLICE_NS = 5_000_000
 # A save that rests while the lane is busy is late for what writers overwrite: they wait for it when 8 MiB
 # wait.
 BEHIND = 2 << 20
+# Tries to have the instant while all file systems are frozen. The first one writes out what waits in the page
+# cache, and may take seconds. The next one finds little of that.
+INSTANTS = 5
 
 
 @dataclass
@@ -124,11 +127,8 @@ class Saver:
         try:
             places = await self._in_thread(partial(mounted_on, self._disk))
             _expect_elsewhere(path, writer, places)
-            run = await self._in_thread(partial(_begin, store))
+            run, changes = await self._begin_at_rest(store, places)
             try:
-                async with frozen(places):
-                    changes = self._changes()
-                    run.start()
                 await self._write(store, run, writer, _Pace(wanted.rate, self._requests))
             except OSError as error:
                 if isinstance(error, ZramfsError):
@@ -140,6 +140,23 @@ class Saver:
         finally:
             await finish_job(self._in_thread, writer.close)
         return changes
+
+    async def _begin_at_rest(self, store: Store, places: list[Mount]) -> tuple[SaveRun, int]:
+        """A run whose instant has come while all of them were frozen, and what _changes() was before that."""
+        left = INSTANTS
+        while True:
+            run = await self._in_thread(partial(_begin, store))
+            try:
+                async with frozen(places):
+                    changes = self._changes()
+                    run.start()
+                return run, changes
+            except BaseException as error:
+                await finish_job(self._in_thread, run.finish)
+                left -= 1
+                if not isinstance(error, ThawedError) or not left:
+                    raise
+                log.info("%s; the save begins again", error.sentence)
 
     async def _write(self, store: Store, run: SaveRun, writer: ImageWriter, pace: _Pace) -> None:
         while await self._in_thread(partial(run.scan, SLICE_NS)):

@@ -18,7 +18,7 @@ from zramfs.model.config import DeviceConfig
 from .checks import Verdict
 
 # A device is there and gone again in 0.4 s; the rest is for a machine that is very busy.
-TIMEOUT = 20.0
+TIMEOUT = 60.0  # seconds; a start takes half a second, and took 8 s on two CPUs with a load of 28
 _SIZE = 1 << 20
 
 

@@ -4,7 +4,8 @@
     python -m zramfs.host.freezer MOUNTPOINT DEVICE [thaw]
 
 Says `frozen` when it is, or `busy` if somebody else has frozen it, and thaws what it has frozen when stdin
-ends or a line comes, and in any case after LONGEST seconds. Its parent is the daemon that serves the file
+ends or a line comes, and in any case after LONGEST seconds. Then its status is LATE: what its parent has done
+meanwhile may have come after the thaw. Its parent is the daemon that serves the file
 system's device: freezing waits for that, so the daemon cannot do it. If it dies, stdin ends. thaw: ends a
 freeze whoever made it, for a daemon whose freezer was killed. """
 from __future__ import annotations
@@ -21,6 +22,7 @@ from . import mounts
 
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878  # <linux/fs.h>
 LONGEST = 3.0  # seconds; a save needs it for less than a millisecond
+LATE = 3  # exit status
 
 
 def open_mounted(mountpoint: str, device: str) -> int:
@@ -57,13 +59,16 @@ def main() -> None:
         frozen = _freeze(fd)
     except OSError as error:
         sys.exit(f"{sys.argv[1]}: {error.strerror or error}")
+    told = []
     try:
         with contextlib.suppress(OSError):  # nobody listens any more
             os.write(1, b"frozen\n" if frozen else b"busy\n")
-        select.select([0], [], [], LONGEST)
+        told = select.select([0], [], [], LONGEST)[0]
     finally:
         if frozen:
             fcntl.ioctl(fd, FITHAW, 0)
+    if frozen and not told:
+        sys.exit(LATE)
 
 
 if __name__ == "__main__":

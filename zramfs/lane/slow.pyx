@@ -30,8 +30,9 @@ cdef bint slow_put(slow_t* s, worker_t* w, size_t got) noexcept nogil:
             memcpy(p.head, w.data - REQUEST_HEAD, REQUEST_HEAD)
         s.waiting += 1
         pthread_cond_signal(&s.work)
-    pthread_mutex_unlock(&s.lock)
+    # Before somebody can take it: whoever has the answer finds the request counted.
     add64(&s.put_off if room else &s.refused, 1)
+    pthread_mutex_unlock(&s.lock)
     if room:
         w.began = w.done = 0
     return room
