@@ -109,7 +109,8 @@ async def test_a_device_in_use_without_a_secondary_algorithm_gets_one() -> None:
         assert done.steps["recompress"].rounds > 0 and done.steps["recompress"].pages > 0
         assert box.store.stats().units > 0 and box.store.stats().shared_pages >= 32
         assert device.stats().algorithms[1] == told[-1] == Algorithm("zstd", 9)
-        assert [each and (each.algo, each.level) for each in box.store.codecs[1:]] == [("zstd", 9), None, None]
+        codec, *none = box.store.codecs[1:]
+        assert (codec.algo, codec.level, none) == ("zstd", 9, [None, None])
         assert not any(box.store.generations), "nothing drops it"
         await device.command("density=off")
         await device.command("recompress=algo=zstd")
@@ -120,7 +121,8 @@ async def test_a_device_whose_own_algorithm_is_as_good_recompresses_nothing_and_
     async with running(algorithms=(Algorithm("zstd", 9),)) as box:
         await box.device.command("density=max")
         done = await rest(box)
-        assert done.lacks == "pages are not recompressed, as they were compressed with what density would take"
+        sentence = "pages are not recompressed, as they were compressed with what density would take"
+        assert done.lacks == sentence
         assert done.steps["recompress"].rounds == 0
         assert box.store.stats().units > 0 and box.store.stats().shared_pages >= 32
         text = control_text(box.device.stats())

@@ -118,8 +118,8 @@ class IdleWork:
 
     @property
     def _is_worn_in_back(self) -> bool:
-        """Whether a page has left a unit on the backing store since the last look at all of them. What is worn
-        there costs no memory, so it stays while that is short."""
+        """Whether a page has left a unit on the backing store since the last look at all of them. What is
+        worn there costs no memory, so it stays while that is short."""
         back = self._backing.stats()
         return (back is not None and back.used > 0 and self.ready and self.supply != "short"
                 and self._looked_at != (self._backing.backing, back.unit_left))

@@ -82,8 +82,8 @@ def parse_share(text: str) -> ShareArguments:
 
 
 class PostProcessor:
-    """in_thread: runs a call in a worker thread. recompression, units, back_upkeep, sharing: what was done since
-    the device was set up.
+    """in_thread: runs a call in a worker thread. recompression, units, back_upkeep, sharing: what was done
+    since the device was set up.
 
     What runs long here is cancelled between two slices. The caller sees to it that the store stays open.
     """
@@ -188,8 +188,9 @@ class PostProcessor:
         finally:
             done = await finish_job(self._in_thread, upkeep.finish)
             self.back_upkeep = before + done
-            log.debug("backing store: %d pages of %d worn units came back to memory, %d were used meanwhile, %d "
-                      "could not be read", done.pages, done.units, done.busy, done.failed)
+            log.debug(
+                "backing store: %d pages of %d worn units came back to memory, %d were used meanwhile, %d "
+                "could not be read", done.pages, done.units, done.busy, done.failed)
         return done
 
     async def share(

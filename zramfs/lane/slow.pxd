@@ -6,9 +6,9 @@ A read is its head of 80 bytes, which is copied. What has a payload (a write of 
 over with its buffer: the lane's thread gets a spare one for it, and the slow thread gives its own back
 as the next spare. So nothing of the size of a page is copied, and all memory is there beforehand.
 
-Of the threads that rest, the last one to rest is called first. One request at a time then meets the same thread,
-which has the unit of the request before unpacked (units.pxd), and its CPU caches warm. With the threads in turn
-a unit that is read page by page was unpacked by each of them.
+Of the threads that rest, the last one to rest is called first. One request at a time then meets the same
+thread, which has the unit of the request before unpacked (units.pxd). Where the four take turns each of them
+unpacks a unit that is read page by page.
 """
 from libc.stdint cimport uint8_t, uint64_t
 

@@ -40,8 +40,8 @@ class Kind(NamedTuple):
 class Step(NamedTuple):
     """What a step has done since the device was set up, whoever asked for it. pages: that it made smaller.
 
-    Of dictionaries a part of what recompression has done: by those that are in use now. cpu_ns: to sample, train
-    and judge all that there ever were.
+    Of dictionaries: a part of what recompression has done, by those that are in use now. cpu_ns: to sample,
+    train and judge all that there ever were.
     """
 
     pages: int

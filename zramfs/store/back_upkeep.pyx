@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-# Lock order: slots.pxd. Chunks are pinned, and slots locked, one at a time; no slot while the device works.
+# Lock order: slots.pxd. Chunks are pinned, and slots locked, one at a time. No slot is locked while the
+# device works.
 """The upkeep of units on the backing store: what is left of a worn one comes back to memory.
 
-A unit there has up to 16 blocks, and keeps them until its last page has gone (backing.pxd). A unit is worn when
-its pages take no more than it does, even if they do not compress. Each of them becomes a single page in memory
-again, and the blocks are free. Nothing is written to the device, which would wear and count against the limit of
-the write-back. The pages count as idle: nobody has asked for them, and the next write-back may take them.
+A unit there has up to 16 blocks, and keeps them until its last page has gone (backing.pxd). A unit is worn
+when its pages take no more than it does, even if they do not compress. Each of them becomes a single page in
+memory again, and the blocks are free. Nothing is written to the device, which would wear it and count against
+the limit of the write-back. The pages count as idle: nobody has asked for them, and the next write-back may
+take them.
 
-A page comes back by one store into its slot, if the slot still names the unit then. So a kill leaves it there, or
-here. The pool takes no page for that beyond what is left of its limit, less a part that others may need soon.
+A page comes back by one store into its slot, if the slot still names the unit then. So a kill leaves it
+there, or here. The pool takes no page for that beyond what is left of its limit, less a part that others may
+need soon.
 """
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t

@@ -227,8 +227,9 @@ TABLE = (
     Metric(COUNTER, "backing_errors", "Reads that failed or found damage, writes that failed.",
            _backing(lambda b: _by(("read", "write"), (b.read_errors, b.write_errors))),
            labels=("operation",)),
-    Metric(COUNTER, "backing_unit_pages_left", "Pages overwritten or discarded in units on it, which keep their "
-           "blocks until the last one has gone.", _backing(lambda b: b.unit_left)),
+    Metric(COUNTER, "backing_unit_pages_left",
+           "Pages overwritten or discarded in units on it, whose blocks stay until the last one has gone.",
+           _backing(lambda b: b.unit_left)),
     Metric(COUNTER, "backing_unit_returned", "Units of which little was left, that came back to memory.",
            lambda f: f.device.back_upkeep.units),
     Metric(COUNTER, "backing_unit_return_pages", "Pages of such units: those that came back, and others.",
