@@ -115,6 +115,7 @@ EXTENSIONS = [
     extension("zramfs.store.candidates"),
     extension("zramfs.store.recompress"),
     extension("zramfs.store.unit_making"),
+    extension("zramfs.store.back_upkeep"),
     extension("zramfs.store.share_table"),
     extension("zramfs.store.sharing"),
     extension("zramfs.store.sample"),

@@ -34,12 +34,13 @@ SEED = 6
 @dataclass(frozen=True)
 class Reads:
     """cold, cold_last: us, median and 99th percentile; in_order: bytes a second, the best of PASSES; cpu:
-    seconds of the daemon for 10^9 bytes in order."""
+    seconds of the daemon for 10^9 bytes in order; unpacked: how often a unit was unpacked for one pass."""
 
     cold: float
     cold_last: float
     in_order: float
     cpu: float
+    unpacked: float
 
 
 @contextlib.contextmanager
@@ -77,12 +78,20 @@ def measure(server: peers.Server, size: int) -> Reads:
     # Pages that are read twice since they were marked come out of their units.
     control(server, "idle=all")
     took = cold(server.path, size)
-    rates, before = [], load.server_cpu(server.pids)
+    rates, before, unpacked = [], load.server_cpu(server.pids), of_units(server)["unpacked"]
     for _ in range(PASSES):
         control(server, "idle=all")
         rates.append(in_order(server.path, size))
     cpu = (load.server_cpu(server.pids) - before) / (PASSES * size) * 1e9
-    return Reads(statistics.median(took), statistics.quantiles(took, n=100)[98], max(rates), cpu)
+    now = of_units(server)
+    unpacked = (now["unpacked"] - unpacked) / PASSES / max(1, now["units"])
+    return Reads(statistics.median(took), statistics.quantiles(took, n=100)[98], max(rates), cpu, unpacked)
+
+
+def of_units(server: peers.Server) -> dict[str, int]:
+    assert server.tree is not None
+    lines = (server.tree / "memory/units").read_text().splitlines()
+    return {name: int(value) for name, value in map(str.split, lines)}
 
 
 def report(name: str, size: int, interrupt: Interrupt) -> None:
@@ -94,8 +103,9 @@ def report(name: str, size: int, interrupt: Interrupt) -> None:
                 pack(server, packing, interrupt)
             found = measure(server, size)
         how = f"units zstd:{packing.level}" if packing else "lz4"
+        unpacked = f", each unit unpacked {found.unpacked:.2f} times" if packing else ""
         print(f"{name:8} {how:13} a cold page {found.cold:.0f} us (p99 {found.cold_last:.0f}), in order "
-              f"{found.in_order / 1e9:.2f} GB/s, daemon {found.cpu:.2f} s a GB", flush=True)
+              f"{found.in_order / 1e9:.2f} GB/s, daemon {found.cpu:.2f} s a GB{unpacked}", flush=True)
 
 
 def main() -> None:

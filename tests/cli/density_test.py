@@ -84,7 +84,8 @@ def test_details_show_the_kinds_with_pages_their_sum_and_the_steps_that_were_tak
     print_contents("z0", found, True)
     blank, name, head, *rows = capsys.readouterr().out.splitlines()
     assert (blank, name, head.split()) == ("", "z0", ["KIND", "PAGES", "DATA", "MEMORY", "RATIO"])
-    assert [row.split()[0] for row in rows] == [*list(KINDS)[1:], "rest", "all", "STEP", "share", "units"]
+    assert [row.split()[0] for row in rows] == [
+        *list(KINDS)[1:], "rest", "all", "STEP", "dictionaries", "share", "units"]
     pages, memory = sum(10 * n for n in range(7)), sum(10 * n + 1 for n in range(1, 7)) + 100
     ratio = f"{pages * 4096 / memory:.2f}"
     assert rows[7].split() == ["all", str(pages), str(pages * 4096), str(memory), ratio]
@@ -93,6 +94,9 @@ def test_details_show_the_kinds_with_pages_their_sum_and_the_steps_that_were_tak
         with pytest.raises(ZramfsError, match="^/mnt/z0/memory/contents does not read") as caught:
             parse_contents(text, "/mnt/z0")
         assert caught.value.errno == errno.EBADMSG
+    old = "".join(f"{line}\n" for line in contents_text().splitlines() if "dictionaries" not in line)
+    steps = parse_contents(old, "/mnt/z0")["steps"]
+    assert [each["step"] for each in steps] == ["recompress", "share", "units"]
     assert json_of({"a": None, "b": found}) == [
         {"name": "a", "kinds": None, "rest": None, "steps": None}, {"name": "b", **found}]
 

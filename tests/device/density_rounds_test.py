@@ -95,16 +95,38 @@ async def test_max_makes_a_device_dense_and_comes_to_rest() -> None:
         assert holds(box)
 
 
-async def test_a_store_without_a_secondary_algorithm_shares_and_has_units_all_the_same() -> None:
+async def test_a_device_in_use_without_a_secondary_algorithm_gets_one() -> None:
+    """It is told to whoever takes over, and stays when density is off again."""
+    told: list[Algorithm | None] = []
     async with running() as box:
-        assert "density      off\n" in control_text(box.device.stats())
+        device = box.device
+        assert "density      off\n" in control_text(device.stats())
+        assert device.stats().algorithms[1] is None
+        device.on_change = lambda: told.append(device.stats().algorithms[1])
+        await device.command("density=max")
+        done = await rest(box)
+        assert done.lacks is done.last_error is None
+        assert done.steps["recompress"].rounds > 0 and done.steps["recompress"].pages > 0
+        assert box.store.stats().units > 0 and box.store.stats().shared_pages >= 32
+        assert device.stats().algorithms[1] == told[-1] == Algorithm("zstd", 9)
+        codec, *none = box.store.codecs[1:]
+        assert (codec.algo, codec.level, none) == ("zstd", 9, [None, None])
+        assert not any(box.store.generations), "nothing drops it"
+        await device.command("density=off")
+        await device.command("recompress=algo=zstd")
+        assert holds(box)
+
+
+async def test_a_device_whose_own_algorithm_is_as_good_recompresses_nothing_and_says_so() -> None:
+    async with running(algorithms=(Algorithm("zstd", 9),)) as box:
         await box.device.command("density=max")
         done = await rest(box)
-        assert done.lacks == "pages are not recompressed, as this device has no recomp_algorithm"
+        sentence = "pages are not recompressed, as they were compressed with what density would take"
+        assert done.lacks == sentence
         assert done.steps["recompress"].rounds == 0
         assert box.store.stats().units > 0 and box.store.stats().shared_pages >= 32
         text = control_text(box.device.stats())
-        assert "\ndensity      max; recompress: 0 pages" in text and "no recomp_algorithm\n" in text
+        assert "\ndensity      max; recompress: 0 pages" in text and "density would take\n" in text
         assert holds(box)
 
 

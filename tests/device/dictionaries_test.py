@@ -21,6 +21,7 @@ from zramfs.device.restoring import restore_image
 from zramfs.device.takeover import settings_of
 from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm
+from zramfs.model.contents import steps_of
 from zramfs.store.saving import SaveRun
 from zramfs.store.secondary import count_priorities, set_secondary
 from zramfs.store.store import Store
@@ -93,6 +94,8 @@ async def test_with_the_figures_of_a_real_device_it_is_taken_when_it_wins_twice_
     assert box.store.stats().mem_used_total < before - generation.won
     assert (done.trained, done.taken, done.rejected) == (1, 1, 0) and done.verdict.startswith("taken: ")
     assert 0 < done.cpu_seconds < 20
+    step = steps_of(box.device.stats())["dictionaries"]
+    assert step == (6000, generation.won, round(done.cpu_seconds * 1e9))
     box.store.check(3)
 
 

@@ -6,19 +6,23 @@ import errno
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 
+from tests.support.backing_tools import backing_file
 from tests.support.box import MIB, PAGE, Box
 from tests.support.page_kinds import noise, prose
 from zramfs.device import policies, postprocess
+from zramfs.device.host_memory import HostMemory
 from zramfs.device.postprocess import UnitArguments, parse_units
 from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm
 from zramfs.model.policy import Units
 from zramfs.model.stats import Progress
 from zramfs.tree import metrics
+from zramfs.tree.memory_files import format_units
 from zramfs.tree.state import control_text
 
 BOTH = (Algorithm("lz4"), Algorithm("zstd", 3))
@@ -269,3 +273,45 @@ async def test_a_policy_of_units_on_a_device_that_wipes_is_einval() -> None:
         await box.device.command("policy=units idle=1h")
     assert caught.value.errno == errno.EINVAL
     assert all(each.policy is None for each in box.device.stats().policies)
+
+
+async def test_what_is_left_of_worn_units_on_the_backing_store_comes_back_unless_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(policies, "UPKEEP_INTERVAL", 0.01)
+    supply = ["short"]
+    monkeypatch.setattr(HostMemory, "supply", property(lambda _: supply[0]))
+    box = await full(writeback=backing_file(tmp_path / "back"))
+    await box.device.command("units idle=all")
+    await box.device.command("writeback=page_indexes=0-511")
+    written = box.store.backing.stats().writes
+    # Of each unit two pages are left.
+    for group in range(32):
+        box.store.zero((group * 16 + 2) * PAGE, 14 * PAGE)
+    looked: list[int] = []
+    run = box.device._post.return_worn_units
+
+    async def return_worn_units(*args: object) -> object:
+        looked.append(box.store.stats().written_back)
+        return await run(*args)
+
+    monkeypatch.setattr(box.device._post, "return_worn_units", return_worn_units)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(box.device.policies.run)
+        await trio.sleep(0.1)
+        assert box.store.stats().written_back == 64 and not looked
+        supply[0] = "fair"
+        with trio.fail_after(60):
+            while box.store.backing.stats().used:
+                await trio.sleep(0.01)
+        await trio.sleep(0.1)
+        assert looked == [64], "without a change there is no second look"
+        nursery.cancel_scope.cancel()
+    stats = box.device.stats()
+    assert (stats.back_upkeep.units, stats.back_upkeep.pages) == (32, 64)
+    assert stats.backing.writes == written and stats.store.written_back == 0
+    assert "\nreturned_units 32\nreturned_pages 64\nreturn_cpu_ms " in format_units(stats)
+    for group in range(32):
+        for number in range(group * 16, group * 16 + 2):
+            assert box.store.read(number * PAGE, PAGE) == prose(number % 100)
+    await box.device.close()

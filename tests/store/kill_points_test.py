@@ -186,6 +186,13 @@ def test_a_kill_beside_units_on_the_backing_store_leaves_each_page_old_or_new(tm
     assert each_point(WITH_UNITS, ops, old_or_new(place), size=SIZE, backing=place) > 80
 
 
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_while_a_worn_unit_comes_back_from_the_backing_store_changes_no_page(tmp_path: Path) -> None:
+    place = backing_file(tmp_path / "backing")
+    setup = [*WITH_UNITS, ["write back", 0, 32, 32], ["zero", 0, 14 * PAGE], ["zero", 17 * PAGE, 14 * PAGE]]
+    assert each_point(setup, [["return", 4]], old_or_new(place), size=SIZE, backing=place) > 8
+
+
 # Pages of which most have equals: three times the same ones. One does not compress, one is same-filled.
 EQUALS: list[Op] = [
     *(["write", i * PAGE, "prose", i % 6, PAGE] for i in range(18)),

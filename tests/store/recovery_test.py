@@ -213,7 +213,8 @@ def test_a_store_whose_making_was_cut_short_is_none() -> None:
     (40, "Q", 12345, "a damaged superblock"),
     (64, "Q", 1 << 40, "a damaged superblock"),
     (80, "Q", 1 << 40, "a damaged superblock"),
-    (1008 + 8, "I", 9, "expected a store with record 1, got 9"),
+    (1008 + 8, "I", 3, "expected a store with record 1 to 2, got 3"),
+    (1008 + 8, "I", 0, "expected a store with record 1 to 2, got 0"),
     (1008 + 16, "Q", 512, "expected the record of a store, got one that is damaged"),
     (1008 + 24, "Q", 1 << 30, "expected the record of a store, got one that is damaged"),
 ])
@@ -226,6 +227,18 @@ def test_another_layout_is_refused_before_anything_is_touched(off: int, form: st
     with pytest.raises(ValueError, match=sentence):
         Store.adopt(fd)
     assert os.pread(fd, 1 << 20, 0) == before
+    os.close(fd)
+
+
+def test_a_store_of_the_version_before_is_adopted_and_is_none_of_it_any_more() -> None:
+    """This build may leave units on the backing store, which a build of that version does not read."""
+    store, model = filled()
+    fd = left(store)
+    os.pwrite(fd, struct.pack("<I", 1), 1008 + 8)
+    again = Store.adopt(fd)
+    assert again.recovered.lost == 0 and struct.unpack("<I", os.pread(fd, 4, 1008 + 8)) == (2,)
+    assert again.read(0, len(model)) == model
+    again.close()
     os.close(fd)
 
 

@@ -3,12 +3,16 @@
 recompression, write-back, compaction, other sizes and adoptions keeps every page, and every sum."""
 from __future__ import annotations
 
+from collections import Counter
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
+from tests.support.backing_tools import extents
 from tests.support.page_kinds import block, hard, noise, prose
 from tests.support.store_machine import PAGE, StoreMachine
+from zramfs.store.back_upkeep import BackUpkeep
 from zramfs.store.unit_making import UnitMaking
 
 FIRST, END = 470, 555  # the pages that are used; a smaller size ends among them
@@ -94,6 +98,22 @@ class UnitsMachine(StoreMachine):
         assert after.written_back - before.written_back == run.pages
         assert (run.passed, run.failed) == (0, 0) and run.units * 2 <= run.pages
         assert self.store.backing.stats().writes - blocks.writes <= budget
+
+    @rule(steps=st.sampled_from([1, 3, 1000]))
+    def return_worn_units(self, steps: int) -> None:
+        before, blocks = self.store.stats(), self.store.backing.stats()
+        upkeep = BackUpkeep(self.store)
+        for _ in range(steps):
+            if not upkeep.step(1):
+                break
+        done = upkeep.finish()
+        after = self.store.stats()
+        assert before.written_back - after.written_back == done.pages >= done.units
+        assert (done.busy, done.failed) == (0, 0)
+        assert self.store.backing.stats().writes == blocks.writes
+        if steps == 1000 and not done.no_room:
+            left = Counter(extents(self.store).values())
+            assert all(pages * PAGE > extent for (_, extent), pages in left.items() if extent > PAGE)
 
     @rule(most=st.integers(0, 50))
     def trim(self, most: int) -> None:

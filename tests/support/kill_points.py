@@ -25,6 +25,7 @@ from tests.support.page_kinds import block, hard, noise, prose, record
 from tests.support.paths import SUPPORT, python_environment
 from tests.support.scale import scaled
 from zramfs.codecs.codec import Codec
+from zramfs.store.back_upkeep import BackUpkeep
 from zramfs.store.backing import Backing
 from zramfs.store.recompress import Recompression
 from zramfs.store.resize import resize
@@ -78,6 +79,11 @@ def apply(store: Store, op: Op) -> None:
             while making.step(1 << 30):
                 pass
             making.finish()
+        case "return":
+            upkeep = BackUpkeep(store)
+            while upkeep.step(1 << 30):
+                pass
+            assert upkeep.finish().pages == op[1]
         case "share":
             sharing = Sharing(store)
             while sharing.step(1 << 30):

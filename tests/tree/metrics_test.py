@@ -328,6 +328,14 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     ):
         assert float(rows.pop(row)) == got[name, *label], row
     assert int(rows.pop("cpu_ms")) == int(1000 * got["unit_making_cpu_seconds_total",])
+    expect("backing_unit_returned_total", int(rows.pop("returned_units")))
+    expect("backing_unit_return_pages_total", int(rows.pop("returned_pages")), "result=pages")
+    for result in ("busy", "failed"):
+        expect("backing_unit_return_pages_total", 0, f"result={result}")
+    assert int(rows.pop("return_cpu_ms")) == int(1000 * got["backing_unit_return_cpu_seconds_total",])
+    expect("backing_unit_return_cpu_seconds_total", 0)
+    for name in ("backing_unit_return_no_room_total", "backing_unit_pages_left_total"):
+        expect(name, 0)
     assert not rows
 
     pairs = (line.split() for line in files["memory/contents"].splitlines())
@@ -350,6 +358,10 @@ async def test_every_number_of_the_attribute_files_is_in_it():
     assert [rows.pop(f"step_{step}_pages") for step in ("recompress", "share", "units")] == [
         got["recompress_pages_total", "result=won"], got["share_pages_total", "result=joined"],
         got["unit_making_pages_total", "result=joined"]]
+    assert rows.pop("step_dictionaries_cpu_ms") == int(1000 * got["dictionary_cpu_seconds_total",])
+    for row, name in (("pages", "dictionary_pages"), ("bytes_saved", "dictionary_won_bytes")):
+        assert rows.pop(f"step_dictionaries_{row}") == sum(
+            got[name, f"priority={priority}"] for priority in (1, 2, 3))
     assert not rows and not files["memory/estimate"]
 
     rows = dict(line.split(" ", 1) for line in files["memory/governor"].splitlines())

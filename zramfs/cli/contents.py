@@ -35,7 +35,9 @@ def _contents(lines: Mapping[str, int]) -> Contents:
         "rest": lines[f"{REST}_bytes"],
         "steps": [{"step": name, "pages": lines[f"step_{name}_pages"],
                    "bytes_saved": lines[f"step_{name}_bytes_saved"],
-                   "cpu_seconds": lines[f"step_{name}_cpu_ms"] / 1000} for name in STEPS],
+                   "cpu_seconds": lines[f"step_{name}_cpu_ms"] / 1000}
+                  # A daemon of another version may know fewer.
+                  for name in STEPS if f"step_{name}_pages" in lines],
     }
 
 

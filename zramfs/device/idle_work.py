@@ -4,6 +4,7 @@ shares it, makes units of it, or writes it back; and the upkeep of units."""
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from zramfs.errors import ZramfsError
 from zramfs.model.policy import Policy, Recompress, Units, Writeback
 from zramfs.model.stats import Progress, StepStats
+from zramfs.store import secondary
 from zramfs.text.sizes import PAGE
 
 from . import density
-from .algorithms import RecompressArguments, highest
+from .algorithms import Entry, RecompressArguments, highest, with_density, with_entry
 from .jobs import AfterSlice, Jobs
 from .policies import Did, Rest
 from .postprocess import PostProcessor, ShareArguments, UnitArguments
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from .backing_store import BackingStore
     from .compactor import Compactor
     from .device import Device
+
+log = logging.getLogger(__package__)
 
 T = TypeVar("T", Progress, StepStats)
 
@@ -92,6 +96,9 @@ class IdleWork:
         self._post = post
         self._backing = backing
         self._compactor = compactor
+        # The backing store that was looked at last, and BackingStats.unit_left of it then. None: one that was
+        # adopted may have worn units from before.
+        self._looked_at: tuple[object, int] | None = None
 
     @property
     def ready(self) -> bool:
@@ -99,11 +106,23 @@ class IdleWork:
 
     @property
     def units_worn(self) -> bool:
+        return self._is_worn_in_pool or self._is_worn_in_back
+
+    @property
+    def _is_worn_in_pool(self) -> bool:
         store = self._device.store
         if store is None:
             return False
         now = store.stats()
         return now.unit_dead * WORN > now.unit_pages + now.unit_dead
+
+    @property
+    def _is_worn_in_back(self) -> bool:
+        """Whether a page has left a unit on the backing store since the last look at all of them. What is
+        worn there costs no memory, so it stays while that is short."""
+        back = self._backing.stats()
+        return (back is not None and back.used > 0 and self.ready and self.supply != "short"
+                and self._looked_at != (self._backing.backing, back.unit_left))
 
     @property
     def supply(self) -> str:
@@ -115,10 +134,20 @@ class IdleWork:
         return self._device.dictionaries.newest or highest(self._device._algorithms)
 
     @property
+    def _brings(self) -> tuple[int, Entry] | None:
+        """The algorithm that density gives to a device that has none to recompress with, and its priority;
+        None: the primary one is as good."""
+        old = self._device._algorithms
+        new = with_density(old, self._device.density.wanted)
+        return next(((priority, each) for priority, each in enumerate(new)
+                     if each and each is not old[priority]), None)
+
+    @property
     def lacks(self) -> dict[str, str]:
         found = {}
-        if self.ready and self._better is None:
-            found["recompress"] = "pages are not recompressed, as this device has no recomp_algorithm"
+        if self.ready and self._better is None and self._brings is None:
+            found["recompress"] = (
+                "pages are not recompressed, as they were compressed with what density would take")
         if self._device._config.wipe:
             found["units"] = "no units are made, as this device wipes what is discarded at once"
         return found
@@ -153,8 +182,7 @@ class IdleWork:
     async def keep_units(self, level: int | None, rest: Rest) -> None:
         """ZramfsError: EINTR, and those of PostProcessor.make_units()."""
         job = self._jobs.begin("upkeep of units", alone=True)
-        wanted = UnitArguments(level=level, joins=False, thorough=False)
-        await job.run(partial(self._make_units, wanted, lambda progress: None, rest))
+        await job.run(partial(self._keep_units, level, rest))
 
     async def write_back_idle(self, policy: Writeback, budget: int | None, did: Did, rest: Rest) -> None:
         """budget: bytes, None = any number. ZramfsError: EINTR, and those of BackingStore."""
@@ -192,6 +220,16 @@ class IdleWork:
             count.count()
         self._compactor.poke()
 
+    async def _keep_units(self, level: int | None, rest: Rest) -> None:
+        if self._is_worn_in_pool:
+            wanted = UnitArguments(level=level, joins=False, thorough=False)
+            await self._make_units(wanted, lambda progress: None, rest)
+        if self._is_worn_in_back:
+            back, looked_at = self._backing.stats(), self._backing.backing
+            done = await self._post.return_worn_units(self._store(), _Pause(rest))
+            # Without room it has not seen all.
+            self._looked_at = None if done.no_room or back is None else (looked_at, back.unit_left)
+
     async def _make_denser(
         self, step: str, older: int, level: int, did: density.Did, rest: density.Rest
     ) -> None:
@@ -224,8 +262,10 @@ class IdleWork:
         store = self._store()
         match step:
             case "recompress":
-                assert self._better is not None  # lacks says so otherwise
-                await self._post.recompress(store, self._better, RecompressArguments(older=older), rest)
+                if self._better is None and self._brings is not None:
+                    await self._take_algorithm(store, *self._brings)
+                if self._better is not None:  # density may have been switched off since lacks was asked
+                    await self._post.recompress(store, self._better, RecompressArguments(older=older), rest)
             case "dictionaries":
                 await self._device.dictionaries.consider(rest, marked=False, older=older, level=level)
             case "share":
@@ -233,6 +273,18 @@ class IdleWork:
             case "units":
                 wanted = UnitArguments(marked=False, older=older, level=level, thorough=False)
                 await self._post.make_units(store, wanted, rest)
+
+    async def _take_algorithm(self, store: Store, priority: int, entry: Entry) -> None:
+        """ZramfsError: EBUSY (a save is under way), ENOMEM."""
+        device = self._device
+        try:
+            await device._job_thread(
+                lambda: secondary.set_secondary(store, priority, entry.codec(), generation=False))
+        except MemoryError as error:
+            raise ZramfsError(errno.ENOMEM, str(error)) from None
+        device._algorithms = with_entry(device._algorithms, priority, entry)
+        log.info("%s: recompresses with %s from its next pass on", device._config.name, entry.algorithm.name)
+        device.on_change()
 
     async def _write_back_idle(
         self, policy: Writeback, budget: int | None, did: Did, rest: Rest

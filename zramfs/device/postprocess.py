@@ -13,7 +13,8 @@ import trio
 
 from zramfs.codecs.spec import LEVELS
 from zramfs.errors import ZramfsError
-from zramfs.model.stats import RecompressionStats, SharingStats, UnitMakingStats
+from zramfs.model.stats import BackUpkeepStats, RecompressionStats, SharingStats, UnitMakingStats
+from zramfs.store.back_upkeep import BackUpkeep
 from zramfs.store.recompress import Recompression
 from zramfs.store.sharing import Sharing
 from zramfs.store.store import Store
@@ -81,8 +82,8 @@ def parse_share(text: str) -> ShareArguments:
 
 
 class PostProcessor:
-    """in_thread: runs a call in a worker thread. recompression, units, sharing: what was done since the
-    device was set up.
+    """in_thread: runs a call in a worker thread. recompression, units, back_upkeep, sharing: what was done
+    since the device was set up.
 
     What runs long here is cancelled between two slices. The caller sees to it that the store stays open.
     """
@@ -90,13 +91,13 @@ class PostProcessor:
     def __init__(self, in_thread: InThread) -> None:
         self._in_thread = in_thread
         self.recompression = RecompressionStats()
-        self.units = UnitMakingStats()
-        self.sharing = SharingStats()
         self.estimator = Estimator(in_thread)
+        self.forget()
 
     def forget(self) -> None:
         self.recompression = RecompressionStats()
         self.units = UnitMakingStats()
+        self.back_upkeep = BackUpkeepStats()
         self.sharing = SharingStats()
         self.estimator.forget()
 
@@ -171,6 +172,25 @@ class PostProcessor:
                 level if done.groups else logging.DEBUG,
                 "units: %d made of %d groups, %d pages joined, %d bytes saved, %d dissolved, %d without room",
                 done.made, done.groups, done.pages, done.bytes_saved, done.dissolved, done.no_room)
+        return done
+
+    async def return_worn_units(self, store: Store, rest: AfterSlice) -> BackUpkeepStats:
+        """Of those on the backing store. rest comes after each slice. ZramfsError: EBUSY, ENOMEM."""
+        try:
+            upkeep = await self._in_thread(partial(BackUpkeep, store))
+        except MemoryError as error:
+            raise ZramfsError(errno.ENOMEM, str(error)) from None
+        before = self.back_upkeep
+        try:
+            while await self._in_thread(partial(upkeep.step, SLICE_NS)):
+                self.back_upkeep = before + upkeep.stats()
+                await rest()
+        finally:
+            done = await finish_job(self._in_thread, upkeep.finish)
+            self.back_upkeep = before + done
+            log.debug(
+                "backing store: %d pages of %d worn units came back to memory, %d were used meanwhile, %d "
+                "could not be read", done.pages, done.units, done.busy, done.failed)
         return done
 
     async def share(

@@ -31,6 +31,7 @@ def statistics_of(device: Device) -> DeviceStats:
         access_times=device._access_times,
         recompression=device._post.recompression,
         unit_making=device._post.units,
+        back_upkeep=device._post.back_upkeep,
         sharing=device._post.sharing,
         dictionaries=device.dictionaries.stats(),
         backing_dev=device.backing_store.settings,

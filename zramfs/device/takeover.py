@@ -83,8 +83,9 @@ async def restore(
             "and %d pageblocks that nothing names are free again", device._config.name, found.pages,
             found.ns / 1e6,
             found.locks, found.lost, found.objects_freed, found.frames_freed, found.pageblocks_freed)
-    device._algorithms = tuple([found and await _unpacked(device, number, found)
-                                for number, found in enumerate(saved["algorithms"])])
+    device._algorithms = tuple([
+        await _unpacked(device, number, found) if found else _taken_since(device, number)
+        for number, found in enumerate(saved["algorithms"])])
     if saved["governed"]:
         device.governor.inherit()
 
@@ -119,6 +120,14 @@ def _packed(entry: Entry) -> list[Any]:
     algorithm = entry.algorithm
     path = None if algorithm.dictionary is None else os.fspath(algorithm.dictionary)
     return [algorithm.name, algorithm.level, path, entry.written]
+
+
+def _taken_since(device: Device, number: int) -> Entry | None:
+    """The algorithm that a store has taken after its daemon had said which ones there are
+    (Device.take_secondary())."""
+    store = device._store
+    codec = store.codecs[number] if store and not store.generations[number] else None
+    return Entry(Algorithm(codec.algo, codec.level), codec.dictionary) if codec else None
 
 
 async def _unpacked(device: Device, number: int, found: list[Any]) -> Entry:

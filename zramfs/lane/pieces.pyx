@@ -3,7 +3,7 @@
 """Large requests, cut into pieces that several threads of a lane work on."""
 from libc.stdint cimport uint64_t
 
-from allocator.prim cimport add32, cas64, load32, load64, relax, store32, store64
+from allocator.prim cimport add32, cas64, load32, load64, peek64, relax, store32, store64
 from zramfs.store.ranges cimport store_read, store_write
 from zramfs.store.slots cimport store_ctx_t
 from zramfs.lane.worker cimport SHARED_BYTES, add_count, job_t, worker_lock, worker_t, worker_unlock
@@ -11,6 +11,9 @@ from zramfs.lane.worker cimport SHARED_BYTES, add_count, job_t, worker_lock, wor
 cdef enum:
     # A piece of a shared request: 8 pages, 5 to 15 us to read and 15 to 40 us to write.
     PIECE_SHIFT = 15
+    # Where pages lie in units, one thread reads all of a unit: 50 to 80 us. With 32 KiB two threads unpacked
+    # each unit 1.3 to 1.7 times in all.
+    UNIT_PIECE_SHIFT = 16
     BYTES_A_HELPER = 262144     # one helper more for each of these
 
 
@@ -29,11 +32,11 @@ cdef uint64_t run_pieces(job_t* job, store_ctx_t* ctx) noexcept nogil:
     cdef uint64_t piece = 0, done, taken = 0, off, end, base
     cdef int r
     while take_piece(job, &piece):
-        base = job.off >> PIECE_SHIFT
+        base = job.off >> job.shift
         # Nothing that follows an error is done: pieces taken after it are only counted.
         if load64(&job.error) == 0:
-            off = max(job.off, (base + piece) << PIECE_SHIFT)
-            end = min(job.end, (base + piece + 1) << PIECE_SHIFT)
+            off = max(job.off, (base + piece) << job.shift)
+            end = min(job.end, (base + piece + 1) << job.shift)
             if job.writes:
                 done = 0
                 r = store_write(job.st, ctx, off, job.data + (off - job.off), end - off, &done)
@@ -58,7 +61,9 @@ cdef int64_t transfer_range(worker_t* w, uint64_t off, uint64_t n, bint writes) 
         if writes:
             return store_write(w.st, w.ctx, off, w.data, n, &w.done)
         return store_read(w.st, w.ctx, off, w.data, n)
-    pieces = ((off + n - 1) >> PIECE_SHIFT) - (off >> PIECE_SHIFT) + 1
+    # Which pages are in units is not known before they are looked at.
+    job.shift = UNIT_PIECE_SHIFT if not writes and peek64(&w.st.units.pages) != 0 else PIECE_SHIFT
+    pieces = ((off + n - 1) >> job.shift) - (off >> job.shift) + 1
     job.st = w.st
     job.data = w.data
     job.off = off

@@ -5,6 +5,10 @@
 A read is its head of 80 bytes, which is copied. What has a payload (a write of a part of a page) goes
 over with its buffer: the lane's thread gets a spare one for it, and the slow thread gives its own back
 as the next spare. So nothing of the size of a page is copied, and all memory is there beforehand.
+
+Of the threads that rest, the last one to rest is called first. One request at a time then meets the same
+thread, which has the unit of the request before unpacked (units.pxd). Where the four take turns each of them
+unpacks a unit that is read page by page.
 """
 from libc.stdint cimport uint8_t, uint64_t
 
@@ -35,11 +39,17 @@ cdef struct put_off_t:
     uint64_t began              # as in worker_t
     uint64_t done
 
-# All but lock, work, put_off and refused is guarded by lock.
+# A thread without work, on its own stack. Guarded by slow_t.lock.
+cdef struct resting_t:
+    pthread_cond_t call
+    bint is_called
+    resting_t* before           # the one that rested before it; NULL: none
+
+# All but lock, put_off and refused is guarded by lock.
 cdef struct slow_t:
     pthread_mutex_t lock
-    pthread_cond_t work
     bint ending
+    resting_t* resting          # the last thread that began to rest; NULL: all work
     unsigned int first          # index of the oldest request
     unsigned int waiting
     int spares

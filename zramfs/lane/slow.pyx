@@ -10,7 +10,28 @@ from zramfs.lane.worker cimport REQUEST_HEAD, worker_t
 
 cdef void slow_init(slow_t* s) noexcept nogil:
     pthread_mutex_init(&s.lock, NULL)
-    pthread_cond_init(&s.work, NULL)
+
+
+cdef void resting_call_locked(slow_t* s) noexcept nogil:
+    """Wakes the thread that rests since the shortest time, if one does."""
+    cdef resting_t* last = s.resting
+    if last != NULL:
+        s.resting = last.before
+        last.is_called = True
+        # Under the lock: it cannot go before this has come back.
+        pthread_cond_signal(&last.call)
+
+
+cdef void resting_wait_locked(slow_t* s) noexcept nogil:
+    """Until called. The lock is not held meanwhile."""
+    cdef resting_t me
+    pthread_cond_init(&me.call, NULL)
+    me.is_called = False
+    me.before = s.resting
+    s.resting = &me
+    while not me.is_called:
+        pthread_cond_wait(&me.call, &s.lock)
+    pthread_cond_destroy(&me.call)
 
 
 cdef bint slow_put(slow_t* s, worker_t* w, size_t got) noexcept nogil:
@@ -29,7 +50,7 @@ cdef bint slow_put(slow_t* s, worker_t* w, size_t got) noexcept nogil:
         else:
             memcpy(p.head, w.data - REQUEST_HEAD, REQUEST_HEAD)
         s.waiting += 1
-        pthread_cond_signal(&s.work)
+        resting_call_locked(s)
     # Before somebody can take it: whoever has the answer finds the request counted.
     add64(&s.put_off if room else &s.refused, 1)
     pthread_mutex_unlock(&s.lock)
@@ -43,7 +64,7 @@ cdef bint slow_take(slow_t* s, worker_t* w, size_t* got) noexcept nogil:
     cdef bint more
     pthread_mutex_lock(&s.lock)
     while s.waiting == 0 and not s.ending:
-        pthread_cond_wait(&s.work, &s.lock)
+        resting_wait_locked(s)
     more = not s.ending
     if more:
         p = &s.queue[s.first]
@@ -65,7 +86,8 @@ cdef bint slow_take(slow_t* s, worker_t* w, size_t* got) noexcept nogil:
 cdef void slow_end(slow_t* s) noexcept nogil:
     pthread_mutex_lock(&s.lock)
     s.ending = True
-    pthread_cond_broadcast(&s.work)
+    while s.resting != NULL:
+        resting_call_locked(s)
     pthread_mutex_unlock(&s.lock)
 
 

@@ -64,6 +64,7 @@ cdef struct job_t:
     uint8_t* data             # of the first byte
     uint64_t off              # on the device
     uint64_t end
+    uint32_t shift            # a piece has 2^shift bytes, and begins on the device at a multiple of them
     bint writes
 
 # One thread. Only the thread itself writes the counters; others read them with atomics.

@@ -24,6 +24,7 @@ KINDS = {
 REST = "rest"  # what the pool takes beyond all objects: their headers, and room between and behind them
 STEPS = {
     "recompress": "pages compressed again",
+    "dictionaries": "of these, pages with a trained dictionary",
     "share": "pages that share",
     "units": "pages in units",
 }
@@ -37,7 +38,11 @@ class Kind(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a step has done since the device was set up, whoever asked for it. pages: that it made smaller."""
+    """What a step has done since the device was set up, whoever asked for it. pages: that it made smaller.
+
+    Of dictionaries: a part of what recompression has done, by those that are in use now. cpu_ns: to sample,
+    train and judge all that there ever were.
+    """
 
     pages: int
     bytes_saved: int
@@ -67,9 +72,12 @@ def rest_of(s: StoreStats) -> int:
 
 
 def steps_of(d: DeviceStats) -> dict[str, Step]:
-    r, s, u = d.recompression, d.sharing, d.unit_making
+    r, s, u, learned = d.recompression, d.sharing, d.unit_making, d.dictionaries
+    in_use = learned.generations
     return {
         "recompress": Step(r.won, r.bytes_saved, r.cpu_ns),
+        "dictionaries": Step(sum(each.pages for each in in_use), sum(each.won for each in in_use),
+                             round(learned.cpu_seconds * 1e9)),
         "share": Step(s.joined, s.bytes_saved, s.cpu_ns),
         "units": Step(u.pages, u.bytes_saved, u.cpu_ns),
     }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .stats import (
         BackingSettings,
         BackingStats,
+        BackUpkeepStats,
         BallastStats,
         CompactorStats,
         DensityStats,
@@ -84,6 +85,7 @@ class DeviceStats:
     access_times: bool
     recompression: RecompressionStats
     unit_making: UnitMakingStats
+    back_upkeep: BackUpkeepStats
     sharing: SharingStats
     dictionaries: DictionaryStats
     backing_dev: BackingSettings

@@ -189,6 +189,21 @@ class UnitMakingStats:
 
 
 @dataclass(frozen=True, slots=True)
+class BackUpkeepStats:
+    """What the upkeep of units on the backing store has done, in pages."""
+
+    units: int = 0  # worn ones, of which pages came back to memory
+    pages: int = 0  # that did
+    busy: int = 0  # used or discarded meanwhile
+    failed: int = 0  # that could not be read
+    no_room: int = 0  # times that a pass ended because the pool had no room
+    cpu_ns: int = field(default=0, compare=False)
+
+    def __add__(self, other: BackUpkeepStats) -> BackUpkeepStats:
+        return BackUpkeepStats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
 class SharingStats:
     """What the search for pages with equal contents has done, in pages, but for bytes."""
 
@@ -247,6 +262,8 @@ class BackingStats:
     writes: int
     read_errors: int  # reads that failed, or found something else than had been written
     write_errors: int  # writes that failed; their pages stayed in memory
+    unit_left: int  # pages in units there that were overwritten or discarded; until its last one has gone, a
+    # unit keeps its blocks
 
 
 NO_BACKING = BackingStats(*[0] * len(BackingStats.__slots__))

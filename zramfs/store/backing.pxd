@@ -85,6 +85,7 @@ cdef struct backing_t:
     # atomic, relaxed
     uint64_t used               # blocks that count something
     uint64_t stale              # free blocks whose data is still in the file
+    uint64_t unit_left          # pages that were overwritten or discarded while they were in a unit
     # atomic: grows before a block that has held data is written again. As long as it has not grown, a place
     # that has held a unit holds no other one.
     uint64_t reuses

@@ -414,7 +414,7 @@ cdef class Backing:
         return BackingStats(
             blocks=b.nr_blocks, used=peek64(&b.used), stale=peek64(&b.stale), reads=peek64(&b.record.reads),
             writes=peek64(&b.record.writes), read_errors=peek64(&b.record.read_errors),
-            write_errors=peek64(&b.record.write_errors),
+            write_errors=peek64(&b.record.write_errors), unit_left=peek64(&b.unit_left),
         )
 
     cdef int check(self, const uint32_t* live) except -1:

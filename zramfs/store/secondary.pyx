@@ -146,9 +146,10 @@ def can_change(Store store not None):
     return not store.saving_run and not store.post_processing
 
 
-def set_secondary(Store store not None, priority, Codec codec not None):
+def set_secondary(Store store not None, priority, Codec codec not None, *, bint generation=True):
     """Gives a store in use another secondary algorithm, at a priority that has none. It counts as a
-    generation, newer than all that are there: see Store.generations.
+    generation, newer than all that are there: see Store.generations. generation: False = it stays, as those
+    that the store was made with.
 
     Raises ValueError (the priority, `none`), OSError(EBUSY): the priority is taken, or a save or
     post-processing is under way; MemoryError. The table is the old one then.
@@ -169,7 +170,7 @@ def set_secondary(Store store not None, priority, Codec codec not None):
             raise MemoryError(f"no memory for the threads' workspaces of {codec!r}")
         try:
             expect_changeable(store, priority)      # once more: a save may have begun
-            table_replace(store, priority, codec, max(store.generations) + 1)
+            table_replace(store, priority, codec, max(store.generations) + 1 if generation else 0)
         except BaseException:
             with nogil:
                 codec_remove(store.st, prio)

@@ -253,6 +253,8 @@ cdef void value_release(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
         zs_free(st.pool, v >> LOC_SHIFT)
     elif kind == WRITTEN_BACK:
         sub64(&st.written_back, 1)
+        if back_is_unit(v):
+            add64(&st.backing.unit_left, 1)
         backing_release(st.backing, v)
     elif kind == SHARED:
         sub64(&st.shared.pages, 1)

@@ -91,8 +91,9 @@ cdef int slots_make_resident(store_t* st, uint64_t first, uint64_t end) noexcept
 cdef void record_finish(store_t* st) noexcept nogil:
     cdef store_record_t* record = st.record
     cdef bint adopted = record.magic == RECORD_MAGIC
+    # Also of an adopted one, in which this build may leave what an older one does not read.
+    record.version = RECORD_VERSION
     if not adopted:
-        record.version = RECORD_VERSION
         record.wipe = st.pool.wipe
         record.has_backing = st.backing != NULL
         record.most_slots = st.most_slots

@@ -102,14 +102,16 @@ def format_policies(policies: Sequence[PolicyStats]) -> str:
 
 def format_units(stats: DeviceStats) -> str:
     """memory/units: a name and a value a line, bytes and ms; empty while the device is not set up."""
-    now, done = stats.store, stats.unit_making
+    now, done, back = stats.store, stats.unit_making, stats.back_upkeep
     if now is None:
         return ""
     rows = {"units": now.units, "pages": now.unit_pages, "dead_places": now.unit_dead,
             "bytes": now.unit_bytes, "unpacked": now.units_unpacked, "made": done.made, "kept": done.kept,
             "dissolved": done.dissolved, "no_room": done.no_room, "pages_tried": done.tried,
             "pages_packed": done.packed, "pages_joined": done.pages, "pages_busy": done.busy,
-            "bytes_saved": done.bytes_saved, "cpu_ms": done.cpu_ns // 1_000_000}
+            "bytes_saved": done.bytes_saved, "cpu_ms": done.cpu_ns // 1_000_000,
+            "returned_units": back.units, "returned_pages": back.pages,
+            "return_cpu_ms": back.cpu_ns // 1_000_000}
     return "".join(f"{name} {value}\n" for name, value in rows.items())
 
 

@@ -69,6 +69,7 @@ def _info(f: Figures) -> Value:
 _GOVERNED = ("off", "on", "braked", "frozen")
 _SHARED = ("joined", "unequal", "alone", "no_room", "busy")
 _DICTIONARIES = ("taken", "rejected", "dropped")
+_RETURNED = ("pages", "busy", "failed")
 _UNITS = ("made", "kept", "dissolved", "no_room")
 _RECOMPRESSED = ("won", "kept", "no_room", "busy")
 
@@ -226,6 +227,18 @@ TABLE = (
     Metric(COUNTER, "backing_errors", "Reads that failed or found damage, writes that failed.",
            _backing(lambda b: _by(("read", "write"), (b.read_errors, b.write_errors))),
            labels=("operation",)),
+    Metric(COUNTER, "backing_unit_pages_left",
+           "Pages overwritten or discarded in units on it, whose blocks stay until the last one has gone.",
+           _backing(lambda b: b.unit_left)),
+    Metric(COUNTER, "backing_unit_returned", "Units of which little was left, that came back to memory.",
+           lambda f: f.device.back_upkeep.units),
+    Metric(COUNTER, "backing_unit_return_pages", "Pages of such units: those that came back, and others.",
+           lambda f: _by(_RETURNED, (getattr(f.device.back_upkeep, name) for name in _RETURNED)),
+           labels=("result",)),
+    Metric(COUNTER, "backing_unit_return_no_room", "Looks that ended because the pool had no room for them.",
+           lambda f: f.device.back_upkeep.no_room),
+    Metric(COUNTER, "backing_unit_return_cpu_seconds", "CPU time that it took.",
+           lambda f: f.device.back_upkeep.cpu_ns / NS_PER_SECOND, "seconds"),
     Metric(GAUGE, "writeback_limit_blocks", "Blocks that may still be written, if that is limited.",
            lambda f: f.device.backing_dev.limit),
     Metric(GAUGE, "writeback_limit_enable", "1 while it is.",
