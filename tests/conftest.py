@@ -32,8 +32,9 @@ LAYERS = (
     "configuration", "views", "doctor", "cli", "docs", "packaging", "machine", "benchmarks", "soak",
 )
 # scripts/test runs processes side by side, which share the files (tests/support/shares.py). The first takes
-# these, so that they never meet. They use swap, and the machine has one set of swap areas and one
-# vm.min_free_kbytes. Or they fill a memory group, which swap of others would make larger.
+# the tests of these that require swap or memcg, so that they never meet. They use swap, and the machine has
+# one set of swap areas and one vm.min_free_kbytes. Or they fill a memory group, which swap of others would
+# make larger. The other tests of these files, 116 beside 72, are for any share.
 SWAP = {
     "benchmarks/cases_test.py", "cli/status_test.py", "configuration/apply_test.py", "daemon/kills_test.py",
     "daemon/shortage_test.py", "lifecycle/lost_test.py",
@@ -41,8 +42,9 @@ SWAP = {
     "machine/filesystems_test.py", "machine/ltp_test.py", "machine/scripts_test.py",
     "machine/swap_kills_test.py", "machine/swap_load_test.py", "machine/systemd_test.py",
 }
-# And the second takes these. The first three, upgrades and sharing drop the caches of the machine, upon which
-# the kernel compacts its own zram devices. The others compare ours with those.
+EXCLUSIVE = {"swap", "memcg"}
+# And the second takes these, whole. The first three, upgrades and sharing drop the caches of the machine,
+# upon which the kernel compacts its own zram devices. The others compare ours with those.
 CACHES = {
     "lifecycle/ramdisk_test.py", "machine/governor_test.py", "machine/writeback_test.py",
     "machine/differences_test.py", "machine/differential_test.py", "machine/differential_random_test.py",
@@ -137,17 +139,18 @@ def _layer(nodeid: str) -> int:
     return LAYERS.index(directory)
 
 
-def _only_share(nodeid: str) -> int:
+def _only_share(item: pytest.Item) -> int:
     """The one share that may run it; 0 for any."""
-    file = _file(nodeid)
-    return 1 if file in SWAP else 2 if file in CACHES else 0
+    file = _file(item.nodeid)
+    wanted = {word for mark in item.iter_markers("requires") for word in mark.args}
+    return 1 if file in SWAP and wanted & EXCLUSIVE else 2 if file in CACHES else 0
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     option = session.config.option
     if not option.share or option.collectonly or session.testsfailed:
         return None  # pytest's own
-    shares.run(session, option.claims)
+    shares.run(session, option.claims, _only_share)
     return True
 
 
@@ -185,13 +188,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = {
         item for item in items
         if (item.get_closest_marker("clean_room") and not config.getoption("clean_room"))
-        or (share and _only_share(item.nodeid) not in (0, share))
+        or (share and _only_share(item) not in (0, share))
     }
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
     if share:  # what the others can't take from it, or what is longest, comes first
         first = LONGEST if share > 2 else ""
-        items.sort(key=lambda item: not _only_share(item.nodeid) and _file(item.nodeid) != first)
+        items.sort(key=lambda item: not _only_share(item) and _file(item.nodeid) != first)
     factor = max(1.0, config.getoption("soak"))
     limit = float(config.getini("timeout"))
     for item in items:
