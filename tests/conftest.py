@@ -43,18 +43,21 @@ SWAP = {
     "machine/swap_kills_test.py", "machine/swap_load_test.py", "machine/systemd_test.py",
 }
 EXCLUSIVE = {"swap", "memcg"}
-# And the second takes these, whole. The first three, upgrades and sharing drop the caches of the machine,
-# upon which the kernel compacts its own zram devices. The others compare ours with those.
-CACHES = {
-    "lifecycle/ramdisk_test.py", "machine/governor_test.py", "machine/writeback_test.py",
+# And the second takes these: files, or tests by the beginning of their names. The first five drop the caches
+# of the machine, upon which the kernel compacts its own zram devices. The others compare ours with those.
+CACHES = (
+    "lifecycle/ramdisk_test.py::test_a_file_system_from_one_command",
+    "lifecycle/upgrade_test.py::test_a_ram_disk_keeps_its_files",
+    "machine/governor_test.py", "machine/sharing_test.py",
+    "machine/writeback_test.py::test_a_file_system_whose_pages",
     "machine/differences_test.py", "machine/differential_test.py", "machine/differential_random_test.py",
-    "lifecycle/upgrade_test.py", "machine/sharing_test.py", "benchmarks/fragmentation_test.py",
-    "benchmarks/run_test.py",
-}
+    "benchmarks/fragmentation_test.py", "benchmarks/run_test.py",
+)
 # It alone takes minutes, and would be the last to end if it came when its layer does.
 LONGEST = "packaging/packages_test.py"
-# In these each command is the program itself: they are about the program, its memory, its processes or its
-# speed. Elsewhere zramfs() forks a process that has loaded all of it (tests/support/zygote.py).
+# In these (files, or tests by the beginning of their names) each command is the program itself: they are
+# about the program, its memory, its processes or its speed. Elsewhere zramfs() forks a process that has
+# loaded all of it (tests/support/zygote.py).
 FRESH = (
     "cli/create_stop_test.py", "cli/help_test.py", "cli/loaded_test.py", "cli/questions_test.py",
     "cli/surroundings_test.py", "cli/users_test.py", "lane/mounted_life_test.py", "tree/contents_test.py",
@@ -62,7 +65,9 @@ FRESH = (
     "machine/memory_groups_test.py",
     "machine/scripts_test.py", "machine/secrets_test.py", "machine/swap_kills_test.py",
     "machine/swap_load_test.py", "machine/systemd_test.py", "machine/tools_test.py",
-    "daemon/", "doctor/", "packaging/", "benchmarks/", "soak/",
+    "daemon/daemon_test.py", "daemon/own_mount_test.py", "daemon/service_test.py", "daemon/shortage_test.py",
+    "daemon/kills_test.py::test_the_memory_of",
+    "doctor/", "packaging/", "benchmarks/", "soak/",
 )
 # Half of what select(2) can wait for.
 MOST_DESCRIPTORS = 512
@@ -126,9 +131,13 @@ def pytest_configure(config: pytest.Config) -> None:
     faulthandler.register(signal.SIGUSR1, file=os.fdopen(os.dup(2), "w"), all_threads=True)
 
 
+def _name(nodeid: str) -> str:
+    """FILE::TEST, below tests/."""
+    return nodeid.partition("/")[2]
+
+
 def _file(nodeid: str) -> str:
-    """Below tests/."""
-    return nodeid.partition("::")[0].partition("/")[2]
+    return _name(nodeid).partition("::")[0]
 
 
 def _layer(nodeid: str) -> int:
@@ -141,9 +150,10 @@ def _layer(nodeid: str) -> int:
 
 def _only_share(item: pytest.Item) -> int:
     """The one share that may run it; 0 for any."""
-    file = _file(item.nodeid)
     wanted = {word for mark in item.iter_markers("requires") for word in mark.args}
-    return 1 if file in SWAP and wanted & EXCLUSIVE else 2 if file in CACHES else 0
+    if _file(item.nodeid) in SWAP and wanted & EXCLUSIVE:
+        return 1
+    return 2 if _name(item.nodeid).startswith(CACHES) else 0
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
@@ -204,7 +214,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    zygote.fresh = _file(item.nodeid).startswith(FRESH)
+    zygote.fresh = _name(item.nodeid).startswith(FRESH)
     for mark in item.iter_markers("requires"):
         capabilities.require(*mark.args)
 

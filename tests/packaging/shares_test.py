@@ -2,6 +2,7 @@
 """How scripts/test divides the tests among processes, and what it leaves to CI."""
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -73,15 +74,32 @@ def test_the_tests_of_a_file_that_one_share_must_run_leave_the_others_of_it_to_a
     assert list(shares.claimed(first, tmp_path, conftest._only_share)) == [[items[1], items[3]]]
 
 
-def test_files_that_must_not_meet_have_one_share() -> None:
-    for number, files in ((1, conftest.SWAP), (2, conftest.CACHES)):
-        for file in files:
-            assert (ROOT / "tests" / file).exists(), file
-            assert conftest._only_share(item(file, "test", "root", "swap")) == number
+def test_tests_that_must_not_meet_have_one_share() -> None:
+    for file in conftest.SWAP:
+        assert conftest._only_share(item(file, "test", "root", "swap")) == 1
+    for place in conftest.CACHES:
+        file, _, test = place.partition("::")
+        assert conftest._only_share(item(file, test + "[x]", "root")) == 2
     assert conftest._only_share(item("text/plain_test.py", "test", "swap")) == 0
-    assert (ROOT / "tests" / conftest.LONGEST).exists()
-    for file in conftest.FRESH:
-        assert (ROOT / "tests" / file).exists(), file
+
+
+def test_what_drops_the_caches_of_the_machine_is_for_the_second_share() -> None:
+    found = 0
+    for path in (ROOT / "tests").glob("*/*_test.py"):
+        for function in path.read_text().split("\ndef ")[1:]:
+            name = function.partition("(")[0]
+            if name.startswith("test_") and re.search(r"\n +(\w+\.)?drop_caches\(", function):
+                assert conftest._only_share(item(f"{path.parent.name}/{path.name}", name)) == 2, name
+                found += 1
+    assert found >= 4
+
+
+@pytest.mark.parametrize(
+    "place", [*sorted(conftest.SWAP), *conftest.CACHES, conftest.LONGEST, *conftest.FRESH])
+def test_what_the_shares_name_is_there(place: str) -> None:
+    file, _, test = place.partition("::")
+    path = ROOT / "tests" / file
+    assert f"\ndef {test}" in path.read_text() if test else path.exists()
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), [
