@@ -60,11 +60,12 @@ def build(directory: Path) -> Packages:
     """With scripts/package, which takes half a minute on two idle cores, and many times that on busy ones.
 
     What Cython has made of the checkout's sources is taken along. Where tests/support/scale.py wants a part,
-    nothing is optimised and little compressed.
+    nothing is optimised, little compressed, and no package made of the symbols.
     """
     environment = tool_environment()
     if not is_full():
-        environment |= {"ZRAMFS_OPTIMIZE": "-O0 -g0", "DPKG_DEB_COMPRESSOR_LEVEL": "1"}
+        environment |= {"ZRAMFS_OPTIMIZE": "-O0 -g0", "DPKG_DEB_COMPRESSOR_LEVEL": "1",
+                        "DEB_BUILD_OPTIONS": "noautodbgsym"}
     with tempfile.TemporaryDirectory() as place:
         _take_made(Path(place))
         environment["ZRAMFS_BUILD_DIR"] = place
