@@ -7,6 +7,7 @@ ZRAMFS_WERROR=1                 turns compiler warnings into errors (scripts/tes
 ZRAMFS_OPTIMIZE='-O0 -g0'       instead of -O2 -g
 ZRAMFS_BUILD_DIR=DIR            where the generated C goes, instead of build/cython
 """
+import multiprocessing
 import os
 import shlex
 import subprocess
@@ -141,10 +142,13 @@ WANTED = [e for e in EXTENSIONS if not ONLY or e.name in ONLY]
 
 # An sdist has the .pyx, from which each build makes its own C.
 if not {"sdist", "egg_info", "dist_info"}.intersection(sys.argv):
+    multiprocessing.set_start_method("fork", force=True)  # any other would run this file in each process
     WANTED = cythonize(
         WANTED,
         language_level=3,
         build_dir=os.environ.get("ZRAMFS_BUILD_DIR", "build/cython"),
+        # What is to be made takes half a minute of processor time.
+        nthreads=min(os.cpu_count() or 1, 8),
         compiler_directives={
             "boundscheck": False, "wraparound": False, "cdivision": True,
             "embedsignature": True, "warn.unreachable": True,

@@ -32,8 +32,9 @@ LAYERS = (
     "configuration", "views", "doctor", "cli", "docs", "packaging", "machine", "benchmarks", "soak",
 )
 # scripts/test runs processes side by side, which share the files (tests/support/shares.py). The first takes
-# these, so that they never meet. They use swap, and the machine has one set of swap areas and one
-# vm.min_free_kbytes. Or they fill a memory group, which swap of others would make larger.
+# the tests of these that require swap or memcg, so that they never meet. They use swap, and the machine has
+# one set of swap areas and one vm.min_free_kbytes. Or they fill a memory group, which swap of others would
+# make larger. The other tests of these files, 116 beside 72, are for any share.
 SWAP = {
     "benchmarks/cases_test.py", "cli/status_test.py", "configuration/apply_test.py", "daemon/kills_test.py",
     "daemon/shortage_test.py", "lifecycle/lost_test.py",
@@ -41,18 +42,22 @@ SWAP = {
     "machine/filesystems_test.py", "machine/ltp_test.py", "machine/scripts_test.py",
     "machine/swap_kills_test.py", "machine/swap_load_test.py", "machine/systemd_test.py",
 }
-# And the second takes these. The first three, upgrades and sharing drop the caches of the machine, upon which
-# the kernel compacts its own zram devices. The others compare ours with those.
-CACHES = {
-    "lifecycle/ramdisk_test.py", "machine/governor_test.py", "machine/writeback_test.py",
+EXCLUSIVE = {"swap", "memcg"}
+# And the second takes these: files, or tests by the beginning of their names. The first five drop the caches
+# of the machine, upon which the kernel compacts its own zram devices. The others compare ours with those.
+CACHES = (
+    "lifecycle/ramdisk_test.py::test_a_file_system_from_one_command",
+    "lifecycle/upgrade_test.py::test_a_ram_disk_keeps_its_files",
+    "machine/governor_test.py", "machine/sharing_test.py",
+    "machine/writeback_test.py::test_a_file_system_whose_pages",
     "machine/differences_test.py", "machine/differential_test.py", "machine/differential_random_test.py",
-    "lifecycle/upgrade_test.py", "machine/sharing_test.py", "benchmarks/fragmentation_test.py",
-    "benchmarks/run_test.py",
-}
+    "benchmarks/fragmentation_test.py", "benchmarks/run_test.py",
+)
 # It alone takes minutes, and would be the last to end if it came when its layer does.
 LONGEST = "packaging/packages_test.py"
-# In these each command is the program itself: they are about the program, its memory, its processes or its
-# speed. Elsewhere zramfs() forks a process that has loaded all of it (tests/support/zygote.py).
+# In these (files, or tests by the beginning of their names) each command is the program itself: they are
+# about the program, its memory, its processes or its speed. Elsewhere zramfs() forks a process that has
+# loaded all of it (tests/support/zygote.py).
 FRESH = (
     "cli/create_stop_test.py", "cli/help_test.py", "cli/loaded_test.py", "cli/questions_test.py",
     "cli/surroundings_test.py", "cli/users_test.py", "lane/mounted_life_test.py", "tree/contents_test.py",
@@ -60,7 +65,9 @@ FRESH = (
     "machine/memory_groups_test.py",
     "machine/scripts_test.py", "machine/secrets_test.py", "machine/swap_kills_test.py",
     "machine/swap_load_test.py", "machine/systemd_test.py", "machine/tools_test.py",
-    "daemon/", "doctor/", "packaging/", "benchmarks/", "soak/",
+    "daemon/daemon_test.py", "daemon/own_mount_test.py", "daemon/service_test.py", "daemon/shortage_test.py",
+    "daemon/kills_test.py::test_the_memory_of",
+    "doctor/", "packaging/", "benchmarks/", "soak/",
 )
 # Half of what select(2) can wait for.
 MOST_DESCRIPTORS = 512
@@ -124,9 +131,13 @@ def pytest_configure(config: pytest.Config) -> None:
     faulthandler.register(signal.SIGUSR1, file=os.fdopen(os.dup(2), "w"), all_threads=True)
 
 
+def _name(nodeid: str) -> str:
+    """FILE::TEST, below tests/."""
+    return nodeid.partition("/")[2]
+
+
 def _file(nodeid: str) -> str:
-    """Below tests/."""
-    return nodeid.partition("::")[0].partition("/")[2]
+    return _name(nodeid).partition("::")[0]
 
 
 def _layer(nodeid: str) -> int:
@@ -137,17 +148,19 @@ def _layer(nodeid: str) -> int:
     return LAYERS.index(directory)
 
 
-def _only_share(nodeid: str) -> int:
+def _only_share(item: pytest.Item) -> int:
     """The one share that may run it; 0 for any."""
-    file = _file(nodeid)
-    return 1 if file in SWAP else 2 if file in CACHES else 0
+    wanted = {word for mark in item.iter_markers("requires") for word in mark.args}
+    if _file(item.nodeid) in SWAP and wanted & EXCLUSIVE:
+        return 1
+    return 2 if _name(item.nodeid).startswith(CACHES) else 0
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     option = session.config.option
     if not option.share or option.collectonly or session.testsfailed:
         return None  # pytest's own
-    shares.run(session, option.claims)
+    shares.run(session, option.claims, _only_share)
     return True
 
 
@@ -185,13 +198,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = {
         item for item in items
         if (item.get_closest_marker("clean_room") and not config.getoption("clean_room"))
-        or (share and _only_share(item.nodeid) not in (0, share))
+        or (share and _only_share(item) not in (0, share))
     }
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
     if share:  # what the others can't take from it, or what is longest, comes first
         first = LONGEST if share > 2 else ""
-        items.sort(key=lambda item: not _only_share(item.nodeid) and _file(item.nodeid) != first)
+        items.sort(key=lambda item: not _only_share(item) and _file(item.nodeid) != first)
     factor = max(1.0, config.getoption("soak"))
     limit = float(config.getini("timeout"))
     for item in items:
@@ -201,7 +214,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    zygote.fresh = _file(item.nodeid).startswith(FRESH)
+    zygote.fresh = _name(item.nodeid).startswith(FRESH)
     for mark in item.iter_markers("requires"):
         capabilities.require(*mark.args)
 

@@ -17,6 +17,7 @@ from tests.support.memory_file import MemoryFile
 from tests.support.migration_tools import assert_at_rest, assert_balanced, fill, in_threads, touch, until
 from tests.support.models import PAGEBLOCK_FRAMES
 from tests.support.pool_tools import pattern
+from tests.support.scale import scaled
 
 FRAME = 4096
 PAGEBLOCK = PAGEBLOCK_FRAMES * FRAME
@@ -276,7 +277,7 @@ def test_it_changes_while_its_pages_are_moved() -> None:
 
     def change(seed: int) -> None:
         rng = random.Random(seed)
-        for _ in until(120, lambda: balloon.stats().migrated > 500):
+        for _ in until(scaled(120, 40), lambda: balloon.stats().migrated > 500):
             balloon.set_target(rng.randrange(1500))
             balloon.adjust(rng.randrange(400))
         over.set()
@@ -318,7 +319,7 @@ def test_balloons_come_and_go_while_their_pages_are_moved() -> None:
     over = threading.Event()
 
     def owner() -> None:
-        for n in until(60, lambda: migration.stats().migrated > 500):
+        for n in until(scaled(60, 20), lambda: migration.stats().migrated > 500):
             balloon = Balloon(arena)
             to(balloon, 900)
             to(balloon, 20 * n % 300 + 1)

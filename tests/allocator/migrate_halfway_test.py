@@ -17,6 +17,7 @@ from allocator import Arena, Migration
 from tests.support import native
 from tests.support.migration_tools import PoolScene, assert_at_rest, fill, in_threads, until
 from tests.support.models import PAGEBLOCK_FRAMES, SizeClass, size_class
+from tests.support.scale import scaled
 
 PASSES = 10
 BATCH = 32  # pages isolated at a time; the first batch that fails is the last
@@ -288,7 +289,7 @@ def test_many_threads_at_once(nr_pageblocks: int) -> None:
             migrated = sum(migration.stats().migrated for migration in migrations)
             return migrated > 100 and crowd.operations > 10_000
 
-        for n in until(20, reached):
+        for n in until(scaled(20, 8), reached):
             crowd.work(0.05, seed + 2 * n)
         over.set()
 

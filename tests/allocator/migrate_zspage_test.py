@@ -22,6 +22,7 @@ from tests.support.memory_file import MemoryFile
 from tests.support.migration_tools import PoolScene, assert_at_rest, assert_balanced, in_threads, until
 from tests.support.models import CHAIN_8, PAGEBLOCK_FRAMES, SizeClass, size_class
 from tests.support.pool_tools import largest, pattern
+from tests.support.scale import scaled
 
 LONG = size_class(2500)  # 13 objects in 8 frames
 HUGE = size_class(4096)
@@ -257,7 +258,7 @@ def test_5_a_pool_ends_while_its_pages_are_moved() -> None:
     rng = random.Random(4)
 
     def owner() -> None:
-        for seed in until(40, lambda: migration.stats().migrated > 500):
+        for seed in until(scaled(40, 12), lambda: migration.stats().migrated > 500):
             pool = Pool(arena)
             tags = list(range(1200))
             for tag in tags:

@@ -20,6 +20,7 @@ from tests.support import native
 from tests.support.memory_file import MemoryFile
 from tests.support.models import PAGEBLOCK_FRAMES
 from tests.support.pool_tools import pattern
+from tests.support.scale import scaled
 from tests.support.small_tmpfs import on_a_small_tmpfs
 
 FRAME = 4096
@@ -317,7 +318,7 @@ failures, wrong = [0] * 4, []
 def work(number):
     dice = random.Random(number)
     mine = []
-    for _ in range(6000):
+    for _ in range(STEPS):
         if dice.random() < 0.62:
             order = dice.choice((0, 0, 0, 1, 3, 5, 9))
             try:
@@ -366,6 +367,6 @@ def test_a_pool_fills_a_tmpfs_to_its_last_page_and_lives(tmp_path: Path) -> None
 
 @pytest.mark.requires("root", "unshare", "cc", "unsanitized")
 def test_threads_that_fill_a_tmpfs_together_lose_nothing(tmp_path: Path) -> None:
-    failures, refused, held = on_a_small_tmpfs(tmp_path, CROWD)
+    failures, refused, held = on_a_small_tmpfs(tmp_path, f"STEPS = {scaled(6000, 2000)}\n{CROWD}")
     assert failures > 0 and refused > 0, "it never was full"
     assert held < 1 << 20, "descriptors stay, frames do not"

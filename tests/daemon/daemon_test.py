@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.child import TIMEOUT
+from tests.support.scale import scaled
 from tests.support.served import ServedDevice, served_device
 from tests.support.whole import run, wait_until
 
@@ -36,7 +37,7 @@ def test_killed_clients_do_not_stop_the_daemon(tmp_path):
     still, the interpreter with it, until somebody else asks something. So nobody does."""
     with served_device(tmp_path / "dev", beat=True) as child:
         directory = str(child.directory)
-        for _ in range(60):
+        for _ in range(scaled(60, 20)):
             client = os.fork()
             if client == 0:
                 try:
@@ -67,10 +68,11 @@ def test_sigusr1_shows_the_stacks(served):
 
 
 def test_sigusr1_never_ends_it_however_busy_its_threads_are(tmp_path):
-    """300 looks at threads that run, one by one: a signal that comes while one is pending is none."""
+    """Looks at threads that run, one by one: a signal that comes while one is pending is none."""
+    looks = scaled(300, 100)
     with served_device(tmp_path / "dev", size=MIB, beat=True) as child, child.log_path.open() as log:
         said = ""
-        for sent in range(300):
+        for sent in range(looks):
             child.process.send_signal(signal.SIGUSR1)
             until = time.monotonic() + TIMEOUT
             # The main thread's stack is the last of each look.
@@ -78,7 +80,7 @@ def test_sigusr1_never_ends_it_however_busy_its_threads_are(tmp_path):
                 assert child.process.poll() is None and time.monotonic() < until
                 child.read("control")
                 said += log.read()
-        assert said.count("in <module>\n") == 300
+        assert said.count("in <module>\n") == looks
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

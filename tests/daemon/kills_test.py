@@ -19,6 +19,7 @@ from tests.support.commands import nothing_left
 from tests.support.governed import end_file_system, kernel_log
 from tests.support.killer import Killer, found, has_standby, kill_daemon, serving_pids, state
 from tests.support.page_kinds import prose
+from tests.support.scale import scaled
 from tests.support.swap_load import group
 from tests.support.whole import (
     MIB,
@@ -39,7 +40,7 @@ from zramfs.lifecycle.rundir import Rundir
 
 pytestmark = [pytest.mark.requires("fuse"), pytest.mark.timeout(240)]
 
-KILLS = 30
+KILLS = scaled(30, 12)
 # Puts a shell into a memory cgroup, and more bytes than the group may have into the shell.
 EATER = 'echo $$ >"$0/cgroup.procs" && exec dd if=/dev/zero of=/dev/null bs=200M count=1'
 # Seconds between two kills. With a standby the next daemon serves in a few milliseconds.

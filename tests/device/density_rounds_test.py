@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from dataclasses import replace
 import pytest
 import trio
 
-from tests.support.box import MIB, PAGE, Box
+from tests.support.box import MIB, Box
 from tests.support.page_kinds import noise, prose
 from zramfs.device import density, postprocess
 from zramfs.errors import ZramfsError
@@ -23,8 +24,13 @@ from zramfs.tree import metrics
 from zramfs.tree.state import control_text
 
 MAX = Density("max")
-# Pages of prose, each of which differs from its neighbours; 32 that are equal; and some that do not compress.
-CONTENT = [*map(prose, range(480)), *[prose(7)] * 32, *map(noise, range(16))]
+
+
+@functools.cache
+def content() -> bytes:
+    """Pages of prose, each of which differs from its neighbours; 32 that are equal; some that do not
+    compress."""
+    return b"".join([*map(prose, range(480)), *[prose(7)] * 32, *map(noise, range(16))])
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +46,7 @@ def every_page_is_old_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 async def running(**config: object) -> AsyncIterator[Box]:
     """All pages are old for the first round, so that no step finds what the one before it has not seen."""
     box = await Box(size=8 * MIB, access_times=True, **config).start()
-    box.store.write(0, b"".join(CONTENT))
+    box.store.write(0, content())
     written = int(time.clock_gettime(time.CLOCK_BOOTTIME))
     # 0.1 s more: the store's clock goes in steps of up to 10 ms.
     while time.clock_gettime(time.CLOCK_BOOTTIME) < written + 1.1:
@@ -62,7 +68,7 @@ async def rest(box: Box) -> DensityStats:
 
 def holds(box: Box) -> bool:
     box.store.check(3)
-    return box.store.read(0, len(CONTENT) * PAGE) == b"".join(CONTENT)
+    return box.store.read(0, len(content())) == content()
 
 
 async def test_max_makes_a_device_dense_and_comes_to_rest() -> None:

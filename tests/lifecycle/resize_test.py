@@ -21,7 +21,9 @@ from tests.support.capabilities import require
 from tests.support.child import has_ended
 from tests.support.commands import child, failure, kill_daemon, rows, state_of
 from tests.support.governed import end_file_system, sync_file_system
+from tests.support.scale import scaled
 from tests.support.whole import (
+    KIB,
     MIB,
     ZRAMFS,
     Device,
@@ -83,6 +85,26 @@ def expect_sizes(point: Path, size: int) -> None:
     assert rows(point, "--bytes", "--output", "DISKSIZE") == [{"disksize": size}]
 
 
+# A MiB of data for each MiB of a large file, or its first part where tests/support/scale.py wants a part.
+# The file has its blocks all the same.
+LARGE = os.urandom(scaled(MIB, 32 * KIB))
+
+
+def write_large(path: Path, mib: int) -> None:
+    with opened(path, os.O_WRONLY | os.O_CREAT) as fd:
+        os.posix_fallocate(fd, 0, mib * MIB)
+        for number in range(mib):
+            os.pwrite(fd, number.to_bytes(8) + LARGE[8:], number * MIB)
+
+
+def is_large(path: Path, mib: int) -> bool:
+    """Read from the device again."""
+    with opened(path, os.O_RDONLY) as fd:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return os.fstat(fd).st_size == mib * MIB and all(
+            os.pread(fd, len(LARGE), number * MIB) == number.to_bytes(8) + LARGE[8:] for number in range(mib))
+
+
 # ---- under load -------------------------------------------------------------------------------------
 
 FIO = ("fio", "--name=load", "--rw=randwrite", "--bs=4k-64k", "--verify=crc32c", "--verify_fatal=1",
@@ -124,10 +146,9 @@ def test_a_file_system_grows_while_fio_writes_and_verifies(tmp_path: Path, fs: s
                 zramfs("resize", point, f"{more}M")
                 expect_sizes(point, more * MIB)
         # Data reaches into the new part.
-        data = os.urandom(MIB) * (size + 100)
-        (point / "large").write_bytes(data)
+        write_large(point / "large", size + 100)
         sync_file_system(point)
-        assert (point / "large").read_bytes() == data
+        assert is_large(point / "large", size + 100)
         assert Device(Path(state_of(point).directory)).io_stat()["failed_writes"] == 0
         block = state_of(point).loop
         ramdisk.let_go(Path(state_of(point).directory))
@@ -192,13 +213,12 @@ def test_data_that_does_not_fit_stays_and_so_does_every_size(
     tmp_path: Path, fs: str, option: list[str],
 ) -> None:
     with ram_disk(tmp_path / "disk", fs, "512M") as point:
-        data = os.urandom(300 * MIB)
-        (point / "large").write_bytes(data)
+        write_large(point / "large", 300)
         sync_file_system(point)
         said = failure("resize", point, "260M", *option)
         assert "failed: " in said
         expect_sizes(point, 512 * MIB)
-        assert (point / "large").read_bytes() == data
+        assert is_large(point / "large", 300)
         # It is all still there to be resized.
         zramfs("resize", point, "640M", *how(fs))
         expect_sizes(point, 640 * MIB)

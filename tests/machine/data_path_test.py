@@ -19,6 +19,7 @@ from tests.support.child import Child
 from tests.support.commands import state_of
 from tests.support.lane_watch import LaneWatch, environment
 from tests.support.page_kinds import KINDS, block
+from tests.support.scale import scaled
 from tests.support.whole import KIB, MIB, PAGE, ZRAMFS, Device, opened, punch_hole, run, wait_until, zramfs
 from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import State
@@ -26,6 +27,7 @@ from zramfs.lifecycle.rundir import State
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "unsanitized"), pytest.mark.timeout(240)]
 
 CLIENTS = 3
+REQUESTS = scaled(120, 50)  # of each
 SHARE = 8 * MIB  # of the device, for each
 LENGTHS = (1, 512, PAGE, PAGE, 3 * PAGE, 5000, 32 * KIB, 200 * KIB, MIB)  # a large one is shared by threads
 
@@ -88,7 +90,7 @@ def client(disk: int, number: int, seed: int, requests: int) -> None:
     assert os.pread(disk, SHARE, at) == model
 
 
-def load(state: State, seed: int, requests: int = 120) -> None:
+def load(state: State, seed: int, requests: int = REQUESTS) -> None:
     with opened(state.disk) as disk, ThreadPoolExecutor(CLIENTS) as clients:
         at_work = [clients.submit(client, disk, n, seed, requests) for n in range(CLIENTS)]
         for each in at_work:
@@ -147,9 +149,9 @@ def test_what_allocates_or_wants_python_is_seen(watched: dict[str, str], tmp_pat
     tree = tmp_path / "tree"
     words = ("create", tree, "--size", CLIENTS * SHARE, "--algo", "lz4hc:10")
     with daemon(watched, *words, name=str(tree)) as (state, watch):
-        load(state, 1)
+        load(state, 1, 120)
         watch.forget()
-        load(state, 2)
+        load(state, 2, 120)
         with opened(state.disk) as disk:
             punch_hole(disk, 0, CLIENTS * SHARE)
         counts = watch.counts()

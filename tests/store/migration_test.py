@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.memory_file import MemoryFile
 from tests.support.migration_tools import MOVABLE, USED, assert_balanced, flags_of_frames, in_threads, until
+from tests.support.scale import scaled
 from zramfs.store.store import Store
 
 PAGE = 4096
@@ -166,7 +167,7 @@ def test_reads_and_writes_go_on_while_everything_moves(sparse: Life) -> None:
     def move() -> None:
         rng = random.Random(5)
         arena = store.migration.arena
-        for _ in until(100, lambda: store.migration.stats().migrated > 5000):
+        for _ in until(scaled(100, 30), lambda: store.migration.stats().migrated > 5000):
             store.migration.run()
             order = rng.randrange(10)
             try:

@@ -23,6 +23,7 @@ from tests.support.kill_points import Op, apply, apply_to_model, copy_of
 from tests.support.memory_file import PAGE as PAGE_DESC
 from tests.support.memory_file import WORD, ZSPAGE, MemoryFile
 from tests.support.page_kinds import KINDS, block, hard, noise, prose
+from tests.support.scale import scaled
 from zramfs.codecs.codec import Codec
 from zramfs.store import block_state
 from zramfs.store.backing import Backing
@@ -32,6 +33,7 @@ from zramfs.store.store import Store
 
 PAGE = 4096
 MIB = 1 << 20
+KILLS = scaled(40, 12)
 
 
 @contextmanager
@@ -498,7 +500,7 @@ def _work(store: Store, seed: int, devices: list[bytes], began: int) -> None:
 
 
 @pytest.mark.parametrize("how", [{}, {"wipe": True}, {"reserve": 4 * MIB}], ids=["plain", "wiped", "reserve"])
-def test_forty_kills_under_load_lose_no_page(how: dict[str, Any]) -> None:
+def test_kills_under_load_lose_no_page(how: dict[str, Any]) -> None:
     keep = {"reserve": how["reserve"]} if "reserve" in how else {}
     rng = random.Random(5)
     devices = [b"".join(stamped(page, seed) for page in range(1024)) for seed in range(SEEDS)]
@@ -507,7 +509,7 @@ def test_forty_kills_under_load_lose_no_page(how: dict[str, Any]) -> None:
     with memory() as fd, open(began, "rb", buffering=0) as said, open(begin, "wb", buffering=0):
         Store(4 * MIB, fd=fd, **how).leave()
         for turn in range(400):
-            if turn >= 40 and locks + freed > 3:
+            if turn >= KILLS and locks + freed > 3:
                 break
             pid = os.fork()
             if pid == 0:

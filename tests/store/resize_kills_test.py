@@ -17,12 +17,14 @@ import pytest
 from tests.support.kill_points import copy_of
 from tests.support.memory_file import RECORD, MemoryFile
 from tests.support.page_kinds import hard, prose
+from tests.support.scale import scaled
 from tests.support.small_tmpfs import on_a_small_tmpfs
 from zramfs.store.resize import resize, room_to_grow
 from zramfs.store.store import Store
 
 PAGE = 4096
 MIB = 1 << 20
+KILLS = scaled(30, 10)
 
 
 def adopted(store: Store, **how: int) -> Store:
@@ -221,15 +223,15 @@ def sample(fd: int, acks: mmap.mmap, end: float) -> int:
     return found
 
 
-def test_thirty_kills_while_a_device_grows_and_shrinks_lose_no_page_that_was_answered() -> None:
+def test_kills_while_a_device_grows_and_shrinks_lose_no_page_that_was_answered() -> None:
     """Nothing was to be discarded, so a page that was answered keeps the device large."""
     acks = mmap.mmap(-1, 1024 * 4)
     fd = os.memfd_create("resized")
     Store(SIZE, fd=fd).leave()
     rng = random.Random(3)
     sizes, kept, sampled, turn = set(), 0, 0, 0
-    # On a busy machine thirty children may not come far.
-    while turn < 30 or turn < 300 and not (len(sizes) > 1 and kept > 0 and sampled > 1000):
+    # On a busy machine so few children may not come far.
+    while turn < KILLS or turn < 300 and not (len(sizes) > 1 and kept > 0 and sampled > 1000):
         turn += 1
         pid = os.fork()
         if pid == 0:

@@ -101,7 +101,7 @@ class StoreMachine(RuleBasedStateMachine):
         old = 0
         for start, stop in parts:
             found = self.store.read(start, stop - start)
-            if found == bytes(stop - start) != self.model.read(start, stop - start):
+            if found == bytes(stop - start) != self.model.data[start:stop]:
                 self.model.zero(start, stop - start)
             else:  # also where there were zeros already
                 old += 1

@@ -149,7 +149,7 @@ def _library() -> Path:
 
 
 # A migration has 1168 points, and a look takes 7 ms.
-ALL_OF, STEP = 100, scaled(1, 5)
+ALL_OF, STEP = scaled(100, 40), scaled(1, 7)
 
 
 def each_point(

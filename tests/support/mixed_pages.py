@@ -2,6 +2,7 @@
 """A device's contents of many kinds, with neighbours that are alike, as files are."""
 from __future__ import annotations
 
+import functools
 import random
 
 from tests.support.page_kinds import block, hard, noise
@@ -20,6 +21,7 @@ def region(seed: int, pages: int) -> bytes:
     return bytes(out[:pages * PAGE])
 
 
+@functools.cache
 def mixed(pages: int, seed: int = 0) -> bytes:
     """Regions of 8 to 64 pages: text, a second copy of an earlier region, records, bytes that hardly compress
     or not at all, one repeated word."""

@@ -2,6 +2,7 @@
 """Compiles the tests' own users of the allocator's C interface, probe.pyx and crowd.pyx, and files in C."""
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -73,6 +75,16 @@ def _built() -> Path:
     kept = ROOT / "build" / "native" / key.hexdigest()[:16]
     if kept.exists():
         return kept
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    # The shares of scripts/test come here at once: one of them builds, and the others find it.
+    with open(kept.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            _build(sources, kept)
+    return kept
+
+
+def _build(sources: Iterable[Path], kept: Path) -> None:
     place = Path(tempfile.mkdtemp(prefix="native-"))
     for path in sources:
         shutil.copy(path, place)
@@ -81,13 +93,8 @@ def _built() -> Path:
         timeout=100, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )
     assert done.returncode == 0, f"probe.pyx or crowd.pyx does not compile:\n{done.stdout[-4000:]}"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    copy = shutil.copytree(place, kept.with_suffix(f".{os.getpid()}"))
-    try:
-        copy.rename(kept)
-    except OSError:  # another run was faster: a move replaces no directory that has files in it
-        shutil.rmtree(copy)
-    return place
+    # A directory that is there is whole, whenever this process is killed.
+    shutil.copytree(place, kept.with_suffix(f".{os.getpid()}")).rename(kept)
 
 
 @functools.cache

@@ -2,8 +2,10 @@
 """The packages of the checkout, built for a test, and the first commands after an installation."""
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,18 +41,33 @@ class Packages:
         return found
 
 
+def _take_made(to: Path) -> None:
+    """Copies what Cython has made of the checkout's sources, where no source is newer. The environment of the
+    build has a Cython of its own, whose .pxd files are newer than anything that was made before. So the
+    copies get a time after these: else all of it would be made again, in 30 s of processor time."""
+    ahead = time.time() + 24 * 3600
+    places = (ROOT / "allocator", ROOT / "zramfs")
+    declared = [path.stat().st_mtime for place in places for path in place.rglob("*.pxd")]
+    for made in (ROOT / "build/cython").rglob("*.c"):
+        name = made.relative_to(ROOT / "build/cython")
+        source = (ROOT / name).with_suffix(".pyx")
+        if source.exists() and made.stat().st_mtime > max(source.stat().st_mtime, *declared):
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            os.utime(shutil.copy(made, to / name), (ahead, ahead))
+
+
 def build(directory: Path) -> Packages:
     """With scripts/package, which takes half a minute on two idle cores, and many times that on busy ones.
 
-    What Cython has made of the checkout's sources is taken along, with its times: as in the checkout, it is
-    made again of what is newer. Where tests/support/scale.py wants a part, nothing is optimised
-    and little compressed.
+    What Cython has made of the checkout's sources is taken along. Where tests/support/scale.py wants a part,
+    nothing is optimised, little compressed, and no package made of the symbols.
     """
     environment = tool_environment()
     if not is_full():
-        environment |= {"ZRAMFS_OPTIMIZE": "-O0 -g0", "DPKG_DEB_COMPRESSOR_LEVEL": "1"}
+        environment |= {"ZRAMFS_OPTIMIZE": "-O0 -g0", "DPKG_DEB_COMPRESSOR_LEVEL": "1",
+                        "DEB_BUILD_OPTIONS": "noautodbgsym"}
     with tempfile.TemporaryDirectory() as place:
-        if (made := ROOT / "build/cython").is_dir():
-            environment["ZRAMFS_BUILD_DIR"] = shutil.copytree(made, Path(place) / "cython")
+        _take_made(Path(place))
+        environment["ZRAMFS_BUILD_DIR"] = place
         run(ROOT / "scripts/package", "--output", directory, timeout=1500, env=environment)
     return Packages(directory)

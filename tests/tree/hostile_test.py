@@ -18,7 +18,7 @@ from tests.support.scale import scaled
 from tests.support.unmounted import OK, Ours, device
 from zramfs.device.commands import COMMANDS
 
-EXAMPLES = scaled(50, 15)
+EXAMPLES = scaled(50, 10)
 STATES = ("before it has a size", "with data", "while disk is open")
 OPEN = {"EACCES", "EBUSY", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENODEV", "ENOENT", "ENOTDIR", "ENXIO", "EPERM",
         "EROFS", "ETXTBSY"}

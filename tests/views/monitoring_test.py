@@ -178,7 +178,10 @@ def series(name: str, labels: dict[str, str], values: str) -> dict[str, str]:
 
 
 def evaluated(place: Path, input_series: list[dict[str, str]], firing: dict[int, set[str]]) -> str:
-    """What promtool complains about: "" if at each of these minutes just these alerts fire."""
+    """What promtool complains about: "" if at each of these minutes just these alerts fire. It gets the
+    series that a rule asks for, since each that it loads costs a millisecond."""
+    asked = {name for query in alerts().values() for name, _ in _SELECTOR.findall(query)}
+    input_series = [each for each in input_series if each["series"].partition("{")[0] in asked]
     expected = [
         {"expr": 'count by (alertname) (ALERTS{alertstate="firing"})', "eval_time": f"{minute}m",
          "exp_samples": [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(names)]}

@@ -296,9 +296,9 @@ def test_the_mark_of_the_balloon_is_as_large_as_its_share() -> None:
 
 def test_a_cell_of_several_pageblocks_is_filled_as_far_as_they_are_resident() -> None:
     """Beyond 16 GiB: two pageblocks a cell."""
-    halves = [FULL, RETURNED] * 6000
-    whole, half = area(made(12000), DARK), area(made(0, 0, *halves), DARK)
-    none = area(made(0, 12000), DARK)
+    halves = [FULL, RETURNED] * 4100
+    whole, half = area(made(8200), DARK), area(made(0, 0, *halves), DARK)
+    none = area(made(0, 8200), DARK)
     # Cells are 10 pixels wide here, and a part of each edge is mixed with what lies beside it.
     assert 0.4 < (half - none) / (whole - none) < 0.6
 
