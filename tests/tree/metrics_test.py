@@ -449,7 +449,7 @@ async def test_no_statistic_is_left_out():
     figures = metrics.Figures(
         Recorder(stats, asked), Recorder(memory, asked), [Recorder(c, asked) for c in classes]
     )
-    list(metrics.Collector(figures).collect())
+    metrics.openmetrics_of(figures)
     fields = {name for each in (stats, memory, classes[0]) for name in every_field(each)}
     assert fields - asked - ELSEWHERE == set()
 
