@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import sys
@@ -23,10 +24,8 @@ def end(status: int) -> None:
     """Ends the process as the interpreter does, but frees nothing. No thread of ours has to be waited for."""
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # if something was left to be said, main() has failed
             stream.flush()
-        except (OSError, ValueError):
-            pass  # main() has failed already, if something was left to be said
     os._exit(status)
 
 

@@ -26,7 +26,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
     ["status", "--json"], ["--version"], ["status", "--help"], ["status", "--nonsense"], ["stop", "/nowhere"],
     [],
 ], ids=str)
-def test_it_says_the_same_and_ends_with_the_same_status(environment: dict[str, str], words: list[str]) -> None:
+def test_it_says_the_same_and_ends_with_the_same_status(
+    environment: dict[str, str], words: list[str]
+) -> None:
     slow, fast = (
         subprocess.run([sys.executable, *how, *words], env=environment, capture_output=True, timeout=60)
         for how in (SLOW, FAST))

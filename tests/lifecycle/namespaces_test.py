@@ -15,7 +15,7 @@ from tests.support.apart import apart
 from tests.support.commands import child, failure, nothing_left, state_of
 from tests.support.whole import MIB, ZRAMFS, device, run, wait_until, zramfs
 from zramfs.errors import ZramfsError
-from zramfs.host import in_use, loops, mounts, process
+from zramfs.host import in_use, loops, mounts, process, system_calls
 from zramfs.lifecycle import ramdisk, rundir, stop
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4", "unshare"), pytest.mark.timeout(240)]
@@ -178,7 +178,7 @@ def test_a_wait_for_the_loop_device_is_announced(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(loops, "_SILENCE", 0.05)
     monkeypatch.setattr(loops, "stands_on", lambda *_: True)
     monkeypatch.setattr(loops, "backing_file", lambda _: str(disk))
-    monkeypatch.setattr(loops.system_calls, "release_loop", lambda device: None)
+    monkeypatch.setattr(system_calls, "release_loop", lambda device: None)
     said: list[str] = []
     with pytest.raises(ZramfsError, match="still in use 0.2 s after it was detached"):
         loops.detach("/dev/loop-none", disk, 0.2, 1, said.append)

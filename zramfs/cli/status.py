@@ -144,7 +144,7 @@ def _saving(row: Row) -> str | None:
 
 
 def _mountpoint(row: Row) -> str | None:
-    return swaps.mounted_on(row.loops, mounts.mounts(), swaps.swap_areas())
+    return swaps.mounted_on(row.loops, mounts.mounts(), swaps.swap_areas()) if row.loops else None
 
 
 COLUMNS = {

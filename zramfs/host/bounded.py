@@ -46,8 +46,8 @@ class Patience:
 
 
 class Call:
-    """`actions` running in one child, at the same time. Their results must be JSON; their OSErrors are known here
-    again."""
+    """`actions` running in one child, at the same time. Their results must be JSON; their OSErrors are known
+    here again."""
 
     def __init__(self, *actions: Callable[[], Any]) -> None:
         self._number = len(actions)
@@ -128,7 +128,7 @@ def call(action: Callable[[], Any], timeout: float | None) -> Any:
 
 
 def _serve(actions: Sequence[Callable[[], Any]], write_end: int) -> NoReturn:
-    """The child: the first action here, and each other one in a thread. One line for each that has returned."""
+    """The child: the first action here, and each other one in a thread. One line for each that returned."""
     status = 1
     try:
         lock = threading.Lock()

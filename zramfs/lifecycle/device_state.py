@@ -27,7 +27,7 @@ class State(NamedTuple):
     A RAM disk has loop, mountpoint, fs, options and size, a swap device loop and size, else they are None.
     Nobody writes to the lists, which states share.
 
-    Not a dataclass: such a class takes 2 ms to be made, of the 60 that `zramfs status` may cost, and this 0.3.
+    Not a dataclass: such a class takes 2 ms to be made, of 60 that `zramfs status` may cost, and this 0.3.
     """
 
     name: str

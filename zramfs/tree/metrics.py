@@ -7,7 +7,8 @@ format, in which the type of a counter stands with the name of its sample (`x_to
 takes the numbers, and calls each counter untyped. Every sample has the label `device`.
 
 The text is not made by prometheus_client, which brings an HTTP server and more: 2 MiB in each process of each
-device, all of it locked where the device is swap. The tests read the text with that library.
+device, all of it locked where the device is swap. The tests read the text with that library, and have it
+write the same.
 """
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from .metric_table import TABLE
 if TYPE_CHECKING:
     from zramfs.device.device import Device
 
+_MOST_DIGITS = 6  # before the point, without an exponent
 _ESCAPED = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r'\"'})
 
 
@@ -44,7 +46,12 @@ def openmetrics_of(figures: Figures) -> bytes:
 
 def prometheus_text(device: Device) -> bytes:
     """The content of the file `metrics.prom` at this moment: version 0.0.4 of Prometheus' text format."""
-    figures, lines = figures_of(device), []
+    return prometheus_of(figures_of(device))
+
+
+def prometheus_of(figures: Figures) -> bytes:
+    """As prometheus_text()."""
+    lines = []
     for metric, values in _families(figures):
         name = f"zramfs_{metric.name}{_ending(metric)}"
         text = metric.help.replace("\\", r"\\").replace("\n", r"\n")
@@ -70,29 +77,36 @@ def _ending(metric: Metric) -> str:
 
 def _samples(metric: Metric, values: Mapping[tuple[str, ...], Any], device: str) -> Iterator[str]:
     for words, value in values.items():
-        labels = ",".join(
-            f'{name}="{word.translate(_ESCAPED)}"'
-            for name, word in zip(("device", *metric.labels), (device, *words), strict=True))
+        labels = dict(zip(("device", *metric.labels), (device, *words), strict=True))
         if metric.kind == HISTOGRAM:
             yield from _histogram(f"zramfs_{metric.name}", labels, value)
         else:
-            yield f"zramfs_{metric.name}{_ending(metric)}{{{labels}}} {_number(value)}"
+            yield _sample(f"zramfs_{metric.name}{_ending(metric)}", labels, value)
 
 
-def _histogram(name: str, labels: str, latency: Latency) -> Iterator[str]:
+def _histogram(name: str, labels: dict[str, str], latency: Latency) -> Iterator[str]:
     """Upper bounds in seconds, with the number of requests that took at most that."""
     bounds = [*(str(bound / NS_PER_SECOND) for bound in BUCKET_BOUNDS), "+Inf"]
     total = 0
     for bound, count in zip(bounds, latency.counts, strict=True):
         total += count
-        yield f'{name}_bucket{{{labels},le="{bound}"}} {total}'
-    yield f"{name}_count{{{labels}}} {total}"
-    yield f"{name}_sum{{{labels}}} {_number(latency.ns / NS_PER_SECOND)}"
+        yield _sample(f"{name}_bucket", {**labels, "le": bound}, total)
+    yield _sample(f"{name}_count", labels, total)
+    yield _sample(f"{name}_sum", labels, latency.ns / NS_PER_SECOND)
+
+
+def _sample(name: str, labels: Mapping[str, str], value: Number) -> str:
+    words = ",".join(f'{key}="{text.translate(_ESCAPED)}"' for key, text in sorted(labels.items()))
+    return f"{name}{{{words}}} {_number(value)}"
 
 
 def _number(value: Number) -> str:
-    """Whole numbers with all their digits, and yes as 1."""
-    return repr(value if isinstance(value, float) else int(value))
+    """As Go prints it, whose programs read it: 1.048576e+06. Readers get the very number back."""
+    text = repr(float(value))
+    whole, _, rest = text.partition(".")
+    if value <= 0 or len(whole) <= _MOST_DIGITS or "e" in text:
+        return text
+    return f"{whole[0]}.{whole[1:]}{rest}".rstrip("0.") + f"e+{len(whole) - 1:02d}"
 
 
 def _encoded(lines: list[str]) -> bytes:
