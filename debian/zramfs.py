@@ -6,6 +6,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib/zramfs"))
 
-from zramfs.cli import main  # noqa: E402
+from zramfs.__main__ import run  # noqa: E402
 
-sys.exit(main())
+run()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import python_environment
 from tests.support.whole import MIB, Device, device, run, zramfs
 
 pytestmark = pytest.mark.requires("fuse")
@@ -19,14 +20,25 @@ HEAVY = {
     "trio", "pyfuse3", "prometheus_client", "rich", "zramfs.store.store", "zramfs.codecs.codec",
     "zramfs.daemon.daemon", "asyncio", "ssl", "email", "importlib.metadata",
 }
-# What `status` does without, since it starts no program and makes no call that Python lacks. Each costs 1 to
-# 3 ms, of 60 that it may take.
+# What `status` does without, since it starts no program and makes no call that Python lacks. Each costs 0.3
+# to 3 ms, of 60 that it may take.
 UNUSED = {
     "subprocess", "shutil", "ctypes", "hashlib", "fractions", "decimal", "difflib", "logging", "socket",
-    "click.shell_completion", "zramfs.host.package_managers", "zramfs.views.scrape", "zramfs.model.config",
+    "dataclasses", "copy", "struct", "click.shell_completion", "zramfs.host.package_managers",
+    "zramfs.host.system_calls", "zramfs.host.in_use", "zramfs.views.scrape", "zramfs.model.config",
+    "zramfs.cli.fleet",
 }
-# `status` has 152 of them on Python 3.11, most of them Python's own and click's.
-MOST_MODULES = 175
+# `status` has 135 of them on Python 3.11, most of them Python's own and click's.
+MOST_MODULES = 150
+
+
+# What the processes of a device do without. All that they load is in memory several times.
+NOT_OF_A_DAEMON = {
+    "prometheus_client", "click", "rich", "asyncio", "http", "html", "wsgiref", "socketserver",
+    "urllib.request", "zramfs.cli", "zramfs.views", "zramfs.configuration",
+}
+# It has 455 of them on Python 3.11.
+MOST_OF_A_DAEMON = 490
 
 
 @pytest.fixture
@@ -63,3 +75,14 @@ def test_control_and_stop_load_no_heavy_library(ready: Device, tmp_path: Path) -
     assert not loaded("control", ready.directory, "compact") & HEAVY
     zramfs("create", tmp_path / "y", "--size", MIB)
     assert not loaded("stop", tmp_path / "y") & HEAVY
+
+
+def test_a_process_that_serves_loads_nothing_that_it_does_without() -> None:
+    """As one that the keeper starts."""
+    code = ("import json, sys\n"
+            "from zramfs.lifecycle import serve\n"
+            "from zramfs.daemon import daemon, keeper_line, layouts\n"
+            "print(json.dumps(sorted(sys.modules)))")
+    found = set(json.loads(run(sys.executable, "-c", code, env=python_environment()).stdout))
+    assert not found & NOT_OF_A_DAEMON
+    assert len(found) <= MOST_OF_A_DAEMON, sorted(found)

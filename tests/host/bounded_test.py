@@ -2,13 +2,17 @@
 """Calls that may never return: how long they are waited for."""
 from __future__ import annotations
 
+import errno
 import os
 import select
+import signal
+import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 
+from zramfs.errors import ZramfsError
 from zramfs.host import bounded
 
 
@@ -46,3 +50,40 @@ def test_an_answer_that_is_there_is_taken_after_the_time_is_up() -> None:
     while not select.select([call.fileno()], [], [], 60)[0]:
         pass
     assert call.result(time.monotonic() - 5) == "answer"
+
+
+def alone() -> None:
+    """Returns when the other actions of this child have answered."""
+    while threading.active_count() > 1:
+        time.sleep(0.001)
+
+
+def test_of_actions_in_one_child_each_has_its_own_outcome() -> None:
+    """One that never returns, and one that fails, keep no other answer back."""
+    read_end, write_end = os.pipe()
+
+    def hang() -> None:
+        alone()
+        os.write(write_end, b"x")
+        signal.pause()
+
+    def fail() -> None:
+        raise FileNotFoundError(errno.ENOENT, "gone", "/there")
+
+    call = bounded.Call(hang, lambda: "answer", fail)
+    assert os.read(read_end, 1) == b"x"
+    late, answer, failed = call.outcomes(time.monotonic())
+    assert isinstance(late, TimeoutError) and answer == "answer"
+    assert isinstance(failed, FileNotFoundError) and failed.filename == "/there"
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_a_child_that_dies_leaves_the_answers_that_it_gave() -> None:
+    def die() -> None:
+        alone()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    died, answer = bounded.Call(die, lambda: "x" * 300_000).outcomes()
+    assert isinstance(died, ZramfsError) and "without a result" in str(died)
+    assert answer == "x" * 300_000

@@ -7,7 +7,6 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from tests.support.apart import apart
 from tests.support.commands import child, failure, nothing_left, state_of
 from tests.support.whole import MIB, ZRAMFS, device, run, wait_until, zramfs
 from zramfs.errors import ZramfsError
-from zramfs.host import in_use, loops, mounts
+from zramfs.host import in_use, loops, mounts, process, system_calls
 from zramfs.lifecycle import ramdisk, rundir, stop
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4", "unshare"), pytest.mark.timeout(240)]
@@ -85,7 +84,7 @@ def test_a_mount_that_a_container_asked_for_is_named_and_nothing_is_changed(
     (tmp_path / "data").mkdir()
     with process_apart(disk, tmp_path / "data", first='mount --bind "$1" "$2" && umount "$1"') as pid:
         said = failure("stop", disk)
-        name = in_use.process_name(pid)
+        name = process.process_name(pid)
         assert "is in use, so nothing was changed:\n" in said
         assert f"  {state_of(disk).loop} is mounted on {tmp_path}/data in the mount namespace of {name} " \
                f"(pid {pid})\n" in said
@@ -181,7 +180,7 @@ def test_a_wait_for_the_loop_device_is_announced(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(loops, "_SILENCE", 0.05)
     monkeypatch.setattr(loops, "stands_on", lambda *_: True)
     monkeypatch.setattr(loops, "backing_file", lambda _: str(disk))
-    monkeypatch.setattr(loops.system_calls, "release_loop", lambda device: None)
+    monkeypatch.setattr(system_calls, "release_loop", lambda device: None)
     said: list[str] = []
     with pytest.raises(ZramfsError, match="still in use 0.2 s after it was detached"):
         loops.detach("/dev/loop-none", disk, 0.2, 1, said.append)
@@ -194,6 +193,6 @@ def test_a_ram_disk_is_stopped_without_any_program_and_swap_misses_its_own_at_on
     monkeypatch.setattr(stop.programs, "PLACES", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ZramfsError, match="stopping .* needs swapoff, which is in none of "):
-        stop._expect_programs(replace(state_of(disk), kind="swap"))
+        stop._expect_programs(state_of(disk)._replace(kind="swap"))
     stop.stop_device(rundir.find(str(disk)), lambda _: None)
     nothing_left(disk, base)

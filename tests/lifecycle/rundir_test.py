@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 import threading
 import time
-from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def a_state(**changes: object) -> State:
         created="2026-01-01T00:00:00+00:00",
         threads=2,
     )
-    return replace(state, **changes)
+    return state._replace(**changes)
 
 
 NAMES = {
@@ -121,8 +120,8 @@ def test_process_start_tells_the_dead(tmp_path: Path) -> None:
 def test_alive_means_this_process_since_this_boot() -> None:
     state = a_state()
     assert state.alive()
-    assert not replace(state, pid_start=state.pid_start + 1).alive()
-    assert not replace(state, boot_id="00000000-0000-0000-0000-000000000000").alive()
+    assert not state._replace(pid_start=state.pid_start + 1).alive()
+    assert not state._replace(boot_id="00000000-0000-0000-0000-000000000000").alive()
 
 
 def test_a_device_whose_daemon_dies_meanwhile_is_served_by_its_keeper(
@@ -190,7 +189,7 @@ def test_state_survives_and_bad_states_are_none(tmp_path: Path) -> None:
     state = a_state(directory="/mnt/\udcff odd", loop="/dev/loop9")
     mine.write(state)
     assert mine.read() == state
-    assert mine.update(phase="starting") == replace(state, phase="starting") == mine.read()
+    assert mine.update(phase="starting") == state._replace(phase="starting") == mine.read()
     for text in ("", "{", "[]", "7", '{"name": "n"}'):
         (tmp_path / "state.json").write_text(text)
         assert mine.read() is None
@@ -205,11 +204,11 @@ def test_the_state_of_another_version_is_read(tmp_path: Path) -> None:
     mine.write(state)
     file = tmp_path / "state.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "mood": "good", "version": 2}))
-    assert mine.read() == replace(state, version=2)
+    assert mine.read() == state._replace(version=2)
     without = json.loads(file.read_text())
     del without["notes"], without["loop"]
     file.write_text(json.dumps(without))
-    assert mine.read() == replace(state, version=2)
+    assert mine.read() == state._replace(version=2)
 
 
 def _rewrite(path: Path, stop: Event) -> None:

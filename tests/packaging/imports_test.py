@@ -46,6 +46,8 @@ def sources() -> list[Path]:
 
 def package_of(path: Path) -> str:
     parts = path.relative_to(ROOT).parts
+    if parts == ("zramfs", "__main__.py"):  # the program, which runs the command line
+        return "cli"
     return parts[1].partition(".")[0] if parts[0] == "zramfs" else "allocator"
 
 

@@ -60,7 +60,7 @@ _COMMANDS = {
     "help": ("help", "help_command"),
     "systemd-generator": ("configured", "systemd_generator"),
     # Users of other tools type this. It is status, and the list of commands does not show it.
-    "list": ("status", "list_command"),
+    "list": ("listing", "list_command"),
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zramfs.errors import ZramfsError
-from zramfs.host import loops, mounts, swaps
+from zramfs.host import loops, mounts
 from zramfs.lifecycle import rundir
 from zramfs.lifecycle.rundir import Rundir, State
 
@@ -67,14 +67,3 @@ def _named(text: str) -> Member:
         return _member(found, state)
     mount = mounts.mount_at(directory)  # another user's
     return Member(mount.source if mount else directory.name, directory, text, None)
-
-
-def mounted_on(
-    standing: Sequence[str], table: Sequence[mounts.Mount], areas: Sequence[swaps.SwapArea]
-) -> str | None:
-    """Where a file system on a device is mounted, or [SWAP]; None for neither. standing: the loop devices on
-    it; table: mounts.mounts(); areas: swaps.swap_areas()."""
-    for mount in table:
-        if mount.source in standing:
-            return str(mount.mountpoint)
-    return "[SWAP]" if any(area.path in standing for area in areas) else None

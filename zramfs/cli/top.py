@@ -22,7 +22,7 @@ from zramfs.host import mounts, swaps
 from zramfs.text.plain import plain
 
 from . import completion
-from .fleet import find_members, mounted_on
+from .fleet import find_members
 from .output import leave
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class _Fleet:
         known = self._known()
         for member in members:
             place = Place(member.directory, member.name, member.where,
-                          mounted_on(member.loops, table, areas))
+                          swaps.mounted_on(member.loops, table, areas))
             if member.directory in known:
                 known[member.directory].place = place
             else:

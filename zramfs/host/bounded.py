@@ -13,9 +13,10 @@ import json
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from zramfs.errors import ZramfsError
 
@@ -45,9 +46,11 @@ class Patience:
 
 
 class Call:
-    """`action` running in a child. Its result must be JSON; its OSError is raised again here."""
+    """`actions` running in one child, at the same time. Their results must be JSON; their OSErrors are known
+    here again."""
 
-    def __init__(self, action: Callable[[], Any]) -> None:
+    def __init__(self, *actions: Callable[[], Any]) -> None:
+        self._number = len(actions)
         self._fd, write_end = os.pipe()
         # A signal at the wrong moment would run the caller's handlers in the child too.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -56,7 +59,7 @@ class Call:
             # Ctrl-C and Ctrl-Z are for the caller.
             os.setpgid(0, 0)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            _serve(action, write_end)
+            _serve(actions, write_end)
         os.close(write_end)
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # what came meanwhile may raise here
@@ -71,37 +74,52 @@ class Call:
             os.waitpid(self._pid, os.WNOHANG)
 
     def fileno(self) -> int:
-        """Readable when result() has something to wait no longer for."""
+        """Readable when result() has something to wait no longer for. Of a call with one action."""
         return self._fd
 
     def abandon(self) -> None:
         """Instead of result(), for an answer that nobody wants any more."""
-        with contextlib.suppress(TimeoutError):
-            self.result(time.monotonic())
+        self.outcomes(time.monotonic())
 
     def result(self, deadline: float | None = None) -> Any:
-        """Waits until `deadline` (time.monotonic), as Patience does; then TimeoutError. Call once."""
-        chunks = []
+        """Of the only action: what outcomes() returns, or raises if that is an exception. Call once."""
+        [outcome] = self.outcomes(deadline)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    def outcomes(self, deadline: float | None = None) -> list[Any]:
+        """Waits until `deadline` (time.monotonic), as Patience does. Returns for each action its result, its
+        OSError, or TimeoutError if it was late. Call once."""
+        text, is_late = b"", False
         patience = None if deadline is None else Patience(max(deadline - time.monotonic(), _LEAST))
         try:
             while True:
                 if patience and not patience.wait([self._fd]):
-                    raise TimeoutError(errno.ETIMEDOUT, "no answer in time")
+                    is_late = True
+                    break
                 if not (chunk := os.read(self._fd, 65536)):
                     break
-                chunks.append(chunk)
+                text += chunk
         except BaseException:
             self._kill()
             raise
         finally:
             os.close(self._fd)
-        _, status = os.waitpid(self._pid, 0)
-        if not chunks:
-            raise ZramfsError(errno.EIO, f"a helper process ended with status {status} and without a result")
-        answer = json.loads(b"".join(chunks))
-        if "errno" in answer:
-            raise OSError(answer["errno"], answer["strerror"], answer["filename"])
-        return answer["result"]
+        missing: OSError
+        if is_late:
+            self._kill()
+            missing = TimeoutError(errno.ETIMEDOUT, "no answer in time")
+        else:
+            _, status = os.waitpid(self._pid, 0)
+            missing = ZramfsError(
+                errno.EIO, f"a helper process ended with status {status} and without a result")
+        found: list[Any] = [missing] * self._number
+        for line in text.splitlines(keepends=True):
+            if line.endswith(b"\n"):
+                number, answer = json.loads(line)
+                found[number] = answer["result"] if "result" in answer else OSError(*answer["error"])
+        return found
 
 
 def call(action: Callable[[], Any], timeout: float | None) -> Any:
@@ -109,19 +127,34 @@ def call(action: Callable[[], Any], timeout: float | None) -> Any:
     return Call(action).result(None if timeout is None else time.monotonic() + timeout)
 
 
-def _serve(action: Callable[[], Any], write_end: int) -> None:
+def _serve(actions: Sequence[Callable[[], Any]], write_end: int) -> NoReturn:
+    """The child: the first action here, and each other one in a thread. One line for each that returned."""
     status = 1
     try:
-        try:
-            answer = {"result": action()}
-        except OSError as error:
-            name = None if error.filename is None else str(error.filename)
-            answer = {"errno": error.errno, "strerror": error.strerror, "filename": name}
-        with os.fdopen(write_end, "w", encoding="utf-8") as out:
-            json.dump(answer, out)
+        lock = threading.Lock()
+        out = os.fdopen(write_end, "wb")
+
+        def answer(number: int) -> None:
+            line = json.dumps([number, _answer_of(actions[number])])
+            with lock:
+                out.write(line.encode() + b"\n")
+                out.flush()
+
+        threads = [threading.Thread(target=answer, args=(number,)) for number in range(1, len(actions))]
+        for thread in threads:
+            thread.start()
+        answer(0)
+        for thread in threads:
+            thread.join()
         status = 0
     finally:
         # Never back into the caller's stack: this is a copy of it.
         os._exit(status)
 
 
+def _answer_of(action: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        return {"result": action()}
+    except OSError as error:
+        name = None if error.filename is None else str(error.filename)
+        return {"error": [error.errno, error.strerror, name]}

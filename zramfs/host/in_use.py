@@ -69,7 +69,7 @@ def users_of(
     skip = {os.getpid(), *but}
     for pid in process.pids():
         if pid not in skip and (way := _uses(pid, target, table)):
-            phrases.append(f"{process_name(pid)} (pid {pid}) {way}")
+            phrases.append(f"{process.process_name(pid)} (pid {pid}) {way}")
     return phrases
 
 
@@ -91,7 +91,7 @@ def holders_below(directory: Path) -> list[str]:
     phrases = []
     for pid in process.pids():
         if pid not in skip and (way := _runs_or_has(pid, directory)):
-            phrases.append(f"{process_name(pid)} (pid {pid}) {way}")
+            phrases.append(f"{process.process_name(pid)} (pid {pid}) {way}")
     return phrases
 
 
@@ -122,7 +122,7 @@ def _elsewhere(table: list[Mount], target: _Target) -> list[str]:
     """What is mounted in other mount namespaces, on purpose: not as a mere copy of this one's."""
     phrases = []
     for pid, theirs in namespaces():
-        whose = f" in the mount namespace of {process_name(pid)} (pid {pid})"
+        whose = f" in the mount namespace of {process.process_name(pid)} (pid {pid})"
         phrases += [f"{m.source} is mounted on {m.mountpoint}{whose}" for m in theirs
                     if target.is_of(m) and not _is_copy(m, theirs, table)]
         phrases += _overlays(theirs, target, whose)
@@ -148,14 +148,6 @@ def _is_copy(mount: Mount, theirs: Iterable[Mount], ours: Iterable[Mount]) -> bo
 
 def _root(table: Iterable[Mount]) -> str:
     return next((each.dev for each in table if each.mountpoint == Path("/")), "")
-
-
-def process_name(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
-            return comm.read().rstrip("\n")
-    except OSError:
-        return "a process that just ended"
 
 
 def _ancestors(pid: int) -> Iterator[int]:

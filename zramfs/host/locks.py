@@ -12,7 +12,7 @@ import os
 import time
 from pathlib import Path
 
-from .mounts import mount_id, mounts
+from .mounts import device_of, mount_id
 
 _TRIES = 3
 _PAUSE = 0.01  # seconds
@@ -30,7 +30,7 @@ def holders(directory: Path) -> list[int]:
         number = mount_id(f"/proc/self/fdinfo/{fd}")
     finally:
         os.close(fd)
-    dev = next((each.dev for each in mounts() if each.id == number), None)
+    dev = None if number is None else device_of(number)
     found = []
     with contextlib.suppress(OSError), open("/proc/locks", encoding="utf-8") as lines:
         for line in lines:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from zramfs.errors import ZramfsError
 
-from . import programs, system_calls
+from . import programs
 from .bounded import Patience
 from .paths import AS_PATH
 from .programs import run
@@ -90,6 +90,8 @@ def detach(
     """
     if not stands_on(device, disk, attached) or (backing_file(device) != str(disk) and _told(device)):
         return
+    from . import system_calls  # most commands only look
+
     try:
         system_calls.release_loop(device)
     except OSError as error:
@@ -120,6 +122,8 @@ def size(device: str) -> int:
 def follow_size(device: str, disk: Path, wanted: int, timeout: float = 5.0) -> None:
     """Has a loop device, which may be in use, take the size of `disk`, and returns when it has `wanted`
     bytes. Raises ZramfsError(EIO), or what the kernel said."""
+    from . import system_calls
+
     end = time.monotonic() + timeout
     while True:
         # The kernel reads the size that it last heard of, and asks the server for it only here. It drops an

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,6 @@ from .paths import AS_PATH
 
 FSTYPE = "fuse.zramfs"  # of the tree of a device
 _SAME = 6  # fields of a Mount that tell it from others
-_OCTAL = r"\\([0-7]{3})"
 
 
 class Mount(NamedTuple):
@@ -47,7 +45,16 @@ class Mount(NamedTuple):
 
 def unescape(text: str) -> str:
     """A field of mountinfo, mounts or swaps, where space, tab, newline and backslash are octal."""
-    return re.sub(_OCTAL, lambda match: chr(int(match[1], 8)), text) if "\\" in text else text
+    if "\\" not in text:
+        return text
+    # Without re, whose expression takes 0.5 ms to be compiled: a hundredth of what `zramfs status` may cost.
+    first, *others = text.split("\\")
+    return first + "".join(
+        chr(int(each[:3], 8)) + each[3:] if _is_octal(each[:3]) else f"\\{each}" for each in others)
+
+
+def _is_octal(text: str) -> bool:
+    return len(text) == 3 and set(text) <= set("01234567")
 
 
 def mounts(process: int | Path = Path("/proc/self")) -> list[Mount]:
@@ -82,6 +89,16 @@ def namespaces() -> Iterator[tuple[int, list[Mount]]]:
 def mount_at(path: Path) -> Mount | None:
     """The topmost mount whose mount point is exactly `path`."""
     return next((m for m in reversed(mounts()) if m.mountpoint == path), None)
+
+
+def device_of(number: int) -> str | None:
+    """The "major:minor" of the mount with this id. Of all the mounts nothing else is read."""
+    with open("/proc/self/mountinfo", **AS_PATH) as lines:
+        for line in lines:
+            first, _, dev, _ = line.split(" ", 3)
+            if int(first) == number:
+                return dev
+    return None
 
 
 def mount_id(fdinfo: str) -> int | None:

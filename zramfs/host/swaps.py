@@ -2,9 +2,10 @@
 """The active swap areas of the machine."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from zramfs.host.mounts import unescape
+from zramfs.host.mounts import Mount, unescape
 from zramfs.host.paths import AS_PATH
 
 
@@ -33,3 +34,12 @@ def swap_areas() -> list[SwapArea]:
 def swaps() -> list[str]:
     """Paths of the active swap areas."""
     return [area.path for area in swap_areas()]
+
+
+def mounted_on(standing: Sequence[str], table: Sequence[Mount], areas: Sequence[SwapArea]) -> str | None:
+    """Where a file system on a device is mounted, or [SWAP]; None for neither. standing: the loop devices on
+    it; table: mounts(); areas: swap_areas()."""
+    for mount in table:
+        if mount.source in standing:
+            return str(mount.mountpoint)
+    return "[SWAP]" if any(area.path in standing for area in areas) else None

@@ -24,7 +24,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +84,7 @@ class Rundir(NamedTuple):
             found = json.loads(text)
             # A daemon of another version may say more, or less. It is alive all the same, and what took it
             # for an unfinished start would drop its data.
-            return State(**{each.name: found[each.name] for each in fields(State) if each.name in found})
+            return State(**{name: found[name] for name in State._fields if name in found})
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
             return None
 
@@ -98,7 +97,7 @@ class Rundir(NamedTuple):
         """Replaces state.json in one step: a reader sees the old or the new one, complete. Raises
         ZramfsError."""
         temporary = self.path / "state.json.new"
-        text = json.dumps(asdict(state), indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(state._asdict(), indent=1, ensure_ascii=False) + "\n"
         try:
             with open(temporary, "w", **AS_PATH, opener=_private) as out:
                 out.write(text)
@@ -115,7 +114,7 @@ class Rundir(NamedTuple):
             if state is None:
                 raise ZramfsError(
                     errno.ENOENT, f"{self.path}/state.json is gone: somebody removed the device")
-            state = replace(state, **changes, **ask())
+            state = state._replace(**changes, **ask())
             self.write(state)
             return state
 

@@ -177,8 +177,8 @@ def _wait_and_take_over(new: Rundir, place: Place, config: DeviceConfig | None) 
         mapped.look(Kept(*kept).memory)
         make_haste(True)
 
-    if config is not None:
-        _make_safe(new, config)
+    if config is not None and _is_locked(config):
+        _make_safe(new, config)  # a fork inherits all settings but the locks
     make_haste(True)
     turn = place.wait_turn(prepare, look)
     fds, keeper = turn or place.orphaned()
@@ -195,7 +195,11 @@ def _wait_and_take_over(new: Rundir, place: Place, config: DeviceConfig | None) 
 def _may_fork(config: DeviceConfig) -> bool:
     """A fork makes this process need memory where it writes to its own: not for swap, which has to give some
     just then. One that is locked would be there twice at once."""
-    return not config.reserve and not config.lock
+    return not _is_locked(config)
+
+
+def _is_locked(config: DeviceConfig) -> bool:
+    return config.lock or config.reserve > 0
 
 
 def _fork_spare(place: Place, config: DeviceConfig, mapped: MappedMemory) -> Spare | None:

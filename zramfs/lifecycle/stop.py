@@ -137,7 +137,7 @@ def _take_copies_away(old: Rundir, state: State) -> None:
             elif error.errno not in (errno.ENOENT, errno.EINVAL) or _is_there(pid, place):
                 raise ZramfsError(
                     errno.EBUSY,
-                    f"{place} cannot be unmounted in the mount namespace of {in_use.process_name(pid)} "
+                    f"{place} cannot be unmounted in the mount namespace of {process.process_name(pid)} "
                     f"(pid {pid}): {error.strerror}; nothing else was changed") from None
 
 
