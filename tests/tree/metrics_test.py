@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prometheus_client import exposition
-from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as prometheus_families
-from prometheus_client.utils import floatToGoString
 
 from tests.support.backing_tools import backing_file
 from tests.support.fakes import FakeLane
 from zramfs.device.device import Device
+from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.model.stats import BUCKET_BOUNDS, OPERATIONS, Latency
 from zramfs.tree import metrics
@@ -119,20 +119,19 @@ async def test_it_is_openmetrics():
     assert re.findall(r"^# TYPE zramfs_(\S+) ", text, re.MULTILINE) == [metric.name for metric in TABLE]
 
 
-async def test_it_is_what_the_library_would_write():
-    """Which the processes of a device do without (2 MiB in each)."""
-    figures = metrics.figures_of(await filled())
-    text = metrics.openmetrics_of(figures)
-
-    class Read:
-        @staticmethod
-        def collect():
-            return families(text.decode())
-
-    assert text == openmetrics.generate_latest(Read)
-    assert metrics.prometheus_of(figures) == exposition.generate_latest(Read)
-    for number in (0, 0.5, -3.25, 999_999, 1_000_000, 123_456_789, 1 << 53, 1e15, 1e16, 1e-9, 2_500_000.75):
-        assert metrics._number(number) == floatToGoString(number)
+@pytest.mark.parametrize("write", [metrics.openmetrics_text, metrics.prometheus_text])
+async def test_a_library_that_was_taken_away_is_an_error_of_that_read(
+    write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = await filled()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "prometheus_client"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(ZramfsError, match="prometheus_client.*: install it, or run `zramfs upgrade`") as caught:
+        write(device)
+    assert caught.value.errno == errno.EIO
+    monkeypatch.undo()
+    assert b"zramfs_" in write(device)
 
 
 async def test_it_is_also_in_the_format_that_node_exporter_reads():
@@ -480,7 +479,7 @@ async def test_no_statistic_is_left_out():
     figures = metrics.Figures(
         Recorder(stats, asked), Recorder(memory, asked), [Recorder(c, asked) for c in classes]
     )
-    metrics.openmetrics_of(figures)
+    list(metrics.Collector(figures).collect())
     fields = {name for each in (stats, memory, classes[0]) for name in every_field(each)}
     assert fields - asked - ELSEWHERE == set()
 
