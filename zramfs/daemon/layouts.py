@@ -16,6 +16,7 @@ from .papers import PAPERS_VERSION
 LAYOUTS = {**takeover.LAYOUTS, "papers": PAPERS_VERSION, "messages": MESSAGES_VERSION}
 # By the same names. Add an older number here when the code that reads it is there, and a test of it.
 READABLE = {name: {version} for name, version in LAYOUTS.items()}
+READABLE["store"].add(1)  # units without a dictionary
 _NAMES = {
     "memory": "the memory file", "store": "the store in it", "page": "the page of the lane",
     "settings": "the settings", "papers": "the papers of the daemon",

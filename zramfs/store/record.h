@@ -24,7 +24,8 @@
 #include "layout.h"
 
 #define RECORD_MAGIC 0x64726f6365727a7aull /* "zzrecord", little endian */
-#define RECORD_VERSION 1
+#define RECORD_VERSION 2
+#define RECORD_OLDEST 1 /* that can be read; its units have no dictionary. A pass of units raises it. */
 
 /* What no scan of the slots tells of a backing store (zramfs/store/backing.pxd). */
 typedef struct {

@@ -8,7 +8,7 @@ from allocator.frames cimport arena_t
 cdef extern from "record.h" nogil:
     const uint64_t RECORD_MAGIC
     enum:
-        RECORD_VERSION
+        RECORD_VERSION, RECORD_OLDEST
 
     ctypedef struct backing_record_t:
         uint64_t key

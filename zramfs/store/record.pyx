@@ -59,10 +59,10 @@ cdef dict kept_arguments(Arena arena, object backing):
     cdef store_record_t* record = record_of(arena.open())
     if record.magic != RECORD_MAGIC:
         raise ValueError("expected a memory file with a store in it, got one without")
-    if record.version != RECORD_VERSION:
+    if not RECORD_OLDEST <= record.version <= RECORD_VERSION:
         raise ValueError(
-            f"expected a store with record {RECORD_VERSION}, got {record.version}: the version of zramfs "
-            "that made it can read it")
+            f"expected a store with record {RECORD_OLDEST} to {RECORD_VERSION}, got {record.version}: the "
+            "version of zramfs that made it can read it")
     if record_slots(record) == 0 or arena.a.sb.user_size != round_up(user_bytes(record.most_slots), PAGE):
         raise ValueError("expected the record of a store, got one that is damaged: its size is wrong")
     if bool(record.has_backing) is not (backing is not None):
@@ -71,6 +71,7 @@ cdef dict kept_arguments(Arena arena, object backing):
     return {
         "disksize": record_slots(record) << PAGE_SHIFT, "grows_to": record.most_slots << PAGE_SHIFT,
         "algo": primary[0], "level": primary[1], "dictionary": primary[2],
-        "secondary": [each and Codec(*each) for each in secondary], "generations": generations,
+        "secondary": [each and Codec(*each, only_decompresses=True) for each in secondary],
+        "generations": generations,
         "wipe": record.wipe != 0,
     }

@@ -42,6 +42,7 @@ cdef void units_attach(store_t* st) noexcept nogil:
     st.units.words = <uint64_t*>(st.arena.user + units_off(st))
     st.units.nr_words = chunks_of(st.most_slots) * UNITS_CHUNK // sizeof(uint64_t)
     st.units.serial = &st.record.unit_serial
+    st.units.codecs = st.codec
 
 
 cdef void shared_attach(store_t* st) noexcept nogil:
