@@ -227,7 +227,9 @@ class IdleWork:
                 assert self._better is not None  # lacks says so otherwise
                 await self._post.recompress(store, self._better, RecompressArguments(older=older), rest)
             case "dictionaries":
-                await self._device.dictionaries.consider(rest, marked=False, older=older, level=level)
+                await self._device.dictionaries.consider(
+                    rest, marked=False, older=older, level=level,
+                    in_units=self._device.density.wanted.mode == "max" and not self._device._config.wipe)
             case "share":
                 await self._post.share(store, ShareArguments(marked=False, older=older), rest)
             case "units":
