@@ -19,7 +19,7 @@ from benchmarks.tools import BenchmarkError, Interrupt, wait_until
 AUTO, MAX = 3, 9
 # Access times are whole seconds: between the last use of what is to be packed, and the first use of the rest.
 APART_SECONDS = 4.0
-# 64 MiB a minute, on a busy machine.
+# 256 MiB take 60 to 90 s at a load of 25.
 REST_SECONDS = 600.0
 # Object compaction and the giving back of memory go on for a moment after the last step.
 SETTLED_SECONDS = 3.0
