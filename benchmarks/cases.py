@@ -53,7 +53,7 @@ WAYS = (
     Way("zramfs, units while in use", "zramfs", Packing(AUTO).options,
         (f"policy=recompress idle={BACKGROUND_IDLE}", f"policy=units idle={BACKGROUND_IDLE} level={AUTO}")),
     Way("zramfs, packed at rest", "zramfs", Packing(MAX).options,
-        packing=Packing(MAX, shared=True)),
+        packing=Packing(MAX, dense=True)),
 )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import load, memory, peers, returned, simulated
 from benchmarks.in_use import in_use
 from benchmarks.load import Zone
-from benchmarks.packing import APART_SECONDS, AUTO, MAX, Packing, control, pack
+from benchmarks.packing import APART_SECONDS, AUTO, MAX, Packing, come_to_rest, control, pack
 from benchmarks.tools import Interrupt, LeftOutError
 
 BASE = "zram lz4"
@@ -108,9 +108,20 @@ def _packed(way: str, zone: Zone, interrupt: Interrupt) -> Density:
         return Density(way, zone.data, zone.size, memory.resident(server.pids) - empty, cpu)
 
 
+def _at_max(way: str, zone: Zone, interrupt: Interrupt) -> Density:
+    """At rest, as density `max` leaves it."""
+    with device(zone, "lz4", *Packing(MAX).options) as server:
+        empty = memory.resident(server.pids)
+        before = load.server_cpu(server.pids)
+        took = load.fill(peers.Peer("zramfs-file", server, server.path), zone, interrupt)
+        come_to_rest(server, interrupt)
+        cpu = took.client_cpu + load.server_cpu(server.pids) - before
+        return Density(way, zone.data, zone.size, memory.resident(server.pids) - empty, cpu)
+
+
 def _in_use(way: str, zone: Zone, interrupt: Interrupt) -> Density:
-    """A random part of the pages is in use before, while and after the others are packed."""
-    packing = PACKINGS[way]
+    """The steps of density `auto`, while a random part of the pages is in use before, meanwhile and after."""
+    packing = Packing(AUTO, dense=True)
     with device(zone, "lz4", *packing.options) as server:
         control(server, "access_times=on")
         empty = memory.resident(server.pids)
@@ -135,8 +146,6 @@ def device(zone: Zone, algo: str, *options: str) -> Iterator[peers.Server]:
 PACKINGS = {
     f"zramfs, units zstd:{AUTO}": Packing(AUTO),
     f"zramfs, units zstd:{MAX}": Packing(MAX),
-    f"zramfs, shared and units zstd:{MAX}": Packing(MAX, shared=True),
-    f"zramfs, shared and units zstd:{AUTO}, {IN_USE:.0%} in use": Packing(AUTO, shared=True),
 }
 WAYS: dict[str, Callable[[str, Zone, Interrupt], Density]] = {
     BASE: _kernel,
@@ -145,7 +154,9 @@ WAYS: dict[str, Callable[[str, Zone, Interrupt], Density]] = {
     "zramfs lz4": _ours,
     "zramfs zstd:3": _ours,
     "zramfs lz4, then zstd:9 with a dictionary": _recompressed,
-    **{way: _in_use if way.endswith("in use") else _packed for way in PACKINGS},
+    **dict.fromkeys(PACKINGS, _packed),
+    "zramfs, density max": _at_max,
+    f"zramfs, density auto, {IN_USE:.0%} in use": _in_use,
 }
 
 

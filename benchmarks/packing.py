@@ -1,29 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a device of zramfs is made as small as it gets: what its density `max` and `auto` end at.
+"""How a device of zramfs is made as small as it gets: by density `max`, or by the steps of `auto`.
 
 This is the one place that knows the steps. Whoever measures says how small, and waits here until the device
-is at rest.
+is at rest. `max` comes to rest in seconds, and is used as it is. `auto` waits for 10 minutes or 20 before it
+touches a page, so its steps are commands here.
 """
 from __future__ import annotations
 
+import errno
 import time
 from dataclasses import dataclass
 
+from benchmarks.memory import resident
 from benchmarks.peers import Server
-from benchmarks.tools import BenchmarkError, Interrupt
+from benchmarks.tools import BenchmarkError, Interrupt, wait_until
 
 # The level of zstd that single pages and units get.
 AUTO, MAX = 3, 9
 # Access times are whole seconds: between the last use of what is to be packed, and the first use of the rest.
 APART_SECONDS = 4.0
+# 256 MiB take 60 to 90 s at a load of 25.
+REST_SECONDS = 600.0
+# Object compaction and the giving back of memory go on for a moment after the last step.
+SETTLED_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class Packing:
-    """level: of zstd, for units and for pages that stay single; shared: equal pages become one object."""
+    """level: of zstd, for units and for pages that stay single; dense: equal pages become one object, and the
+    device trains dictionaries."""
 
     level: int
-    shared: bool = False
+    dense: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -46,10 +54,40 @@ def pack(server: Server, packing: Packing, interrupt: Interrupt, unused_since: f
     # Recompression takes the marks off.
     control(server, idle())
     control(server, "recompress=type=idle priority=1")
-    if packing.shared:
+    if packing.dense:
+        train(server, idle())
         control(server, f"share={idle()}")
     control(server, f"units={idle()} level={packing.level}")
     control(server, "compact")
+
+
+def train(server: Server, idle: str) -> None:
+    """A dictionary, where there are pages enough that stand to gain by one."""
+    try:
+        control(server, f"dictionary={idle}")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+
+
+def come_to_rest(server: Server, interrupt: Interrupt) -> None:
+    """Density `max`, until it has nothing left to do, and memory no longer shrinks."""
+    assert server.tree is not None
+    metrics = server.tree / "metrics"
+    least, since = float("inf"), time.monotonic()
+
+    def is_resting() -> bool:
+        nonlocal least, since
+        interrupt.check()
+        time.sleep(0.5)
+        if resident(server.pids) < least:
+            least, since = resident(server.pids), time.monotonic()
+        lines = metrics.read_text().splitlines()
+        return (any(line.startswith("zramfs_density_resting") and line.endswith(" 1.0") for line in lines)
+                and time.monotonic() > since + SETTLED_SECONDS)
+
+    control(server, "density=max")
+    wait_until(is_resting, "density max", REST_SECONDS)
 
 
 def control(server: Server, line: str) -> None:

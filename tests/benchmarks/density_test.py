@@ -59,7 +59,7 @@ def test_a_corpus_that_the_machine_does_not_have_says_how_much_there_is(
 def test_a_short_run_measures_every_way_on_the_same_data(tmp_path: Path):
     ran = subprocess.run(
         [*RUN, "--size", "8M", "--data", "process", "--ways", "zram lz4", "--ways", "zramfs lz4",
-         "--ways", "zram zstd", "--ways", "zramfs, shared and units zstd:9", "--output", tmp_path],
+         "--ways", "zram zstd", "--ways", "zramfs, density max", "--output", tmp_path],
         capture_output=True, text=True, timeout=300, env=os.environ,
     )
     assert ran.returncode == 0, ran.stderr
@@ -68,7 +68,7 @@ def test_a_short_run_measures_every_way_on_the_same_data(tmp_path: Path):
         pytest.skip(found["left_out"]["zram lz4"])
     cells = {cell["way"]: cell for cell in found["density"]}
     lz4, plain, zstd, packed = cells
-    assert (lz4, plain, packed) == ("zram lz4", "zramfs lz4", "zramfs, shared and units zstd:9")
+    assert (lz4, plain, packed) == ("zram lz4", "zramfs lz4", "zramfs, density max")
     # Measured, or worked out where the kernel has no zstd.
     assert zstd in ("zram zstd", "zram zstd, simulated")
     assert all(cell["bytes"] == 8 * MIB and cell["cpu"] > 0 for cell in cells.values())
@@ -94,7 +94,7 @@ def test_pages_in_use_stay_out_of_units_and_all_others_are_packed(monkeypatch: p
 
     monkeypatch.setattr(density, "pack", packed)
     with Interrupt() as interrupt:
-        found = density.measure("zramfs, shared and units zstd:3, 20% in use", zone, interrupt)
+        found = density.measure("zramfs, density auto, 20% in use", zone, interrupt)
     # 409 of 2048 pages are in use.
     assert 0.7 * 2048 < int(units["pages"]) <= 2048 - 409
     assert 0 < found.resident < found.bytes == 8 * MIB

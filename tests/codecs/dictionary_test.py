@@ -26,6 +26,7 @@ from tests.support.codec_calls import (
     codec_decompress,
     codec_t,
 )
+from tests.support.page_kinds import prose
 from tests.support.side_by_side import together
 from zramfs.codecs.codec import MAX_DICTIONARY, Codec
 
@@ -244,3 +245,15 @@ def test_two_allocations_and_none_a_page(tmp_path: Path) -> None:
     for made, worked, freed, refused in json.loads(alloc_hook.run(COUNT, tmp_path)):
         assert (made, worked, freed) == (2, 0, 2)
         assert len(refused) == 2 and "dictionary of" in refused[0] and "context" in refused[1]
+
+
+@pytest.mark.parametrize("algo", ["zstd", "lz4"])
+def test_a_codec_that_only_decompresses_reads_what_another_has_made(algo: str) -> None:
+    dictionary, page = prose(1) + prose(2), prose(1)[:2000] + prose(3)[:2096]
+    packed = Codec(algo, None, dictionary).compress(page)
+    reader = Codec(algo, None, dictionary, only_decompresses=True)
+    assert packed is not None and reader.decompress(packed, len(page)) == page
+    assert reader.dictionary == dictionary
+    if algo == "zstd":
+        with pytest.raises(ValueError, match="made only to decompress"):
+            reader.compress(page)

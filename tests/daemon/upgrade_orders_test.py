@@ -64,7 +64,7 @@ def test_a_layout_is_read_if_this_version_writes_it_and_no_other_is() -> None:
         assert f"got {version + 1}" in layouts.refusal({**layouts.LAYOUTS, name: version + 1})
         without = {each: other for each, other in layouts.LAYOUTS.items() if each != name}
         assert "got none" in layouts.refusal(without)
-    # Store 2 is store 1 with units on the backing store.
+    # In a store of 1, units have no dictionary, and none lies on the backing store.
     assert layouts.LAYOUTS["store"] == 2 and layouts.refusal({**layouts.LAYOUTS, "store": 1}) is None
     assert "store in it: expected a layout that this version reads (1, 2), got 3" in layouts.refusal(
         {**layouts.LAYOUTS, "store": 3})

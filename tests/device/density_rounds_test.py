@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,8 +13,10 @@ from dataclasses import replace
 import pytest
 import trio
 
-from tests.support.box import MIB, Box
-from tests.support.page_kinds import noise, prose
+from tests.support.box import MIB, PAGE, Box
+from tests.support.memory_file import MemoryFile
+from tests.support.page_kinds import noise, prose, record
+from tests.support.unit_tools import unit_of
 from zramfs.device import density, postprocess
 from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm
@@ -98,6 +101,30 @@ async def test_max_makes_a_device_dense_and_comes_to_rest() -> None:
             assert f"\nzramfs_{line}\n" in text
         await trio.sleep(0.3)
         assert box.device.stats().density == done, "it has come to rest"
+        assert holds(box)
+
+
+async def test_what_auto_has_packed_is_packed_better_when_the_mode_becomes_max_and_once(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The level makes a tenth of them.
+    monkeypatch.setattr(sys.modules[__name__], "CONTENT", list(map(record, range(256))))
+    async with running(density=Density("auto", 100)) as box:
+        await rest(box)
+        before = box.store.stats()
+        file = MemoryFile(box.store.migration.arena.fileno())
+        assert before.units > 0 and unit_of(file, 0).level == 3
+        await box.device.command("density=max")
+        await rest(box)
+        after = box.store.stats()
+        assert unit_of(file, 0).level == 9
+        assert (after.units, after.unit_pages) == (before.units, before.unit_pages)
+        assert after.unit_bytes < before.unit_bytes
+        for mode in ("auto:100%", "max"):
+            made = box.device._post.units.made
+            await box.device.command(f"density={mode}")
+            await rest(box)
+            assert box.device._post.units.made == made
         assert holds(box)
 
 

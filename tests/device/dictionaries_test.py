@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,14 @@ from tests.support.page_kinds import noise, prose, record
 from tests.support.paths import python_environment
 from zramfs.device import dictionaries, postprocess
 from zramfs.device.dictionaries import DictionaryArguments, parse_dictionary
+from zramfs.device.postprocess import UnitArguments
 from zramfs.device.restoring import restore_image
 from zramfs.device.takeover import settings_of
 from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm
 from zramfs.model.contents import steps_of
 from zramfs.store.saving import SaveRun
-from zramfs.store.secondary import count_priorities, set_secondary
+from zramfs.store.secondary import count_in_units, count_priorities, set_secondary
 from zramfs.store.store import Store
 from zramfs.tree import metrics
 from zramfs.tree.state import control_text
@@ -252,6 +254,81 @@ async def test_a_device_without_a_size_a_save_and_other_post_processing_are_in_i
     run.finish()
     await box.device.command("dictionary idle=all")
     assert box.device.stats().dictionaries.trained == 1
+
+
+async def packed(box: Box) -> None:
+    await box.device._post.make_units(box.store, UnitArguments(marked=False, level=9))
+
+
+async def test_where_all_is_to_be_in_units_it_is_judged_by_units_and_recompresses_nothing(
+    few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dictionaries, "WORTH", 0)
+    box = await full()
+    own = box.device.dictionaries
+    assert await own.consider(rest, marked=False, level=9, in_units=True)
+    assert count_priorities(box.store) == (N, 0, 0, 0)
+    await packed(box)
+    assert not await own.consider(rest, marked=False, level=9, in_units=True), "nothing has changed"
+    (generation,) = own.stats().generations
+    units = count_in_units(box.store)[1]
+    assert units == box.store.stats().unit_pages > 0.9 * N
+    assert (generation.level, generation.pages) == (9, units + count_priorities(box.store)[1])
+    assert 0 < generation.won < generation.pages * 1000
+    assert own.stats().verdict.startswith("taken: ")
+    assert holds(box)
+
+
+async def test_what_a_dictionary_wins_in_units_is_less_than_of_single_pages(
+    few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the one that a device takes for single pages may be refused for units."""
+    monkeypatch.setattr(dictionaries, "WORTH", 1000)
+    won = []
+    box = await full()
+    for in_units in (False, True):
+        assert not await box.device.dictionaries.consider(
+            rest, marked=False, asked=True, in_units=in_units)
+        verdict = box.device.stats().dictionaries.verdict
+        won.append(int(re.search(r", (-?\d+) bytes each", verdict)[1]))
+    assert 0 < won[1] < 0.8 * won[0]
+    assert box.device.stats().dictionaries.rejected == 2 and holds(box)
+
+
+async def test_pages_in_units_are_cold_where_they_are_to_be_made_anew(
+    few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dictionaries, "WORTH", 0)
+    box = await full()
+    await packed(box)
+    before = box.store.stats().unit_bytes
+    assert not await box.device.dictionaries.consider(rest, marked=False)
+    assert await box.device.dictionaries.consider(rest, marked=False, level=9, in_units=True)
+    await packed(box)
+    assert box.store.stats().unit_bytes < before and count_in_units(box.store)[1] > 0.9 * N
+    assert holds(box)
+
+
+@pytest.mark.parametrize("kind", [noise, digits])
+async def test_pages_without_anything_in_common_make_none_for_units(kind, few: None) -> None:
+    box = await full(kind)
+    assert not await box.device.dictionaries.consider(rest, marked=False, in_units=True)
+    assert box.device.stats().dictionaries.rejected == 1 and holds(box, kind)
+
+
+async def test_a_generation_stays_until_no_unit_needs_it(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dictionaries, "WORTH", 0)
+    box = await full()
+    own = box.device.dictionaries
+    assert await own.consider(rest, marked=False, level=9, in_units=True)
+    await packed(box)
+    box.store.zero(0, (N - 16) * PAGE)
+    await own.consider(rest, marked=False, level=9, in_units=True)
+    assert (own.newest, own.stats().dropped) == (1, 0)
+    box.store.zero((N - 16) * PAGE, 16 * PAGE)
+    await own.consider(rest, marked=False, level=9, in_units=True)
+    assert (own.newest, own.stats().dropped) == (None, 1)
+    box.store.check(3)
 
 
 MEMORY = """

@@ -55,6 +55,10 @@ def expect(store: Store, changed: dict[int, bytes] | None = None) -> None:
         assert store.read(number * PAGE, PAGE) == (changed or {}).get(number, page(number)), number
 
 
+def record_version(store: Store) -> int:
+    return os.pread(store.migration.arena.fileno(), 1, 1008 + 8)[0]
+
+
 def unreadable(store: Store, number: int) -> None:
     with pytest.raises(OSError) as caught:
         store.read(number * PAGE, PAGE)
@@ -62,6 +66,14 @@ def unreadable(store: Store, number: int) -> None:
 
 
 # ---- going ------------------------------------------------------------------------------------------
+
+def test_a_version_without_such_units_cannot_adopt_the_store_once_they_may_be_there(tmp_path: Path) -> None:
+    with with_units(tmp_path / "back") as store:
+        os.pwrite(store.migration.arena.fileno(), b"\1", 1008 + 8)
+        write_back(store)
+        assert record_version(store) == 2
+        expect(store)
+
 
 def test_a_unit_leaves_memory_as_a_whole_and_takes_no_more_blocks_than_it_has_bytes(tmp_path: Path) -> None:
     with with_units(tmp_path / "file") as store:

@@ -8,7 +8,6 @@ import math
 import os
 import random
 import statistics
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -251,9 +250,7 @@ def test_an_estimate_holds_on_to_its_algorithm_which_the_store_may_give_up_meanw
     first = estimate(store, priority=2, seed=1)
     work = Estimating(store, priority=2, seed=1)
     assert drop_secondary(store, 2)
-    held = sys.getrefcount(codec)
     while work.step(1):
         pass
     assert replace(work.result(), cpu_ns=0, own_ns=0) == replace(first, cpu_ns=0, own_ns=0)
     work.finish()
-    assert sys.getrefcount(codec) == held - 1

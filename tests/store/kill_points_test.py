@@ -253,6 +253,29 @@ def test_a_kill_while_a_dictionary_is_dropped_changes_no_page() -> None:
     assert each_point(setup, [["drop", 2, True]], old_or_new(), size=SIZE, secondary=["zstd"]) > 0
 
 
+# Two units with a dictionary. A dead place in each makes them smaller with the next one in any case.
+WITH_DICTIONARY: list[Op] = [
+    *(["write", i * PAGE, "record", i, PAGE] for i in range(32)), ["take", 1, 3, 2000], ["units"],
+    ["zero", 6 * PAGE, PAGE], ["zero", 30 * PAGE, PAGE],
+]
+
+
+@pytest.mark.parametrize("ops", [[["take", 2, 3, 1000], ["units"], ["drop", 1, True]],
+                                 [["write", i * PAGE, "record", i, PAGE] for i in range(14, 17)]],
+                         ids=["made anew with the next one", "left"])
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_beside_units_with_a_dictionary_changes_no_page(ops: list[Op]) -> None:
+    assert each_point(WITH_DICTIONARY, ops, old_or_new(), size=SIZE) > 0
+
+
+@pytest.mark.requires("cc", "unsanitized")
+def test_a_kill_in_a_write_back_of_units_with_a_dictionary_changes_no_page(tmp_path: Path) -> None:
+    place = backing_file(tmp_path / "backing")
+    ops: list[Op] = [
+        ["write back", 0, 32, 32], ["write", 5 * PAGE, "text", 1, PAGE], ["zero", 20 * PAGE, PAGE]]
+    assert each_point(WITH_DICTIONARY, ops, old_or_new(place), size=SIZE, backing=place) > 20
+
+
 @pytest.mark.requires("cc", "unsanitized")
 def test_a_kill_in_a_write_back_changes_no_page(tmp_path: Path) -> None:
     place = backing_file(tmp_path / "backing")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any order of writes, discards, recompressions, and of dictionaries that are taken and dropped, in one
-process and the next: each page keeps its bytes and moves only to what came later, and no algorithm goes that
-page needs."""
+"""Any order of writes, discards, recompressions, makings of units, and of dictionaries that are taken and
+dropped, in one process and the next: each page keeps its bytes and moves only to what came later, and no
+algorithm goes that a page or a unit needs."""
 from __future__ import annotations
 
 import os
@@ -15,6 +15,7 @@ from tests.support.memory_file import MemoryFile
 from tests.support.page_kinds import noise, prose, record
 from tests.support.recompress_tools import recompress
 from tests.support.scale import scaled
+from tests.support.unit_tools import make_units, unit_of
 from zramfs.codecs.codec import Codec
 from zramfs.store.secondary import count_priorities, drop_secondary, set_secondary
 from zramfs.store.store import Store
@@ -63,9 +64,26 @@ class SecondaryMachine(RuleBasedStateMachine):
     def drop(self) -> None:
         for priority, generation in enumerate(self.generations):
             if generation:
-                needed = priority in self.priorities()
+                needed = priority in self.priorities() or priority == self.unit_priority()
                 assert drop_secondary(self.store, priority) is not needed
                 self.generations[priority] *= needed
+
+    def unit_priority(self) -> int | None:
+        file = MemoryFile(self.store.migration.arena.fileno())
+        return unit_of(file, 0).prio if self.store.stats().units else None
+
+    @rule(level=st.sampled_from((1, 5)), thorough=st.booleans(), joins=st.booleans())
+    def make_units(self, level: int, thorough: bool, joins: bool) -> None:
+        done = make_units(self.store, level=level, thorough=thorough, joins=joins)
+        if done.made:
+            newest = max(range(4), key=self.generations.__getitem__)
+            assert self.unit_priority() == (newest if self.generations[newest] else 0)
+
+    @rule(number=st.integers(0, PAGES - 1))
+    def read_twice(self, number: int) -> None:
+        """A page of a unit becomes a single one."""
+        for _ in range(2):
+            assert self.store.read(number * PAGE, PAGE) == self.pages[number]
 
     @rule(priority=st.integers(1, 3), again=st.booleans(), most=st.sampled_from((2, None)))
     def recompress(self, priority: int, again: bool, most: int | None) -> None:
@@ -87,10 +105,12 @@ class SecondaryMachine(RuleBasedStateMachine):
     @invariant()
     def holds(self) -> None:
         assert list(self.store.generations) == self.generations
-        assert self.store.read(0, PAGES * PAGE) == b"".join(self.pages)
+        assert [self.store.peek(number) for number in range(PAGES)] == self.pages
         counts = [0] * 4
-        for priority, page in zip(self.priorities(), self.pages, strict=True):
-            counts[priority] += page != bytes(PAGE) and page not in map(noise, range(6))
+        file = MemoryFile(self.store.migration.arena.fileno())
+        for number, (priority, page) in enumerate(zip(self.priorities(), self.pages, strict=True)):
+            counts[priority] += (page != bytes(PAGE) and page not in map(noise, range(6))
+                                 and file.slot(number).type != "unit")
         # What is stored raw has no algorithm.
         assert list(count_priorities(self.store)) == counts
         self.store.check(3)

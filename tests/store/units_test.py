@@ -90,14 +90,15 @@ def test_a_unit_lies_in_the_pool_as_it_is_drawn() -> None:
     file = MemoryFile(store.migration.arena.fileno())
     unit = unit_of(file, 1)
     assert word_of(file, 1)[1:] == (0b1111111111001111, False, False)
-    assert (unit.magic, unit.members, unit.serial) == (0x7501, 0b1111111111001111, 1)
+    assert (unit.magic, unit.members, unit.serial) == (0x7502, 0b1111111111001111, 1)
+    assert (unit.prio, unit.level) == (0, 5)
     assert unit.size == len(unit.stream) and len(unit.parts) == unit.size // PAGE > 8
     assert unit.tags == (1 << 47 | 1, *(1 << 47 | k << 32 | 1 for k in range(1, len(unit.parts) + 1)))
     assert unpacked(unit.stream) == b"".join(hard(n) for n in (*range(16, 20), *range(22, 32)))
     assert [file.slot_word(number) for number in (16, 31)] == [6 << 1 | 1 << 6] * 2
     # The first bytes of a head, as they are in the file.
     _, head = file.object(word_of(file, 1).location)
-    assert head[:16] == bytes.fromhex("0175cfff") + struct.pack("<IQ", unit.size, 1)
+    assert head[:16] == bytes.fromhex("0275cfff") + struct.pack("<HBbQ", unit.size, 0, 5, 1)
 
 
 def test_only_idle_pages_join_where_that_is_asked_for() -> None:

@@ -14,7 +14,7 @@ from zramfs.store.store import Store
 from zramfs.store.unit_making import UnitMaking
 
 PAGE = 4096
-HEAD = struct.Struct("<HHIQ")
+HEAD = struct.Struct("<HHHBbQ")
 MOST_SLOTS_OFF = 1008 + 24  # in the superblock: that of the record, and of the field in it
 
 
@@ -39,6 +39,8 @@ class Unit(NamedTuple):
     magic: int
     members: int
     size: int
+    prio: int
+    level: int
     serial: int
     parts: tuple[int, ...]  # locations
     stream: bytes
@@ -63,15 +65,17 @@ def set_word(file: MemoryFile, group: int, word: int) -> None:
 
 def unit_of(file: MemoryFile, group: int) -> Unit:
     head, data = file.object(word_of(file, group).location)
-    magic, members, size, serial = HEAD.unpack_from(data)
+    magic, members, size, prio, level, serial = HEAD.unpack_from(data)
     count = size // PAGE + (HEAD.size + 8 * (size // PAGE) + size % PAGE > PAGE)
     parts = struct.unpack_from(f"<{count}Q", data, HEAD.size)
     objects = [file.object(part) for part in parts]
     stream = b"".join(content for _, content in objects) + data[HEAD.size + 8 * count:]
-    return Unit(magic, members, size, serial, parts, stream, (head.tag, *(each.tag for each, _ in objects)))
+    tags = (head.tag, *(each.tag for each, _ in objects))
+    return Unit(magic, members, size, prio, level, serial, parts, stream, tags)
 
 
-def unpacked(stream: bytes) -> bytes:
+def unpacked(stream: bytes, dictionary: bytes | None = None) -> bytes:
     """By another build of zstd."""
-    plain = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+    known = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
+    plain = zstandard.ZstdDecompressor(known, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
     return plain.decompress(stream, max_output_size=1 << 16)

@@ -35,4 +35,7 @@ cdef class Codec:
     cdef codec_ctx_t* ctx       # guarded by lock
     cdef object lock
 
-    cdef int take_dictionary(self, bytes dictionary) except -1
+    cdef int take_dictionary(self, bytes dictionary, bint compresses) except -1
+
+# The codec itself, or where it was made only to decompress, another one like it.
+cdef Codec codec_that_compresses(Codec codec)

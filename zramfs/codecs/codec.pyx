@@ -91,7 +91,7 @@ cdef int _zstd_start(codec_ctx_t* ctx, void* cctx, size_t cctx_size,
             or ZSTD_isError(ZSTD_CCtx_setParameter(ctx.zstd, ZSTD_c_contentSizeFlag, 0))
             or ZSTD_isError(ZSTD_CCtx_setParameter(ctx.zstd, ZSTD_c_checksumFlag, 0))
             or ZSTD_isError(ZSTD_CCtx_setParameter(ctx.zstd, ZSTD_c_dictIDFlag, 0))
-            or d != NULL and ZSTD_isError(ZSTD_CCtx_refCDict(ctx.zstd, d.zstd))):
+            or d != NULL and (d.zstd == NULL or ZSTD_isError(ZSTD_CCtx_refCDict(ctx.zstd, d.zstd)))):
         return -EINVAL
     return 0
 
@@ -108,6 +108,11 @@ cdef int codec_init(codec_t* c, int algo, int level) noexcept nogil:
     c.level = level
     c.dictionary = NULL
     return 0
+
+
+cdef inline bint codec_compresses(const codec_t* c) noexcept nogil:
+    """False: its dictionary was prepared only to decompress."""
+    return c.algo != CODEC_ZSTD or c.dictionary == NULL or c.dictionary.zstd != NULL
 
 
 cdef codec_ctx_t* codec_ctx_new(const codec_t* c, bint compresses) noexcept nogil:
@@ -261,12 +266,14 @@ def parse(str spec not None) -> Codec:
 
 cdef class Codec:
     """An algorithm at a level, with a context of its own. level None takes the default; dictionary:
-    1 to MAX_DICTIONARY bytes, for lz4, lz4hc and zstd.
+    1 to MAX_DICTIONARY bytes, for lz4, lz4hc and zstd. only_decompresses: a dictionary of zstd's is prepared
+    for decompress() alone.
 
     Threads may share one; they take turns. ValueError for a bad name, level or dictionary; MemoryError.
     """
 
-    def __cinit__(self, str algo not None, level=None, bytes dictionary=None):
+    def __cinit__(self, str algo not None, level=None, bytes dictionary=None, *,
+                  bint only_decompresses=False):
         cdef int number
         _expect_algorithm(algo)
         number = _NUMBERS[algo]
@@ -278,17 +285,18 @@ cdef class Codec:
             raise ValueError(f"the library refuses the level {level} of {algo}")
         self.lock = threading.Lock()
         if dictionary is not None:
-            self.take_dictionary(dictionary)
-        self.ctx = codec_ctx_new(&self.codec, True)
+            self.take_dictionary(dictionary, not only_decompresses)
+        self.ctx = codec_ctx_new(&self.codec, codec_compresses(&self.codec))
         if self.ctx == NULL:
             raise MemoryError(f"no memory for a context of {self!r}")
 
-    cdef int take_dictionary(self, bytes dictionary) except -1:
+    cdef int take_dictionary(self, bytes dictionary, bint compresses) except -1:
         cdef const uint8_t* p = dictionary
         cdef size_t n = <size_t>len(dictionary)
         cdef int r
         with nogil:
-            r = dictionary_new(&self.codec.dictionary, self.codec.algo, self.codec.level, p, n)
+            r = dictionary_new(
+                &self.codec.dictionary, self.codec.algo, self.codec.level, p, n, compresses)
         if r == -ENOMEM:
             raise MemoryError(f"no memory for a dictionary of {n} bytes")
         if r != 0:
@@ -329,6 +337,8 @@ cdef class Codec:
         cdef int room
         cdef bytes out
         cdef uint8_t* dst
+        if not codec_compresses(&self.codec):
+            raise ValueError(f"{self!r} was made only to decompress")
         if cap is not None and cap < 0:
             raise ValueError(f"cap is a number of bytes, 0 or more, not {cap}")
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
@@ -376,3 +386,7 @@ cdef class Codec:
         if got != size:
             raise OSError(EIO, f"these {n} bytes are not {size} bytes compressed with {self.algo}")
         return out
+
+
+cdef Codec codec_that_compresses(Codec codec):
+    return codec if codec_compresses(&codec.codec) else Codec(codec.algo, codec.level, codec.dictionary)

@@ -94,6 +94,7 @@ cdef extern from * nogil:
                                            ZSTD_dictLoadMethod_e method, ZSTD_dictContentType_e kind)
     size_t ZSTD_CCtx_setParameter(ZSTD_CCtx* ctx, ZSTD_cParameter parameter, int value)
     size_t ZSTD_DCtx_setParameter(ZSTD_DCtx* ctx, ZSTD_dParameter parameter, int value)
+    size_t ZSTD_CCtx_loadDictionary_byReference(ZSTD_CCtx* ctx, const void* dictionary, size_t n)
     size_t ZSTD_CCtx_refCDict(ZSTD_CCtx* ctx, const ZSTD_CDict* dictionary)
     size_t ZSTD_DCtx_refDDict(ZSTD_DCtx* ctx, const ZSTD_DDict* dictionary)
     size_t ZSTD_compress2(ZSTD_CCtx* ctx, void* dst, size_t cap, const void* src, size_t n)
@@ -106,7 +107,7 @@ cdef extern from * nogil:
     size_t ZSTD_compressStream2(ZSTD_CCtx* ctx, ZSTD_outBuffer* out, ZSTD_inBuffer* into,
                                 ZSTD_EndDirective end)
     # Block by block, into a buffer that holds everything before.
-    size_t ZSTD_decompressBegin(ZSTD_DCtx* ctx)
+    size_t ZSTD_decompressBegin_usingDDict(ZSTD_DCtx* ctx, const ZSTD_DDict* dictionary)
     size_t ZSTD_nextSrcSizeToDecompress(ZSTD_DCtx* ctx)
     size_t ZSTD_decompressContinue(ZSTD_DCtx* ctx, void* dst, size_t cap, const void* src, size_t n)
     unsigned int ZSTD_isError(size_t result)

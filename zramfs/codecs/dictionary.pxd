@@ -15,10 +15,13 @@ cdef struct dictionary_t:       # the head of one block; what it points to follo
     size_t size
     const LZ4_stream_t* lz4
     const LZ4_streamHC_t* lz4hc
-    const ZSTD_CDict* zstd
+    const ZSTD_CDict* zstd      # NULL: only to decompress
     const ZSTD_DDict* unzstd
 
-# One block of memory, pages of its own. 0 and *d; -EINVAL: the algorithm takes no dictionary, the
-# length is not 1 to DICTIONARY_MAX, or zstd finds its own kind of dictionary damaged; -ENOMEM.
-cdef int dictionary_new(dictionary_t** d, int algo, int level, const uint8_t* bytes, size_t n) noexcept nogil
+# One block of memory, pages of its own. compresses: False for one that zstd is only to decompress with,
+# without the tables of the other way (of 64 KiB at level 9: 0.9 MiB). 0 and *d; -EINVAL: the algorithm takes
+# no dictionary, the length is not 1 to DICTIONARY_MAX, or zstd finds its own kind of dictionary damaged;
+# -ENOMEM.
+cdef int dictionary_new(dictionary_t** d, int algo, int level, const uint8_t* bytes, size_t n,
+                        bint compresses) noexcept nogil
 cdef void dictionary_free(dictionary_t* d) noexcept nogil

@@ -39,13 +39,16 @@ cdef int dictionary_prepare_lz4hc(dictionary_t* d, uint8_t* work, int level) noe
 
 cdef int dictionary_prepare_zstd(dictionary_t* d, uint8_t* work, size_t compress_size, size_t decompress_size,
                       ZSTD_compressionParameters params) noexcept nogil:
-    d.zstd = ZSTD_initStaticCDict(work, compress_size, d.bytes, d.size, ZSTD_dlm_byRef, ZSTD_dct_auto, params)
+    if compress_size != 0:
+        d.zstd = ZSTD_initStaticCDict(
+            work, compress_size, d.bytes, d.size, ZSTD_dlm_byRef, ZSTD_dct_auto, params)
     d.unzstd = ZSTD_initStaticDDict(work + compress_size, decompress_size, d.bytes, d.size,
                                     ZSTD_dlm_byRef, ZSTD_dct_auto)
-    return -EINVAL if d.zstd == NULL or d.unzstd == NULL else 0
+    return -EINVAL if d.zstd == NULL and compress_size != 0 or d.unzstd == NULL else 0
 
 
-cdef int dictionary_new(dictionary_t** d, int algo, int level, const uint8_t* bytes, size_t n) noexcept nogil:
+cdef int dictionary_new(dictionary_t** d, int algo, int level, const uint8_t* bytes, size_t n,
+                        bint compresses) noexcept nogil:
     cdef size_t head = round_up(sizeof(dictionary_t), CACHE_LINE)
     cdef size_t body = round_up(n, CACHE_LINE)
     cdef size_t work = 0, decompress_size = 0
@@ -61,7 +64,8 @@ cdef int dictionary_new(dictionary_t** d, int algo, int level, const uint8_t* by
     elif algo == CODEC_LZ4HC:
         work = sizeof(LZ4_streamHC_t)
     elif algo == CODEC_ZSTD:
-        work = round_up(ZSTD_estimateCDictSize_advanced(n, params, ZSTD_dlm_byRef), CACHE_LINE)
+        if compresses:
+            work = round_up(ZSTD_estimateCDictSize_advanced(n, params, ZSTD_dlm_byRef), CACHE_LINE)
         decompress_size = round_up(ZSTD_estimateDDictSize(n, ZSTD_dlm_byRef), CACHE_LINE)
     else:
         return -EINVAL

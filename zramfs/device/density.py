@@ -6,12 +6,13 @@
 2. dictionaries: where there are many of these pages, one is trained on them and judged. If it wins enough,
    they are compressed with it (dictionaries.py).
 3. share: pages of ten minutes with equal contents become one object.
-4. units: what is left of them becomes units of neighbouring pages.
+4. units: what is left of them becomes units of neighbouring pages, with the newest dictionary.
 
 Later steps leave out what an earlier one has made final: units and shared pages are no single pages any more.
 In the mode `max` all ages are the same, and recompression comes last: it takes 125 us a page with zstd 9, and
-would take them for pages that a unit (85 us a page) packs once more.
-A step goes by the access times alone. Idle marks belong to those who make them.
+would take them for pages that a unit (100 us a page) packs once more. So a dictionary is judged there by what
+it wins in units. Units that `auto` has made are made anew in `max`, if that makes them smaller. A step goes
+by the access times alone. Idle marks belong to those who make them.
 
 A task looks at regular times. A step is due when a page may have reached its age since its last look. That
 takes I/O: without any, the task does nothing but ask for the number of requests. A round works in slices of
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 AGES = {"recompress": 60.0, "dictionaries": 60.0, "share": 600.0, "units": 600.0}
 # What they are multiplied by, by how much memory there is (HostMemory.supply): sooner if it is short.
 FACTORS = {"short": 1 / 6, "fair": 1.0, "plenty": 2.0}
-ORDERS = {"auto": DENSITY_STEPS, "max": ("share", "units", "recompress", "dictionaries")}
+ORDERS = {"auto": DENSITY_STEPS, "max": ("share", "dictionaries", "units", "recompress")}
 MAX_AGE = 3.0  # of all steps, in the mode max; times of access are whole seconds
 
 # Seconds between two looks at what is due. While memory is short there may be one after each MIN_INTERVAL.

@@ -267,7 +267,9 @@ class IdleWork:
                 if self._better is not None:  # density may have been switched off since lacks was asked
                     await self._post.recompress(store, self._better, RecompressArguments(older=older), rest)
             case "dictionaries":
-                await self._device.dictionaries.consider(rest, marked=False, older=older, level=level)
+                await self._device.dictionaries.consider(
+                    rest, marked=False, older=older, level=level,
+                    in_units=self._device.density.wanted.mode == "max" and not self._device._config.wipe)
             case "share":
                 await self._post.share(store, ShareArguments(marked=False, older=older), rest)
             case "units":

@@ -26,9 +26,9 @@ cdef uint32_t back_stream_size(uint32_t nbytes) noexcept nogil
 # Writes head, stream and zeros to dst: back_extent() bytes, in which dst has no other data.
 cdef void back_unit_make(const backing_t* b, uint64_t group, uint32_t members, const uint8_t* stream,
                          uint32_t nbytes, uint8_t* dst) noexcept nogil
-# The page of a slot whose value v says that it is in a unit. The caller has pinned its blocks, or no other
-# thread is at work. 0 or -EIO.
-cdef int back_unit_read(backing_t* b, units_t* u, unit_cache_t* c, uint64_t slot, uint64_t v,
+# The page of a slot whose value v says that it is in a unit, with the priority of its dictionary. The caller
+# has pinned its blocks, or no other thread is at work. 0 or -EIO.
+cdef int back_unit_read(backing_t* b, units_t* u, unit_cache_t* c, uint64_t slot, uint64_t v, uint32_t prio,
                         uint8_t* dst) noexcept nogil
 # For the write-back: so many free blocks behind each other, pinned. The number of the first; -ENOSPC: there
 # are not so many in a row.

@@ -55,10 +55,11 @@ cdef const back_unit_t* unit_fetch(backing_t* b, unit_cache_t* c, uint64_t group
     return NULL
 
 
-cdef int unit_begin(backing_t* b, units_t* u, unit_cache_t* c, uint64_t group, uint64_t v,
+cdef int unit_begin(backing_t* b, units_t* u, unit_cache_t* c, uint64_t group, uint64_t v, uint32_t prio,
                     int i) noexcept nogil:
     """Begins a unit anew: in entry i, or in the oldest if that is -1. The entry, or -EIO."""
     cdef const back_unit_t* head
+    cdef unit_head_t like
     # Before the stream that was there is overwritten.
     i = entry_clear(c, i)
     # And before the device is asked: what it answers may be older than a later look at this.
@@ -66,14 +67,16 @@ cdef int unit_begin(backing_t* b, units_t* u, unit_cache_t* c, uint64_t group, u
     head = unit_fetch(b, c, group, v)
     if head == NULL:
         return -EIO
-    return entry_begin(u, c, i, group, place_serial(v), head.members, <const uint8_t*>(head + 1), head.size)
+    like.members, like.size, like.serial = head.members, <unsigned short>head.size, place_serial(v)
+    like.prio = <unsigned char>prio
+    return entry_begin(u, c, i, group, &like, <const uint8_t*>(head + 1))
 
 
 cdef inline uint64_t place_serial(uint64_t v) noexcept nogil:
     return PLACE_SERIAL | v >> BACK_SIZE_SHIFT
 
 
-cdef int back_unit_read(backing_t* b, units_t* u, unit_cache_t* c, uint64_t slot, uint64_t v,
+cdef int back_unit_read(backing_t* b, units_t* u, unit_cache_t* c, uint64_t slot, uint64_t v, uint32_t prio,
                         uint8_t* dst) noexcept nogil:
     cdef uint64_t group = group_of(slot)
     cdef uint32_t at
@@ -81,7 +84,7 @@ cdef int back_unit_read(backing_t* b, units_t* u, unit_cache_t* c, uint64_t slot
     # The blocks are pinned: a unit that was in its place when the entry was made, and is not there any more,
     # has let a block be used again before that.
     if i < 0 or c.entry[i].reuses != load64(&b.reuses):
-        i = unit_begin(b, u, c, group, v, i)
+        i = unit_begin(b, u, c, group, v, prio, i)
     if i < 0:
         return i
     if not c.entry[i].members & place_bit(slot):
@@ -89,7 +92,7 @@ cdef int back_unit_read(backing_t* b, units_t* u, unit_cache_t* c, uint64_t slot
         return -EIO
     at = <uint32_t>popcount(c.entry[i].members & (place_bit(slot) - 1)) * UNIT_PART
     if not entry_reaches(c, i, at):
-        i = unit_begin(b, u, c, group, v, i)
+        i = unit_begin(b, u, c, group, v, prio, i)
         if i < 0:
             return i
     return entry_read(c, i, at, dst)

@@ -10,13 +10,16 @@ from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_map, zs_unmap
 from allocator.zspage cimport header_ptr, loc_idx, loc_zspage
 from zramfs.store.backing cimport (
-    BACK_HUGE, Backing, back_extent, back_is_unit, back_offset, back_share, back_size,
+    BACK_HUGE, Backing, back_extent, back_offset, back_share, back_size,
 )
 from zramfs.store.shared cimport *
 from zramfs.store.slots cimport *
 from zramfs.store.units cimport *
 
 from allocator.check import CheckError
+
+cdef enum:
+    OF_PRIO = 5                 # in the sums of check_unit()
 
 
 cdef int fail_slots(str text) except -1:
@@ -60,7 +63,8 @@ cdef uint32_t head_fetch(store_t* st, uint64_t loc, uint8_t* to) noexcept nogil:
 
 
 cdef int check_unit(store_t* st, uint64_t group, uint64_t* sums) except -1:
-    """The unit of a group, if it has one. sums: units, pages, members, bytes and objects, to be added to."""
+    """The unit of a group, if it has one. sums: units, pages, members, bytes and objects, and members by
+    dictionary, to be added to."""
     cdef uint64_t w = 0, slot, loc, tag
     cdef uint32_t live = 0, k, size = 0
     cdef uint8_t scratch[PAGE]
@@ -85,6 +89,9 @@ cdef int check_unit(store_t* st, uint64_t group, uint64_t* sums) except -1:
     sums[2] += popcount(head.members)
     sums[3] += size
     sums[4] += 1 + part_count(head.size)
+    sums[OF_PRIO + head.prio] += popcount(head.members)
+    if head.prio and st.codec[head.prio].dictionary == NULL:
+        fail_units(f"[U2] the unit of group {group} has no dictionary at priority {head.prio}")
     for k in range(1 + part_count(head.size)):
         loc = word_loc(w) if k == 0 else head_parts(head)[k - 1]
         tag = UNIT_TAG | group if k == 0 else part_tag(group, k - 1)
@@ -105,7 +112,7 @@ cdef uint64_t object_tag(store_t* st, uint64_t loc) noexcept nogil:
 
 cdef uint64_t check_units(store_t* st) except? 0:
     """The objects of all units."""
-    cdef uint64_t sums[5]
+    cdef uint64_t sums[OF_PRIO + UNIT_PRIOS]
     cdef uint64_t chunk, group, groups = CHUNK_SLOTS // UNIT_PAGES
     memset(sums, 0, sizeof(sums))
     for chunk in range(chunk_count(st)):
@@ -115,6 +122,8 @@ cdef uint64_t check_units(store_t* st) except? 0:
     for name, found, counted in (
         ("units", sums[0], st.units.units), ("pages in units", sums[1], st.units.pages),
         ("places in units", sums[2], st.units.members), ("bytes in units", sums[3], st.units.nbytes),
+        *[(f"members by dictionary {i}", sums[OF_PRIO + i], st.units.by_prio[i])
+          for i in range(1, UNIT_PRIOS)],
     ):
         if found != counted:
             fail_units(f"[U3] {found} {name} found, {counted} counted")
@@ -217,7 +226,7 @@ cdef int check_slots(store_t* st, store_ctx_t* ctx, int level) except -1:
                     or flags & SLOT_IDLE and slot_type(v) == WRITTEN_BACK):
                 fail_slots(f"slot {slot} of type {slot_type(v)} has the flags {flags:#x}")
             compressed = (slot_type(v) == OBJ or slot_type(v) == SHARED
-                          or slot_type(v) == WRITTEN_BACK and not v & BACK_HUGE and not back_is_unit(v))
+                          or slot_type(v) == WRITTEN_BACK and not v & BACK_HUGE)
             if ctx.codec[slot_prio(v)] == NULL or slot_prio(v) and not compressed:
                 fail_slots(f"slot {slot} of type {slot_type(v)} has the priority {slot_prio(v)}")
             if level >= 3 and slot_type(v) != WRITTEN_BACK and slot_load(st, ctx, slot, v, ctx.page) != 0:

@@ -20,7 +20,9 @@ from libc.string cimport memcpy, memset
 from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_map, zs_unmap
 from allocator.zspage cimport NR_RAW_CLASSES, class_for, size_class_t
-from zramfs.codecs.codec cimport Codec, codec_compress, codec_ctx_free, codec_ctx_new, codec_ctx_t
+from zramfs.codecs.codec cimport (
+    Codec, codec_compress, codec_ctx_free, codec_ctx_new, codec_ctx_t, codec_that_compresses,
+)
 from zramfs.codecs.stream cimport packer_free, packer_new, packer_run, packer_t
 from zramfs.store.sample cimport (
     SAMPLE_TAKEN, may_share, sample_copies, sample_free, sample_init, sample_slice, sample_t, takes_memory,
@@ -261,7 +263,7 @@ cdef class Estimating:
     """
     cdef estimate_t job
     cdef Store store                # None once finished
-    cdef Codec codec                # of job.codec: the store may drop it meanwhile
+    cdef Codec codec                # of job.codec, and not the store's, which may be dropped meanwhile
 
     def __cinit__(self, Store store not None, *, priority=None, int level=_LEVEL, sample=_SAMPLE,
                   seed=None):
@@ -275,10 +277,10 @@ cdef class Estimating:
             job.ctx = store.take_ctx()
             job.pages = <uint8_t*>aligned_alloc(PAGE, 2 * UNIT_BYTES + PAGE)
             if not job.st.pool.wipe:
-                job.packer = packer_new(level)
+                job.packer = packer_new(level, NULL)
             if priority is not None:
                 job.prio = priority
-                self.codec = store.codecs[priority]
+                self.codec = codec_that_compresses(store.codecs[priority])
                 job.codec = codec_ctx_new(&self.codec.codec, True)
             if (job.pages == NULL or job.packer == NULL and not job.st.pool.wipe
                     or job.codec == NULL and priority is not None):

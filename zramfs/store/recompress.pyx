@@ -14,7 +14,9 @@ from allocator.prim cimport *
 from allocator.zspage cimport class_for, size_class_t
 from zramfs.store.access_times cimport time_of_age, was_used_before
 from zramfs.store.candidates cimport candidates_add, candidates_init, candidates_t, candidates_take
-from zramfs.codecs.codec cimport codec_compress, codec_ctx_free, codec_ctx_new, codec_ctx_t
+from zramfs.codecs.codec cimport (
+    Codec, codec_compress, codec_ctx_free, codec_ctx_new, codec_ctx_t, codec_that_compresses,
+)
 from zramfs.store.selection cimport object_size, slot_unselect
 from zramfs.store.slots cimport *
 from zramfs.store.store cimport Store
@@ -215,6 +217,7 @@ cdef class Recompression:
     """
     cdef recompression_t job
     cdef Store store                # None once finished
+    cdef Codec codec                # of job.codec
 
     def __cinit__(self, Store store not None, priority, *, bint idle=False, bint huge=False,
                   threshold=0, max_pages=None, age=None, bint again=False):
@@ -245,7 +248,8 @@ cdef class Recompression:
         self.store = store
         try:
             self.job.ctx = store.take_ctx()
-            self.job.codec = codec_ctx_new(&self.job.st.codec[priority], True)
+            self.codec = codec_that_compresses(store.codecs[priority])
+            self.job.codec = codec_ctx_new(&self.codec.codec, True)
             if self.job.codec == NULL:
                 raise MemoryError(f"no memory for a context of {store.codecs[priority]!r}")
         except BaseException:
@@ -299,6 +303,7 @@ cdef class Recompression:
                 (<Store>store).put_ctx(ctx)
             codec_ctx_free(self.job.codec)
             self.job.codec = NULL
+            self.codec = None
             (<Store>store).end_post()
         return self.stats()
 

@@ -24,10 +24,9 @@
 #include "layout.h"
 
 #define RECORD_MAGIC 0x64726f6365727a7aull /* "zzrecord", little endian */
-/* 2: units may lie on the backing store. A build that knows 1 alone would take their pages for lost, so it must not
- * adopt such a store. All else is as it was, and this build goes on with a store of 1, which has 2 from then on. */
 #define RECORD_VERSION 2
-#define RECORD_OLDEST 1
+#define RECORD_OLDEST 1 /* that can be read: units have no dictionary, and all of them are in memory. A pass that
+			 * makes units or writes pages back raises it. */
 
 /* What no scan of the slots tells of a backing store (zramfs/store/backing.pxd). */
 typedef struct {

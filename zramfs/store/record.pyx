@@ -71,6 +71,7 @@ cdef dict kept_arguments(Arena arena, object backing):
     return {
         "disksize": record_slots(record) << PAGE_SHIFT, "grows_to": record.most_slots << PAGE_SHIFT,
         "algo": primary[0], "level": primary[1], "dictionary": primary[2],
-        "secondary": [each and Codec(*each) for each in secondary], "generations": generations,
+        "secondary": [each and Codec(*each, only_decompresses=True) for each in secondary],
+        "generations": generations,
         "wipe": record.wipe != 0,
     }

@@ -59,6 +59,10 @@ cdef bint back_sound(store_t* st, uint64_t v) noexcept nogil:
             and back_offset(v) + back_extent(size) <= st.backing.nr_blocks << BLOCK_SHIFT)
 
 
+cdef inline bint priority_sound(store_t* st, uint32_t prio, bint of_unit) noexcept nogil:
+    return st.codec[prio].algo != 0 and (not of_unit or st.codec[prio].dictionary != NULL)
+
+
 cdef bint slot_sound(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
     """As far as the slot alone tells, without its lock and its mark of post-processing."""
     cdef uint32_t kind = slot_type(v), prio = slot_prio(v)
@@ -72,7 +76,7 @@ cdef bint slot_sound(store_t* st, uint64_t slot, uint64_t v) noexcept nogil:
         return slot_cell(slot, v) != NO_CELL and st.codec[prio].algo != 0
     if kind == WRITTEN_BACK:
         return (back_sound(st, v) and not v & SLOT_IDLE
-                and (prio == 0 or not v & BACK_HUGE and not back_is_unit(v) and st.codec[prio].algo != 0))
+                and (prio == 0 or not v & BACK_HUGE and priority_sound(st, prio, back_is_unit(v))))
     return kind == HUGE and prio == 0 or kind == OBJ and (prio == 0 or st.codec[prio].algo != 0)
 
 

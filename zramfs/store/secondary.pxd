@@ -17,11 +17,13 @@ A process that is killed before 3 leaves the old table, and after it the new one
 
 To give one up (drop_secondary):
   1. Post-processing and saves are kept away.
-  2. No slot has the priority: not one that is locked either, which keeps its value but for the lock bit. An
-     object in the pool is decompressed under the lock of its slot, so no thread is at work on one.
+  2. No unit has the priority (units_t.by_prio), nor has a slot: not one that is locked either, which keeps
+     its value but for the lock bit. An object in the pool is decompressed under the lock of its slot, so no
+     thread is at work on one.
   3. An object on the backing store, and one that an estimate looks at, is decompressed after its slot was
      unlocked, which may have changed by then. store_ctx_t.fetching says so from before the slot is unlocked.
-     No context fetches the priority.
+     What a unit has is unpacked while its slot is locked, but another thread may replace the unit meanwhile:
+     unit_cache_t.unpacks says so. No context has the priority in one of them.
   4. Note 0 goes without it, and then the workspaces and the dictionary are freed.
 A process that is killed before 4 leaves the old table, and after it the new one, which is enough.
 """
@@ -33,5 +35,5 @@ from zramfs.store.slots cimport store_t
 # Step 2 of each; the caller keeps post-processing away. codec_install: 0 or -ENOMEM, and nothing has changed.
 cdef int codec_install(store_t* st, uint32_t prio, const codec_t* codec) noexcept nogil
 cdef void codec_remove(store_t* st, uint32_t prio) noexcept nogil
-# Whether a slot names the priority, or a thread decompresses an object that had it.
+# Whether a slot or a unit names the priority, or a thread decompresses an object that had it.
 cdef bint priority_needed(store_t* st, uint32_t prio) noexcept nogil

@@ -61,7 +61,7 @@ cdef bint contexts_fetch(store_t* st, uint32_t prio) noexcept nogil:
     pthread_mutex_lock(&st.contexts_lock)
     ctx = st.contexts
     while ctx != NULL:
-        found = found or load32(&ctx.fetching) == prio
+        found = found or load32(&ctx.fetching) == prio or load32(&ctx.units.unpacks) == prio
         ctx = ctx.next
     pthread_mutex_unlock(&st.contexts_lock)
     return found
@@ -92,17 +92,20 @@ cdef void priorities_count(store_t* st, uint64_t* counts) noexcept nogil:
 
 cdef bint priority_needed(store_t* st, uint32_t prio) noexcept nogil:
     cdef uint64_t counts[NR_PRIO]
+    if load64(&st.units.by_prio[prio]) != 0:
+        return True
     priorities_count(st, counts)
     # In this order: a slot that has lost the priority since was unlocked by who fetches before that.
     return counts[prio] != 0 or contexts_fetch(st, prio)
 
 
-cdef inline bint is_cold(uint64_t v, uint64_t wanted) noexcept nogil:
-    return (slot_type(v) == OBJ or slot_type(v) == HUGE) and v & wanted == wanted and not slot_lost(v)
+cdef inline bint is_cold(uint64_t v, uint64_t wanted, bint in_units) noexcept nogil:
+    return ((slot_type(v) == OBJ or slot_type(v) == HUGE or in_units and slot_type(v) == UNIT)
+            and v & wanted == wanted and not slot_lost(v))
 
 
-cdef uint64_t cold_in_chunk(store_t* st, uint64_t chunk, uint64_t wanted, uint32_t before, uint64_t* first,
-                            uint64_t nth) noexcept nogil:
+cdef uint64_t cold_in_chunk(store_t* st, uint64_t chunk, uint64_t wanted, bint in_units, uint32_t before,
+                            uint64_t* first, uint64_t nth) noexcept nogil:
     """How many cold pages a chunk has; before: of was_used_before(). first: gets the number of the nth of
     them, if there is one."""
     cdef uint64_t slot = chunk << CHUNK_SHIFT, end = slot + CHUNK_SLOTS, found = 0
@@ -110,7 +113,7 @@ cdef uint64_t cold_in_chunk(store_t* st, uint64_t chunk, uint64_t wanted, uint32
         end = slot_count(st)
     if chunk_pin(st, chunk):
         while slot < end:
-            if is_cold(load64(&st.slots[slot]), wanted) and was_used_before(st, slot, before):
+            if is_cold(load64(&st.slots[slot]), wanted, in_units) and was_used_before(st, slot, before):
                 if found == nth:
                     first[0] = slot
                 found += 1
@@ -164,6 +167,8 @@ def set_secondary(Store store not None, priority, Codec codec not None, *, bint 
     prio = priority
     store.begin_post()
     try:
+        # The store's own has no tables to compress with: who compresses makes them for that time.
+        codec = Codec(codec.algo, codec.level, codec.dictionary, only_decompresses=True)
         with nogil:
             r = codec_install(store.st, prio, &codec.codec)
         if r != 0:
@@ -209,13 +214,19 @@ def drop_secondary(Store store not None, priority):
 
 
 def count_priorities(Store store not None):
-    """Pages by the priority of what compressed them, shared and written-back ones too. At 512 pages a
-    microsecond."""
+    """Pages by the priority of what compressed them, shared and written-back ones too, but for those in
+    units. At 512 pages a microsecond."""
     cdef uint64_t counts[NR_PRIO]
     store.check_range(0, 0)
     with nogil:
         priorities_count(store.st, counts)
     return tuple([counts[i] for i in range(NR_PRIO)])
+
+
+def count_in_units(Store store not None):
+    """Pages in units, dead places too, by the priority of their dictionary; [0] is 0."""
+    store.check_range(0, 0)
+    return (0, *[load64(&store.st.units.by_prio[i]) for i in range(1, NR_PRIO)])
 
 
 def cost_of(Store store not None, Codec codec not None):
@@ -248,9 +259,9 @@ def class_bytes(Store store not None, size):
     return class_for(store.st.pool, <uint32_t>size).size
 
 
-def count_cold(Store store not None, bint marked, age=None):
+def count_cold(Store store not None, bint marked, age=None, bint in_units=False):
     """Single pages with data of their own. marked: those that are marked idle; age: those that were not used
-    for more than so many seconds, None = any."""
+    for more than so many seconds, None = any. in_units: those in units, too."""
     cdef uint64_t chunk, found = 0, wanted = SLOT_IDLE if marked else 0, none = 0
     cdef uint32_t before
     store.check_range(0, 0)
@@ -258,11 +269,12 @@ def count_cold(Store store not None, bint marked, age=None):
     with nogil:
         for chunk in range(chunk_count(store.st)):
             if load32(&store.st.chunks[chunk]) & CHUNK_USED != 0:
-                found += cold_in_chunk(store.st, chunk, wanted, before, &none, CHUNK_SLOTS)
+                found += cold_in_chunk(
+                    store.st, chunk, wanted, in_units, before, &none, CHUNK_SLOTS)
     return found
 
 
-def find_cold(Store store not None, bint marked, places, age=None):
+def find_cold(Store store not None, bint marked, places, age=None, bint in_units=False):
     """Numbers of some of the pages that count_cold() counts: those at these places of the list of all,
     ascending. Where others have changed meanwhile, as many as there are."""
     cdef uint64_t chunk, before = 0, here, slot, nth, wanted = SLOT_IDLE if marked else 0
@@ -280,10 +292,10 @@ def find_cold(Store store not None, bint marked, places, age=None):
             continue
         slot = 0
         with nogil:
-            here = cold_in_chunk(st, chunk, wanted, since, &slot, CHUNK_SLOTS)
+            here = cold_in_chunk(st, chunk, wanted, in_units, since, &slot, CHUNK_SLOTS)
         while place is not None and place < before + here:
             nth, slot = place - before, NO_SLOT
-            cold_in_chunk(st, chunk, wanted, since, &slot, nth)
+            cold_in_chunk(st, chunk, wanted, in_units, since, &slot, nth)
             if slot != NO_SLOT:
                 found.append(slot)
             place = next(left, None)

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from zramfs.store.slots cimport store_ctx_t, store_t
+from zramfs.store.units cimport unit_head_t
 
 cdef enum:
     # Bytes: what a page of a unit counts as when write-back looks for the largest objects. By zstd 3 it takes
@@ -21,9 +22,9 @@ cdef void slot_unselect(store_t* st, uint64_t slot) noexcept nogil
 # The object of a selected slot to dst (a page): its size in bytes, or 0.
 cdef uint32_t slot_copy(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* dst) noexcept nogil
 # The stream of a group's unit to ctx.units.stream: its bytes, or 0. which (bit k: slot k of the group): the
-# slots that were selected; those that still are. members: the pages in the stream.
+# slots that were selected; those that still are. head: of the unit.
 cdef uint32_t unit_copy(store_t* st, store_ctx_t* ctx, uint64_t group, uint32_t* which,
-                        uint32_t* members) noexcept nogil
-# A selected slot's object lies on the backing store now (place: back_place()). False: the slot has changed,
-# and the caller must release the blocks.
-cdef bint slot_written_back(store_t* st, uint64_t slot, uint64_t place) noexcept nogil
+                        unit_head_t* head) noexcept nogil
+# A selected slot's object lies on the backing store now (place: back_place(); prio: of a unit, else 0: that
+# of the slot). False: the slot has changed, and the caller must release the blocks.
+cdef bint slot_written_back(store_t* st, uint64_t slot, uint64_t place, uint32_t prio) noexcept nogil

@@ -7,7 +7,7 @@ from libc.string cimport memcpy
 from allocator.prim cimport add64, load64, make_resident
 from allocator.zsmalloc cimport zs_map, zs_unmap
 from zramfs.store.slots cimport *
-from zramfs.store.units cimport UNIT_PAGES, UNIT_SHIFT_PAGES, unit_read, unit_stream
+from zramfs.store.units cimport UNIT_PAGES, UNIT_SHIFT_PAGES, unit_head_t, unit_read, unit_stream
 
 
 cdef uint32_t object_size(store_t* st, store_ctx_t* ctx, uint64_t v) noexcept nogil:
@@ -86,7 +86,7 @@ cdef uint32_t slot_copy(store_t* st, store_ctx_t* ctx, uint64_t slot, uint8_t* d
 
 
 cdef uint32_t unit_copy(store_t* st, store_ctx_t* ctx, uint64_t group, uint32_t* which,
-                        uint32_t* members) noexcept nogil:
+                        unit_head_t* head) noexcept nogil:
     """No unit is made meanwhile. So the slots that are selected still are in this unit, and one of them,
     locked, keeps it."""
     cdef uint64_t first = group << UNIT_SHIFT_PAGES, v
@@ -97,16 +97,17 @@ cdef uint32_t unit_copy(store_t* st, store_ctx_t* ctx, uint64_t group, uint32_t*
                 v = slot_lock(st, first + place)
                 if slot_type(v) == UNIT and v & SLOT_POST:
                     if still == 0:
-                        size = unit_stream(&st.units, ctx.units, group, members)
+                        size = unit_stream(&st.units, ctx.units, group, head)
                     still |= 1u << place
                 slot_unlock(st, first + place, v)
     chunk_unpin(st, first >> CHUNK_SHIFT)
-    which[0] = still & members[0] if size != 0 else still
+    which[0] = still & head.members if size != 0 else still
     return size
 
 
-cdef bint slot_written_back(store_t* st, uint64_t slot, uint64_t place) noexcept nogil:
+cdef bint slot_written_back(store_t* st, uint64_t slot, uint64_t place, uint32_t prio) noexcept nogil:
     cdef uint64_t v, kept = PRIO_MASK << PRIO_SHIFT | SLOT_INCOMPRESSIBLE
+    place |= <uint64_t>prio << PRIO_SHIFT   # a slot of type UNIT has none
     cdef bint selected = False
     if chunk_pin(st, slot >> CHUNK_SHIFT):
         v = slot_lock(st, slot)

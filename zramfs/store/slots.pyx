@@ -204,7 +204,7 @@ cdef int shared_page_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t
 cdef int back_load(store_t* st, store_ctx_t* ctx, uint64_t slot, uint64_t v, uint8_t* dst) noexcept nogil:
     cdef const uint8_t* p
     if back_is_unit(v):
-        return back_unit_read(st.backing, &st.units, ctx.units, slot, v, dst)
+        return back_unit_read(st.backing, &st.units, ctx.units, slot, v, slot_prio(v), dst)
     p = backing_fetch(st.backing, slot, v, ctx.io)
     return object_unpack(ctx, v, p, back_size(v), dst) if p != NULL else -EIO
 

@@ -42,6 +42,7 @@ cdef void units_attach(store_t* st) noexcept nogil:
     st.units.words = <uint64_t*>(st.arena.user + units_off(st))
     st.units.nr_words = chunks_of(st.most_slots) * UNITS_CHUNK // sizeof(uint64_t)
     st.units.serial = &st.record.unit_serial
+    st.units.codecs = st.codec
 
 
 cdef void shared_attach(store_t* st) noexcept nogil:
@@ -91,9 +92,8 @@ cdef int slots_make_resident(store_t* st, uint64_t first, uint64_t end) noexcept
 cdef void record_finish(store_t* st) noexcept nogil:
     cdef store_record_t* record = st.record
     cdef bint adopted = record.magic == RECORD_MAGIC
-    # Also of an adopted one, in which this build may leave what an older one does not read.
-    record.version = RECORD_VERSION
     if not adopted:
+        record.version = RECORD_VERSION
         record.wipe = st.pool.wipe
         record.has_backing = st.backing != NULL
         record.most_slots = st.most_slots

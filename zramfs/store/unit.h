@@ -19,9 +19,11 @@
  *   live   bit k: slot k of the group has the type UNIT. Rebuilt from the slots.
  *   MK     bit 1: the unit is being made: it stays, even if no slot has the type UNIT
  *   LK     bit 0: the lock
- * Bits 2 and 3 are marks of upkeep (unit_making.pyx), which are cleared when a page joins or leaves: TRIED, the
- * pages that are left take no less memory by themselves, and WORN, a pass has seen dead places.
- * The stream is what zramfs/codecs/stream.pxd makes of the members' pages, one behind the other.
+ * Bits 2 to 7 are marks of upkeep (unit_making.pyx), which are cleared when a page joins or leaves: TRIED, the
+ * pages that are left take no less memory by themselves; WORN, a pass has seen dead places; and bits 4 to 7, the
+ * way in which that was tried, 0 = with less effort than that of units_t.way.
+ * The stream is what zramfs/codecs/stream.pxd makes of the members' pages, one behind the other, with the
+ * dictionary of the secondary algorithm `prio`.
  */
 #ifndef ZRAMFS_UNIT_H
 #define ZRAMFS_UNIT_H
@@ -31,20 +33,24 @@
 
 #define UNIT_SHIFT_PAGES 4
 #define UNIT_PAGES 16
-#define UNIT_MAGIC 0x7501 /* the low byte is the version */
+#define UNIT_MAGIC 0x7502 /* the low byte is the version */
+#define UNIT_MAGIC_PLAIN 0x7501 /* without dictionary and level: `size` had 32 bits, the upper ones were 0 */
 
 typedef struct {
 	uint16_t magic;
 	uint16_t members;  /* bit k: the page of slot k is in the stream */
-	uint32_t size;     /* bytes of the stream */
+	uint16_t size;     /* bytes of the stream */
+	uint8_t prio;      /* 0: without a dictionary */
+	int8_t level;      /* of zstd; 0: not known */
 	uint64_t serial;   /* a number that no other unit of this memory file has had */
 } unit_head_t;
 _Static_assert(sizeof(unit_head_t) == 16 && offsetof(unit_head_t, members) == 2 &&
-	       offsetof(unit_head_t, size) == 4 && offsetof(unit_head_t, serial) == 8,
+	       offsetof(unit_head_t, size) == 4 && offsetof(unit_head_t, prio) == 6 &&
+	       offsetof(unit_head_t, level) == 7 && offsetof(unit_head_t, serial) == 8,
 	       "the head is read by another build: see UNIT_MAGIC");
 /* Behind it: the locations of the parts, 8 bytes each, and the rest of the stream. */
 
-/* On the backing store (back_units.pxd) this head stands before the stream. */
+/* On the backing store (back_units.pxd) this head stands before the stream. Its slots have the priority. */
 #define BACK_UNIT_MAGIC 0x7511 /* the low byte is the version */
 
 typedef struct {

@@ -15,6 +15,11 @@ A unit with dead places is made anew even where no page joins. A unit takes 0.2 
 cheap once and dear again and again. A pass that is not thorough leaves out what was tried in vain and has not
 changed since (SLOT_ALONE, WORD_TRIED). It takes a unit that is not more than half dead only when no page has
 left it since another pass has seen it (WORD_WORN).
+
+Units have the newest dictionary of the device's own, or else a configured one. A unit with another
+dictionary, or of a lower level than that of the pass, is made anew, once: the mark of what was tried says
+with which effort (units_t.way). So an old dictionary comes to be needed by those units alone that it makes
+smaller.
 """
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -23,13 +28,16 @@ from libc.stdlib cimport free
 from allocator.populate cimport arena_populate_user
 from allocator.prim cimport *
 from allocator.zspage cimport class_for
+from zramfs.codecs.codec cimport CODEC_ZSTD, Codec
 from zramfs.codecs.stream cimport packer_free, packer_new, packer_run, packer_t
 from zramfs.store.access_times cimport time_of_age, was_used_before
+from zramfs.store.record cimport RECORD_VERSION
 from zramfs.store.selection cimport object_size
 from zramfs.store.slots cimport *
 from zramfs.store.store cimport Store
 from zramfs.store.units cimport (
-    UNIT_BYTES, UNIT_MOST_STREAM, UNIT_PAGES, WORD_TRIED, WORD_WORN, group_of, popcount, unit_cost,
+    UNIT_BYTES, UNIT_MOST_STREAM, UNIT_PAGES, WORD_TRIED, WORD_WAYS, WORD_WAY_SHIFT, WORD_WORN, group_of,
+    popcount, unit_cost,
     unit_head_t, unit_join, unit_look, unit_mark, unit_publish, unit_read, unit_settle, unit_store, units_t,
     word_live,
 )
@@ -42,6 +50,7 @@ from zramfs.model.stats import UnitMakingStats
 cdef enum:
     # As in recompress.pyx: a pool at its limit has no room for the new objects before the old ones are gone.
     OVER = 64
+    WAY = WORD_WAYS << WORD_WAY_SHIFT
     STANDARD_LEVEL = 3
 
 
@@ -52,6 +61,9 @@ cdef struct making_t:
     packer_t* packer
     bint joins                  # pages may join; False: units are only made anew
     bint thorough
+    int level                   # of zstd
+    uint32_t prio               # of the dictionary, 0 = none
+    uint64_t way                # of units_t, in its place in a word; 0: there was one with more effort
     uint64_t wanted             # flags of a slot that joins, all of which it must have
     uint32_t before             # of was_used_before()
     uint8_t* pages              # UNIT_BYTES: of the group under way, in order
@@ -88,12 +100,14 @@ cdef bint unit_is_worth(making_t* job, uint64_t group) noexcept nogil:
     cdef uint64_t w = peek64(&u.words[group])
     cdef const unit_head_t* head
     cdef int members, live
-    if w & WORD_TRIED and not job.thorough:
+    if w & WORD_TRIED and not job.thorough and (job.way == 0 or w & WAY == job.way):
         return False
     head = unit_look(u, job.ctx.units, group, &w)
     if head == NULL:
-        unit_mark(u, group, word_live(w), WORD_TRIED)
+        unit_mark(u, group, word_live(w), WORD_TRIED | job.way)
         return False
+    if head.prio != job.prio or head.level < job.level:
+        return True
     members, live = popcount(head.members), popcount(word_live(w))
     if live == members:
         return False
@@ -171,7 +185,7 @@ cdef void group_keep(making_t* job, uint64_t first) noexcept nogil:
     job.kept += 1
     group_unselect(job, first, SLOT_ALONE)
     if job.staying != 0:
-        unit_mark(&job.st.units, group_of(first), job.staying, WORD_TRIED)
+        unit_mark(&job.st.units, group_of(first), job.staying, WORD_TRIED | job.way)
 
 
 # ---- the new unit -------------------------------------------------------------------------------
@@ -200,9 +214,11 @@ cdef void unit_make(making_t* job, uint64_t first, uint32_t size) noexcept nogil
     cdef store_t* st = job.st
     cdef uint64_t loc = 0
     cdef uint32_t place
+    cdef unit_head_t head
+    head.members, head.size = <unsigned short>(job.joining | job.staying), <unsigned short>size
+    head.prio, head.level = <unsigned char>job.prio, <signed char>job.level
     if (not word_has_memory(st, group_of(first))
-            or unit_store(&st.units, job.ctx.units, group_of(first), job.joining | job.staying, job.stream,
-                          size, OVER, &loc) != 0):
+            or unit_store(&st.units, job.ctx.units, group_of(first), &head, job.stream, OVER, &loc) != 0):
         job.no_room += 1
         group_unselect(job, first, 0)
         return
@@ -336,7 +352,12 @@ cdef class UnitMaking:
         self.store = store
         try:
             job.ctx = store.take_ctx()
-            job.packer = packer_new(level)
+            # A version that knows no dictionaries of units can't adopt the store from here on.
+            store32(&store.st.record.version, RECORD_VERSION)
+            # No algorithm comes or goes before finish().
+            job.level, job.prio = level, unit_dictionary(store)
+            job.way = way_of(store, job.level, job.prio)
+            job.packer = packer_new(job.level, store.st.codec[job.prio].dictionary if job.prio else NULL)
             job.pages = <uint8_t*>aligned_alloc(PAGE, 2 * UNIT_BYTES)
             if job.packer == NULL or job.pages == NULL:
                 raise MemoryError("no memory for the making of units")
@@ -390,3 +411,26 @@ cdef object standard_level(Store store):
         if codec is not None and codec.algo == "zstd":
             return codec.level
     return STANDARD_LEVEL
+
+
+cdef uint32_t unit_dictionary(Store store) except? 99:
+    """The priority of the dictionary that units get: that of the newest generation, or else the last one that
+    was configured; 0 = there is none for zstd."""
+    cdef int prio, found = 0
+    cdef Codec codec
+    for prio in range(1, NR_PRIO):
+        codec = store.codecs[prio]
+        if (codec is not None and codec.codec.algo == CODEC_ZSTD and codec.codec.dictionary != NULL
+                and store.generations[prio] >= (store.generations[found] if found else 0)):
+            found = prio
+    return <uint32_t>found
+
+
+cdef uint64_t way_of(Store store, int level, uint32_t prio) except? 99:
+    """See units_t.way."""
+    cdef units_t* u = &store.st.units
+    cdef uint64_t number = store.generations[prio] if prio else 0
+    if u.way == 0 or number != u.way_dictionary or level > u.way_level:
+        u.way = u.way % WORD_WAYS + 1
+        u.way_level, u.way_dictionary = level, number
+    return <uint64_t>u.way << WORD_WAY_SHIFT if level >= u.way_level else 0

@@ -81,7 +81,9 @@ cdef const unit_head_t* head_at(store_t* st, uint64_t group, uint8_t* scratch) n
         return NULL
     head = <const unit_head_t*>object_view(
         st.pool, z, data_offset(st.pool.by_index[z.class_idx], loc_idx(loc)), n, scratch)
-    return head if head_is_sound(head, n) else NULL
+    if not head_is_sound(head, n) or head.prio and st.codec[head.prio].dictionary == NULL:
+        return NULL
+    return head
 
 
 cdef bint unit_is_whole(store_t* st, uint64_t group, const unit_head_t* head) noexcept nogil:
@@ -188,6 +190,8 @@ cdef void word_sum(store_t* st, uint64_t group, void* to) noexcept nogil:
     st.units.units += 1
     st.units.pages += popcount(word_live(st.units.words[group]))
     st.units.members += popcount(head.members)
+    if head.prio != 0:
+        st.units.by_prio[head.prio] += popcount(head.members)
     st.units.nbytes += head.size + sizeof(unit_head_t) + 8 * part_count(head.size)
 
 

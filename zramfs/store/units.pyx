@@ -10,10 +10,13 @@ from libc.string cimport memcpy, memset
 from allocator.prim cimport *
 from allocator.zsmalloc cimport zs_free, zs_malloc_over, zs_map, zs_unmap, zs_write
 from allocator.zspage cimport class_for
+from zramfs.codecs.codec cimport CODEC_ZSTD
+from zramfs.codecs.dictionary cimport dictionary_t
 from zramfs.codecs.stream cimport unpacker_begin, unpacker_init, unpacker_memory, unpacker_reach
 
 cdef enum:
-    MARKS = WORD_TRIED | WORD_WORN
+    WAY = WORD_WAYS << WORD_WAY_SHIFT
+    MARKS = WORD_TRIED | WORD_WORN | WAY
 
 
 # ---- words --------------------------------------------------------------------------------------
@@ -90,12 +93,19 @@ cdef void objects_free(units_t* u, uint64_t loc, const unit_head_t* head) noexce
         sub64(&u.nbytes, <uint64_t>size)
 
 
-cdef int unit_store(units_t* u, unit_cache_t* c, uint64_t group, uint32_t members, const uint8_t* stream,
-                    uint32_t size, uint32_t over, uint64_t* loc) noexcept nogil:
+cdef inline void members_count(units_t* u, const unit_head_t* head, int sign) noexcept nogil:
+    cdef uint64_t more = <uint64_t>(sign * popcount(head.members))
+    add64(&u.members, more)
+    if head.prio != 0:
+        add64(&u.by_prio[head.prio], more)
+
+
+cdef int unit_store(units_t* u, unit_cache_t* c, uint64_t group, const unit_head_t* like,
+                    const uint8_t* stream, uint32_t over, uint64_t* loc) noexcept nogil:
     """In c.scratch the head comes into being."""
     cdef unit_head_t* head = <unit_head_t*>c.scratch
     cdef uint64_t* parts = <uint64_t*>(head + 1)
-    cdef uint32_t count = part_count(size), i, n, done = 0
+    cdef uint32_t size = like.size, count = part_count(size), i, n, done = 0
     cdef int r = 0
     for i in range(count):
         n = min(size - done, <uint32_t>UNIT_PART)
@@ -106,7 +116,8 @@ cdef int unit_store(units_t* u, unit_cache_t* c, uint64_t group, uint32_t member
         zs_write(u.pool, parts[i], stream + done, n)
         done += n
     if r == 0:
-        head.magic, head.members, head.size = UNIT_MAGIC, <unsigned short>members, size
+        head[0] = like[0]
+        head.magic = UNIT_MAGIC
         head.serial = add64(u.serial, 1)
         memcpy(parts + count, stream + done, size - done)
         r = zs_malloc_over(u.pool, head_bytes(size), UNIT_TAG | group, over, loc)
@@ -116,7 +127,7 @@ cdef int unit_store(units_t* u, unit_cache_t* c, uint64_t group, uint32_t member
         return r
     zs_write(u.pool, loc[0], c.scratch, head_bytes(size))
     add64(&u.nbytes, done + head_bytes(size))
-    add64(&u.members, popcount(members))
+    members_count(u, like, 1)
     add64(&u.units, 1)
     return 0
 
@@ -131,7 +142,7 @@ cdef void unit_drop_locked(units_t* u, uint64_t group, uint64_t w, uint64_t next
         return
     sub64(&u.units, 1)
     if head != NULL:
-        sub64(&u.members, popcount(head.members))
+        members_count(u, head, -1)
         objects_free(u, word_loc(w), head)
 
 
@@ -178,7 +189,10 @@ cdef const unit_head_t* unit_look(units_t* u, unit_cache_t* c, uint64_t group, u
 
 cdef void unit_mark(units_t* u, uint64_t group, uint32_t live, uint64_t mark) noexcept nogil:
     cdef uint64_t w = word_lock(u, group)
-    word_unlock(u, group, w | mark if w != 0 and word_live(w) == live else w)
+    if w != 0 and word_live(w) == live:
+        # A try with less effort says nothing of the last one.
+        w = (w & ~<uint64_t>WAY if mark & WAY else w) | mark
+    word_unlock(u, group, w)
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -249,15 +263,22 @@ cdef int entry_clear(unit_cache_t* c, int i) noexcept nogil:
     return i
 
 
-cdef int entry_begin(units_t* u, unit_cache_t* c, int i, uint64_t group, uint64_t serial, uint32_t members,
-                     const uint8_t* stream, uint32_t size) noexcept nogil:
+cdef int entry_begin(units_t* u, unit_cache_t* c, int i, uint64_t group, const unit_head_t* head,
+                     const uint8_t* stream) noexcept nogil:
+    cdef const dictionary_t* dictionary = NULL
+    if head.prio != 0:
+        if u.codecs[head.prio].algo == CODEC_ZSTD:
+            dictionary = u.codecs[head.prio].dictionary
+        if dictionary == NULL:
+            return -EIO
     if not c.begun:
         c.begun = unpacker_init(&c.unpacker, c.memory, unpacker_memory()) == 0
     if not c.begun:
         return -EIO
-    c.entry[i].group, c.entry[i].serial, c.entry[i].filled = group, serial, 0
-    c.entry[i].members = members
-    unpacker_begin(&c.unpacker, stream, size, c.entry[i].pages, popcount(members) * UNIT_PART)
+    c.entry[i].group, c.entry[i].serial, c.entry[i].filled = group, head.serial, 0
+    c.entry[i].members = head.members
+    unpacker_begin(&c.unpacker, stream, head.size, c.entry[i].pages, popcount(head.members) * UNIT_PART,
+                   dictionary)
     c.unpacking = i
     add64(&u.unpacked, 1)
     return i
@@ -288,17 +309,17 @@ cdef int stream_begin_locked(units_t* u, unit_cache_t* c, uint64_t group, uint64
     i = entry_clear(c, i)
     if head == NULL or stream_copy_locked(u, c, head) != 0:
         return -EIO
-    return entry_begin(u, c, i, group, head.serial, head.members, c.stream, head.size)
+    return entry_begin(u, c, i, group, head, c.stream)
 
 
-cdef uint32_t unit_stream(units_t* u, unit_cache_t* c, uint64_t group, uint32_t* members) noexcept nogil:
+cdef uint32_t unit_stream(units_t* u, unit_cache_t* c, uint64_t group, unit_head_t* found) noexcept nogil:
     cdef uint64_t w = word_lock(u, group)
     cdef const unit_head_t* head = head_copy_locked(u, w, c.scratch, True)
     cdef uint32_t size = 0
     c.unpacking = -1
     if head != NULL and stream_copy_locked(u, c, head) == 0:
         size = head.size
-        members[0] = head.members
+        found[0] = head[0]
     word_unlock(u, group, w)
     return size
 
@@ -315,6 +336,11 @@ cdef int unit_read(units_t* u, unit_cache_t* c, uint64_t slot, uint8_t* dst) noe
         if i < 0 or not entry_reaches(c, i, at):
             i = stream_begin_locked(u, c, group, w, i)
         r = 0 if i >= 0 else -EIO
+        # Before another thread can replace the unit.
+        store32(&c.unpacks, head.prio)
     # What follows is done with the copy of the stream.
     word_unlock(u, group, w)
-    return entry_read(c, i, at, dst) if r == 0 else r
+    if r == 0:
+        r = entry_read(c, i, at, dst)
+    store32(&c.unpacks, 0)
+    return r

@@ -30,6 +30,7 @@ cdef struct placed_t:
     uint32_t which              # of a unit: bit k: the page of slot k goes; else 1
     uint64_t offset             # in bytes, on the backing store
     uint32_t size               # of the object, see back_size()
+    uint32_t prio               # of a unit; of a page 0, as its slot has it
     uint64_t sum                # of a page
 
 cdef struct writeback_t:

@@ -6,13 +6,14 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 
-from allocator.prim cimport aligned_alloc, load32, now_ns
+from allocator.prim cimport aligned_alloc, load32, now_ns, store32
 from zramfs.store.backing cimport (
     BACK_HEADER, BLOCK, BLOCK_SHIFT, UNIT_SHIFT, back_extent, back_place, back_sum, backing_add,
     backing_remove, backing_take, backing_try_take, backing_unpin_block, backing_write,
 )
 from zramfs.store.back_units cimport back_stream_size, back_unit_make, backing_take_run
 from zramfs.store.candidates cimport candidates_add, candidates_init, candidates_take
+from zramfs.store.record cimport RECORD_VERSION
 from zramfs.store.selection cimport (
     UNIT_SHARE, slot_copy, slot_select, slot_unselect, slot_written_back, unit_copy,
 )
@@ -20,7 +21,7 @@ from zramfs.store.slots cimport (
     CHUNK_SHIFT, CHUNK_USED, WANT_HUGE, WANT_IDLE, WANT_INCOMPRESSIBLE, slot_count, store_ctx_t,
 )
 from zramfs.store.store cimport Store
-from zramfs.store.units cimport UNIT_PAGES, UNIT_SHIFT_PAGES, group_of, place_bit, popcount
+from zramfs.store.units cimport UNIT_PAGES, UNIT_SHIFT_PAGES, group_of, place_bit, popcount, unit_head_t
 
 cdef extern from "errno.h" nogil:
     enum: EDQUOT
@@ -97,7 +98,7 @@ cdef void placed_commit(writeback_t* job, const placed_t* p) noexcept nogil:
     for k in range(<uint32_t>UNIT_PAGES):
         if not p.which >> k & 1:
             continue
-        if slot_written_back(job.st, p.slot + k, place):
+        if slot_written_back(job.st, p.slot + k, place, p.prio):
             job.pages += 1
         else:
             job.passed += 1
@@ -190,7 +191,7 @@ cdef uint8_t* batch_place(writeback_t* job, uint64_t slot, uint32_t which, uint3
     cdef uint8_t* dst = job.data + job.fill
     cdef uint32_t _page
     job.nr_placed += 1
-    p.slot, p.which, p.size, p.sum = slot, which, size, total
+    p.slot, p.which, p.size, p.sum, p.prio = slot, which, size, total, 0
     p.offset = (job.first << BLOCK_SHIFT) + job.fill
     for _page in range(<uint32_t>popcount(which)):
         backing_add(job.st.backing, p.offset, size)
@@ -250,7 +251,8 @@ cdef bint unit_place(writeback_t* job) noexcept nogil:
     for it at the moment."""
     cdef store_ctx_t* ctx = job.ctx
     cdef uint64_t group = group_of(job.slot)
-    cdef uint32_t which = job.which, members = 0, nbytes = unit_copy(job.st, ctx, group, &which, &members)
+    cdef unit_head_t head
+    cdef uint32_t which = job.which, nbytes = unit_copy(job.st, ctx, group, &which, &head)
     cdef uint32_t size = back_stream_size(nbytes)
     cdef uint8_t* dst
     job.passed += popcount(job.which & ~which)
@@ -259,14 +261,15 @@ cdef bint unit_place(writeback_t* job) noexcept nogil:
         return True
     # With half of its pages gone, it takes as much as the rest takes with the primary algorithm (.20 and .36
     # of 4 KiB a page, by zstd 3 and lz4). A block less, because the batch may have begun one.
-    if (nbytes == 0 or 2 * popcount(which) <= popcount(members) or job.no_run
+    if (nbytes == 0 or 2 * popcount(which) <= popcount(head.members) or job.no_run
             or back_extent(size) > (job.batch - 1) << BLOCK_SHIFT):
         job.singly = True
         return True
     if not batch_make_room_for_unit(job, back_extent(size)):
         return job.singly
     dst = batch_place(job, job.slot, which, size, 0)
-    back_unit_make(job.st.backing, group, members, ctx.units.stream, nbytes, dst)
+    job.placed[job.nr_placed - 1].prio = head.prio
+    back_unit_make(job.st.backing, group, head.members, ctx.units.stream, nbytes, dst)
     job.which = 0
     return True
 
@@ -324,6 +327,8 @@ cdef class WritebackRun:
         job.batch = max(2, min(batch, MAX_BATCH))
         try:
             job.ctx = store.take_ctx()
+            # A version that knows no units on a backing store can't adopt the store from here on.
+            store32(&store.st.record.version, RECORD_VERSION)
             job.data = <uint8_t*>aligned_alloc(BLOCK, job.batch << BLOCK_SHIFT)
             job.placed = <placed_t*>malloc((job.batch << BLOCK_SHIFT - UNIT_SHIFT) * sizeof(placed_t))
             if job.data == NULL or job.placed == NULL:

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+from .codec import Codec
+
+class Packer:
+    def __init__(self, level: int, codec: Codec | None = None) -> None: ...
+    def size(self, data: bytes | memoryview) -> int: ...
