@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import trio
 
-from tests.support.box import MIB, PAGE, Box
+from tests.support.box import MIB, Box
 from tests.support.memory_file import MemoryFile
 from tests.support.page_kinds import noise, prose, record
 from tests.support.unit_tools import unit_of
@@ -108,7 +108,7 @@ async def test_what_auto_has_packed_is_packed_better_when_the_mode_becomes_max_a
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The level makes a tenth of them.
-    monkeypatch.setattr(sys.modules[__name__], "CONTENT", list(map(record, range(256))))
+    monkeypatch.setattr(sys.modules[__name__], "content", lambda: b"".join(map(record, range(256))))
     async with running(density=Density("auto", 100)) as box:
         await rest(box)
         before = box.store.stats()

@@ -7,10 +7,11 @@
 DIR has plan.json: standby, survives (bits of SERVING), hang_ms, never (the first one does not serve), program
 (that the keeper is to become upon SIGUSR2), threads (of the first daemon, more of them), ends (these do,
 after a second), holds (a file that it has open). While there is a file DIR/fails, no successor serves; a
-number in it says how many do not. While there is DIR/stuck, none that is started gets ready. DIR/fails_late is
-for one of them, which has a standby by then. With `other` in the plan, the program has daemons of another version, which note it, and of
-which each one that takes over ends ("fails"), hangs ("hangs"), or ends by a fault of its own when it has
-served ("faults"); or none does ("works"). While there is a file DIR/gone, none of the first version starts.
+number in it says how many do not. While there is DIR/stuck, none that is started gets ready. DIR/fails_late
+is for one of them, which has a standby by then. With `other` in the plan, the program has daemons of another
+version, which note it, and of which each one that takes over ends ("fails"), hangs ("hangs"), or ends by a
+fault of its own when it has served ("faults"); or none does ("works"). While there is a file DIR/gone, none
+of the first version starts.
 Each event is a line in DIR/events: its name, the pid, and a number. SIGTERM ends it in order, with status 7.
 """
 from __future__ import annotations

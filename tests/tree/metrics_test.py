@@ -127,7 +127,7 @@ async def test_a_library_that_was_taken_away_is_an_error_of_that_read(
     for name in [name for name in sys.modules if name.partition(".")[0] == "prometheus_client"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(ZramfsError, match="prometheus_client.*: install it, or run `zramfs upgrade`") as caught:
+    with pytest.raises(ZramfsError, match="prometheus_client.*: install it, or run `zramfs up") as caught:
         write(device)
     assert caught.value.errno == errno.EIO
     monkeypatch.undo()

@@ -34,8 +34,8 @@ def _needed() -> Iterator[None]:
         yield
     except ImportError as error:
         raise ZramfsError(
-            errno.EIO, "expected the library prometheus_client, which has been taken away or replaced since the "
-            f"device started ({error}): install it, or run `zramfs upgrade`") from None
+            errno.EIO, "expected the library prometheus_client, which has been taken away or replaced since "
+            f"the device started ({error}): install it, or run `zramfs upgrade`") from None
 
 
 def openmetrics_text(device: Device) -> bytes:
