@@ -136,7 +136,7 @@ async def test_a_dictionary_that_costs_more_than_it_wins_is_rejected(
     few: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dictionaries, "WORTH", 2)
-    box = await full()
+    box = await full(prose)
     assert not await box.device.dictionaries.consider(rest, marked=False)
     assert box.device.stats().dictionaries.rejected == 1 and count_priorities(box.store) == (N, 0, 0, 0)
 

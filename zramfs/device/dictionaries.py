@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Pages that were not looked at yet, from which on a look is worth its CPU: a dictionary and its tables take
-# 1 to 2 MiB, and the best ones win 30 % of a quarter of a page.
+# 0.5 MiB with three threads, and the best ones win 30 % of a quarter of a page.
 LEAST_FRESH = 4096
 # Pages. 1024 are 4 MiB, 64 times the dictionary. Training on twice as many makes documents 1 % smaller, and
 # programs 0.5 %, for twice the time.

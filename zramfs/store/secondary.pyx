@@ -230,13 +230,14 @@ def count_in_units(Store store not None):
 
 
 def cost_of(Store store not None, Codec codec not None):
-    """Bytes of memory that an algorithm with a dictionary costs a store: its tables, a workspace in each
-    context, and the dictionary in both halves of note 0."""
+    """Bytes of memory that an algorithm with a dictionary costs a store: its tables to decompress, a workspace
+    in each context, and the dictionary in both halves of note 0."""
+    cdef Codec like = Codec(codec.algo, codec.level, codec.dictionary, only_decompresses=True)
     cdef codec_ctx_t* ctx
     cdef store_ctx_t* each
     cdef uint64_t count = 0, size
     store.check_range(0, 0)
-    ctx = codec_ctx_new(&codec.codec, False)
+    ctx = codec_ctx_new(&like.codec, False)
     if ctx == NULL:
         raise MemoryError(f"no memory for a workspace of {codec!r}")
     size = codec_ctx_bytes(ctx)
@@ -248,7 +249,7 @@ def cost_of(Store store not None, Codec codec not None):
             count += 1
             each = each.next
         pthread_mutex_unlock(&store.st.contexts_lock)
-    return codec_bytes(&codec.codec) + count * size + 2 * len(codec.dictionary or b"")
+    return codec_bytes(&like.codec) + count * size + 2 * len(codec.dictionary or b"")
 
 
 def class_bytes(Store store not None, size):
