@@ -11,7 +11,8 @@ import pytest
 import trio
 
 from tests.support.fakes import FakeLane
-from zramfs.daemon.keeper_line import Kept
+from zramfs.daemon.keeper_line import Inherited, Kept
+from zramfs.daemon.layouts import LAYOUTS
 from zramfs.daemon.own_mount import OwnMount
 from zramfs.daemon.papers import Papers, packed_config, unpacked_config
 from zramfs.daemon.succession import NO_RESEND, SURVIVES, Succession
@@ -43,6 +44,9 @@ class FakeLine:
 
     def serving(self, survives: bool) -> None:
         self.said.append(("serving", survives))
+
+    def forget_way_back(self) -> None:
+        self.said.append("no way back")
 
     def ending(self) -> None:
         self.said.append("ending")
@@ -87,9 +91,9 @@ def test_papers_that_are_half_written_leave_the_ones_before(papers: Papers) -> N
     assert papers.read()["number"] == 3
 
 
-def succession(line: FakeLine | None) -> Succession:
+def succession(line: FakeLine | None, inherited: Inherited | None = None) -> Succession:
     mount = OwnMount("z0", Path("/nowhere"), {"fsname": "z0", "subtype": "zramfs"})
-    return Succession(CONFIG, line, None, None, mount, mount)
+    return Succession(CONFIG, line, inherited, None, mount, mount)
 
 
 @pytest.mark.parametrize("can_resend", [True, False])
@@ -105,6 +109,23 @@ def test_a_kernel_that_sends_nothing_again_is_told_of(
     assert line.said == [("keep", None), ("serving", can_resend)]
     assert device.stats().survival == (SURVIVES if can_resend else NO_RESEND)
     assert ("older than 6.9" in caplog.text) is not can_resend
+    for fd in kept.fds():
+        os.close(fd)
+
+
+@pytest.mark.parametrize("layouts, can_go_back", [
+    (LAYOUTS, True), ({**LAYOUTS, "store": LAYOUTS["store"] - 1}, False), (None, False)])
+def test_a_version_that_may_not_read_what_this_one_writes_is_not_to_follow(
+    layouts: dict[str, int] | None, can_go_back: bool
+) -> None:
+    """As the keeper would have it, after an upgrade to this one that does not hold."""
+    line, null = FakeLine(), os.open("/dev/null", os.O_RDWR)
+    kept = Kept.new(null, unswapped=False)
+    made = succession(line, Inherited(kept, {} if layouts is None else {"layouts": layouts}))
+    device = Device(DeviceConfig(), FakeLane(), kept.memory)
+    made.begin(device, True)
+    before = [] if can_go_back else ["no way back"]
+    assert line.said == [*before, ("keep", None), ("serving", True)]
     for fd in kept.fds():
         os.close(fd)
 

@@ -79,6 +79,21 @@ def test_another_version_that_does_not_hold_is_followed_by_the_one_before(
         assert keeper.stop() == 7 and len(keeper.events("other")) == 1
 
 
+def test_another_version_that_the_one_before_could_not_follow_is_followed_by_its_own(tmp_path: Path) -> None:
+    """It has written what that cannot read, and has said so."""
+    other = tmp_path / "other-keeper"
+    shutil.copy(PROGRAM, other)
+    with kept(tmp_path, standby=True, program=str(other), other="forgets") as keeper:
+        server = keeper.wait_for("serving")
+        before = keeper.wait_for_standby()
+        upgrade(keeper, server, other)
+        keeper.wait_for_standby(before)
+        os.kill(server, signal.SIGKILL)
+        keeper.wait_for("serving", 3)
+        assert len(keeper.events("other")) == 2 and os.readlink(f"/proc/{keeper.pid}/exe") == str(other)
+        assert keeper.stop() == 7
+
+
 def test_another_version_that_hangs_before_it_serves_is_followed_by_the_one_before(tmp_path: Path) -> None:
     """The other keeper waits 3 s for it, where it is 2 minutes otherwise."""
     sources = ROOT / "zramfs/keeper"

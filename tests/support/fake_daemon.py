@@ -10,7 +10,8 @@ after a second), holds (a file that it has open). While there is a file DIR/fail
 number in it says how many do not. While there is DIR/stuck, none that is started gets ready. DIR/fails_late
 is for one of them, which has a standby by then. With `other` in the plan, the program has daemons of another
 version, which note it, and of which each one that takes over ends ("fails"), hangs ("hangs"), or ends by a
-fault of its own when it has served ("faults"); or none does ("works"). While there is a file DIR/gone, none
+fault of its own when it has served ("faults"); or the first one does that, and has said that there is no way
+back ("forgets"); or none does ("works"). While there is a file DIR/gone, none
 of the first version starts.
 Each event is a line in DIR/events: its name, the pid, and a number. SIGTERM ends it in order, with status 7.
 """
@@ -78,6 +79,8 @@ class FakeDaemon:
         assert os.pread(self.kept[2], 100, 0) == KEPT_TEXT
         if self.is_other:
             self.note("other")
+            if self.plan["other"] == "forgets":
+                keeper.forget_way_back()
             if self.plan["other"] == "hangs":
                 signal.pause()
             if self.plan["other"] == "fails":
@@ -99,6 +102,12 @@ class FakeDaemon:
         else:
             keeper.upgrade(Path(self.plan["program"]), self.command)
 
+    def faults_once(self) -> bool:
+        file = self.place / "faulted"
+        is_first = self.plan["other"] == "forgets" and not file.exists()
+        file.touch()
+        return is_first
+
     def is_to_fail(self) -> bool:
         file = self.place / "fails"
         if not file.exists():
@@ -118,7 +127,7 @@ class FakeDaemon:
         signal.signal(signal.SIGUSR2, lambda *_: None)
         keeper.serving(survives=self.plan.get("survives", True), standby=self.plan.get("standby", False))
         self.note("serving", self.kept[1])
-        if self.is_other and self.plan["other"] == "faults":
+        if self.is_other and (self.plan["other"] == "faults" or self.faults_once()):
             os.kill(os.getpid(), signal.SIGSEGV)
         while True:
             ready = select.select([keeper, awake], [], [])[0]

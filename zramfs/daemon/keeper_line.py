@@ -139,6 +139,10 @@ class KeeperLine:
         self._is_ending = True
         self._keeper.ending()
 
+    def forget_way_back(self) -> None:
+        """The keeper does not return to the version before, whatever becomes of this daemon."""
+        self._keeper.forget_way_back()
+
     async def watch(self) -> None:
         """The task. May be started again after any exception."""
         told = None

@@ -50,6 +50,7 @@ class Succession:
         self._device: Device | None = None
         self._is_over = False
         self.kept = inherited.kept if inherited else None
+        self._layouts_before = inherited.papers.get("layouts") if inherited else LAYOUTS
         self._written: tuple[dict[str, Any], int | None] = ({}, None)
         self._stored: dict[str, int] = {}  # by the service manager, under _lock
         # Innermost. Held while papers are written, and for _written.
@@ -74,6 +75,9 @@ class Succession:
         if self._line is None:
             return
         self._device = device
+        if self._layouts_before != LAYOUTS:
+            # The version before may not read what is written from here on.
+            self._line.forget_way_back()
         self.write()
         self._line.serving(can_resend)
         device.survival = SURVIVES if can_resend else NO_RESEND

@@ -120,6 +120,10 @@ class Keeper:
         self._send_words(_WAY_BACK, back)
         self._send_words(_UPGRADE, (program, command))
 
+    def forget_way_back(self) -> None:
+        """It does not return to the version before."""
+        self._send_words(_WAY_BACK, None)
+
     def _send_words(self, what: int, words: tuple[Path, Sequence[str]] | None) -> None:
         if words is None:
             self._send(what, 0)

@@ -6,10 +6,11 @@
  *
  * SOCKET: its end of a socket pair to the daemon, process PID, which serves or is about to. PIDFD to FD:
  * what another version of this program has left in this very process: the daemon's pidfd, the last SERVING, and
- * what is kept. WAY_BACK: words of that version, which this process becomes again when its own daemon ends before
- * it serves, or by its own fault within a minute. STANDBY: of that version. Its files may be gone by now, but it is
- * loaded, so it waits until then, too. RUNDIR: locked as long as the keeper lives. HANG_MS: a request in hand for longer ends the
- * daemon. COMMAND: starts another daemon, which finds its socket as descriptor 3.
+ * what is kept. WAY_BACK: words of that version, which this process becomes again when its own daemon ends
+ * before it serves, or by its own fault within a minute. STANDBY: of that version. Its files may be gone by
+ * then, but it is loaded, so it waits until the minute is over, too. RUNDIR: locked as long as the keeper lives.
+ * HANG_MS: a request in hand for longer ends the daemon. COMMAND: starts another daemon, which finds its socket
+ * as descriptor 3.
  *
  * The next daemon begins when nobody writes to the memory any more: when the last thread of the old one is gone,
  * which its pidfd tells, or before, as soon as all its threads are past their last instruction (fence.h). What a
