@@ -57,7 +57,7 @@ def test_a_program_that_is_larger_than_its_group_lives_on_packed_swap(
         tmp_path: Path, place: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in place.items():
         monkeypatch.setenv(name, value)
-    packing = Packing(AUTO, shared=True)
+    packing = Packing(AUTO, dense=True)
     way = cases.Way("packed", "zramfs", packing.options, packing=packing)
     with Interrupt() as interrupt:
         # The program verifies every page before it ends.

@@ -34,11 +34,10 @@ MOST_MODULES = 150
 
 # What the processes of a device do without. All that they load is in memory several times.
 NOT_OF_A_DAEMON = {
-    "prometheus_client", "click", "rich", "asyncio", "http", "html", "wsgiref", "socketserver",
-    "urllib.request", "zramfs.cli", "zramfs.views", "zramfs.configuration",
+    "click", "rich", "asyncio", "zramfs.cli", "zramfs.views", "zramfs.configuration",
 }
-# It has 455 of them on Python 3.11.
-MOST_OF_A_DAEMON = 490
+# It has 492 of them on Python 3.11.
+MOST_OF_A_DAEMON = 530
 
 
 @pytest.fixture

@@ -259,10 +259,13 @@ def test_a_change_of_the_superblock_or_the_record_is_refused_with_a_sentence_or_
 @pytest.mark.parametrize("off", [*range(0, 32, 8), RECORD + 96, RECORD + 104])
 def test_a_record_of_any_bytes_is_refused_with_a_sentence(image: Image, off: int) -> None:
     rng = random.Random(off)
+    at = off if off >= RECORD else RECORD + off
+    # That word of a store of this version, and of the one before, which is read as well.
+    (now,) = struct.unpack("<Q", os.pread(image.fd, 8, at))
+    sound = {now, now - 1} if off == 8 else {now}
     for word in (0, 1, 1 << 36, 1 << 37, (1 << 64) - 1, *(rng.getrandbits(64) for _ in range(20))):
         fd = copy_of(image.fd)
-        at = off if off >= RECORD else RECORD + off
-        if os.pread(fd, 8, at) != struct.pack("<Q", word):
+        if word not in sound:
             os.pwrite(fd, struct.pack("<Q", word), at)
             if at == RECORD + 104:
                 image.adopted(fd).leave()       # the reach of the backing store is found anew

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import math
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,6 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 from tests.support.backing_tools import backing_file
 from tests.support.fakes import FakeLane
 from zramfs.device.device import Device
-from zramfs.errors import ZramfsError
 from zramfs.model.config import Algorithm, DeviceConfig
 from zramfs.model.stats import BUCKET_BOUNDS, OPERATIONS, Latency
 from zramfs.tree import metrics
@@ -117,21 +114,6 @@ async def test_it_is_openmetrics():
             assert each.labels["device"] == "mnt-z0" and not math.isnan(each.value), each
     assert len(families(text)) == len(TABLE) == len({metric.name for metric in TABLE})
     assert re.findall(r"^# TYPE zramfs_(\S+) ", text, re.MULTILINE) == [metric.name for metric in TABLE]
-
-
-@pytest.mark.parametrize("write", [metrics.openmetrics_text, metrics.prometheus_text])
-async def test_a_library_that_was_taken_away_is_an_error_of_that_read(
-    write, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device = await filled()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "prometheus_client"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(ZramfsError, match="prometheus_client.*: install it, or run `zramfs up") as caught:
-        write(device)
-    assert caught.value.errno == errno.EIO
-    monkeypatch.undo()
-    assert b"zramfs_" in write(device)
 
 
 async def test_it_is_also_in_the_format_that_node_exporter_reads():
