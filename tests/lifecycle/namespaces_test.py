@@ -15,7 +15,8 @@ from tests.support.apart import apart
 from tests.support.commands import child, failure, nothing_left, state_of
 from tests.support.whole import MIB, ZRAMFS, device, run, wait_until, zramfs
 from zramfs.errors import ZramfsError
-from zramfs.host import in_use, loops, mounts, process, system_calls
+from zramfs.host import in_use, loops, mounts, system_calls
+from zramfs.host.process import process_name
 from zramfs.lifecycle import ramdisk, rundir, stop
 
 pytestmark = [pytest.mark.requires("root", "fuse", "loop", "ext4", "unshare"), pytest.mark.timeout(240)]
@@ -48,7 +49,7 @@ def process_apart(*words: object, first: str = "true") -> Iterator[int]:
         try:
             assert process.stdout.readline() == "there\n"
             # It goes on to be cat, and whoever asks for its name twice is to hear the same.
-            wait_until(lambda: in_use.process_name(process.pid) == "cat", "the shell is cat")
+            wait_until(lambda: process_name(process.pid) == "cat", "the shell is cat")
             yield process.pid
         finally:
             process.kill()
@@ -84,7 +85,7 @@ def test_a_mount_that_a_container_asked_for_is_named_and_nothing_is_changed(
     (tmp_path / "data").mkdir()
     with process_apart(disk, tmp_path / "data", first='mount --bind "$1" "$2" && umount "$1"') as pid:
         said = failure("stop", disk)
-        name = process.process_name(pid)
+        name = process_name(pid)
         assert "is in use, so nothing was changed:\n" in said
         assert f"  {state_of(disk).loop} is mounted on {tmp_path}/data in the mount namespace of {name} " \
                f"(pid {pid})\n" in said

@@ -230,8 +230,8 @@ def count_in_units(Store store not None):
 
 
 def cost_of(Store store not None, Codec codec not None):
-    """Bytes of memory that an algorithm with a dictionary costs a store: its tables to decompress, a workspace
-    in each context, and the dictionary in both halves of note 0."""
+    """Bytes of memory that an algorithm with a dictionary costs a store: its tables to decompress, a
+    workspace in each context, and the dictionary in both halves of note 0."""
     cdef Codec like = Codec(codec.algo, codec.level, codec.dictionary, only_decompresses=True)
     cdef codec_ctx_t* ctx
     cdef store_ctx_t* each
