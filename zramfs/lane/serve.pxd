@@ -64,7 +64,8 @@ cdef struct lane_t:
     uint64_t reading            # atomic: threads that wait for a request or are about to
     uint64_t resting            # atomic, written under rest_lock: workers that wait to be woken
     uint64_t woken              # under rest_lock: how many of them were woken
-    uint64_t blocked            # under rest_lock: threads that wait for the backing store; nobody rests then
+    uint64_t blocked            # atomic, written under rest_lock: threads that wait for the backing store;
+                                # nobody rests then
     pthread_mutex_t rest_lock
     pthread_cond_t rest_over
     uint64_t poll_ns            # how long a thread looks for a request before it sleeps; 0 = not at all

@@ -84,14 +84,14 @@ cdef void lane_wake_workers(void* arg, uint64_t threads) noexcept nogil:
 cdef void lane_begin_blocking(lane_t* lane) noexcept nogil:
     """The caller will wait for the backing store: all that rest go on, and none rests any more."""
     pthread_mutex_lock(&lane.rest_lock)
-    lane.blocked += 1
+    add64(&lane.blocked, 1)
     pthread_cond_broadcast(&lane.rest_over)
     pthread_mutex_unlock(&lane.rest_lock)
 
 
 cdef void lane_end_blocking(lane_t* lane) noexcept nogil:
     pthread_mutex_lock(&lane.rest_lock)
-    lane.blocked -= 1
+    sub64(&lane.blocked, 1)
     pthread_mutex_unlock(&lane.rest_lock)
 
 
@@ -107,9 +107,16 @@ cdef bint worker_help_others(worker_thread_t* t) noexcept nogil:
 cdef void worker_rest_and_help(worker_thread_t* t, bint started) noexcept nogil:
     """Until there is a request to read."""
     worker_rest(t.lane, started)
-    while not load64(&t.lane.stopping) and not lane_has_requests(t.lane) and worker_help_others(t):
-        # The worker that was helped reads again in a moment, or is stopped.
-        worker_rest(t.lane, False)
+    while not load64(&t.lane.stopping) and not lane_has_requests(t.lane):
+        if worker_help_others(t):
+            # The worker that was helped reads again in a moment, or is stopped.
+            worker_rest(t.lane, False)
+        elif load64(&t.lane.reading) and load64(&t.lane.blocked) == 0:
+            # It came too late: all pieces were taken. The next large request wants help again. Two readers
+            # would take turns, and nobody would help either: 1 MiB reads and writes at depth 1 lose a tenth.
+            worker_rest(t.lane, True)
+        else:
+            return
 
 
 cdef void lane_stop_workers(lane_t* lane) noexcept nogil:
