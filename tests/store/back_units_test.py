@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.backing_tools import PAGE, backed, backing_file, extents, write_back
+from tests.support.backing_tools import LONG, PAGE, backed, backing_file, extents, write_back
 from tests.support.images import restored, save
 from tests.support.memory_file import MemoryFile
 from tests.support.page_kinds import noise, prose
@@ -183,7 +183,7 @@ def test_the_budget_counts_blocks_and_a_unit_goes_when_its_last_one_is_written(t
         ends = []
         while run.left:
             before = run.pages
-            assert run.write(1) == 1
+            assert run.write(1, LONG) == 1
             if run.pages != before:
                 ends.append((store.backing.stats().writes, run.pages))
         run.finish()
@@ -200,7 +200,7 @@ def test_a_run_that_is_cut_short_leaves_each_unit_in_one_place(tmp_path: Path, w
         run = WritebackRun(store)
         run.select(0, 64)
         for _ in range(writes):
-            run.write(3)
+            run.write(3, LONG)
         run.finish()
         gone = len(written(store))
         assert gone % 16 == 0 and gone == run.pages == 16 * run.units

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.backing_tools import MIB, PAGE, backed, write_back
+from tests.support.backing_tools import LONG, MIB, PAGE, backed, write_back
 from tests.support.memory_file import MemoryFile
 from tests.support.page_kinds import block, hard, noise, page_of_size, prose
 from zramfs.codecs.codec import Codec
@@ -176,7 +176,7 @@ def test_compaction_may_move_what_was_selected(tmp_path: Path) -> None:
         for n in range(0, 400, 2):
             store.zero(n * PAGE, PAGE)
         run = WritebackRun(store)
-        run.select(0, 400, ns=10**9)
+        run.select(0, 400, ns=LONG)
         assert store.compact() > 0
         store.migration.run()
         while run.left:
@@ -194,7 +194,7 @@ def test_a_run_that_is_cut_short_leaves_nothing_behind(tmp_path: Path) -> None:
             run = WritebackRun(store, 4)
             run.select(0, 50)
             for _ in range(writes):
-                run.write(3)
+                run.write(3, LONG)
             run.finish()
             run.finish()
             store.check(3)
@@ -230,14 +230,14 @@ def test_the_budget_counts_blocks_that_are_written(tmp_path: Path) -> None:
         fill(store, *(noise(n) for n in range(10)), *(page_of_size(1000) for _ in range(20)))
         run = WritebackRun(store)
         run.select(0, 30)
-        assert run.write(0) == 0 and run.left
-        assert run.write(4) == 4 and run.left
+        assert run.write(0, LONG) == 0 and run.left
+        assert run.write(4, LONG) == 4 and run.left
         assert store.backing.stats().writes == 4 and written(store) <= set(range(10))
-        assert run.write(6) == 6 and run.pages == 10
+        assert run.write(6, LONG) == 6 and run.pages == 10
         # 20 objects of 1008 bytes fill 4.9 blocks; the sixteenth of them ends in the fourth.
-        assert run.write(4) == 4 and run.pages == 26
+        assert run.write(4, LONG) == 4 and run.pages == 26
         assert run.left
-        assert run.write(1) == 1 and not run.left and run.pages == 30
+        assert run.write(1, LONG) == 1 and not run.left and run.pages == 30
         run.finish()
         store.check(3)
 

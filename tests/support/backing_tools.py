@@ -14,6 +14,7 @@ from zramfs.store.writeback import WritebackRun
 
 PAGE = 4096
 MIB = 1 << 20
+LONG = 1 << 40  # ns: a slice that no busy machine cuts short
 
 
 def backing_file(path: Path, size: int = 16 * MIB) -> Path:
