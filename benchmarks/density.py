@@ -99,22 +99,23 @@ def _stored(way: str, zone: Zone, algo: str, options: tuple[str, ...], interrupt
 def _packed(way: str, zone: Zone, interrupt: Interrupt) -> Density:
     """At rest, with all of it packed."""
     packing = PACKINGS[way]
-    with device(zone, "lz4", *packing.options) as server:
-        empty = memory.resident(server.pids)
-        before = load.server_cpu(server.pids)
-        took = load.fill(peers.Peer("zramfs-file", server, server.path), zone, interrupt)
-        pack(server, packing, interrupt)
-        cpu = took.client_cpu + load.server_cpu(server.pids) - before
-        return Density(way, zone.data, zone.size, memory.resident(server.pids) - empty, cpu)
+    return _at_rest(way, zone, packing, lambda server: pack(server, packing, interrupt), interrupt)
 
 
 def _at_max(way: str, zone: Zone, interrupt: Interrupt) -> Density:
     """At rest, as density `max` leaves it."""
-    with device(zone, "lz4", *Packing(MAX).options) as server:
+    return _at_rest(way, zone, Packing(MAX), lambda server: come_to_rest(server, interrupt), interrupt)
+
+
+def _at_rest(
+    way: str, zone: Zone, packing: Packing, settle: Callable[[peers.Server], None], interrupt: Interrupt
+) -> Density:
+    """settle: has the device make itself small, and returns when it is done."""
+    with device(zone, "lz4", *packing.options) as server:
         empty = memory.resident(server.pids)
         before = load.server_cpu(server.pids)
         took = load.fill(peers.Peer("zramfs-file", server, server.path), zone, interrupt)
-        come_to_rest(server, interrupt)
+        settle(server)
         cpu = took.client_cpu + load.server_cpu(server.pids) - before
         return Density(way, zone.data, zone.size, memory.resident(server.pids) - empty, cpu)
 

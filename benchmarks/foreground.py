@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks import density, load, pages, peers
 from benchmarks.corpora import corpus
 from benchmarks.load import MIB, ROWS, Row, Zone
-from benchmarks.packing import control
+from benchmarks.packing import control, metric
 from benchmarks.tools import Interrupt
 
 USED = 256 * MIB
@@ -47,15 +47,12 @@ class Turn:
 
 def density_cpu(server: peers.Server) -> float:
     """Seconds of all steps so far."""
-    assert server.tree
-    return sum(float(line.rpartition(" ")[2])
-               for line in (server.tree / "metrics").read_text().splitlines()
-               if line.startswith("zramfs_density_cpu_seconds_total"))
+    return metric(server, "density_cpu_seconds_total")
 
 
 @contextlib.contextmanager
 def stopped(server: peers.Server) -> Iterator[None]:
-    """All of its processes, the standby of a keeper too, stand still."""
+    """Its daemon stands still."""
     for pid in server.pids:
         os.kill(pid, signal.SIGSTOP)
     try:

@@ -72,8 +72,6 @@ def train(server: Server, idle: str) -> None:
 
 def come_to_rest(server: Server, interrupt: Interrupt) -> None:
     """Density `max`, until it has nothing left to do, and memory no longer shrinks."""
-    assert server.tree is not None
-    metrics = server.tree / "metrics"
     least, since = float("inf"), time.monotonic()
 
     def is_resting() -> bool:
@@ -82,12 +80,17 @@ def come_to_rest(server: Server, interrupt: Interrupt) -> None:
         time.sleep(0.5)
         if resident(server.pids) < least:
             least, since = resident(server.pids), time.monotonic()
-        lines = metrics.read_text().splitlines()
-        return (any(line.startswith("zramfs_density_resting") and line.endswith(" 1.0") for line in lines)
-                and time.monotonic() > since + SETTLED_SECONDS)
+        return metric(server, "density_resting") == 1 and time.monotonic() > since + SETTLED_SECONDS
 
     control(server, "density=max")
     wait_until(is_resting, "density max", REST_SECONDS)
+
+
+def metric(server: Server, name: str) -> float:
+    """The sum of all samples of a metric of the device."""
+    assert server.tree is not None
+    lines = (server.tree / "metrics").read_text().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"zramfs_{name}{{"))
 
 
 def control(server: Server, line: str) -> None:

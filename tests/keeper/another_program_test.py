@@ -18,10 +18,16 @@ from tests.support.whole import wait_until
 from zramfs.keeper.client import PROGRAM
 
 
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """A keeper at another path, as another version has."""
+    return Path(shutil.copy(PROGRAM, tmp_path / "other-keeper"))
+
+
 @pytest.mark.parametrize("standby", [True, False], ids=["standby", "alone"])
-def test_the_keeper_becomes_another_program_with_all_that_it_has(tmp_path: Path, standby: bool) -> None:
-    other = tmp_path / "other-keeper"
-    shutil.copy(PROGRAM, other)
+def test_the_keeper_becomes_another_program_with_all_that_it_has(
+    tmp_path: Path, other: Path, standby: bool
+) -> None:
     with kept(tmp_path, standby=standby, program=str(other), hang_ms=600) as keeper:
         server = keeper.wait_for("serving")
         before = keeper.wait_for_standby() if standby else 0
@@ -53,10 +59,8 @@ def test_the_keeper_becomes_another_program_with_all_that_it_has(tmp_path: Path,
 @pytest.mark.parametrize("standby", [True, False], ids=["standby", "alone"])
 @pytest.mark.parametrize("how", ["fails", "faults"])
 def test_another_version_that_does_not_hold_is_followed_by_the_one_before(
-    tmp_path: Path, how: str, standby: bool
+    tmp_path: Path, other: Path, how: str, standby: bool
 ) -> None:
-    other = tmp_path / "other-keeper"
-    shutil.copy(PROGRAM, other)
     with kept(tmp_path, standby=standby, program=str(other), other=how) as keeper:
         server = keeper.wait_for("serving")
         before = keeper.wait_for_standby() if standby else 0
@@ -79,10 +83,10 @@ def test_another_version_that_does_not_hold_is_followed_by_the_one_before(
         assert keeper.stop() == 7 and len(keeper.events("other")) == 1
 
 
-def test_another_version_that_the_one_before_could_not_follow_is_followed_by_its_own(tmp_path: Path) -> None:
+def test_another_version_that_the_one_before_could_not_follow_is_followed_by_its_own(
+    tmp_path: Path, other: Path
+) -> None:
     """It has written what that cannot read, and has said so."""
-    other = tmp_path / "other-keeper"
-    shutil.copy(PROGRAM, other)
     with kept(tmp_path, standby=True, program=str(other), other="forgets") as keeper:
         server = keeper.wait_for("serving")
         before = keeper.wait_for_standby()
@@ -112,10 +116,10 @@ def test_another_version_that_hangs_before_it_serves_is_followed_by_the_one_befo
 
 
 @pytest.mark.parametrize("how", ["fails", "faults"])
-def test_a_standby_of_the_version_before_takes_over_when_its_files_are_gone(tmp_path: Path, how: str) -> None:
+def test_a_standby_of_the_version_before_takes_over_when_its_files_are_gone(
+    tmp_path: Path, other: Path, how: str
+) -> None:
     """As after a package was upgraded. It was loaded before, and has waited beside the new version's."""
-    other = tmp_path / "other-keeper"
-    shutil.copy(PROGRAM, other)
     with kept(tmp_path, standby=True, program=str(other), other=how) as keeper:
         server = keeper.wait_for("serving")
         before = keeper.wait_for_standby()
@@ -133,9 +137,7 @@ def test_a_standby_of_the_version_before_takes_over_when_its_files_are_gone(tmp_
         assert keeper.stop() == 7 and len(keeper.events("other")) == 1
 
 
-def test_a_standby_of_the_version_before_ends_with_the_device(tmp_path: Path) -> None:
-    other = tmp_path / "other-keeper"
-    shutil.copy(PROGRAM, other)
+def test_a_standby_of_the_version_before_ends_with_the_device(tmp_path: Path, other: Path) -> None:
     with kept(tmp_path, standby=True, program=str(other), other="works") as keeper:
         server = keeper.wait_for("serving")
         before = keeper.wait_for_standby()
@@ -147,10 +149,10 @@ def test_a_standby_of_the_version_before_ends_with_the_device(tmp_path: Path) ->
         wait_until(lambda: not alive(before), "it has ended with the device")
 
 
-def test_of_two_standbys_that_are_orphaned_only_the_new_one_has_what_was_kept(tmp_path: Path) -> None:
+def test_of_two_standbys_that_are_orphaned_only_the_new_one_has_what_was_kept(
+    tmp_path: Path, other: Path
+) -> None:
     """Or both would take over from a daemon that dies as its keeper does."""
-    other = tmp_path / "other-keeper"
-    shutil.copy(PROGRAM, other)
     with kept(tmp_path, standby=True, program=str(other), other="works") as keeper:
         server = keeper.wait_for("serving")
         before = keeper.wait_for_standby()
@@ -161,9 +163,9 @@ def test_of_two_standbys_that_are_orphaned_only_the_new_one_has_what_was_kept(tm
         assert set(keeper.events("unneeded")) == {(before, 0), (after, 3)}
 
 
-def test_a_kill_from_outside_says_nothing_about_another_version_that_has_served(tmp_path: Path) -> None:
-    other = tmp_path / "other-keeper"
-    shutil.copy(PROGRAM, other)
+def test_a_kill_from_outside_says_nothing_about_another_version_that_has_served(
+    tmp_path: Path, other: Path
+) -> None:
     with kept(tmp_path, program=str(other), other="works") as keeper:
         server = keeper.wait_for("serving")
         upgrade(keeper, server, other)
@@ -197,9 +199,7 @@ def test_a_keeper_that_cannot_become_another_program_goes_on(tmp_path: Path, pro
         assert keeper.wait_for("serving", 2) == after
 
 
-def test_a_keeper_whose_daemon_has_ended_stays_the_program_that_it_is(tmp_path: Path) -> None:
-    other = tmp_path / "other-keeper"
-    shutil.copy(PROGRAM, other)
+def test_a_keeper_whose_daemon_has_ended_stays_the_program_that_it_is(tmp_path: Path, other: Path) -> None:
     with kept(tmp_path, program=str(other)) as keeper:
         server = keeper.wait_for("serving")
         with stopped(keeper.pid):
