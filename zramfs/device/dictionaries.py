@@ -236,9 +236,7 @@ class Dictionaries:
         if won < WORTH * cost:
             self._refuse(said)
             return False
-        # Without the workspace that has judged, which only this one object has touched.
-        fresh = Codec("zstd", level, made.dictionary)
-        await self._take(store, free[0], fresh, _Figures(won_each, cost, in_units=which.in_units), said)
+        await self._take(store, free[0], made, _Figures(won_each, cost, in_units=which.in_units), said)
         if which.in_units:
             return True
         wanted = RecompressArguments(idle=which.marked, older=which.older)

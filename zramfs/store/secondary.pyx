@@ -149,6 +149,11 @@ def can_change(Store store not None):
     return not store.saving_run and not store.post_processing
 
 
+cdef Codec codec_of_store(Codec codec):
+    """As a store has it: without tables to compress with, which whoever compresses makes for that time."""
+    return Codec(codec.algo, codec.level, codec.dictionary, only_decompresses=True)
+
+
 def set_secondary(Store store not None, priority, Codec codec not None, *, bint generation=True):
     """Gives a store in use another secondary algorithm, at a priority that has none. It counts as a
     generation, newer than all that are there: see Store.generations. generation: False = it stays, as those
@@ -167,8 +172,7 @@ def set_secondary(Store store not None, priority, Codec codec not None, *, bint 
     prio = priority
     store.begin_post()
     try:
-        # The store's own has no tables to compress with: who compresses makes them for that time.
-        codec = Codec(codec.algo, codec.level, codec.dictionary, only_decompresses=True)
+        codec = codec_of_store(codec)
         with nogil:
             r = codec_install(store.st, prio, &codec.codec)
         if r != 0:
@@ -232,7 +236,7 @@ def count_in_units(Store store not None):
 def cost_of(Store store not None, Codec codec not None):
     """Bytes of memory that an algorithm with a dictionary costs a store: its tables to decompress, a
     workspace in each context, and the dictionary in both halves of note 0."""
-    cdef Codec like = Codec(codec.algo, codec.level, codec.dictionary, only_decompresses=True)
+    cdef Codec like = codec_of_store(codec)
     cdef codec_ctx_t* ctx
     cdef store_ctx_t* each
     cdef uint64_t count = 0, size
